@@ -1,0 +1,107 @@
+"""Every setting, once, with its default: the embedded model, offline, in minutes on a laptop.
+
+Override any of them as `--config.train.learning_rate=1e-3`, or write a recipe: a file beside this
+one that imports `get_config` and changes a few keys. Derived numbers and the rules that settings
+must obey are in `config/schema.py`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Default settings: `clip_alignment` against `jpeg_compressibility` on the emoji model."""
+    config = ml_collections.ConfigDict()
+
+    config.seed = 0  # keys every random draw of the run
+    config.logdir = "logs"  # where run directories are made
+    config.run_name = ""  # name of the run directory; empty: date and time
+    config.resume_from = ""  # a run directory to continue
+    config.trackers = ()  # besides metrics.jsonl: "wandb", "tensorboard"
+    config.num_threads = 0  # CPU threads of torch; 0: as torch decides
+
+    # --- the frozen base model ---------------------------------------------------------------
+    config.pretrained = pretrained = ml_collections.ConfigDict()
+    pretrained.model = "emoji-sd"  # hub id, folder, or "emoji-sd", which ships with the project
+    pretrained.revision = ""  # branch, tag or commit on the hub
+    pretrained.variant = ""  # file variant on the hub, e.g. "fp16"
+    pretrained.dtype = "float32"  # of the frozen parts: float32, bfloat16 or float16
+    pretrained.channels_last = False  # memory layout of the UNet; faster convolutions
+
+    # --- one LoRA adapter per agent ------------------------------------------------------------
+    config.adapter = adapter = ml_collections.ConfigDict()
+    adapter.rank = 4
+    adapter.alpha = 4.0  # strength of the update is alpha / rank
+    adapter.target_modules = ("to_q", "to_k", "to_v", "to_out.0")  # attention projections
+    adapter.seed = 0  # draws the initial A, which all agents share
+
+    # --- objectives --------------------------------------------------------------------------
+    # z = (return - reference) / (ideal - reference) is the scale of all trade-offs. Leave both
+    # empty to measure them on the base model before training: its mean return minus 2 and plus 6
+    # standard deviations within a prompt.
+    config.rewards = rewards = ml_collections.ConfigDict()
+    rewards.names = ("clip_alignment", "jpeg_compressibility")  # two or more of ddpo/rewards
+    rewards.reference = ()  # one number an objective, raw units
+    rewards.ideal = ()
+    rewards.clip_model = "emoji-clip"  # for clip_alignment: hub id, folder, or "emoji-clip"
+    rewards.aesthetic_clip = "openai/clip-vit-large-patch14"  # for aesthetic_score
+    rewards.aesthetic_head = "trl-lib/ddpo-aesthetic-predictor"  # hub id or local file
+
+    # --- prompts: a set that ships with the project, or a text file with one prompt a line ------
+    config.prompts = prompts = ml_collections.ConfigDict()
+    prompts.train = "emoji_animals"  # training and selection
+    prompts.report = "emoji_report"  # the published front is measured on these
+
+    # --- sampling ------------------------------------------------------------------------------
+    config.sample = sample = ml_collections.ConfigDict()
+    sample.num_steps = 10  # denoising steps
+    sample.guidance_scale = 5.0  # classifier-free guidance; 1 switches it off
+    sample.eta = 1.0  # 1: the variance of DDPM; must be positive, or there is no policy
+    sample.negative_prompt = ""
+    sample.prompts_per_iteration = 8  # distinct prompts per agent and iteration
+    sample.images_per_prompt = 4  # of each
+    sample.rows_per_pass = 128  # UNet rows per pass, all agents together
+
+    # --- DDPO's update -------------------------------------------------------------------------
+    config.train = train = ml_collections.ConfigDict()
+    train.learning_rate = 1e-2
+    train.adam_beta1 = 0.9
+    train.adam_beta2 = 0.999
+    train.adam_epsilon = 1e-8
+    train.weight_decay = 0.0
+    train.max_grad_norm = 1.0  # per agent
+    train.num_inner_epochs = 1  # passes over a rollout
+    train.updates_per_epoch = 2  # optimiser steps per pass
+    train.clip_nats = 1.64  # gate on a step's true log-ratio: DDPO's 1e-4 at 4x64x64 latents
+    train.timestep_fraction = 1.0  # share of the steps trained, drawn anew for each sample
+    train.rows_per_pass = 128  # UNet rows per pass with gradient; lower it to save memory
+    train.recompute_log_probs = "auto"  # auto, always or never
+    train.gradient_checkpointing = False  # less memory, about a third slower
+
+    # --- advantages ----------------------------------------------------------------------------
+    config.advantage = advantage = ml_collections.ConfigDict()
+    advantage.normalisation = "frozen"  # frozen, per_prompt or raw
+    advantage.buffer_size = 16  # reward vectors remembered per prompt
+    advantage.min_count = 4  # below this, the whole batch's mean stands in for the prompt's
+    advantage.max_advantage = 5.0  # advantages are clipped to +- this
+
+    # --- evaluation: same prompts and same noise for every policy ------------------------------
+    config.evaluation = evaluation = ml_collections.ConfigDict()
+    evaluation.selection_images = 96  # per policy and generation; decides the search
+    evaluation.report_images = 256  # per policy of the final front; what is published
+    evaluation.sample_prompts = 8  # columns of samples.png
+
+    # --- PGMORL --------------------------------------------------------------------------------
+    config.evolution = evolution = ml_collections.ConfigDict()
+    evolution.num_agents = 4  # policies trained at a time
+    evolution.strategy = "prediction_guided"  # prediction_guided, random, fixed_weights or moead
+    evolution.predictor = "scale_free"  # scale_free or authors
+    evolution.warmup_generations = 3  # agents keep the even weights they start with
+    evolution.evolutionary_generations = 3  # the prediction model chooses policies and weights
+    evolution.iterations_per_generation = 4  # sample, then update
+    evolution.num_weight_candidates = 7  # weights tried per policy
+    evolution.sparsity_coef = 0.1  # how much an even front counts against hypervolume
+    evolution.num_directions = 20  # of the performance buffer
+    evolution.slots_per_direction = 2  # policies kept along each
+    evolution.num_neighbours = 12  # records the prediction model is fitted to
+
+    return config

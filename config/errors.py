@@ -1,0 +1,20 @@
+"""Errors that the user can mend: their message is shown, without a traceback."""
+
+
+class UserError(RuntimeError):
+    """Something outside the program is wrong; the message says what and what to do."""
+
+
+class ConfigError(UserError):
+    """One or more settings are wrong.
+
+    Args:
+        problems: a sentence for each: the setting, its value, the rule, what to do.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        count = (
+            "1 setting is wrong" if len(problems) == 1 else f"{len(problems)} settings are wrong"
+        )
+        super().__init__(f"{count}:\n" + "\n".join(f"  - {problem}" for problem in problems))

@@ -1,0 +1,147 @@
+"""From the command line to a ConfigDict: `--config FILE` and `--config.section.key=value`.
+
+`ml_collections.config_flags` understands the same words, but stops at the first mistake with a
+traceback and ignores a tuple that it cannot read; this loader reports all mistakes together.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+from config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def load(arguments: Sequence[str], default: Path) -> tuple[ConfigDict, list[str]]:
+    """Load a recipe and apply overrides.
+
+    Args:
+        arguments: command line without the program's name; `--config.a.b=1` and `--config.a.b 1`
+            are the same.
+        default: recipe used without `--config`.
+
+    Returns:
+        The configuration, and one sentence for each argument that could not be applied.
+
+    Raises:
+        ConfigError: if the recipe itself cannot be loaded.
+    """
+    pairs, problems = _pairs(arguments)
+    recipe = default
+    overrides = []
+    for name, value in pairs:
+        if name == "config":
+            recipe = type(default)(value)
+        else:
+            overrides.append((name, value))
+    config = load_recipe(recipe)
+    for name, value in overrides:
+        try:
+            _override(config, name.removeprefix("config."), value)
+        except ValueError as error:
+            problems.append(str(error))
+    return config, problems
+
+
+def load_recipe(path: Path) -> ConfigDict:
+    """Run the `get_config()` of a recipe file.
+
+    Raises:
+        ConfigError: if the file is absent, fails, or returns something else.
+    """
+    if not path.is_file():
+        raise ConfigError([f"--config={path} is not a file; recipes are in config/"])
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError([f"--config={path} is not a Python file"])
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise ConfigError([f"--config={path} fails: {error!r}"]) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            [f"--config={path}: get_config() must return an ml_collections.ConfigDict"]
+        )
+    return config
+
+
+def _pairs(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """(name, value) of every --config argument, and the problems met."""
+    pairs, problems, rest = [], [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or not (name == "config" or name.startswith("config.")):
+            problems.append(f"{argument!r} is not understood; settings look like --config.seed=1")
+        elif equals:
+            pairs.append((name, value))
+        elif rest and not rest[0].startswith("--"):
+            pairs.append((name, rest.pop(0)))
+        else:
+            problems.append(f"{argument} needs a value, as in {argument}=VALUE")
+    return pairs, problems
+
+
+def _override(config: ConfigDict, name: str, text: str) -> None:
+    """Set one dotted setting from its text.
+
+    Raises:
+        ValueError: with the whole message for the user.
+    """
+    *sections, key = name.split(".")
+    section = config
+    for depth, part in enumerate((*sections, key)):
+        if not isinstance(section, ConfigDict) or part not in section:
+            names = list(section.keys()) if isinstance(section, ConfigDict) else []
+            close = difflib.get_close_matches(part, names, n=1)
+            hint = f"; did you mean {'.'.join([*sections[:depth], *close])}?" if close else ""
+            raise ValueError(f"{name} is not a setting{hint}")
+        if depth < len(sections):
+            section = section[part]
+    if isinstance(section[key], ConfigDict):
+        keys = ", ".join(section[key].keys())
+        raise ValueError(f"{name}={text} is a section; set one of its keys: {keys}")
+    section[key] = _read(name, text, section[key])
+
+
+def _read(name: str, text: str, current: object) -> object:
+    """`text` as a value of the type of `current`."""
+    try:
+        if isinstance(current, bool):
+            return _BOOLEANS[text.lower()]
+        if isinstance(current, int):
+            return int(text)
+        if isinstance(current, float):
+            return float(text)
+        if isinstance(current, tuple):
+            return _read_tuple(text)
+    except (ValueError, KeyError, SyntaxError) as error:
+        kinds = {bool: "True or False", int: "a whole number", float: "a number"}
+        kind = kinds.get(type(current), "a list such as a,b or \"('a','b')\"")
+        raise ValueError(f"{name}={text} must be {kind}") from error
+    return text
+
+
+def _read_tuple(text: str) -> tuple[object, ...]:
+    """Both `a,b` and `('a', 'b')`; numbers become numbers."""
+    stripped = text.strip()
+    if stripped.startswith(("(", "[")):
+        value = ast.literal_eval(stripped)
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    items = [item.strip() for item in stripped.split(",") if item.strip()]
+    try:
+        return tuple(float(item) for item in items)
+    except ValueError:
+        return tuple(items)

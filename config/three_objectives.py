@@ -1,0 +1,13 @@
+"""Recognisable, small and colourful at once: a front that is a surface. Embedded model, offline."""
+
+import ml_collections
+
+from config import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`clip_alignment`, `jpeg_compressibility` and `colorfulness`, six agents."""
+    config = base.get_config()
+    config.rewards.names = ("clip_alignment", "jpeg_compressibility", "colorfulness")
+    config.evolution.num_agents = 6
+    return config

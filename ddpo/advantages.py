@@ -1,0 +1,140 @@
+"""From reward vectors to advantages: normalise each objective, then weight.
+
+A reward mixed raw, w . r, follows whichever objective has the larger spread (with aesthetic scores
+of spread 0.5 and file sizes of spread 25 kB an even mix is all file size). So each objective is
+centred per prompt and divided by its own scale first; A is then linear in w.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from config.schema import AdvantageSettings
+
+    Buffers = Mapping[str, tuple[tuple[float, ...], ...]]
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStatistics:
+    """The most recent reward vectors of each prompt, oldest first. Immutable: `add` returns a copy.
+
+    Attributes:
+        buffers: prompt -> tuple of reward vectors of length M.
+    """
+
+    buffers: Buffers = field(default_factory=dict)
+
+    def add(self, prompts: Sequence[str], rewards: torch.Tensor, size: int) -> PromptStatistics:
+        """Append rewards (N, M) of N prompts, keeping the last `size` vectors of each prompt."""
+        grown = {prompt: deque(rows, maxlen=size) for prompt, rows in self.buffers.items()}
+        for prompt, row in zip(prompts, rewards.tolist(), strict=True):
+            grown.setdefault(prompt, deque(maxlen=size)).append(tuple(row))
+        return PromptStatistics({prompt: tuple(rows) for prompt, rows in grown.items()})
+
+    def rewards(self, prompt: str) -> torch.Tensor:
+        """(count, M) float64 reward vectors kept of a prompt; (0, 0) if it was never seen."""
+        return torch.tensor(self.buffers.get(prompt, ()), dtype=torch.float64)
+
+
+def advantages(
+    rewards: torch.Tensor,
+    weights: torch.Tensor,
+    prompts: Sequence[Sequence[str]],
+    statistics: Sequence[PromptStatistics],
+    scales: torch.Tensor,
+    settings: AdvantageSettings,
+) -> tuple[torch.Tensor, list[PromptStatistics]]:
+    """Advantages of all agents' samples, and the statistics with these rewards taken in.
+
+    Per sample and objective k: A_k = (r_k - mean_k(prompt)) / s_k, then A = sum_k w_k A_k, divided
+    by the standard deviation of A over the agent's samples (a scalar: it cannot turn the direction)
+    and clipped. A prompt seen fewer than `min_count` times is centred on the agent's whole batch.
+    The scale s_k follows `settings.normalisation`:
+
+    * frozen: the objective's spread under the base model, so a weight keeps its meaning;
+    * per_prompt: the prompt's own running spread of that objective (GDPO);
+    * raw: none; w . r is formed first, then centred and divided per prompt (the seed's formula).
+
+    Args:
+        rewards: (K, N, M).
+        weights: (K, M), rows sum to 1.
+        prompts: K sequences of N prompts.
+        statistics: one per agent.
+        scales: (M,) standard deviation of each objective within a prompt under the base model.
+        settings: normalisation, buffer size, minimum count, clipping.
+
+    Returns:
+        (K, N) float32 advantages; the K updated statistics.
+    """
+    updated = [
+        stats.add(texts, values, settings.buffer_size)
+        for stats, texts, values in zip(statistics, prompts, rewards, strict=True)
+    ]
+    rows = []
+    for values, w, texts, stats in zip(rewards.double(), weights, prompts, updated, strict=True):
+        w64 = w.double().to(values.device)
+        if settings.normalisation == "raw":
+            values, w64 = (values @ w64)[:, None], w64.new_ones(1)  # noqa: PLW2901
+            centre, spread = _per_prompt(values, texts, stats, settings.min_count, w)
+        else:
+            centre, spread = _per_prompt(values, texts, stats, settings.min_count)
+            if settings.normalisation == "frozen":
+                spread = scales.double().to(values.device).expand_as(values)
+        combined = ((values - centre) / (spread + _EPS)) @ w64
+        scaled = combined / (combined.std(correction=0) + _EPS)
+        rows.append(scaled.clamp(-settings.max_advantage, settings.max_advantage))
+    return torch.stack(rows).float(), updated
+
+
+def _per_prompt(
+    values: torch.Tensor,
+    prompts: Sequence[str],
+    statistics: PromptStatistics,
+    min_count: int,
+    mix: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (N, M) for each sample: its prompt's, or the whole batch's.
+
+    `mix` (M,) first turns the stored reward vectors into one scalar each.
+    """
+    batch_std = values.std(dim=0, correction=0)
+    centre, spread = values.mean(dim=0).repeat(len(values), 1), batch_std.repeat(len(values), 1)
+    for prompt in set(prompts):
+        seen = statistics.rewards(prompt)
+        if len(seen) < min_count:
+            continue
+        if mix is not None:
+            seen = (seen @ mix.double().cpu())[:, None]
+        where = [i for i, text in enumerate(prompts) if text == prompt]
+        centre[where] = seen.mean(dim=0).to(values)
+        spread[where] = seen.std(dim=0, correction=0).to(values)
+    return centre, spread
+
+
+def within_prompt_std(rewards: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """Pooled standard deviation of each objective around its prompt's mean.
+
+    Args:
+        rewards: (N, M).
+        prompts: N prompts; those seen once carry no information.
+
+    Returns:
+        (M,) float64; 1 for an objective that does not vary.
+    """
+    values = rewards.double()
+    squares, freedom = torch.zeros(values.shape[1], dtype=torch.float64), 0
+    for prompt in sorted(set(prompts)):
+        group = values[[i for i, text in enumerate(prompts) if text == prompt]]
+        squares += (group - group.mean(dim=0)).square().sum(dim=0)
+        freedom += len(group) - 1
+    std = (squares / max(freedom, 1)).sqrt()
+    return torch.where(std > _EPS, std, torch.ones_like(std))

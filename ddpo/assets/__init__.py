@@ -1,0 +1,11 @@
+"""What ships with the project: the embedded models and prompt sets."""
+
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parent
+EMBEDDED_MODELS = ("emoji-sd", "emoji-clip")
+
+
+def resolve_model(name: str) -> str:
+    """Folder of an embedded model; any other name (a hub id or a folder) is returned unchanged."""
+    return str(ASSETS / name) if name in EMBEDDED_MODELS else name

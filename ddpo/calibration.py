@@ -1,0 +1,67 @@
+"""What the base model is worth: the scale of each objective, and the start of prompt statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ddpo.advantages import PromptStatistics, within_prompt_std
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from config.schema import RewardSettings
+
+IMAGES_PER_PROMPT = 4
+# Where z = 0 and z = 1 lie when a recipe does not say: in standard deviations within a prompt.
+REFERENCE_DEVIATIONS = -2.0
+IDEAL_DEVIATIONS = 6.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Measured once on the base model, fixed for the run.
+
+    Attributes:
+        scales: M standard deviations within a prompt, raw units.
+        reference: M returns that count as z = 0.
+        ideal: M returns that count as z = 1.
+    """
+
+    scales: tuple[float, ...]
+    reference: tuple[float, ...]
+    ideal: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the checkpoint stores it."""
+        return {name: list(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Calibration:
+        """The inverse of `to_json`."""
+        return cls(**{name: tuple(values) for name, values in data.items()})
+
+
+def calibrate(
+    rewards: torch.Tensor, prompts: Sequence[str], settings: RewardSettings
+) -> Calibration:
+    """Scales, and the reference and ideal points unless the recipe declares them.
+
+    Args:
+        rewards: (N, M) of the base model.
+        prompts: N, each several times.
+        settings: the recipe's points, empty to measure.
+    """
+    mean, scales = rewards.double().mean(dim=0), within_prompt_std(rewards, prompts)
+    reference = settings.reference or tuple((mean + REFERENCE_DEVIATIONS * scales).tolist())
+    ideal = settings.ideal or tuple((mean + IDEAL_DEVIATIONS * scales).tolist())
+    return Calibration(scales=tuple(scales.tolist()), reference=reference, ideal=ideal)
+
+
+def initial_statistics(
+    rewards: torch.Tensor, prompts: Sequence[str], buffer_size: int
+) -> PromptStatistics:
+    """Prompt statistics that every agent starts with: the base model's rewards."""
+    return PromptStatistics().add(prompts, rewards, buffer_size)

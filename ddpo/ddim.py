@@ -1,0 +1,157 @@
+"""DDIM as a stochastic policy: step mean, standard deviation and Gaussian log-probability.
+
+Pure functions of tensors. Denoising is the MDP of DDPO (Black et al. 2024, section 4.2): the state
+is (prompt, t, x_t), the action x_{t-1}, and the policy the Gaussian of one DDIM step
+(Song et al. 2021, eq. 12 and 16).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Schedule:
+    """Coefficients of T denoising steps, prepared once on the device.
+
+    Attributes:
+        timesteps: (T,) int64, descending.
+        alpha_bar: (T,) cumulative alpha at each step's x_t.
+        alpha_bar_prev: (T,) cumulative alpha at each step's x_{t-1}.
+        sigma: (T,) standard deviation of x_{t-1}.
+        prediction_type: "epsilon", "v_prediction" or "sample".
+    """
+
+    timesteps: torch.Tensor
+    alpha_bar: torch.Tensor
+    alpha_bar_prev: torch.Tensor
+    sigma: torch.Tensor
+    prediction_type: str
+
+    @property
+    def trainable_steps(self) -> list[int]:
+        """Indices of the steps with variance; the others have no finite log-probability."""
+        return self.sigma.gt(0).nonzero().flatten().tolist()
+
+    def to(self, device: torch.device | str) -> Schedule:
+        """The same schedule on `device`."""
+        return Schedule(
+            timesteps=self.timesteps.to(device),
+            alpha_bar=self.alpha_bar.to(device),
+            alpha_bar_prev=self.alpha_bar_prev.to(device),
+            sigma=self.sigma.to(device),
+            prediction_type=self.prediction_type,
+        )
+
+
+def make_schedule(scheduler: DDIMScheduler, num_steps: int, eta: float) -> Schedule:
+    """Read T steps off diffusers' scheduler.
+
+    Args:
+        scheduler: a DDIMScheduler; its spacing, offset and final alpha are kept.
+        num_steps: T.
+        eta: 0 is deterministic DDIM, 1 the variance of DDPM.
+
+    Returns:
+        A `Schedule` on the CPU.
+    """
+    scheduler.set_timesteps(num_steps)
+    timesteps = scheduler.timesteps.long().cpu()
+    previous = timesteps - scheduler.config.num_train_timesteps // num_steps
+    alpha_bar = scheduler.alphas_cumprod[timesteps]
+    alpha_bar_prev = torch.where(
+        previous >= 0,
+        scheduler.alphas_cumprod[previous.clamp(min=0)],
+        scheduler.final_alpha_cumprod,
+    )
+    return Schedule(
+        timesteps=timesteps,
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=alpha_bar_prev,
+        sigma=step_std(alpha_bar, alpha_bar_prev, eta),
+        prediction_type=scheduler.config.prediction_type,
+    )
+
+
+def step_std(alpha_bar: torch.Tensor, alpha_bar_prev: torch.Tensor, eta: float) -> torch.Tensor:
+    """Standard deviation of x_{t-1} given x_t: Song et al. 2021, eq. 16.
+
+    >>> step_std(torch.tensor(0.25), torch.tensor(0.5), eta=1.0)  # sqrt(0.5/0.75 * (1 - 0.25/0.5))
+    tensor(0.5774)
+    """
+    variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+    return eta * variance.clamp(min=0).sqrt()
+
+
+def step_mean(
+    model_output: torch.Tensor,
+    latents: torch.Tensor,
+    alpha_bar: torch.Tensor,
+    alpha_bar_prev: torch.Tensor,
+    sigma: torch.Tensor,
+    prediction_type: str = "epsilon",
+) -> torch.Tensor:
+    """Mean of x_{t-1}: Song et al. 2021, eq. 12.
+
+    Args:
+        model_output: (rows, C, h, w) guided prediction of the UNet.
+        latents: (rows, C, h, w), x_t.
+        alpha_bar: broadcastable to rows, as are `alpha_bar_prev` and `sigma`.
+        alpha_bar_prev: see `Schedule`.
+        sigma: see `Schedule`.
+        prediction_type: what the UNet predicts.
+
+    Returns:
+        (rows, C, h, w).
+
+    Raises:
+        ValueError: for an unknown `prediction_type`.
+    """
+    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    if prediction_type == "epsilon":
+        x0, eps = (latents - noise * model_output) / signal, model_output
+    elif prediction_type == "v_prediction":
+        x0 = signal * latents - noise * model_output
+        eps = signal * model_output + noise * latents
+    elif prediction_type == "sample":
+        x0, eps = model_output, (latents - signal * model_output) / noise
+    else:
+        raise ValueError(
+            f"prediction_type={prediction_type!r} is not known; "
+            "use 'epsilon', 'v_prediction' or 'sample'"
+        )
+    direction = (1 - alpha_bar_prev - sigma**2).clamp(min=0) ** 0.5
+    return alpha_bar_prev**0.5 * x0 + direction * eps
+
+
+def gaussian_log_prob(
+    action: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
+    """Log-density of `action`, averaged (not summed) over the latent entries, in float32.
+
+    The mean is the definition of the public DDPO implementation: for D entries its ratio is the
+    true ratio to the power 1/D, so a clip range of eps is a gate of eps * D nats.
+
+    Args:
+        action: (rows, C, h, w), x_{t-1} as sampled; no gradient flows into it.
+        mean: (rows, C, h, w).
+        sigma: broadcastable to rows; must be positive.
+
+    Returns:
+        (rows,) float32 (float64 if the inputs are).
+    """
+    error = (action.detach() - mean) / sigma
+    log_prob = -0.5 * error**2 - torch.log(sigma) - 0.5 * math.log(2 * math.pi)
+    return log_prob.mean(dim=tuple(range(1, log_prob.ndim)))
+
+
+def guide(unconditional: torch.Tensor, conditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): the policy is the guided prediction."""
+    return unconditional + scale * (conditional - unconditional)

@@ -1,0 +1,138 @@
+"""Returns of policies, estimated on fixed prompts and fixed noise: paired across policies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddpo.seeding import keyed_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ddpo.agents import Agents, Policy
+    from ddpo.sampler import Sampler
+    from ddpo.scorer import Scorer
+
+# First word of the key of every evaluation seed. Training keys have the generation there, so no
+# training image is ever an evaluation image.
+_KEYS = {"calibration": 1_000_001, "selection": 1_000_002, "report": 1_000_003}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSet:
+    """N prompts and seeds that every policy is judged on.
+
+    Attributes:
+        prompts: one per image.
+        seeds: one per image.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def make(
+        cls, purpose: str, prompts: Sequence[str], num_images: int, run_seed: int
+    ) -> EvaluationSet:
+        """Cycle through the prompts, a new seed for each image.
+
+        Args:
+            purpose: "calibration", "selection" or "report"; sets of different purpose share no
+                seed.
+            prompts: the distinct prompts.
+            num_images: N.
+            run_seed: keys the seeds.
+        """
+        index = range(num_images)
+        return cls(
+            prompts=tuple(prompts[i % len(prompts)] for i in index),
+            seeds=tuple(keyed_seed(run_seed, _KEYS[purpose], i) for i in index),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """One policy's rewards on an evaluation set.
+
+    Attributes:
+        rewards: (N, M) float32, one row per image.
+        images: (n, 3, H, W) uint8, the first n images.
+    """
+
+    rewards: torch.Tensor
+    images: torch.Tensor
+
+    @property
+    def returns(self) -> torch.Tensor:
+        """(M,) float64 mean reward."""
+        return self.rewards.double().mean(dim=0)
+
+    @property
+    def std_error(self) -> torch.Tensor:
+        """(M,) float64 standard error of `returns`."""
+        return standard_error(self.rewards)
+
+    def gain_over(self, other: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
+        """Paired difference of returns to `other` and its standard error, each (M,) float64."""
+        difference = self.rewards.double() - other.rewards.double()
+        return difference.mean(dim=0), standard_error(difference)
+
+
+def standard_error(rewards: torch.Tensor) -> torch.Tensor:
+    """(M,) float64 standard error of the mean of rewards (N, M)."""
+    error: torch.Tensor = rewards.double().std(dim=0) / math.sqrt(len(rewards))
+    return error
+
+
+def evaluate(
+    policies: Sequence[Policy],
+    evaluation_set: EvaluationSet,
+    sampler: Sampler,
+    scorer: Scorer,
+    agents: Agents,
+    keep_images: int = 0,
+    on_step: Callable[[], object] | None = None,
+) -> list[Evaluation]:
+    """Score policies on the same prompts and noise, as many at a time as there are agents.
+
+    The agents' slots are overwritten.
+
+    Args:
+        policies: any number of them.
+        evaluation_set: N prompts and seeds.
+        sampler: draws the images.
+        scorer: scores them.
+        agents: slots to work in.
+        keep_images: how many images per policy to return.
+        on_step: called after every denoising step.
+
+    Returns:
+        One `Evaluation` per policy.
+
+    Raises:
+        RewardError: if a reward fails.
+    """
+    out: list[Evaluation] = []
+    for start in range(0, len(policies), agents.num_agents):
+        group = policies[start : start + agents.num_agents]
+        for slot, policy in enumerate(group):
+            agents.load(slot, policy)
+        k = len(group)
+        batch = sampler.prompt_batch(evaluation_set.prompts * k, evaluation_set.seeds * k, k)
+        kept: list[torch.Tensor] = []
+        reward_futures = []
+        for chunk in sampler.chunks(agents, batch, on_step):
+            reward_futures.append(scorer.submit(chunk.images, chunk.prompts.texts))
+            if sum(part.shape[1] for part in kept) < keep_images:
+                kept.append(chunk.images.mul(255).round().byte().cpu().unflatten(0, (k, -1)))
+        rewards = scorer.gather(reward_futures, k).values
+        images = torch.cat(kept, dim=1) if kept else torch.empty(k, 0, 3, 0, 0).byte()
+        out += [
+            Evaluation(rewards=rewards[slot], images=images[slot, :keep_images])
+            for slot in range(k)
+        ]
+    return out

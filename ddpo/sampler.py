@@ -1,0 +1,158 @@
+"""Sampling: prompts and seeds in, trajectories with log-probabilities and images out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddpo.ddim import gaussian_log_prob, guide, step_mean
+from ddpo.types import PromptBatch, Rollout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from config.schema import SampleSettings
+    from ddpo.agents import Agents
+    from ddpo.pipeline import FrozenDiffusion
+
+
+def keyed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise, row i drawn from its own generator seeded with seeds[i].
+
+    A row depends on its own seed only, so a picture depends neither on the batch size nor on the
+    number of agents or processes, and resuming needs no stored random state.
+
+    Returns:
+        (len(seeds), *shape) float32 on the CPU.
+    """
+    generator = torch.Generator()
+    return torch.stack(
+        [torch.randn(shape, generator=generator.manual_seed(seed)) for seed in seeds]
+    )
+
+
+class Sampler:
+    """Draws rollouts with classifier-free guidance; one UNet pass a step carries all agents.
+
+    Args:
+        model: the frozen parts.
+        settings: steps, guidance, eta, negative prompt, rows per pass.
+    """
+
+    def __init__(self, model: FrozenDiffusion, settings: SampleSettings) -> None:
+        self.model = model
+        self.settings = settings
+        self.schedule = model.schedule(settings)
+        self.negative_embeds = model.encode_prompts([settings.negative_prompt])
+        self._unet_rows = 0
+
+    @property
+    def rows_per_sample(self) -> int:
+        """UNet rows one sample needs at one step: two with guidance, one without."""
+        return 1 if self.settings.guidance_scale == 1 else 2
+
+    def samples_per_pass(self, num_agents: int) -> int:
+        """Samples per agent in one UNet pass."""
+        return max(1, self.settings.rows_per_pass // (num_agents * self.rows_per_sample))
+
+    def take_unet_rows(self) -> int:
+        """UNet rows sampled since the last call."""
+        rows, self._unet_rows = self._unet_rows, 0
+        return rows
+
+    def prompt_batch(
+        self, texts: Sequence[str], seeds: Sequence[int], num_agents: int
+    ) -> PromptBatch:
+        """Encode prompts into a `PromptBatch` of agent-major rows."""
+        return PromptBatch(
+            texts=tuple(texts),
+            embeds=self.model.encode_prompts(texts),
+            seeds=tuple(seeds),
+            num_agents=num_agents,
+        )
+
+    def guided(
+        self,
+        agents: Agents,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        embeds: torch.Tensor,
+        num_agents: int,
+    ) -> torch.Tensor:
+        """Guided prediction (rows, C, h, w): the policy, in sampling and in training alike.
+
+        Within each agent's block the unconditional rows come first, as in diffusers' pipelines.
+
+        Args:
+            agents: whose adapters to use.
+            latents: (rows, C, h, w), agent-major.
+            timesteps: (rows,).
+            embeds: (rows, L, D).
+            num_agents: agents among the rows.
+        """
+        if self.rows_per_sample == 1:
+            return agents.predict(latents, timesteps, embeds, num_agents)
+        negative = self.negative_embeds.expand_as(embeds)
+        out = agents.predict(
+            _per_agent_pair(latents, latents, num_agents),
+            _per_agent_pair(timesteps, timesteps, num_agents),
+            _per_agent_pair(negative, embeds, num_agents),
+            num_agents,
+        )
+        unconditional, conditional = out.unflatten(0, (num_agents, 2, -1)).unbind(1)
+        return guide(unconditional, conditional, self.settings.guidance_scale).flatten(0, 1)
+
+    @torch.inference_mode()
+    def chunks(
+        self, agents: Agents, prompts: PromptBatch, on_step: Callable[[], object] | None = None
+    ) -> Iterator[Rollout]:
+        """Rollouts of as many samples per agent as fit `rows_per_pass`, one after another.
+
+        Args:
+            agents: the first `prompts.num_agents` slots are sampled.
+            prompts: what to draw.
+            on_step: called after every denoising step (a progress bar).
+        """
+        size = self.samples_per_pass(prompts.num_agents)
+        for start in range(0, prompts.samples_per_agent, size):
+            yield self._denoise(agents, prompts.chunk(start, start + size), on_step)
+
+    def _denoise(
+        self, agents: Agents, prompts: PromptBatch, on_step: Callable[[], object] | None
+    ) -> Rollout:
+        schedule, rows = self.schedule, len(prompts.texts)
+        shape = self.model.latent_shape
+        noise = keyed_noise(prompts.seeds, (len(schedule.timesteps) + 1, *shape))
+        noise = noise.to(self.model.device, non_blocking=True)
+        embeds = prompts.embeds
+        latents, log_probs = [noise[:, 0] * self.model.scheduler.init_noise_sigma], []
+        for i, t in enumerate(schedule.timesteps):
+            out = self.guided(agents, latents[-1], t.expand(rows), embeds, prompts.num_agents)
+            sigma = schedule.sigma[i]
+            mean = step_mean(
+                out,
+                latents[-1],
+                schedule.alpha_bar[i],
+                schedule.alpha_bar_prev[i],
+                sigma,
+                schedule.prediction_type,
+            )
+            latents.append(mean + sigma * noise[:, i + 1])
+            log_probs.append(gaussian_log_prob(latents[-1], mean, sigma))
+            if on_step is not None:
+                on_step()
+        self._unet_rows += rows * self.rows_per_sample * len(schedule.timesteps)
+        return Rollout(
+            prompts=prompts,
+            timesteps=schedule.timesteps,
+            latents=torch.stack(latents, dim=1),
+            log_probs=torch.stack(log_probs, dim=1),
+            images=self.model.decode(latents[-1]),
+        )
+
+
+def _per_agent_pair(first: torch.Tensor, second: torch.Tensor, num_agents: int) -> torch.Tensor:
+    """Interleave two agent-major tensors so that each agent's block is [first, second]."""
+    pair = (first.unflatten(0, (num_agents, -1)), second.unflatten(0, (num_agents, -1)))
+    return torch.cat(pair, dim=1).flatten(0, 1)

@@ -1,0 +1,176 @@
+"""The values that flow through DDPO: prompts, rollouts, rewards and update statistics.
+
+K agents, N samples per agent, rows = K * N in agent-major order, T denoising steps, latents of
+C x h x w, images of H x W pixels, M objectives. All types are frozen and check their own shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+
+def _check(holds: bool, name: str, expected: str, got: object) -> None:
+    """Raise a ValueError naming the field, the rule and the value unless `holds`."""
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptBatch:
+    """What to draw: one prompt and one random seed per sample.
+
+    Attributes:
+        texts: one prompt per row.
+        embeds: (rows, L, D) text embeddings of the prompts.
+        seeds: one seed per row; a sample depends on its own seed only.
+        num_agents: K; rows are agent-major, so agent k owns rows k*N to (k+1)*N.
+    """
+
+    texts: tuple[str, ...]
+    embeds: torch.Tensor
+    seeds: tuple[int, ...]
+    num_agents: int
+
+    def __post_init__(self) -> None:
+        rows = len(self.texts)
+        _check(self.embeds.ndim == 3, "embeds", "(rows, L, D)", tuple(self.embeds.shape))
+        _check(len(self.embeds) == rows, "embeds", f"{rows} rows", len(self.embeds))
+        _check(len(self.seeds) == rows, "seeds", f"{rows} seeds", len(self.seeds))
+        _check(
+            rows > 0 and rows % self.num_agents == 0,
+            "texts",
+            f"a positive multiple of {self.num_agents} agents",
+            rows,
+        )
+
+    @property
+    def samples_per_agent(self) -> int:
+        """N."""
+        return len(self.texts) // self.num_agents
+
+    def chunk(self, start: int, stop: int) -> PromptBatch:
+        """The samples start..stop of every agent, again agent-major."""
+        n = self.samples_per_agent
+        index = [k * n + i for k in range(self.num_agents) for i in range(start, min(stop, n))]
+        return PromptBatch(
+            texts=tuple(self.texts[i] for i in index),
+            embeds=self.embeds[index],
+            seeds=tuple(self.seeds[i] for i in index),
+            num_agents=self.num_agents,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rollout:
+    """Denoising trajectories of all agents; the (state, action) pairs of DDPO's MDP.
+
+    Attributes:
+        prompts: what was drawn.
+        timesteps: (T,) int64, descending.
+        latents: (rows, T+1, C, h, w); step i takes latents[:, i] to latents[:, i + 1].
+        log_probs: (rows, T) float32, mean over latent entries; NaN where a step has no variance.
+        images: (rows, 3, H, W) in [0, 1].
+    """
+
+    prompts: PromptBatch
+    timesteps: torch.Tensor
+    latents: torch.Tensor
+    log_probs: torch.Tensor
+    images: torch.Tensor
+
+    def __post_init__(self) -> None:
+        rows, steps = len(self.prompts.texts), len(self.timesteps)
+        _check(
+            self.latents.ndim == 5 and tuple(self.latents.shape[:2]) == (rows, steps + 1),
+            "latents",
+            f"({rows}, {steps + 1}, C, h, w)",
+            tuple(self.latents.shape),
+        )
+        _check(
+            tuple(self.log_probs.shape) == (rows, steps),
+            "log_probs",
+            f"({rows}, {steps})",
+            tuple(self.log_probs.shape),
+        )
+        _check(
+            self.images.ndim == 4 and tuple(self.images.shape[:2]) == (rows, 3),
+            "images",
+            f"({rows}, 3, H, W)",
+            tuple(self.images.shape),
+        )
+
+    @classmethod
+    def join(cls, prompts: PromptBatch, chunks: Sequence[Rollout]) -> Rollout:
+        """Put chunks of `prompts` (see `PromptBatch.chunk`) together again, agent-major."""
+        k = prompts.num_agents
+
+        def cat(field: str) -> torch.Tensor:
+            parts = [getattr(chunk, field).unflatten(0, (k, -1)) for chunk in chunks]
+            return parts[0].new_empty(0) if not parts else _cat(parts).flatten(0, 1)
+
+        return cls(
+            prompts=prompts,
+            timesteps=chunks[0].timesteps,
+            latents=cat("latents"),
+            log_probs=cat("log_probs"),
+            images=cat("images"),
+        )
+
+
+def _cat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch  # noqa: PLC0415 - only the join needs it at run time
+
+    return torch.cat(list(parts), dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RewardBatch:
+    """Scores of a rollout's images.
+
+    Attributes:
+        objectives: M names.
+        values: (K, N, M) float32, larger is better.
+    """
+
+    objectives: tuple[str, ...]
+    values: torch.Tensor
+
+    def __post_init__(self) -> None:
+        _check(
+            self.values.ndim == 3 and self.values.shape[2] == len(self.objectives),
+            "values",
+            f"(K, N, {len(self.objectives)})",
+            tuple(self.values.shape),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UpdateStats:
+    """What one iteration's updates did, per agent.
+
+    Attributes:
+        loss: (K,) mean clipped surrogate.
+        approx_kl: (K,) half the mean squared log-ratio, in the mean-over-entries definition.
+        clip_fraction: (K,) share of (sample, step) pairs outside the clip range.
+        grad_norm: (K,) mean norm before clipping.
+        ratio_error: (T,) mean absolute log-ratio per step before the first update; NaN for steps
+            not trained. Zero up to rounding.
+        num_updates: optimiser steps taken.
+        excluded_steps: denoising steps left out because they have no variance.
+        unet_rows: UNet rows passed forward with gradient.
+    """
+
+    loss: torch.Tensor
+    approx_kl: torch.Tensor
+    clip_fraction: torch.Tensor
+    grad_norm: torch.Tensor
+    ratio_error: torch.Tensor
+    num_updates: int
+    excluded_steps: int
+    unet_rows: int

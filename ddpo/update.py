@@ -1,0 +1,241 @@
+"""DDPO's PPO-style update: inner epochs over shuffled (sample, step) pairs, all agents at once.
+
+Given the rollout, the loss of each (sample, step) pair is independent of every other, so pairs are
+folded into UNet passes of any number of rows; the result does not depend on that number.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddpo.ddim import gaussian_log_prob, step_mean
+from ddpo.loss import clip_range_from_nats, clipped_surrogate
+from ddpo.types import UpdateStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from config.schema import TrainSettings
+    from ddpo.agents import Agents
+    from ddpo.sampler import Sampler
+    from ddpo.types import Rollout
+
+logger = logging.getLogger(__name__)
+
+
+class Updater:
+    """Takes the optimiser steps of one iteration.
+
+    Old log-probabilities are those of sampling ("never"), recomputed in the training pass's own
+    shape before the first update ("always"), or recomputed once rounding has pushed the ratio
+    before the first update off 1 by more than a quarter of the clip range ("auto").
+
+    Args:
+        sampler: supplies the guided prediction and the schedule the rollouts were drawn with.
+        settings: inner epochs, updates per epoch, clip range, rows per pass and so on.
+    """
+
+    def __init__(self, sampler: Sampler, settings: TrainSettings) -> None:
+        self.sampler = sampler
+        self.settings = settings
+        self.clip_range = clip_range_from_nats(
+            settings.clip_nats, math.prod(sampler.model.latent_shape)
+        )
+        steps = sampler.schedule.trainable_steps
+        self.trainable_steps = torch.tensor(steps)
+        self.excluded_steps = len(sampler.schedule.timesteps) - len(steps)
+        self.steps_per_sample = max(1, round(settings.timestep_fraction * len(steps)))
+        self.recompute = settings.recompute_log_probs == "always"
+
+    def update(
+        self,
+        agents: Agents,
+        rollout: Rollout,
+        advantages: torch.Tensor,
+        seeds: Sequence[int],
+        on_pass: Callable[[], object] | None = None,
+    ) -> UpdateStats:
+        """Improve all agents on their own rows of the rollout.
+
+        Args:
+            agents: updated in place.
+            rollout: of K agents, N samples each.
+            advantages: (K, N).
+            seeds: K seeds that key each agent's shuffling and choice of steps.
+            on_pass: called after every UNet pass (a progress bar).
+
+        Returns:
+            Diagnostics per agent.
+
+        Raises:
+            FloatingPointError: if a gradient is not finite.
+        """
+        num_agents = rollout.prompts.num_agents
+        minibatches = list(self._minibatches(rollout.prompts.samples_per_agent, seeds))
+        old = self._log_probs(agents, rollout) if self.recompute else rollout.log_probs
+        meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
+        norms = []
+        for number, pairs in enumerate(minibatches):
+            agents.zero_grad()
+            self._accumulate(agents, rollout, old, advantages, pairs, meter, on_pass)
+            if number == 0 and self._must_recompute(meter.ratio_error):
+                old = self._log_probs(agents, rollout)
+                meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
+                agents.zero_grad()
+                self._accumulate(agents, rollout, old, advantages, pairs, meter, on_pass)
+            meter.is_before_first_update = False
+            norms.append(agents.step(self.settings.max_grad_norm)[:num_agents])
+        return UpdateStats(
+            loss=meter.mean("loss"),
+            approx_kl=meter.mean("approx_kl"),
+            clip_fraction=meter.mean("clip_fraction"),
+            grad_norm=torch.stack(norms).mean(dim=0).cpu(),
+            ratio_error=meter.ratio_error.cpu(),
+            num_updates=len(minibatches),
+            excluded_steps=self.excluded_steps,
+            unet_rows=meter.pairs * num_agents * self.sampler.rows_per_sample,
+        )
+
+    def _minibatches(self, samples: int, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
+        """(K, pairs, 2) indices (sample of the agent, step); one tensor per optimiser step."""
+        updates = self.settings.updates_per_epoch
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        for _ in range(self.settings.num_inner_epochs):
+            epoch = torch.stack([self._shuffled_pairs(samples, g) for g in generators])
+            yield from (part.flatten(1, 2) for part in epoch.chunk(updates, dim=1))
+
+    def _shuffled_pairs(self, samples: int, generator: torch.Generator) -> torch.Tensor:
+        """(samples, steps_per_sample, 2): samples in random order, each with its random steps."""
+        order = torch.randperm(samples, generator=generator)
+        num_steps = len(self.trainable_steps)
+        draws = torch.rand(samples, num_steps, generator=generator)
+        steps = self.trainable_steps[draws.argsort(dim=1)[:, : self.steps_per_sample]]
+        return torch.stack([order[:, None].expand_as(steps), steps], dim=-1)
+
+    def _accumulate(
+        self,
+        agents: Agents,
+        rollout: Rollout,
+        old_log_probs: torch.Tensor,
+        advantages: torch.Tensor,
+        pairs: torch.Tensor,
+        meter: _Meter,
+        on_pass: Callable[[], object] | None,
+    ) -> None:
+        """Add the gradient of one minibatch: per agent the mean over its (sample, step) pairs."""
+        flat_advantages = advantages.flatten().to(agents.device)
+        for rows, steps in self._passes(rollout, pairs):
+            log_probs = self._pair_log_probs(agents, rollout, rows, steps)
+            surrogate = clipped_surrogate(
+                log_probs, old_log_probs[rows, steps], flat_advantages[rows], self.clip_range
+            )
+            (surrogate.loss.sum() / pairs.shape[1]).backward()
+            meter.add(steps, surrogate.loss, surrogate.log_ratio, surrogate.is_clipped)
+            if on_pass is not None:
+                on_pass()
+
+    def _passes(
+        self, rollout: Rollout, pairs: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Agent-major rollout rows and steps, as many at a time as one UNet pass may carry."""
+        num_agents, n = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
+        offset = torch.arange(num_agents)[:, None] * n
+        size = self.settings.rows_per_pass // (num_agents * self.sampler.rows_per_sample)
+        for part in pairs.split(max(1, size), dim=1):
+            rows, steps = (part[..., 0] + offset).flatten(), part[..., 1].flatten()
+            yield rows.to(rollout.latents.device), steps.to(rollout.latents.device)
+
+    def _pair_log_probs(
+        self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probability (pairs,) of the sampled actions under the agents as they are now."""
+        schedule, prompts = self.sampler.schedule, rollout.prompts
+        latents, actions = rollout.latents[rows, steps], rollout.latents[rows, steps + 1]
+        out = self.sampler.guided(
+            agents, latents, schedule.timesteps[steps], prompts.embeds[rows], prompts.num_agents
+        )
+
+        def column(values: torch.Tensor) -> torch.Tensor:
+            return values[steps].view(-1, 1, 1, 1)
+
+        sigma = column(schedule.sigma)
+        mean = step_mean(
+            out,
+            latents,
+            column(schedule.alpha_bar),
+            column(schedule.alpha_bar_prev),
+            sigma,
+            schedule.prediction_type,
+        )
+        return gaussian_log_prob(actions, mean, sigma)
+
+    @torch.no_grad()
+    def _log_probs(self, agents: Agents, rollout: Rollout) -> torch.Tensor:
+        """(rows, T) old log-probabilities, computed in the training pass's own shape."""
+        n = rollout.prompts.samples_per_agent
+        grid = torch.cartesian_prod(torch.arange(n), self.trainable_steps)
+        out = rollout.log_probs.clone()
+        for rows, steps in self._passes(rollout, grid.expand(rollout.prompts.num_agents, -1, -1)):
+            out[rows, steps] = self._pair_log_probs(agents, rollout, rows, steps).to(out.dtype)
+        return out
+
+    def _must_recompute(self, ratio_error: torch.Tensor) -> bool:
+        """Whether rounding between sampling and training has come too near the clip range."""
+        if self.recompute or self.settings.recompute_log_probs == "never":
+            return False
+        worst = float(ratio_error.nan_to_num(0).max())
+        self.recompute = worst > self.clip_range / 4
+        if self.recompute:
+            logger.warning(
+                "the log-ratio before the first update is %.2g, over a quarter of the clip range "
+                "%.2g: old log-probabilities are recomputed from now on",
+                worst,
+                self.clip_range,
+            )
+        return self.recompute
+
+
+class _Meter:
+    """Sums per agent and per step, kept on the device until asked for."""
+
+    def __init__(self, num_agents: int, num_steps: int, device: torch.device) -> None:
+        self.num_agents = num_agents
+        self.pairs = 0
+        self.is_before_first_update = True
+        names = ("loss", "approx_kl", "clip_fraction")
+        self._sums = {name: torch.zeros(num_agents, device=device) for name in names}
+        self._step_error = torch.zeros(num_steps, device=device)
+        self._step_count = torch.zeros(num_steps, device=device)
+
+    def add(
+        self,
+        steps: torch.Tensor,
+        loss: torch.Tensor,
+        log_ratio: torch.Tensor,
+        is_clipped: torch.Tensor,
+    ) -> None:
+        """Take in one pass of agent-major pairs."""
+        per_agent = {
+            "loss": loss.detach(),
+            "approx_kl": 0.5 * log_ratio.square(),
+            "clip_fraction": is_clipped.float(),
+        }
+        for name, values in per_agent.items():
+            self._sums[name] += values.unflatten(0, (self.num_agents, -1)).sum(dim=1)
+        self.pairs += len(steps) // self.num_agents
+        if self.is_before_first_update:
+            self._step_error.index_add_(0, steps, log_ratio.abs().float())
+            self._step_count.index_add_(0, steps, torch.ones_like(log_ratio).float())
+
+    def mean(self, name: str) -> torch.Tensor:
+        """(K,) mean over all pairs so far, on the CPU."""
+        return (self._sums[name] / max(self.pairs, 1)).cpu()
+
+    @property
+    def ratio_error(self) -> torch.Tensor:
+        """(T,) mean absolute log-ratio of the first minibatch; NaN for steps without pairs."""
+        return self._step_error / self._step_count

@@ -1,0 +1,119 @@
+"""Pictures of a run: the front, the hypervolume curve, samples along the front."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+
+_TILE = 72  # pixels of one picture in samples.png
+_LABEL = 150  # pixels of the column of row labels
+_HEADER = 18  # pixels of the row of prompts
+
+
+def plot_front(
+    path: Path, front: Mapping[str, Any], generations: Sequence[Mapping[str, Any]]
+) -> None:
+    """Draw every pair of objectives: published front with error bars, the search behind it faint.
+
+    Args:
+        path: the PNG file.
+        front: content of `front.json`.
+        generations: evaluated offspring, each {"generation", "returns", "weights"}.
+    """
+    objectives = front["objectives"]
+    pairs = [(i, j) for i in range(len(objectives)) for j in range(i + 1, len(objectives))]
+    figure, axes = plt.subplots(1, len(pairs), figsize=(6.2 * len(pairs), 5), squeeze=False)
+    for axis, (i, j) in zip(axes[0], pairs, strict=True):
+        _plot_pair(axis, front, generations, i, j)
+    figure.suptitle(
+        f"Pareto front of {len(front['policies'])} policies (report set, ± 1 standard error)"
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _plot_pair(
+    axis: Any, front: Mapping[str, Any], generations: Sequence[Mapping[str, Any]], i: int, j: int
+) -> None:
+    if generations:
+        returns = np.array([entry["returns"] for entry in generations])
+        age = np.array([entry["generation"] for entry in generations])
+        dots = axis.scatter(returns[:, i], returns[:, j], c=age, cmap="Greys", vmin=-3, s=14)
+        axis.figure.colorbar(dots, ax=axis, label="generation (selection set)")
+    policies = sorted(front["policies"], key=lambda policy: policy["report_returns"][i])
+    means = np.array([policy["report_returns"] for policy in policies])
+    errors = np.array([policy["report_std_error"] for policy in policies])
+    axis.errorbar(
+        means[:, i],
+        means[:, j],
+        xerr=errors[:, i],
+        yerr=errors[:, j],
+        fmt="o-" if len(front["objectives"]) == 2 else "o",
+        color="tab:blue",
+        label="front",
+    )
+    base = front["base"]["report_returns"]
+    axis.plot(base[i], base[j], "*", color="tab:red", markersize=14, label="base model")
+    span = [np.ptp(axis.get_xlim()), np.ptp(axis.get_ylim())]
+    for policy, mean in zip(policies, means, strict=True):
+        direction = np.array([policy["weights"][i], policy["weights"][j]])
+        tip = (mean[i] + 0.06 * span[0] * direction[0], mean[j] + 0.06 * span[1] * direction[1])
+        arrow = {"arrowstyle": "->", "color": "tab:orange"}
+        axis.annotate("", xy=tip, xytext=(mean[i], mean[j]), arrowprops=arrow)
+    for which, index in (("x", i), ("y", j)):
+        objective = front["objectives"][index]
+        getattr(axis, f"set_{which}label")(f"{objective['name']} [{objective['unit']}]")
+    axis.legend(loc="best")
+    axis.grid(alpha=0.3)
+
+
+def plot_hypervolume(path: Path, images: Sequence[int], hypervolumes: Sequence[float]) -> None:
+    """Draw the archive's hypervolume (selection set, z-units) against training images."""
+    figure, axis = plt.subplots(figsize=(6.2, 4))
+    axis.plot(images, hypervolumes, "o-")
+    axis.set_xlabel("training images sampled")
+    axis.set_ylabel("hypervolume [z-units]")
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_samples(
+    path: Path, prompts: Sequence[str], rows: Sequence[tuple[str, torch.Tensor]]
+) -> None:
+    """Draw the same prompts and seeds for several policies, one row each.
+
+    Args:
+        path: the PNG file.
+        prompts: n column titles.
+        rows: (label, images (n, 3, H, W) uint8) from the top down.
+    """
+    size = (_LABEL + _TILE * len(prompts), _HEADER + _TILE * len(rows))
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for column, prompt in enumerate(prompts):
+        draw.text((_LABEL + column * _TILE + 3, 3), prompt[:12], fill="black", font=font)
+    for row, (label, images) in enumerate(rows):
+        top = _HEADER + row * _TILE
+        draw.multiline_text((4, top + 6), label, fill="black", font=font)
+        for column, image in enumerate(images):
+            tile = Image.fromarray(image.permute(1, 2, 0).numpy())
+            resample = Image.Resampling.LANCZOS if tile.width > _TILE else Image.Resampling.NEAREST
+            where = (_LABEL + column * _TILE, top)
+            sheet.paste(tile.resize((_TILE - 2, _TILE - 2), resample), where)
+    sheet.save(path)

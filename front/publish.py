@@ -1,0 +1,150 @@
+"""What is published of a run: the archive re-evaluated on the report set, its plots and pictures.
+
+The archive kept the luckiest of many noisy readings, so its own numbers flatter it. The report set
+has other prompts and other seeds, and took no part in any decision.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from front.plots import plot_front, plot_hypervolume, plot_samples
+from morl.indicators import hypervolume
+from morl.objectives import to_z
+from morl.pareto import non_dominated
+from morl.types import BASE_POLICY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ddpo.evaluation import Evaluation
+    from front.run_dir import RunDir
+    from morl.types import Objective, Offspring, PolicyId
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What a run has spent.
+
+    Attributes:
+        train: images sampled to learn from.
+        selection: images sampled to calibrate and to decide the search.
+        report: images sampled for the published front.
+        unet_rows: UNet rows of all passes, a row with gradient counted once.
+    """
+
+    train: int
+    selection: int
+    report: int
+    unet_rows: int
+
+
+def front_record(
+    objectives: Sequence[Objective],
+    archive: Sequence[Offspring],
+    warmup: Sequence[PolicyId],
+    report: Mapping[PolicyId, Evaluation],
+    costs: Costs,
+) -> dict[str, Any]:
+    """The content of `front.json`.
+
+    Members that another member dominates on the report set are listed apart, not published.
+
+    Args:
+        objectives: with their reference and ideal points.
+        archive: non-dominated on the selection set.
+        warmup: ids of the archive as it stood after the warm-up stage.
+        report: id -> evaluation on the report set, for the archive, `warmup` and the base model.
+        costs: images and UNet rows.
+    """
+    base = report[BASE_POLICY]
+    means = {name: evaluation.returns.numpy() for name, evaluation in report.items()}
+    members = [member.policy for member in archive]
+    is_kept = non_dominated(np.stack([to_z(means[name], objectives) for name in members]))
+    dominated = [name for name, kept in zip(members, is_kept, strict=True) if not kept]
+    if dominated:
+        logger.info(
+            "%d of %d archive members are dominated on the report set", len(dominated), len(members)
+        )
+
+    def report_hypervolume(names: Sequence[PolicyId]) -> float:
+        return hypervolume(np.stack([to_z(means[name], objectives) for name in names]))
+
+    return {
+        "format": FORMAT,
+        "objectives": [objective.to_json() for objective in objectives],
+        "policies": [
+            _policy_record(member, report[member.policy], base)
+            for member, kept in zip(archive, is_kept, strict=True)
+            if kept
+        ],
+        "dominated_on_report": dominated,
+        "base": {
+            "report_returns": base.returns.tolist(),
+            "report_std_error": base.std_error.tolist(),
+        },
+        "hypervolume": {
+            "selection": hypervolume(
+                np.stack([to_z(member.returns, objectives) for member in archive])
+            ),
+            "report": report_hypervolume(members),
+            "report_warmup": report_hypervolume(list(warmup)),
+            "report_base": report_hypervolume([BASE_POLICY]),
+        },
+        "images": {"train": costs.train, "selection": costs.selection, "report": costs.report},
+        "unet_rows": costs.unet_rows,
+    }
+
+
+def _policy_record(member: Offspring, report: Evaluation, base: Evaluation) -> dict[str, Any]:
+    gain, gain_std_error = report.gain_over(base)
+    return {
+        "id": member.policy,
+        "parent": member.parent,
+        "generation": member.generation,
+        "weights": member.weights.tolist(),
+        "returns": member.returns.tolist(),
+        "std_error": member.std_error.tolist(),
+        "report_returns": report.returns.tolist(),
+        "report_std_error": report.std_error.tolist(),
+        "gain_over_base": gain.tolist(),
+        "gain_std_error": gain_std_error.tolist(),
+        "adapter": f"adapters/{member.policy}",
+    }
+
+
+def publish(
+    run_dir: RunDir,
+    front: Mapping[str, Any],
+    generations: Sequence[Mapping[str, Any]],
+    curve: Sequence[tuple[int, float]],
+    prompts: Sequence[str],
+    report: Mapping[PolicyId, Evaluation],
+) -> None:
+    """Write `front.json`, `front.png`, `hypervolume.png` and `samples.png`.
+
+    Args:
+        run_dir: where to.
+        front: from `front_record`.
+        generations: every offspring as {"generation", "returns", "weights"}, for the faint dots.
+        curve: (training images, hypervolume on the selection set) after each generation.
+        prompts: of the images that `report` kept.
+        report: id -> evaluation with images.
+    """
+    run_dir.write_json("front.json", front)
+    plot_front(run_dir.path / "front.png", front, generations)
+    plot_hypervolume(run_dir.path / "hypervolume.png", [x for x, _ in curve], [y for _, y in curve])
+    members = sorted(front["policies"], key=lambda policy: policy["report_returns"][0])
+    rows = [("base model", report[BASE_POLICY].images)]
+    for member in members:
+        label = "\n".join([member["id"], *(f"{value:.4g}" for value in member["report_returns"])])
+        rows.append((label, report[member["id"]].images))
+    plot_samples(run_dir.path / "samples.png", prompts, rows)

@@ -1,0 +1,88 @@
+"""Multi-objective RL fine-tuning of Stable Diffusion: PGMORL over DDPO, one LoRA per agent.
+
+    accelerate launch mo_train.py --config config/base.py --config.train.learning_rate=1e-3
+
+This file reads and checks the settings; the method itself is `mo_loop.py`, which is imported only
+once they are right, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import app, flags
+
+from config.errors import ConfigError, UserError
+from config.loader import load
+from config.schema import Choices, Settings, parse
+from ddpo.prompts import load_prompts
+from ddpo.rewards import REWARDS
+from morl.prediction import PREDICTORS
+from morl.selection import STRATEGIES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFAULT_RECIPE = Path(__file__).resolve().parent / "config" / "base.py"
+EXIT_WRONG_SETTINGS = 2
+CHOICES: Choices = {
+    "rewards.names": REWARDS,
+    "evolution.strategy": STRATEGIES,
+    "evolution.predictor": PREDICTORS,
+}
+
+
+def read_settings(arguments: Sequence[str]) -> Settings:
+    """Settings from the command line.
+
+    Args:
+        arguments: without the program's name.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
+    config, problems = load(arguments, DEFAULT_RECIPE)
+    settings = None
+    try:
+        settings = parse(config, CHOICES)
+    except ConfigError as error:
+        problems += error.problems
+    for key, name in config.prompts.items():
+        try:
+            load_prompts(name)
+        except ValueError as error:
+            problems.append(f"prompts.{key}: {error}")
+    if settings is None or problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _read_settings_or_exit(argv: Sequence[str]) -> Settings:
+    flags.FLAGS(argv[:1])  # absl's own flags keep their defaults; it insists on having parsed them
+    if {"-h", "--help", "--helpfull"} & set(argv):
+        sys.stdout.write(f"{__doc__}\nAll settings, with their defaults: {DEFAULT_RECIPE}\n")
+        sys.exit(0)
+    try:
+        return read_settings(argv[1:])
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_WRONG_SETTINGS)
+
+
+def main(settings: Settings) -> None:
+    """Train, and publish the front."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision on import
+    from mo_loop import Run  # noqa: PLC0415 - slow to import, see the top of this file
+
+    try:
+        Run(settings).train()
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_WRONG_SETTINGS if isinstance(error, ConfigError) else 1)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_read_settings_or_exit)

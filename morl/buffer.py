@@ -1,0 +1,52 @@
+"""The performance buffer of PGMORL (Xu et al. 2020): which policies stay parents."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from morl.objectives import check_objectives, comparable, returns_in_z
+from morl.types import Array, Objective, Offspring
+from morl.weights import even_weights
+
+
+class PerformanceBuffer:
+    """Directions from the reference point; for each, the policies farthest along it.
+
+    A policy belongs to the unit direction d with the largest d . z, which is the direction nearest
+    in angle, and within it ranks by d . z. The rule needs no case for policies below the reference:
+    they belong where they are least far behind. Ties keep the earlier policy.
+
+    Attributes:
+        members: The population, by direction and within it best first.
+
+    Raises:
+        ValueError: There are fewer directions than objectives, or no slots.
+    """
+
+    def __init__(
+        self, objectives: Sequence[Objective], num_directions: int, slots_per_direction: int
+    ) -> None:
+        if slots_per_direction < 1:
+            raise ValueError(f"slots_per_direction={slots_per_direction} must be at least 1")
+        self._objectives = check_objectives(objectives)
+        weights = even_weights(num_directions, len(objectives))
+        self._directions: Array = weights / np.linalg.norm(weights, axis=1, keepdims=True)
+        self._slots_per_direction = slots_per_direction
+        self.members: tuple[Offspring, ...] = ()
+
+    def add(self, batch: Iterable[Offspring]) -> None:
+        """Offers policies; who stays depends neither on their order nor on their batches."""
+        pool = (*self.members, *batch)
+        along = comparable(returns_in_z(pool, self._objectives) @ self._directions.T)
+        direction, distance = along.argmax(axis=1), along.max(axis=1)
+        order = sorted(
+            range(len(pool)),
+            key=lambda i: (direction[i], -distance[i], pool[i].generation, pool[i].policy),
+        )
+        taken = np.zeros(len(self._directions), dtype=int)
+        members = []
+        for i in order:
+            taken[direction[i]] += 1
+            if taken[direction[i]] <= self._slots_per_direction:
+                members.append(pool[i])
+        self.members = tuple(members)

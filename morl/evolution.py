@@ -1,0 +1,300 @@
+"""The search as ask and tell: which tasks come next, from nothing but evaluated returns.
+
+    while (generation := evolution.ask()) is not None:
+        offspring = train_and_evaluate(generation)
+        evolution.tell(offspring)
+
+Archive, population and history are functions of what was told, in order. So the state of a search
+is the list of its generations and their offspring, and a search continued from it decides exactly
+as one that was never interrupted: random choices depend on seed and generation alone.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from config.schema import EvolutionSettings
+from morl.buffer import PerformanceBuffer
+from morl.history import History, Improvement
+from morl.indicators import expected_utility, hypervolume, sparsity
+from morl.objectives import check_objectives, returns_in_z, to_z
+from morl.pareto import ParetoArchive
+from morl.prediction import PREDICTORS
+from morl.selection import STRATEGIES, SelectionContext, fixed_weights
+from morl.types import BASE_POLICY, Generation, Objective, Offspring, PolicyId, Stage
+from morl.weights import even_weights
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_NUM_USERS = 100  # weight vectors over which expected utility is averaged
+
+
+class Evolution:
+    """The two stages of PGMORL (Xu et al. 2020, algorithm 1) over given objectives.
+
+    Args:
+        settings: Stages, strategy, sizes.
+        objectives: M >= 2, in the order of the returns.
+        base: The evaluated base model.
+
+    Raises:
+        ValueError: A setting is out of range, a name is in no table, or `base` is no base model.
+    """
+
+    def __init__(
+        self, settings: EvolutionSettings, objectives: Sequence[Objective], base: Offspring
+    ) -> None:
+        self._settings = settings
+        self._objectives = check_objectives(objectives)
+        _check_settings(settings)
+        if base.policy != BASE_POLICY or base.returns.size != len(self._objectives):
+            raise ValueError(
+                f"base={base.policy!r} with {base.returns.size} returns must be "
+                f"{BASE_POLICY!r} with one for each of {len(self._objectives)}"
+            )
+        self._users = even_weights(max(_NUM_USERS, len(self._objectives)), len(self._objectives))
+        self._base = base
+        self._current = (base,) * settings.num_agents
+        self._pending: Generation | None = None
+        self._told: list[tuple[Generation, tuple[Offspring, ...]]] = []
+        self._archive = ParetoArchive(self._objectives)
+        self._buffer = PerformanceBuffer(
+            self._objectives, settings.num_directions, settings.slots_per_direction
+        )
+        self.history = History(base)
+        self._archive.add([base])
+        self._buffer.add([base])
+        fixed_weights(self._context(), self._rng(0))  # refuses fewer agents than objectives
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives, in the order of every vector."""
+        return self._objectives
+
+    @property
+    def archive(self) -> tuple[Offspring, ...]:
+        """All non-dominated policies found so far, the base model among them while it is one."""
+        return self._archive.members
+
+    @property
+    def population(self) -> tuple[Offspring, ...]:
+        """The policies that may become parents."""
+        return self._buffer.members
+
+    @property
+    def live_policies(self) -> frozenset[PolicyId]:
+        """The policies whose adapters may still be asked for: what is not here may be forgotten."""
+        pending = {task.policy for task in self._pending.tasks} if self._pending else set()
+        kept = (*self.archive, *self.population, *self._current)
+        return frozenset(pending | {offspring.policy for offspring in kept})
+
+    @property
+    def num_generations(self) -> int:
+        """How many generations a whole run has."""
+        return self._settings.warmup_generations + self._settings.evolutionary_generations
+
+    @property
+    def num_generations_done(self) -> int:
+        """How many generations were told."""
+        return len(self._told)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether `ask` has nothing more to ask for."""
+        return self.num_generations_done >= self.num_generations
+
+    def ask(self) -> Generation | None:
+        """The next generation to train, or None when the run is complete.
+
+        Raises:
+            RuntimeError: The generation asked for before was not told yet.
+        """
+        if self._pending is not None:
+            raise RuntimeError(
+                f"generation {self._pending.index} was asked for and not told; call "
+                "tell with its offspring before asking again"
+            )
+        if self.is_finished:
+            return None
+        index = self.num_generations_done
+        stage: Stage = "warmup" if index < self._settings.warmup_generations else "evolutionary"
+        select = fixed_weights if stage == "warmup" else STRATEGIES[self._settings.strategy]
+        self._pending = Generation(
+            index=index,
+            stage=stage,
+            tasks=select(self._context(), self._rng(index)),
+            num_iterations=self._settings.iterations_per_generation,
+        )
+        return self._pending
+
+    def tell(self, offspring: Sequence[Offspring]) -> None:
+        """Takes the evaluated offspring of the generation asked for, one per task in slot order.
+
+        Nothing changes if an offspring is refused.
+
+        Raises:
+            RuntimeError: No generation was asked for.
+            ValueError: An offspring's parent, weights, generation or name do not fit its task.
+        """
+        if self._pending is None:
+            raise RuntimeError("tell without ask: there is no generation to tell about")
+        _check_offspring(self._pending, offspring, self.history)
+        self._record(self._pending, tuple(offspring))
+        self._pending = None
+
+    def metrics(self) -> dict[str, float]:
+        """Indicators of the archive in z-units, and how well the last tasks were predicted.
+
+        `morl/prediction_error/<objective>` is the mean absolute difference of predicted and
+        realised returns over the last generation's predicted tasks; absent where there were none.
+        """
+        z = returns_in_z(self.archive, self._objectives)
+        values = {
+            "morl/hypervolume": hypervolume(z),
+            "morl/sparsity": sparsity(z),
+            "morl/archive_size": float(len(self.archive)),
+            "morl/population_size": float(len(self.population)),
+            "morl/expected_utility": expected_utility(z, self._users),
+        }
+        for objective, error in zip(self._objectives, self._prediction_errors(), strict=False):
+            values[f"morl/prediction_error/{objective.name}"] = float(error)
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """Everything told so far as JSON; a generation not told yet will be asked for again."""
+        return {
+            "format": _FORMAT,
+            "num_agents": self._settings.num_agents,
+            "objectives": [objective.to_json() for objective in self._objectives],
+            "base": self._base.to_json(),
+            "generations": [
+                {"generation": generation.to_json(), "offspring": [o.to_json() for o in offspring]}
+                for generation, offspring in self._told
+            ],
+        }
+
+    @classmethod
+    def restore(
+        cls, settings: EvolutionSettings, objectives: Sequence[Objective], state: Mapping[str, Any]
+    ) -> "Evolution":
+        """Continues the search that `state` described.
+
+        Stages may be longer than when it was written, and strategy or predictor others.
+
+        Raises:
+            ValueError: The state has another format, other objectives or another number of agents.
+        """
+        expected = {
+            "format": _FORMAT,
+            "num_agents": settings.num_agents,
+            "objectives": [objective.to_json() for objective in objectives],
+        }
+        for name, value in expected.items():
+            if state.get(name) != value:
+                raise ValueError(
+                    f"the saved search has {name}={state.get(name)}, this run has "
+                    f"{value}; resume with the settings of the saved run"
+                )
+        evolution = cls(settings, objectives, Offspring.from_json(state["base"]))
+        for entry in state["generations"]:
+            generation = Generation.from_json(entry["generation"])
+            offspring = tuple(Offspring.from_json(o) for o in entry["offspring"])
+            _check_offspring(generation, offspring, evolution.history)
+            evolution._record(generation, offspring)
+        return evolution
+
+    def _context(self) -> SelectionContext:
+        return SelectionContext(
+            settings=self._settings,
+            objectives=self._objectives,
+            population=self.population,
+            archive=self.archive,
+            current=self._current,
+            history=self.history,
+        )
+
+    def _rng(self, generation: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self._settings.seed, generation]))
+
+    def _record(self, generation: Generation, offspring: tuple[Offspring, ...]) -> None:
+        for task, child in zip(generation.tasks, offspring, strict=True):
+            self.history.add(
+                Improvement(
+                    parent=task.policy,
+                    child=child.policy,
+                    weights=task.weights,
+                    before=self.history.returns(task.policy),
+                    after=child.returns,
+                    horizon=generation.num_iterations,
+                    generation=generation.index,
+                )
+            )
+        self._archive.add(offspring)
+        self._buffer.add(offspring)
+        self._current = offspring
+        self._told.append((generation, offspring))
+        logger.info(
+            "generation %d (%s): archive %d, population %d",
+            generation.index,
+            generation.stage,
+            len(self.archive),
+            len(self.population),
+        )
+
+    def _prediction_errors(self) -> np.ndarray:
+        """Mean absolute error (M,) in z over the predicted tasks of the last generation, or ()."""
+        generation, offspring = self._told[-1] if self._told else (None, ())
+        errors = [
+            np.abs(
+                to_z(task.predicted_returns, self._objectives)
+                - to_z(child.returns, self._objectives)
+            )
+            for task, child in zip(generation.tasks if generation else (), offspring, strict=True)
+            if task.predicted_returns is not None
+        ]
+        return np.mean(errors, axis=0) if errors else np.zeros(0)
+
+
+def _check_settings(settings: EvolutionSettings) -> None:
+    for name, table in (("strategy", STRATEGIES), ("predictor", PREDICTORS)):
+        if getattr(settings, name) not in table:
+            raise ValueError(
+                f"evolution.{name}={getattr(settings, name)!r} is unknown; "
+                f"choose from {sorted(table)}"
+            )
+    stages = (settings.warmup_generations, settings.evolutionary_generations)
+    if min(stages) < 0 or sum(stages) == 0:
+        raise ValueError(
+            f"warmup_generations={stages[0]} and evolutionary_generations={stages[1]} "
+            "must not be negative, and one of them must be positive"
+        )
+    if not settings.sparsity_coef >= 0:
+        raise ValueError(f"sparsity_coef={settings.sparsity_coef} must be at least 0")
+
+
+def _check_offspring(
+    generation: Generation, offspring: Sequence[Offspring], history: History
+) -> None:
+    """Refuses offspring that are not those of the generation's tasks, in slot order."""
+    if len(offspring) != len(generation.tasks):
+        raise ValueError(
+            f"generation {generation.index} has {len(generation.tasks)} tasks but "
+            f"{len(offspring)} offspring were told; tell one per task in slot order"
+        )
+    names = [child.policy for child in offspring]
+    for slot, (task, child) in enumerate(zip(generation.tasks, offspring, strict=True)):
+        where = f"offspring {child.policy} of slot {slot} in generation {generation.index}"
+        if child.parent != task.policy:
+            raise ValueError(f"{where} has parent={child.parent!r}, its task has {task.policy!r}")
+        if not np.array_equal(child.weights, task.weights):
+            raise ValueError(
+                f"{where} has weights={child.weights.tolist()}, its task has "
+                f"{task.weights.tolist()}; pass the task's own vector on"
+            )
+        if child.generation != generation.index:
+            raise ValueError(f"{where} says generation={child.generation}")
+        if child.policy in history or names.count(child.policy) > 1:
+            raise ValueError(f"{where} has a name that is taken; use morl.types.policy_id")

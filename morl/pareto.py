@@ -1,0 +1,108 @@
+"""Dominance and the archive of all non-dominated policies found so far: the result of a run."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import moocore
+import numpy as np
+
+from morl.objectives import check_objectives, error_to_z, to_z
+from morl.types import Array, Mask, Objective, Offspring
+
+logger = logging.getLogger(__name__)
+
+# Two readings whose difference stays below this part of its standard error are one reading.
+# Policies are evaluated on common prompts and noise: with a correlation of 0.8 the standard error
+# of a paired difference is 0.45 of that of independent readings.
+DUPLICATE_STD_ERRORS = 0.5
+_ROUNDING = 1e-9  # in z: equal up to rounding, for evaluations without noise
+
+
+def weakly_dominates(first: Array, second: Array) -> Mask:
+    """Whether `first` is at least as good as `second` in every objective; (..., M) broadcast.
+
+    Example:
+        >>> weakly_dominates(np.array([1.0, 0.5]), np.array([[1.0, 0.5], [0.0, 0.6]]))
+        array([ True, False])
+    """
+    each = [first[..., j] >= second[..., j] for j in range(first.shape[-1])]
+    return np.asarray(np.logical_and.reduce(each))
+
+
+def non_dominated(points: Array) -> Mask:
+    """Which points (n, M) no other point beats: at least as good everywhere, better somewhere.
+
+    Larger is better; of equal points all are kept.
+
+    Raises:
+        ValueError: A coordinate is not a number.
+
+    Example:
+        >>> non_dominated(np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.5]]))
+        array([ True,  True, False])
+    """
+    if np.isnan(points).any():
+        raise ValueError(
+            f"{int(np.isnan(points).any(axis=1).sum())} of {len(points)} points "
+            "hold NaN, which neither dominates nor is dominated; drop them first"
+        )
+    if len(points) == 0:
+        return np.zeros(0, dtype=np.bool_)
+    return np.asarray(moocore.is_nondominated(points, maximise=True, keep_weakly=True))
+
+
+def same_reading(first: Offspring, second: Offspring, objectives: Sequence[Objective]) -> bool:
+    """Whether two evaluations differ by less than their noise in every objective.
+
+    The rule: |f1 - f2| <= 0.5 sqrt(e1^2 + e2^2) for each objective, with standard errors e.
+    """
+    noise = np.hypot(
+        error_to_z(first.std_error, objectives), error_to_z(second.std_error, objectives)
+    )
+    gap = np.abs(to_z(first.returns, objectives) - to_z(second.returns, objectives))
+    return bool((gap <= DUPLICATE_STD_ERRORS * noise + _ROUNDING).all())
+
+
+class ParetoArchive:
+    """The non-dominated policies, no two of which are one reading (`same_reading`).
+
+    A newcomer is refused if a member is at least as good everywhere, or if a member that it does
+    not dominate is the same reading: the earlier stays, rather than the luckier. Otherwise it
+    enters and the members it dominates leave. So the archive's hypervolume never falls. Being below
+    the reference point is no reason to leave.
+
+    Attributes:
+        members: In the order in which they entered.
+        num_duplicates: Newcomers refused as another reading of a member.
+    """
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._objectives = check_objectives(objectives)
+        self.members: tuple[Offspring, ...] = ()
+        self.num_duplicates = 0
+
+    def add(self, batch: Iterable[Offspring]) -> None:
+        """Offers policies; those of one batch are taken by name, so their order is irrelevant."""
+        for newcomer in sorted(batch, key=lambda offspring: offspring.policy):
+            self._offer(newcomer)
+
+    def _offer(self, newcomer: Offspring) -> None:
+        z = to_z(newcomer.returns, self._objectives)
+        kept = []
+        for member in self.members:
+            member_z = to_z(member.returns, self._objectives)
+            if weakly_dominates(member_z, z):
+                return
+            if not weakly_dominates(z, member_z):
+                kept.append(member)
+        for member in kept:
+            if same_reading(newcomer, member, self._objectives):
+                self.num_duplicates += 1
+                logger.info(
+                    "%s is within evaluation noise of %s: not archived (%d so far)",
+                    newcomer.policy,
+                    member.policy,
+                    self.num_duplicates,
+                )
+                return
+        self.members = (*kept, newcomer)

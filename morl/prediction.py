@@ -1,0 +1,255 @@
+"""The prediction model of PGMORL (Xu et al. 2020): from the weights of a task to its improvement.
+
+Per policy and objective the change of the return is modelled as a saturating function of that
+objective's weight x,
+
+    f(x) = A (exp(a (x - b)) - 1) / (exp(a (x - b)) + 1) + c  =  A tanh(a (x - b) / 2) + c,
+
+fitted to past improvements that started nearby. Everything is in z-units.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from morl.history import Changes
+from morl.objectives import comparable
+from morl.types import Array, Indices, Mask
+
+# Grid of the scale-free fit, (a, b) in standard deviations of the weights seen. So small an `a` as
+# the first bends by less than a millionth over the data: it is the straight line.
+_LINE = (1e-3, 0.0)
+_GRID = np.array([_LINE, *product((0.5, 1.0, 2.0, 4.0), (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5))])
+
+_MIN_WEIGHTS_TANH = 4  # a tanh has four parameters
+_SAME_WEIGHTS = 1e-5  # distance below which two weight vectors count as one
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """Predicted changes (C, M) in z of C tasks, and per parent the kind of model used.
+
+    Kinds: "tanh" (four distinct weights or more), "linear" (two or three), "mean" (one), "none" (no
+    improvement is known; the change is 0), "authors" (the authors' fit).
+    """
+
+    changes: Array
+    kinds: tuple[str, ...]
+
+
+Predictor = Callable[[Changes, Array, Indices, Array, int], Prediction]
+
+
+def scale_free(
+    history: Changes, parents: Array, owner: Indices, weights: Array, num_neighbours: int
+) -> Prediction:
+    """Predicts tasks from the nearest improvements, fitted once per policy and objective.
+
+    The `num_neighbours` improvements that started nearest to the parent count with Gaussian
+    closeness. Weights and changes are standardised, so that no constant depends on a scale; the fit
+    is the best over a grid of (a, b), with (A, c) in closed form and A >= 0: more weight on an
+    objective is never expected to harm it.
+
+    Args:
+        history: R past improvements.
+        parents: (P, M) returns of the policies to improve.
+        owner: (C,) index into `parents` for each task.
+        weights: (C, M) weights of each task.
+        num_neighbours: How many improvements a fit may use, at least 1.
+
+    Raises:
+        ValueError: `num_neighbours` is not positive.
+    """
+    if num_neighbours < 1:
+        raise ValueError(f"num_neighbours={num_neighbours} must be at least 1")
+    if len(history.before) == 0:
+        return Prediction(changes=np.zeros(weights.shape), kinds=("none",) * len(parents))
+    nearest, closeness = neighbours(history.before, parents, num_neighbours)
+    distinct = num_distinct(history.weights[nearest])
+    is_linear = distinct < _MIN_WEIGHTS_TANH
+    changes = np.empty(weights.shape)
+    for j in range(weights.shape[1]):
+        parameters = fit_saturating(
+            history.weights[nearest, j], history.change[nearest, j], closeness, is_linear
+        )
+        changes[:, j] = saturating(weights[:, j], parameters[owner])
+    kinds = tuple(
+        "mean" if n < 2 else "linear" if n < _MIN_WEIGHTS_TANH else "tanh" for n in distinct
+    )
+    return Prediction(changes=changes, kinds=kinds)
+
+
+def neighbours(before: Array, parents: Array, num: int) -> tuple[Indices, Array]:
+    """The nearest starting points of each parent and how much they count.
+
+    Args:
+        before: (R, M) where past improvements started, R >= 1.
+        parents: (P, M).
+        num: k = min(num, R) are returned.
+
+    Returns:
+        Indices (P, k), nearest first, earlier first among equals; and closeness (P, k) in (0, 1],
+        exp(-(d / s)^2 / 2), where s is half the distance of the farthest of them.
+    """
+    distance = np.linalg.norm(parents[:, None] - before[None], axis=2)
+    nearest = np.argsort(comparable(distance), axis=1, kind="stable")[:, :num]
+    d = np.take_along_axis(distance, nearest, axis=1)
+    scale = np.maximum(d.max(axis=1, keepdims=True) / 2, _TINY)
+    return nearest, np.exp(-0.5 * np.square(d / scale))
+
+
+def num_distinct(weights: Array) -> Indices:
+    """How many different weight vectors there are among the rows (..., n, M).
+
+    Example:
+        >>> int(num_distinct(np.array([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0]])))
+        2
+    """
+    distance = np.linalg.norm(weights[..., :, None, :] - weights[..., None, :, :], axis=-1)
+    is_repeat = np.tril(distance < _SAME_WEIGHTS, k=-1).any(axis=-1)
+    return np.asarray((~is_repeat).sum(axis=-1))
+
+
+def saturating(x: Array, parameters: Array) -> Array:
+    """The model A tanh(a (x - b) / 2) + c, for parameters (..., 4) = (A, a, b, c).
+
+    Example:
+        >>> saturating(np.array([0.5, 100.0]), np.array([2.0, 1.0, 0.5, 1.0]))
+        array([1., 3.])
+    """
+    amplitude, a, b, c = np.moveaxis(parameters, -1, 0)
+    return np.asarray(amplitude * np.tanh(a * (x - b) / 2) + c)
+
+
+def fit_saturating(x: Array, y: Array, closeness: Array, is_linear: Mask) -> Array:
+    """Fits the saturating function to one objective, for P policies at once.
+
+    Args:
+        x: (P, k) weights on this objective.
+        y: (P, k) changes of it.
+        closeness: (P, k) in (0, 1], how much each counts.
+        is_linear: (P,) whether to fit a straight line.
+
+    Returns:
+        (P, 4): A >= 0, a, b, c of each policy. A is 0 where all weights are the same.
+    """
+    share = closeness / closeness.sum(axis=1, keepdims=True)
+    x, x_mean, x_scale = _standardise(x, share)
+    y, y_mean, y_scale = _standardise(y, share)
+    basis = np.tanh(_GRID[:, 0, None] * (x[:, None] - _GRID[:, 1, None]) / 2)  # (P, grid, k)
+    amplitude, offset, error = _least_squares(basis, y[:, None], share[:, None])
+    error[is_linear, 1:] = np.inf
+    best = comparable(error).argmin(axis=1)
+    rows, (a, b) = np.arange(len(x)), _GRID[best].T
+    return np.stack(
+        [
+            amplitude[rows, best] * y_scale,
+            a / x_scale,
+            x_mean + b * x_scale,
+            y_mean + offset[rows, best] * y_scale,
+        ],
+        axis=1,
+    )
+
+
+def _standardise(values: Array, share: Array) -> tuple[Array, Array, Array]:
+    """Values (P, k) less their weighted mean, over their weighted standard deviation or 1 if 0."""
+    mean = (share * values).sum(axis=1)
+    centred = values - mean[:, None]
+    scale = np.sqrt((share * np.square(centred)).sum(axis=1))
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    return centred / scale[:, None], mean, scale
+
+
+def _least_squares(basis: Array, y: Array, share: Array) -> tuple[Array, Array, Array]:
+    """Weighted fit y ~ A basis + c over the last axis with A >= 0: (A, c, mean squared error)."""
+    basis_mean, y_mean = (share * basis).sum(axis=-1), (share * y).sum(axis=-1)
+    centred, residual = basis - basis_mean[..., None], y - y_mean[..., None]
+    variance = (share * np.square(centred)).sum(axis=-1)
+    covariance = (share * centred * residual).sum(axis=-1)
+    amplitude = np.maximum(covariance, 0.0) / np.maximum(variance, _TINY)
+    error = (share * np.square(residual - amplitude[..., None] * centred)).sum(axis=-1)
+    return amplitude, y_mean - amplitude * basis_mean, error
+
+
+# --- The authors' constants, for agreement with the published code --------------------------------
+
+_AUTHORS_THRESHOLD = 0.1  # relative distance within which an improvement started nearby
+_AUTHORS_SIGMA = 0.03  # width of its Gaussian weight
+_MAX_DOUBLINGS = 20  # theirs double without end, for ever where an objective is 0
+_AUTHORS_F_SCALE = 20.0
+_AUTHORS_LOWER = (0.0, 0.1, -5.0, -500.0)  # A, a, b, c
+
+
+def authors(
+    history: Changes, parents: Array, owner: Indices, weights: Array, num_neighbours: int
+) -> Prediction:
+    """Predicts tasks with the authors' neighbourhoods, constants and robust fit.
+
+    A neighbourhood relative to |f| does not exist where an objective is 0, nor do four distinct
+    weights where there are three agents: such a policy falls back to `scale_free`, as its kind
+    says. The constants assume returns of hundreds, so this is for comparison. Arguments as
+    `scale_free`.
+    """
+    fallback = scale_free(history, parents, owner, weights, num_neighbours)
+    changes, kinds = fallback.changes.copy(), list(fallback.kinds)
+    for p, parent in enumerate(parents):
+        found = authors_neighbours(history, parent)
+        if found is None:
+            continue
+        rows, closeness = found
+        mine = owner == p
+        for j in range(weights.shape[1]):
+            parameters = authors_fit(history.weights[rows, j], history.change[rows, j], closeness)
+            changes[mine, j] = saturating(weights[mine, j], parameters)
+        kinds[p] = "authors"
+    return Prediction(changes=changes, kinds=tuple(kinds))
+
+
+def authors_neighbours(history: Changes, parent: Array) -> tuple[Indices, Array] | None:
+    """Improvements that started within a relative distance of `parent`, with Gaussian weights.
+
+    The distance doubles, at most 20 times, until there are four distinct weights. None if there
+    never are.
+    """
+    gap = np.abs(history.before - parent)
+    for doubling in range(_MAX_DOUBLINGS + 1):
+        factor = 2.0**doubling
+        inside = (gap < np.abs(parent) * _AUTHORS_THRESHOLD * factor).all(axis=1)
+        rows = np.flatnonzero(inside)
+        if num_distinct(history.weights[rows]) >= _MIN_WEIGHTS_TANH:
+            distance = np.linalg.norm(gap[rows] / np.abs(parent), axis=1)
+            return rows, np.exp(-0.5 * np.square(distance / (_AUTHORS_SIGMA * factor)))
+    return None
+
+
+def authors_fit(x: Array, y: Array, closeness: Array) -> Array:
+    """Soft-L1 fit of (A, a, b, c) to weights x (n,) and changes y (n,), as in the authors' code."""
+
+    def residuals(p: Array) -> Array:
+        return np.asarray((saturating(x, p) - y) * closeness)
+
+    def jacobian(p: Array) -> Array:
+        amplitude, a, b, _ = p
+        t = np.tanh(a * (x - b) / 2)
+        slope = amplitude * (1 - t**2) / 2
+        columns = [t, slope * (x - b), -slope * a, np.ones_like(x)]
+        return np.stack(columns, axis=1) * closeness[:, None]
+
+    upper = (np.clip(np.ptp(y), 1.0, 500.0), 20.0, 5.0, 500.0)
+    fit = least_squares(
+        residuals,
+        np.ones(4),
+        jac=jacobian,
+        bounds=(_AUTHORS_LOWER, upper),
+        loss="soft_l1",
+        f_scale=_AUTHORS_F_SCALE,
+    )
+    return np.asarray(fit.x)
+
+
+PREDICTORS: dict[str, Predictor] = {"scale_free": scale_free, "authors": authors}

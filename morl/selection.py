@@ -1,0 +1,216 @@
+"""Which tasks to train next: the strategies.
+
+Each is a function from what is known to exactly one task per agent slot. To add one, write the
+function and its line in `STRATEGIES`.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from config.schema import EvolutionSettings
+from morl.history import History
+from morl.indicators import hypervolume_gains, sparsities_with, sparsity
+from morl.objectives import comparable, from_z, returns_in_z
+from morl.pareto import non_dominated, weakly_dominates
+from morl.prediction import PREDICTORS
+from morl.types import Array, Indices, Objective, Offspring, Task
+from morl.weights import even_weights, normalise, weights_around
+
+logger = logging.getLogger(__name__)
+
+_SAME_DIRECTION = 1e-3  # distance of unit vectors below which a weight vector was tried before
+_MIN_GAIN = 1e-9  # hypervolume in z: smaller gains are rounding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SelectionContext:
+    """What a strategy may look at.
+
+    Attributes:
+        population: Possible parents, at least one.
+        archive: The non-dominated policies found so far.
+        current: Per agent slot the policy it produced last; at first the base model everywhere.
+    """
+
+    settings: EvolutionSettings
+    objectives: tuple[Objective, ...]
+    population: tuple[Offspring, ...]
+    archive: tuple[Offspring, ...]
+    current: tuple[Offspring, ...]
+    history: History
+
+    def __post_init__(self) -> None:
+        """Checks that there is somebody to select.
+
+        Raises:
+            ValueError: The population is empty.
+        """
+        if not self.population:
+            raise ValueError(
+                "the population is empty, so there is no policy to improve; the "
+                "performance buffer must be given the base model or its offspring"
+            )
+
+    @property
+    def slot_weights(self) -> Array:
+        """Even weights (n, M), one row per agent slot."""
+        return even_weights(self.settings.num_agents, len(self.objectives))
+
+
+Strategy = Callable[[SelectionContext, np.random.Generator], tuple[Task, ...]]
+
+
+def fixed_weights(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
+    """Every slot goes on with its own last policy along its own even weights; also the warm-up."""
+    del rng
+    return tuple(
+        Task(policy=policy.policy, weights=weights)
+        for policy, weights in zip(context.current, context.slot_weights, strict=True)
+    )
+
+
+def random(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
+    """Policies of the population and weights of the simplex, both uniformly at random."""
+    chosen = rng.integers(len(context.population), size=context.settings.num_agents)
+    weights = rng.dirichlet(np.ones(len(context.objectives)), size=context.settings.num_agents)
+    return tuple(
+        Task(policy=context.population[i].policy, weights=normalise(w))
+        for i, w in zip(chosen, weights, strict=True)
+    )
+
+
+def moead(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
+    """For each even weight vector w the policy of the population with the largest w . z.
+
+    MOEA/D (Zhang and Li 2007) with weighted sums.
+    """
+    del rng
+    utility = context.slot_weights @ returns_in_z(context.population, context.objectives).T
+    best = comparable(utility).argmax(axis=1)
+    return tuple(
+        Task(policy=context.population[i].policy, weights=weights)
+        for i, weights in zip(best, context.slot_weights, strict=True)
+    )
+
+
+def prediction_guided(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
+    """The tasks whose predicted offspring extend the archive most (PGMORL, Xu et al. 2020).
+
+    Candidates are K weight vectors around the last ones of every policy of the population, less
+    those tried from it before. Their offspring are predicted, and `choose_greedily` chooses. Should
+    there be fewer candidates than slots, the other slots are filled as `moead` would.
+    """
+    settings, objectives = context.settings, context.objectives
+    owner, weights = candidate_weights(context)
+    parents = returns_in_z(context.population, objectives)
+    history = context.history.changes(objectives, settings.iterations_per_generation)
+    prediction = PREDICTORS[settings.predictor](
+        history, parents, owner, weights, settings.num_neighbours
+    )
+    logger.info("models by number of policies: %s", dict(Counter(prediction.kinds)))
+    children = parents[owner] + prediction.changes
+    utility_gains = (weights * prediction.changes).sum(axis=1)
+    chosen = choose_greedily(
+        returns_in_z(context.archive, objectives),
+        children,
+        utility_gains,
+        settings.num_agents,
+        settings.sparsity_coef,
+    )
+    tasks = tuple(
+        Task(
+            policy=context.population[owner[i]].policy,
+            weights=weights[i],
+            predicted_returns=from_z(children[i], objectives),
+        )
+        for i in chosen
+    )
+    if len(tasks) < settings.num_agents:
+        logger.info(
+            "%d candidates for %d agents: the other slots improve the best policies along "
+            "even weights",
+            len(weights),
+            settings.num_agents,
+        )
+    return tasks + moead(context, rng)[len(tasks) :]
+
+
+def candidate_weights(context: SelectionContext) -> tuple[Indices, Array]:
+    """New directions for every policy of the population.
+
+    Returns:
+        The index of the policy (C,) and its weights (C, M).
+    """
+    owner, rows = [], []
+    num_objectives = len(context.objectives)
+    for i, policy in enumerate(context.population):
+        around = weights_around(policy.weights, context.settings.num_weight_candidates)
+        tried = context.history.tried(policy.policy, num_objectives)
+        distance = np.linalg.norm(_unit(around)[:, None] - _unit(tried)[None], axis=2)
+        fresh = around[distance.min(axis=1, initial=np.inf) >= _SAME_DIRECTION]
+        owner += [i] * len(fresh)
+        rows.append(fresh)
+    return np.array(owner, dtype=np.intp), np.concatenate(rows)
+
+
+def _unit(weights: Array) -> Array:
+    return np.asarray(weights / np.linalg.norm(weights, axis=1, keepdims=True))
+
+
+def choose_greedily(
+    front: Array, children: Array, utility_gains: Array, num: int, sparsity_coef: float
+) -> tuple[int, ...]:
+    """Chooses predicted offspring one by one, each entering the front before the next is chosen.
+
+    PGMORL's task selection: the best of those that extend the front is the one with the largest
+    gain in hypervolume minus `sparsity_coef` times the gain in sparsity. Where none extends it, the
+    one with the largest predicted gain in utility w . z.
+
+    A chosen child q takes from the gain of another, p, what both would have added, which is the
+    gain of the corner min(p, q) they share. So nothing is computed twice.
+
+    Args:
+        front: (n, M) in z.
+        children: (C, M) predicted returns of the candidates, in z.
+        utility_gains: (C,) predicted w . (child - parent).
+        num: How many to choose; fewer only if C is smaller.
+        sparsity_coef: At least 0.
+
+    Returns:
+        Indices of the chosen, in order.
+
+    Example:
+        >>> front = np.array([[1.0, 0.5]])
+        >>> choose_greedily(front, np.array([[0.9, 0.4], [0.5, 1.0]]), np.array([9.0, 0.1]), 2, 0.0)
+        (1, 0)
+    """
+    front = np.unique(front[non_dominated(front)], axis=0)
+    gains = hypervolume_gains(front, children)
+    is_free = np.ones(len(children), dtype=np.bool_)
+    chosen: list[int] = []
+    for _ in range(min(num, len(children))):
+        extends = np.flatnonzero(is_free & (gains > _MIN_GAIN))
+        if len(extends) > 0:
+            thinner = sparsities_with(front, children[extends]) - sparsity(front)
+            score = gains[extends] - sparsity_coef * thinner
+            best = int(extends[comparable(score).argmax()])
+            gains = gains - hypervolume_gains(front, np.minimum(children, children[best]))
+            front = np.vstack([front[~weakly_dominates(children[best], front)], children[best]])
+        else:
+            free = np.flatnonzero(is_free)
+            best = int(free[comparable(utility_gains[free]).argmax()])
+        is_free[best] = False
+        chosen.append(best)
+    return tuple(chosen)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "prediction_guided": prediction_guided,
+    "random": random,
+    "fixed_weights": fixed_weights,
+    "moead": moead,
+}

@@ -1,0 +1,146 @@
+"""Weight vectors: evenly over the simplex, and around a given one. Any number of objectives."""
+
+from functools import lru_cache
+from itertools import combinations
+from math import comb
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from morl.objectives import comparable
+from morl.types import Array, Indices, frozen_vector
+
+_MIN_POOL = 200  # lattice points from which spread-out subsets are taken
+
+
+def normalise(values: ArrayLike) -> Array:
+    """Scales a non-negative vector (M,) to sum 1: the only normalisation of weights anywhere.
+
+    Raises:
+        ValueError: An entry is negative or not finite, or all are zero.
+
+    Example:
+        >>> normalise([1.0, 3.0])
+        array([0.25, 0.75])
+    """
+    vector = frozen_vector("weights", values)
+    if (vector < 0).any() or not vector.any():
+        raise ValueError(f"weights={vector.tolist()} must be non-negative with a positive sum")
+    return _sum_to_one(vector / vector.max())
+
+
+def _sum_to_one(vector: Array) -> Array:
+    """Divides by the sum and gives the rounding error to the largest entry."""
+    weights = vector / vector.sum()
+    for _ in range(3):
+        weights[np.argmax(weights)] += 1.0 - weights.sum()
+    return np.asarray(weights)
+
+
+def simplex_lattice(num_divisions: int, num_objectives: int) -> Array:
+    """All weight vectors whose entries are multiples of 1/num_divisions.
+
+    Das and Dennis (1998): comb(h + M - 1, M - 1) points, ascending in the first entry.
+
+    Example:
+        >>> simplex_lattice(2, 2)
+        array([[0. , 1. ],
+               [0.5, 0.5],
+               [1. , 0. ]])
+    """
+    num_bars = num_objectives - 1
+    bars = np.array(list(combinations(range(num_divisions + num_bars), num_bars)))
+    edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=(-1, num_divisions + num_bars))
+    counts = np.diff(edges, axis=1) - 1
+    return np.array([_sum_to_one(row) for row in counts / max(num_divisions, 1)])
+
+
+def even_weights(num: int, num_objectives: int) -> Array:
+    """Returns `num` weight vectors, evenly over the simplex, its vertices always among them.
+
+    For M = 2 they are (i / (num - 1), 1 - i / (num - 1)). Beyond, a Das-Dennis lattice where one
+    has exactly `num` points, else the vertices and then, one by one, the point of a fine lattice
+    farthest from all taken before.
+
+    Args:
+        num: At least M.
+        num_objectives: M >= 2.
+
+    Returns:
+        (num, M), rows non-negative with sum exactly 1.
+
+    Raises:
+        ValueError: `num` is smaller than M, or M smaller than 2.
+
+    Example:
+        >>> even_weights(3, 2)
+        array([[0. , 1. ],
+               [0.5, 0.5],
+               [1. , 0. ]])
+    """
+    if num_objectives < 2 or num < num_objectives:
+        raise ValueError(
+            f"{num} weight vectors for {num_objectives} objectives: there must be at least two "
+            "objectives and one weight vector for each; raise the number of agents or directions"
+        )
+    num_divisions = 1
+    while (size := comb(num_divisions + num_objectives - 1, num_objectives - 1)) < num:
+        num_divisions += 1
+    if size == num:
+        return simplex_lattice(num_divisions, num_objectives)
+    pool = _pool(num_objectives, max(_MIN_POOL, 4 * num))
+    vertices = np.flatnonzero(pool.max(axis=1) == 1.0)
+    return pool[_spread(pool, vertices, num)]
+
+
+def weights_around(weights: ArrayLike, num: int, max_angle: float = np.pi / 4) -> Array:
+    """Candidate directions within `max_angle` (radians) of a weight vector, itself first.
+
+    PGMORL (Xu et al. 2020) takes K directions within 45 degrees. Here each is the point of a fine
+    lattice on the simplex farthest from those before, which is the same for any M and gives K
+    directions also beside the border of the simplex, where a symmetric fan loses half.
+
+    Args:
+        weights: (M,) centre, on the simplex.
+        num: K >= 1.
+        max_angle: Largest angle between a candidate and the centre.
+
+    Returns:
+        (at most num, M); fewer only where the cone holds fewer lattice points.
+
+    Raises:
+        ValueError: `num` or `max_angle` is not positive.
+
+    Example:
+        >>> weights_around([0.0, 1.0], 3).round(2)
+        array([[0.  , 1.  ],
+               [0.5 , 0.5 ],
+               [0.25, 0.75]])
+    """
+    if num < 1 or not max_angle > 0:
+        raise ValueError(f"num={num} and max_angle={max_angle} must be positive")
+    centre = np.asarray(weights, dtype=np.float64)
+    pool = _pool(centre.size, _MIN_POOL)
+    cosine = pool @ centre / (np.linalg.norm(pool, axis=1) * np.linalg.norm(centre))
+    cone = pool[cosine >= np.cos(max_angle) - 1e-12]
+    points = np.vstack([centre, cone[np.abs(cone - centre).max(axis=1, initial=0.0) > 1e-9]])
+    return points[_spread(points, np.array([0]), min(num, len(points)))]
+
+
+@lru_cache(maxsize=32)
+def _pool(num_objectives: int, min_size: int) -> Array:
+    """A lattice with at least `min_size` points that contains the vertices and the centre."""
+    num_divisions = num_objectives
+    while comb(num_divisions + num_objectives - 1, num_objectives - 1) < min_size:
+        num_divisions += num_objectives
+    return simplex_lattice(num_divisions, num_objectives)
+
+
+def _spread(points: Array, first: Indices, num: int) -> Indices:
+    """Indices of `num` rows: `first`, then each time the row farthest from all taken before."""
+    taken = [int(i) for i in first]
+    squared = np.min([np.square(points - points[i]).sum(axis=1) for i in taken], axis=0)
+    while len(taken) < num:
+        taken.append(int(np.argmax(comparable(squared))))
+        squared = np.minimum(squared, np.square(points - points[taken[-1]]).sum(axis=1))
+    return np.array(taken)
