@@ -67,14 +67,9 @@ def load_recipe(path: Path) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        return ConfigDict(module.get_config())
     except Exception as error:
-        raise ConfigError([f"--config={path} fails: {error!r}"]) from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            [f"--config={path}: get_config() must return an ml_collections.ConfigDict"]
-        )
-    return config
+        raise ConfigError([f"--config={path} has no working get_config(): {error!r}"]) from error
 
 
 def _pairs(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

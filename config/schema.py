@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import typing
 from dataclasses import dataclass
@@ -166,8 +167,9 @@ class Settings:
     evolution: EvolutionSettings
 
     def to_json(self) -> dict[str, Any]:
-        """Nested dictionaries, as `config.json` stores them."""
-        return dataclasses.asdict(self)
+        """Nested dictionaries of JSON values, as `config.json` stores them."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
 
     def flat(self) -> dict[str, Any]:
         """Dotted names and values."""
@@ -274,11 +276,7 @@ def check_resumable(before: Mapping[str, Any], settings: Settings) -> None:
     Raises:
         ConfigError: listing what differs.
     """
-    old = dict(_flatten(before))
-    new = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in settings.flat().items()
-    }
+    old, new = dict(_flatten(before)), settings.flat()
     changed = {name for name in {*old, *new} - _FREE_ON_RESUME if old.get(name) != new.get(name)}
     longer = "evolution.evolutionary_generations"
     if longer in changed and new[longer] > old.get(longer, math.inf):

@@ -8,7 +8,6 @@ adapted layer adds two batched matrix products, in which every row meets its own
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from config.schema import AdapterSettings, TrainSettings
-
-# Gradients are views of one block on purpose; the layout contract matters to DDP only, unused here.
-warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
 
 _ALIGNMENT = 16  # float32 entries: every adapter matrix starts on a 64-byte boundary
 
@@ -54,36 +50,42 @@ class Policy:
             raise ValueError("adapter has entries that are not finite")
 
 
-class _Slice(NamedTuple):
-    """Where one adapted layer's A (rank, in) and B (out, rank) lie in the flat adapter."""
+class _Place(NamedTuple):
+    """Where one adapted layer's A (rank, in) or B (out, rank) lies in the flat adapter."""
 
-    start_a: int
-    shape_a: tuple[int, int]
-    start_b: int
-    shape_b: tuple[int, int]
+    start: int
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def aligned_size(self) -> int:
+        return -(-self.size // _ALIGNMENT) * _ALIGNMENT
 
 
 class StackedLoRALinear(nn.Module):
     """A frozen linear layer plus K low-rank updates, one per agent.
 
-    Input rows are agent-major, (num_active * B, ..., in); row block k gets
-    base(x) + scale * x A_k^T B_k^T.
+    Input rows are agent-major; row block k gets base(x) + scale * x A_k^T B_k^T. The stacked
+    matrices `a` (K, rank, in) and `b` (K, out, rank) are set before every pass by `Agents`.
     """
 
-    def __init__(self, base: nn.Linear, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def __init__(self, base: nn.Linear, scale: float) -> None:
         super().__init__()
         self.base = base
-        self.a, self.b = a, b  # (K, rank, in), (K, out, rank)
         self.scale = scale
-        self.num_active = len(a)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output plus each row's low-rank update: (..., in) to (..., out)."""
-        k = self.num_active
         out: torch.Tensor = self.base(x)
-        a, b = self.a[:k].to(x.dtype), self.b[:k].to(x.dtype)
-        hidden = torch.bmm(x.reshape(k, -1, x.shape[-1]), a.transpose(1, 2))
-        stacked = out.reshape(k, -1, out.shape[-1])
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        hidden = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
+        stacked = out.reshape(len(a), -1, out.shape[-1])
         return torch.baddbmm(stacked, hidden, b.transpose(1, 2), alpha=self.scale).view_as(out)
 
 
@@ -91,8 +93,8 @@ class Agents:
     """K worker slots on one UNet: adapters, gradients and AdamW state, each a (K, P) block.
 
     The UNet is changed in place: its target layers are wrapped and all else is frozen. Every
-    layer's matrices, and their gradients, are views of the two blocks, so that clipping per agent,
-    snapshots and (later) reductions over processes each touch one tensor.
+    layer's matrices are views of the block of weights, so that gradients arrive as one block, and
+    clipping per agent, snapshots and reductions over processes each touch one tensor.
 
     Args:
         unet: a UNet2DConditionModel.
@@ -116,18 +118,24 @@ class Agents:
                 f"adapter.target_modules={adapter.target_modules} matches no linear layer of the "
                 "UNet; attention projections are 'to_q', 'to_k', 'to_v', 'to_out.0'"
             )
-        self.slices, size = _layout(targets, adapter.rank)
-        device = next(unet.parameters()).device
-        self._weights = torch.zeros(num_agents, size, device=device)
+        self._places = _layout(targets, adapter.rank)
+        reference = next(unet.parameters())
+        # Adapters are float32 whatever the model's dtype (float64 if it is, for exact tests).
+        self._model_dtype = reference.dtype
+        self.dtype = torch.promote_types(reference.dtype, torch.float32)
+        size = sum(place.aligned_size for pair in self._places.values() for place in pair)
+        self._weights = nn.Parameter(
+            torch.zeros(num_agents, size, device=reference.device, dtype=self.dtype)
+        )
         self._grads = torch.zeros_like(self._weights)
+        self._weights.grad = self._grads
         self._layers: list[StackedLoRALinear] = []
         for name, base in targets.items():
-            a, b = (nn.Parameter(view) for view in self.matrices(self._weights, name))
-            a.grad, b.grad = self.matrices(self._grads, name)
-            layer = StackedLoRALinear(base, a, b, adapter.alpha / adapter.rank)
-            self._layers.append(layer)
-            unet.set_submodule(name, layer)
-        self._rows = [nn.Parameter(row) for row in self._weights]
+            self._layers.append(StackedLoRALinear(base, adapter.alpha / adapter.rank))
+            unet.set_submodule(name, self._layers[-1])
+        # The optimiser sees one parameter per agent, a row of the block: agents differ in step
+        # count, and a slot may be reloaded at any time.
+        self._rows = [nn.Parameter(row) for row in self._weights.detach()]
         self._optimiser = torch.optim.AdamW(
             self._rows,
             lr=train.learning_rate,
@@ -141,9 +149,14 @@ class Agents:
             self.load(slot, initial)
 
     @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The adapted layers, in the UNet's order."""
+        return tuple(self._places)
+
+    @property
     def parameters_per_agent(self) -> int:
         """Trained parameters of one adapter, without alignment padding."""
-        return sum(math.prod(s.shape_a) + math.prod(s.shape_b) for s in self.slices.values())
+        return sum(place.size for pair in self._places.values() for place in pair)
 
     @property
     def device(self) -> torch.device:
@@ -151,11 +164,12 @@ class Agents:
         return self._weights.device
 
     def matrices(self, flat: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of one layer's A (..., rank, in) and B (..., out, rank) in (..., P) blocks."""
-        where = self.slices[name]
-        a = flat.narrow(-1, where.start_a, math.prod(where.shape_a))
-        b = flat.narrow(-1, where.start_b, math.prod(where.shape_b))
-        return a.unflatten(-1, where.shape_a), b.unflatten(-1, where.shape_b)
+        """Views of one layer's A (..., rank, in) and B (..., out, rank) in a flat (..., P)."""
+        a, b = (
+            flat.narrow(-1, place.start, place.size).unflatten(-1, place.shape)
+            for place in self._places[name]
+        )
+        return a, b
 
     def predict(
         self,
@@ -173,7 +187,7 @@ class Agents:
             num_active: how many agents own rows in this pass, 1..K.
 
         Returns:
-            (rows, C, h, w), at least float32.
+            (rows, C, h, w) in the adapters' dtype.
 
         Raises:
             ValueError: if the rows do not divide evenly.
@@ -183,16 +197,26 @@ class Agents:
                 f"{len(latents)} rows for {num_active} of {self.num_agents} agents: rows must be a "
                 "multiple of the active agents, which are at most all"
             )
-        for layer in self._layers:
-            layer.num_active = num_active
-        dtype = next(self.unet.parameters()).dtype
+        self._show_weights(num_active)
+        dtype = self._model_dtype
         out: torch.Tensor = self.unet(
             latents.to(dtype), timesteps, embeds.to(dtype), return_dict=False
         )[0]
-        return out.to(torch.promote_types(dtype, torch.float32))
+        return out.to(self.dtype)
+
+    def _show_weights(self, num_active: int) -> None:
+        """Hand every layer its matrices, as one split: backward fills the block in one piece."""
+        places = [place for pair in self._places.values() for place in pair]
+        parts = self._weights[:num_active].split([place.aligned_size for place in places], dim=1)
+        matrices = [
+            part[:, : place.size].unflatten(1, place.shape)
+            for part, place in zip(parts, places, strict=True)
+        ]
+        for layer, a, b in zip(self._layers, matrices[::2], matrices[1::2], strict=True):
+            layer.a, layer.b = a, b
 
     def zero_grad(self) -> None:
-        """Set all gradients to zero, in place (they are views of one block)."""
+        """Set all gradients to zero, in place."""
         self._grads.zero_()
 
     def step(self, max_grad_norm: float) -> torch.Tensor:
@@ -220,10 +244,10 @@ class Agents:
         """The base model as a policy: A drawn once from the adapter seed, B zero."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         flat = torch.zeros(self._weights.shape[1])
-        for name, where in self.slices.items():
-            bound = 1 / math.sqrt(where.shape_a[1])  # peft's Kaiming-uniform with a = sqrt(5)
+        for name in self._places:
             a, _ = self.matrices(flat, name)
-            a.copy_(torch.empty(where.shape_a).uniform_(-bound, bound, generator=generator))
+            bound = 1 / math.sqrt(a.shape[1])  # peft's Kaiming-uniform with a = sqrt(5)
+            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
         return Policy(
             adapter=flat,
             exp_avg=torch.zeros_like(flat),
@@ -248,8 +272,8 @@ class Agents:
             row.copy_(policy.adapter)
         state = self._optimiser.state[row]
         state["step"] = torch.tensor(float(policy.step))
-        state["exp_avg"] = policy.exp_avg.to(row.device, copy=True)
-        state["exp_avg_sq"] = policy.exp_avg_sq.to(row.device, copy=True)
+        state["exp_avg"] = policy.exp_avg.to(row.device, row.dtype, copy=True)
+        state["exp_avg_sq"] = policy.exp_avg_sq.to(row.device, row.dtype, copy=True)
         self.statistics[slot] = policy.statistics
 
     def snapshot(self, slot: int) -> Policy:
@@ -273,16 +297,12 @@ def _target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> Iterator[tuple
             yield name, module
 
 
-def _layout(targets: dict[str, nn.Linear], rank: int) -> tuple[dict[str, _Slice], int]:
-    """Give every matrix an aligned place in the flat adapter; returns places and total size."""
-    slices, size = {}, 0
+def _layout(targets: dict[str, nn.Linear], rank: int) -> dict[str, tuple[_Place, _Place]]:
+    """Give every layer's A and B an aligned place in the flat adapter."""
+    places, start = {}, 0
     for name, base in targets.items():
-        shape_a, shape_b = (rank, base.in_features), (base.out_features, rank)
-        start_b = size + _aligned(math.prod(shape_a))
-        slices[name] = _Slice(size, shape_a, start_b, shape_b)
-        size = start_b + _aligned(math.prod(shape_b))
-    return slices, size
-
-
-def _aligned(entries: int) -> int:
-    return -(-entries // _ALIGNMENT) * _ALIGNMENT
+        a = _Place(start, (rank, base.in_features))
+        b = _Place(start + a.aligned_size, (base.out_features, rank))
+        places[name] = a, b
+        start = b.start + b.aligned_size
+    return places

@@ -124,7 +124,7 @@ class Sampler:
         schedule, rows = self.schedule, len(prompts.texts)
         shape = self.model.latent_shape
         noise = keyed_noise(prompts.seeds, (len(schedule.timesteps) + 1, *shape))
-        noise = noise.to(self.model.device, non_blocking=True)
+        noise = noise.to(self.model.device, agents.dtype, non_blocking=True)
         embeds = prompts.embeds
         latents, log_probs = [noise[:, 0] * self.model.scheduler.init_noise_sigma], []
         for i, t in enumerate(schedule.timesteps):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def adapter_state_dict(agents: Agents, policy: Policy) -> dict[str, torch.Tensor]:
     """LoRA matrices of a policy under peft's names, e.g. `....to_q.lora_A.weight`."""
     state = {}
-    for name in agents.slices:
+    for name in agents.layer_names:
         a, b = agents.matrices(policy.adapter, name)
         state[f"{name}.lora_A.weight"] = a.contiguous()
         state[f"{name}.lora_B.weight"] = b.contiguous()

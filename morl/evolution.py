@@ -23,7 +23,7 @@ from morl.objectives import check_objectives, returns_in_z, to_z
 from morl.pareto import ParetoArchive
 from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES, SelectionContext, fixed_weights
-from morl.types import BASE_POLICY, Generation, Objective, Offspring, PolicyId, Stage
+from morl.types import BASE_POLICY, Array, Generation, Objective, Offspring, PolicyId, Stage
 from morl.weights import even_weights
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _NUM_USERS = 100  # weight vectors over which expected utility is averaged
 
 
 class Evolution:
-    """The two stages of PGMORL (Xu et al. 2020, algorithm 1) over given objectives.
+    """The two stages of PGMORL (Xu et al. 2020) over given objectives.
 
     Args:
         settings: Stages, strategy, sizes.
@@ -49,13 +49,13 @@ class Evolution:
     ) -> None:
         self._settings = settings
         self._objectives = check_objectives(objectives)
-        _check_settings(settings)
+        _check_settings(settings, len(self._objectives))
         if base.policy != BASE_POLICY or base.returns.size != len(self._objectives):
             raise ValueError(
                 f"base={base.policy!r} with {base.returns.size} returns must be "
                 f"{BASE_POLICY!r} with one for each of {len(self._objectives)}"
             )
-        self._users = even_weights(max(_NUM_USERS, len(self._objectives)), len(self._objectives))
+        self._users = even_weights(_NUM_USERS, len(self._objectives))
         self._base = base
         self._current = (base,) * settings.num_agents
         self._pending: Generation | None = None
@@ -67,7 +67,6 @@ class Evolution:
         self.history = History(base)
         self._archive.add([base])
         self._buffer.add([base])
-        fixed_weights(self._context(), self._rng(0))  # refuses fewer agents than objectives
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -244,21 +243,23 @@ class Evolution:
             len(self.population),
         )
 
-    def _prediction_errors(self) -> np.ndarray:
+    def _prediction_errors(self) -> Array:
         """Mean absolute error (M,) in z over the predicted tasks of the last generation, or ()."""
-        generation, offspring = self._told[-1] if self._told else (None, ())
-        errors = [
-            np.abs(
-                to_z(task.predicted_returns, self._objectives)
-                - to_z(child.returns, self._objectives)
-            )
-            for task, child in zip(generation.tasks if generation else (), offspring, strict=True)
+        if not self._told:
+            return np.zeros(0)
+        generation, offspring = self._told[-1]
+        pairs = [
+            (task.predicted_returns, child.returns)
+            for task, child in zip(generation.tasks, offspring, strict=True)
             if task.predicted_returns is not None
         ]
-        return np.mean(errors, axis=0) if errors else np.zeros(0)
+        z = to_z(np.array(pairs).reshape(-1, 2, len(self._objectives)), self._objectives)
+        return np.abs(z[:, 0] - z[:, 1]).mean(axis=0) if pairs else np.zeros(0)
 
 
-def _check_settings(settings: EvolutionSettings) -> None:
+def _check_settings(settings: EvolutionSettings, num_objectives: int) -> None:
+    """Refuses what would otherwise fail after the warm-up."""
+    even_weights(settings.num_agents, num_objectives)
     for name, table in (("strategy", STRATEGIES), ("predictor", PREDICTORS)):
         if getattr(settings, name) not in table:
             raise ValueError(
@@ -271,6 +272,9 @@ def _check_settings(settings: EvolutionSettings) -> None:
             f"warmup_generations={stages[0]} and evolutionary_generations={stages[1]} "
             "must not be negative, and one of them must be positive"
         )
+    for name in ("iterations_per_generation", "num_weight_candidates", "num_neighbours"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"evolution.{name}={getattr(settings, name)} must be at least 1")
     if not settings.sparsity_coef >= 0:
         raise ValueError(f"sparsity_coef={settings.sparsity_coef} must be at least 0")
 

@@ -52,7 +52,7 @@ def simplex_lattice(num_divisions: int, num_objectives: int) -> Array:
     bars = np.array(list(combinations(range(num_divisions + num_bars), num_bars)))
     edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=(-1, num_divisions + num_bars))
     counts = np.diff(edges, axis=1) - 1
-    return np.array([_sum_to_one(row) for row in counts / max(num_divisions, 1)])
+    return np.array([_sum_to_one(row) for row in counts / num_divisions])
 
 
 def even_weights(num: int, num_objectives: int) -> Array:
@@ -138,9 +138,14 @@ def _pool(num_objectives: int, min_size: int) -> Array:
 
 def _spread(points: Array, first: Indices, num: int) -> Indices:
     """Indices of `num` rows: `first`, then each time the row farthest from all taken before."""
+    length = np.square(points).sum(axis=1)
+
+    def distance(i: int) -> Array:  # |p - q|^2 = |p|^2 + |q|^2 - 2 p . q
+        return comparable(length + length[i] - 2 * points @ points[i])
+
     taken = [int(i) for i in first]
-    squared = np.min([np.square(points - points[i]).sum(axis=1) for i in taken], axis=0)
+    nearest = np.min([distance(i) for i in taken], axis=0)
     while len(taken) < num:
-        taken.append(int(np.argmax(comparable(squared))))
-        squared = np.minimum(squared, np.square(points - points[taken[-1]]).sum(axis=1))
+        taken.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, distance(taken[-1]))
     return np.array(taken)

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPModel
 
+from config.errors import UserError
 from ddpo.rewards.clip_alignment import preprocess
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def load_head(source: str) -> nn.Sequential:
     A .pth file is read with `weights_only=True`: no code in it runs.
 
     Raises:
-        ValueError: if the file holds other tensors than the head's.
+        UserError: if the file holds other tensors than the head's.
     """
     path = Path(source)
     if not path.is_file():
@@ -75,9 +76,10 @@ class AestheticScore:
     """
 
     def __init__(self, clip: str, head: str, device: torch.device) -> None:
-        self.clip = CLIPVisionModelWithProjection.from_pretrained(
+        self.clip = CLIPModel.from_pretrained(
             clip, use_safetensors=True, dtype=torch.float32
         )
+        del self.clip.text_model
         self.clip.to(device).requires_grad_(False).eval()
         self.processor = CLIPImageProcessor.from_pretrained(clip)
         self.head = load_head(head).to(device).requires_grad_(False).eval()
@@ -87,6 +89,6 @@ class AestheticScore:
     def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG002
         """Scores (rows,) of images (rows, 3, H, W) in [0, 1]; the prompts do not matter."""
         pixels = images.to(self.device, torch.float32).mul(255).round().div(255)
-        embeds = self.clip(pixel_values=preprocess(pixels, self.processor)).image_embeds
-        scores: torch.Tensor = self.head(F.normalize(embeds, dim=-1)).squeeze(-1)
+        features = self.clip.get_image_features(pixel_values=preprocess(pixels, self.processor))
+        scores: torch.Tensor = self.head(F.normalize(features.pooler_output, dim=-1)).squeeze(-1)
         return scores.cpu()

@@ -1,17 +1,15 @@
 """An analytic problem: policies are points below the unit sphere, training moves them towards it.
 
-The front is the part of the sphere in the positive orthant (concave: no linear scalarisation misses a
-point of it). Training along w goes towards w / |w|, the point where w . z is largest: by at most
+The front is the part of the sphere in the positive orthant (concave: a linear scalarisation misses
+no point of it). Training along w goes towards w / |w|, the point where w . z is largest: by at most
 `STEP`, saturating near the front. Evaluation adds noise. Raw returns are any affine image of z.
 """
 
 import numpy as np
 
 from config.schema import EvolutionSettings
-from morl.evolution import Evolution
-from morl.objectives import from_z, to_z
+from morl.objectives import from_z
 from morl.types import BASE_POLICY, Objective, Offspring, policy_id
-from morl.weights import even_weights
 
 STEP = 0.15
 NOISE = 0.01
@@ -19,10 +17,18 @@ NOISE = 0.01
 
 def make_settings(**changes) -> EvolutionSettings:
     values = {
-        "num_agents": 6, "strategy": "prediction_guided", "predictor": "scale_free",
-        "warmup_generations": 3, "evolutionary_generations": 8, "iterations_per_generation": 5,
-        "num_weight_candidates": 7, "sparsity_coef": 0.1, "num_directions": 12,
-        "slots_per_direction": 2, "num_neighbours": 12, "seed": 0,
+        "num_agents": 6,
+        "strategy": "prediction_guided",
+        "predictor": "scale_free",
+        "warmup_generations": 3,
+        "evolutionary_generations": 8,
+        "iterations_per_generation": 5,
+        "num_weight_candidates": 7,
+        "sparsity_coef": 0.1,
+        "num_directions": 12,
+        "slots_per_direction": 2,
+        "num_neighbours": 12,
+        "seed": 0,
     }
     return EvolutionSettings(**(values | changes))
 
@@ -30,16 +36,28 @@ def make_settings(**changes) -> EvolutionSettings:
 def make_objectives(num: int) -> tuple[Objective, ...]:
     """Raw units unlike each other: one like a score, one like negative kilobytes, and so on."""
     points = [(0.0, 1.0), (-120.0, -20.0), (3.0, 5.0), (-1e-3, 0.0), (200.0, 900.0)]
-    return tuple(Objective(name=f"f{i}", unit="u", reference=r, ideal=s)
-                 for i, (r, s) in enumerate(points[:num]))
+    return tuple(
+        Objective(name=f"f{i}", unit="u", reference=r, ideal=s)
+        for i, (r, s) in enumerate(points[:num])
+    )
 
 
-def make_base(objectives, z=0.15, std_error=NOISE) -> Offspring:
+def make_base(objectives, z=0.15, noise=NOISE) -> Offspring:
+    num = len(objectives)
+    return make_offspring(objectives, BASE_POLICY, np.full(num, z), noise=noise)
+
+
+def make_offspring(objectives, policy, z, *, parent=None, weights=None, noise=0.0, generation=-1):
     num = len(objectives)
     scale = np.array([o.ideal - o.reference for o in objectives])
-    return Offspring(policy=BASE_POLICY, parent=None, weights=even_weights(1 + num, num).mean(axis=0)
-                     if num == 2 else np.full(num, 1 / num), returns=from_z(np.full(num, z), objectives),
-                     std_error=std_error * scale, generation=-1)
+    return Offspring(
+        policy=policy,
+        parent=parent,
+        weights=np.full(num, 1 / num) if weights is None else weights,
+        returns=from_z(z, objectives),
+        std_error=noise * scale,
+        generation=generation,
+    )
 
 
 class Toy:
@@ -47,7 +65,6 @@ class Toy:
 
     def __init__(self, objectives, seed=0, noise=NOISE, base_z=0.15):
         self.objectives, self.seed, self.noise = objectives, seed, noise
-        self.scale = np.array([o.ideal - o.reference for o in objectives])
         self.true_z = {BASE_POLICY: np.full(len(objectives), base_z)}
 
     def train(self, generation) -> list[Offspring]:
@@ -61,10 +78,17 @@ class Toy:
             policy = policy_id(generation.index, slot)
             self.true_z[policy] = z
             noisy = z + self.noise * rng.normal(size=z.size)
-            offspring.append(Offspring(
-                policy=policy, parent=task.policy, weights=task.weights,
-                returns=from_z(noisy, self.objectives), std_error=self.noise * self.scale,
-                generation=generation.index))
+            offspring.append(
+                make_offspring(
+                    self.objectives,
+                    policy,
+                    noisy,
+                    parent=task.policy,
+                    weights=task.weights,
+                    noise=self.noise,
+                    generation=generation.index,
+                )
+            )
         return offspring
 
     def true_archive_z(self, evolution) -> np.ndarray:

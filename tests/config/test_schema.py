@@ -1,0 +1,146 @@
+"""Wrong settings are met before anything heavy is imported, all of them in one message."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import base
+from config.errors import ConfigError
+from config.schema import check_resumable, parse
+from mo_train import read_settings
+
+ROOT = Path(__file__).parents[2]
+
+WRONG = {
+    "--config.foo=1": "foo is not a setting",
+    "--config.train.learnin_rate=1": "did you mean train.learning_rate?",
+    "--config.trian.learning_rate=1": "did you mean train?",
+    "--config.train=3": "is a section",
+    "--config.train.learning_rate=abc": "must be a number",
+    "--config.train.learning_rate=nan": "train.learning_rate=nan must be a finite number",
+    "--config.train.learning_rate=inf": "must be a finite number",
+    "--config.train.learning_rate=0": "train.learning_rate=0.0 must be above 0",
+    "--config.train.adam_beta2=1": "train.adam_beta2=1.0 must be below 1",
+    "--config.train.weight_decay=-1": "must be at least 0",
+    "--config.train.timestep_fraction=1.5": "must be at most 1",
+    "--config.train.timestep_fraction=0": "must be above 0",
+    "--config.train.updates_per_epoch=5": "must divide the 32 images",
+    "--config.train.updates_per_epoch=0": "must be at least 1",
+    "--config.train.recompute_log_probs=maybe": "is not one of always, auto, never",
+    "--config.train.rows_per_pass=4": "train.rows_per_pass=4 must be at least 8",
+    "--config.train.gradient_checkpointing=perhaps": "must be True or False",
+    "--config.train.max_grad_norm=-1": "must be above 0",
+    "--config.sample.num_steps=1.5": "must be a whole number",
+    "--config.sample.num_steps=0": "must be at least 1",
+    "--config.sample.eta=0": "sample.eta=0.0 must be above 0",
+    "--config.sample.eta=2": "must be at most 1",
+    "--config.sample.guidance_scale=0.5": "must be at least 1",
+    "--config.sample.rows_per_pass=2": "one sample of each agent",
+    "--config.sample.images_per_prompt=-4": "must be at least 1",
+    "--config.adapter.rank=0": "must be at least 1",
+    "--config.adapter.alpha=0": "must be above 0",
+    "--config.rewards.names=jpeg_compressibility": "must name at least 2 objectives",
+    "--config.rewards.names=clip_alignment,clip_alignment": "must not repeat an objective",
+    "--config.rewards.names=clip_alignment,jpg_compressibility": (
+        "did you mean 'jpeg_compressibility'?"
+    ),
+    "--config.rewards.reference=1,2": "must be given together",
+    "--config.rewards.reference=1,2,3": "must have one number for each",
+    "--config.rewards.reference=a,b": "must be a tuple of numbers",
+    "--config.prompts.train=nowhere": "prompts.train: prompt set 'nowhere' is neither a file",
+    "--config.advantage.normalisation=none": "is not one of frozen, per_prompt, raw",
+    "--config.advantage.min_count=50": "must be at most advantage.buffer_size=16",
+    "--config.evaluation.report_images=1": "must be at least 2",
+    "--config.evolution.num_agents=1": "must be at least the 2 objectives",
+    "--config.evolution.num_agents=0": "must be at least 1",
+    "--config.evolution.num_agents=65": "sample.rows_per_pass=128 must be at least 130",
+    "--config.evolution.strategy=best": "evolution.strategy: 'best' is not one of",
+    "--config.evolution.predictor=oracle": "evolution.predictor: 'oracle' is not one of",
+    "--config.evolution.sparsity_coef=-0.1": "must be at least 0",
+    "--config.evolution.num_directions=1": "must be at least 2",
+    "--config.trackers=mlflow": "trackers: 'mlflow' is not one of tensorboard, wandb",
+    "--config.pretrained.dtype=float8": "is not one of",
+    "--config.run_name=../x": "must be a plain folder name",
+    "--config.seed=-1": "must be at least 0",
+    "--config.seed": "needs a value",
+    "--seed=1": "is not understood",
+    "--config=nowhere.py": "is not a file",
+}
+
+
+@pytest.mark.parametrize("argument", WRONG)
+def test_a_wrong_setting_is_named(argument):
+    with pytest.raises(ConfigError) as error:
+        read_settings([argument])
+    assert WRONG[argument] in str(error.value)
+
+
+def test_all_problems_come_in_one_message():
+    arguments = ["--config.seed=-1", "--config.foo=1", "--config.sample.eta=0", "--config.train=1"]
+    with pytest.raises(ConfigError, match="4 settings are wrong") as error:
+        read_settings(arguments)
+    assert len(error.value.problems) == 4
+
+
+def test_the_program_answers_with_exit_code_2_and_no_traceback_before_torch_is_imported():
+    code = (
+        "import sys, runpy; sys.argv = ['mo_train.py', '--config.seed=-1', '--config.foo=1']\n"
+        "try: runpy.run_path('mo_train.py', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert "2 settings are wrong" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [path for path in sorted((ROOT / "config").glob("*.py")) if "def get_config" in path.read_text()],
+    ids=lambda path: path.stem,
+)
+def test_every_recipe_is_valid(recipe):
+    settings = read_settings([f"--config={recipe}"])
+    assert settings.evolution.num_generations > 0
+
+
+def test_overrides_reach_the_settings():
+    settings = read_settings(
+        [
+            "--config.train.learning_rate=1e-3",
+            "--config.rewards.names",
+            "colorfulness,jpeg_compressibility",
+            "--config.rewards.reference=(1, -2.5)",
+            "--config.rewards.ideal=2,-1",
+            "--config.pretrained.channels_last=true",
+            "--config.seed=7",
+        ]
+    )
+    assert settings.train.learning_rate == 1e-3
+    assert settings.rewards.names == ("colorfulness", "jpeg_compressibility")
+    assert settings.rewards.reference == (1.0, -2.5)
+    assert settings.pretrained.channels_last is True
+    assert settings.seed == settings.evolution.seed == 7
+
+
+def test_a_missing_key_is_named():
+    config = base.get_config()
+    with config.unlocked():
+        del config.train["learning_rate"]
+    with pytest.raises(ConfigError, match="train.learning_rate is missing"):
+        parse(config, {})
+
+
+def test_a_run_continues_only_with_its_own_settings():
+    before = read_settings([]).to_json()
+    check_resumable(before, read_settings(["--config.evolution.evolutionary_generations=50"]))
+    check_resumable(before, read_settings(["--config.trackers=wandb", "--config.resume_from=x"]))
+    for argument in ("--config.seed=1", "--config.evolution.evolutionary_generations=1"):
+        with pytest.raises(ConfigError, match="when the run began"):
+            check_resumable(before, read_settings([argument]))

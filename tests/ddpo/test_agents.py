@@ -1,0 +1,162 @@
+"""Stacked adapters: together as alone, isolated from each other, faithful snapshots."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.conftest import make_rig, make_tiny_pipe
+
+
+def test_a_fresh_adapter_leaves_the_base_model_bitwise_as_it_was():
+    pipe = make_tiny_pipe()
+    x, t, c = torch.randn(6, 4, 8, 8), torch.tensor(500).expand(6), torch.randn(6, 8, 16)
+    with torch.no_grad():
+        before = pipe.unet(x, t, c).sample
+        rig = make_rig(3, pipe)
+        assert torch.equal(rig.agents.predict(x, t, c, 3), before)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_agents_together_equal_each_alone(dtype, tolerance):
+    """Pictures, the last gradient, and the adapters two optimiser steps later.
+
+    Adam divides by the gradient's size, so tiny entries carry their rounding into full steps:
+    float32 adapters may differ ten times as much as their gradients.
+    """
+    together = make_rig(3, make_tiny_pipe().to(dtype))
+    together.perturb()
+    start = [together.agents.snapshot(k) for k in range(3)]
+    advantages = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    rollout = together.rollout(together.batch(3, 4))
+    together.updater.update(together.agents, rollout, advantages, [10, 11, 12])
+    for k in range(3):
+        alone = make_rig(1, make_tiny_pipe().to(dtype))
+        alone.agents.load(0, start[k])
+        own = alone.rollout(alone.batch(1, 4, first_agent=k))
+        torch.testing.assert_close(
+            own.images, rollout.images.unflatten(0, (3, -1))[k], rtol=0, atol=1e-4
+        )
+        alone.updater.update(alone.agents, own, advantages[k : k + 1], [10 + k])
+        moved = alone.agents.snapshot(0).adapter - start[k].adapter
+        gap = together.agents.snapshot(k).adapter - alone.agents.snapshot(0).adapter
+        gradient = alone.agents._grads[0]
+        assert moved.norm() > 0.01
+        assert (together.agents._grads[k] - gradient).norm() <= tolerance * gradient.norm()
+        assert gap.norm() <= 10 * tolerance * moved.norm()
+
+
+def test_training_one_agent_leaves_the_other_and_the_base_bit_for_bit():
+    rig = make_rig(2)
+    rig.perturb()
+    base = {name: parameter.clone() for name, parameter in rig.model.unet.named_parameters()}
+    before = [rig.agents.snapshot(k) for k in range(2)]
+    rollout = rig.rollout(rig.batch(2, 4))
+    advantages = torch.tensor([[1.0, -1.0, 0.5, -0.5], [0.0, 0.0, 0.0, 0.0]])
+    rig.updater.update(rig.agents, rollout, advantages, [1, 2])
+    assert not torch.equal(rig.agents.snapshot(0).adapter, before[0].adapter)
+    assert torch.equal(rig.agents.snapshot(1).adapter, before[1].adapter)
+    after = dict(rig.model.unet.named_parameters())
+    assert len(base) > 50
+    assert all(torch.equal(after[name], value) for name, value in base.items())
+
+
+def test_gradients_are_clipped_per_agent():
+    rig = make_rig(2)
+    rig.agents._grads[0, :4] = 3.0  # norm 6
+    rig.agents._grads[1, :4] = 0.01  # norm 0.02
+    norms = rig.agents.step(max_grad_norm=1.0)
+    torch.testing.assert_close(norms, torch.tensor([6.0, 0.02]))
+    clipped = rig.agents._grads.norm(dim=1)
+    torch.testing.assert_close(clipped, torch.tensor([1.0, 0.02]))
+
+
+def test_each_agent_counts_its_own_optimiser_steps():
+    """A policy of 40 steps and a fresh one in one stack step as torch's AdamW steps each alone."""
+    rig = make_rig(2, train={"weight_decay": 0.1})
+    fresh = rig.agents.snapshot(0)
+    generator = torch.Generator().manual_seed(3)
+    size = fresh.adapter.shape
+    old = dataclasses.replace(
+        fresh,
+        exp_avg=torch.randn(size, generator=generator),
+        exp_avg_sq=torch.rand(size, generator=generator) + 0.1,
+        step=40,
+    )
+    rig.agents.load(1, old)
+    grad = torch.randn(2, *size, generator=generator)
+    rig.agents._grads.copy_(grad)
+    rig.agents.step(max_grad_norm=1e9)
+    for slot, policy in enumerate((fresh, old)):
+        parameter = torch.nn.Parameter(policy.adapter.clone())
+        adam = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0.1)
+        adam.state[parameter] = {
+            "step": torch.tensor(float(policy.step)),
+            "exp_avg": policy.exp_avg.clone(),
+            "exp_avg_sq": policy.exp_avg_sq.clone(),
+        }
+        parameter.grad = grad[slot]
+        adam.step()
+        after = rig.agents.snapshot(slot)
+        torch.testing.assert_close(after.adapter, parameter.detach(), rtol=1e-6, atol=1e-8)
+        assert after.step == policy.step + 1
+
+
+def test_a_snapshot_restores_the_slot_bit_for_bit_and_never_changes():
+    rig = make_rig(2)
+    rig.perturb()
+    rollout = rig.rollout(rig.batch(2, 4))
+    rig.updater.update(rig.agents, rollout, torch.randn(2, 4), [1, 2])
+    kept = rig.agents.snapshot(1)
+    copy = kept.adapter.clone()
+    rig.updater.update(rig.agents, rollout, torch.randn(2, 4), [3, 4])
+    assert torch.equal(kept.adapter, copy)
+    rig.agents.load(0, kept)
+    again = rig.agents.snapshot(0)
+    for name in ("adapter", "exp_avg", "exp_avg_sq"):
+        assert torch.equal(getattr(again, name), getattr(kept, name))
+    assert again.step == kept.step == 2
+
+
+def test_all_agents_share_one_initial_adapter_of_zero_effect():
+    rig = make_rig(3)
+    first, *others = (rig.agents.snapshot(k).adapter for k in range(3))
+    assert all(torch.equal(first, other) for other in others)
+    for name in rig.agents.layer_names:
+        a, b = rig.agents.matrices(first, name)
+        assert a.abs().max() > 0
+        assert b.abs().max() == 0
+
+
+def test_non_finite_gradient_moves_nobody():
+    rig = make_rig(2)
+    before = [rig.agents.snapshot(k).adapter for k in range(2)]
+    rig.agents._grads[1, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"agents \[1\]"):
+        rig.agents.step(1.0)
+    assert all(torch.equal(rig.agents.snapshot(k).adapter, before[k]) for k in range(2))
+
+
+def test_mistakes_are_refused():
+    with pytest.raises(ValueError, match="matches no linear layer"):
+        make_rig(1, adapter={"target_modules": ("nothing",)})
+    rig = make_rig(2)
+    with pytest.raises(ValueError, match="another model, rank"):
+        rig.agents.load(0, make_rig(1, adapter={"rank": 2}).agents.snapshot(0))
+    with pytest.raises(ValueError, match="rows must be a multiple"):
+        rig.agents.predict(torch.zeros(3, 4, 8, 8), torch.tensor(1), torch.zeros(3, 8, 16), 2)
+
+
+def test_rank_and_alpha_scale_the_update():
+    """Alpha 8 with rank 4 has twice the effect on a layer that alpha 4 has."""
+    outputs = []
+    for alpha in (4.0, 8.0):
+        rig = make_rig(1, adapter={"alpha": alpha})
+        rig.perturb()
+        layer = rig.agents._layers[0]
+        rig.agents._show_weights(1)
+        x = torch.ones(1, 3, layer.a.shape[-1])
+        outputs.append((layer(x) - layer.base(x)).detach())
+    torch.testing.assert_close(outputs[1], 2 * outputs[0])

@@ -1,0 +1,139 @@
+"""DDPO's update: ratio one, independence of folding, agreement with plain DDPO, and it learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddpo.ddim import guide
+from tests.conftest import make_rig, make_tiny_pipe
+
+
+def advantages(num_agents, samples, seed=0):
+    return torch.randn(num_agents, samples, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_ratio_is_one_before_the_first_update():
+    rig = make_rig(3, train={"rows_per_pass": 18})
+    rig.perturb()
+    rollout = rig.rollout(rig.batch(3, 4))
+    stats = rig.updater.update(rig.agents, rollout, advantages(3, 4), [1, 2, 3])
+    assert stats.ratio_error.shape == (4,)
+    assert stats.ratio_error.max() < 1e-5
+    assert rig.updater.recompute is False
+
+
+@pytest.mark.parametrize("rows_per_pass", [8, 20, 1000])
+def test_the_result_does_not_depend_on_how_pairs_are_folded(rows_per_pass):
+    adapters = []
+    for rows in (64, rows_per_pass):
+        rig = make_rig(2, make_tiny_pipe().to(torch.float64), train={"rows_per_pass": rows})
+        rollout = rig.rollout(rig.batch(2, 4))
+        rig.updater.update(rig.agents, rollout, advantages(2, 4), [1, 2])
+        adapters.append(rig.agents.snapshot(1).adapter)
+    assert (adapters[0] - adapters[1]).norm() <= 1e-9 * adapters[0].norm()
+
+
+def test_one_agent_makes_the_update_of_plain_ddpo():
+    """A few-line DDPO with peft adapters and torch's AdamW, one (sample, step) pair at a time."""
+    from peft import LoraConfig
+
+    from front.export import adapter_state_dict
+
+    clip_nats = 0.02  # small enough that pairs are clipped on the second inner epoch
+    rig = make_rig(
+        1,
+        make_tiny_pipe().to(torch.float64),
+        train={"num_inner_epochs": 2, "updates_per_epoch": 1, "clip_nats": clip_nats},
+    )
+    rig.perturb()
+    start = rig.agents.snapshot(0)
+    rollout = rig.rollout(rig.batch(1, 4))
+    values = advantages(1, 4)
+    stats = rig.updater.update(rig.agents, rollout, values, [0])
+    assert 0 < stats.clip_fraction.item() < 1
+
+    pipe = make_tiny_pipe().to(torch.float64)
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    pipe.unet.requires_grad_(False)
+    pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets))
+    weights = adapter_state_dict(rig.agents, start)
+    lora = {n: p for n, p in pipe.unet.named_parameters() if p.requires_grad}
+    for name, parameter in lora.items():
+        parameter.data = weights[name.replace(".default", "")].to(torch.float64)
+    adam = torch.optim.AdamW(lora.values(), lr=1e-2, weight_decay=0.0)
+    scheduler, steps = rig.model.scheduler, len(rollout.timesteps)
+    embeds, negative = rollout.prompts.embeds, rig.sampler.negative_embeds
+    for _ in range(2):
+        loss = 0.0
+        for i in range(4):
+            for j, t in enumerate(rollout.timesteps):
+                x, action = rollout.latents[i : i + 1, j], rollout.latents[i : i + 1, j + 1]
+                out = guide(pipe.unet(x, t, negative).sample, pipe.unet(x, t, embeds[i : i + 1]).sample, 5.0)
+                zero = torch.zeros_like(x)
+                mean = scheduler.step(out, t, x, eta=1.0, variance_noise=zero).prev_sample
+                previous = t - scheduler.config.num_train_timesteps // steps
+                sigma = scheduler._get_variance(t, previous) ** 0.5
+                log_prob = torch.distributions.Normal(mean, sigma).log_prob(action).mean()
+                ratio = (log_prob - rollout.log_probs[i, j]).exp()
+                eps = clip_nats / (4 * 8 * 8)
+                a = values[0, i]
+                loss = loss + torch.max(-a * ratio, -a * ratio.clamp(1 - eps, 1 + eps)) / (4 * steps)
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lora.values(), 1.0)
+        adam.step()
+    ours = adapter_state_dict(rig.agents, rig.agents.snapshot(0))
+    for name, parameter in lora.items():
+        torch.testing.assert_close(
+            parameter.detach(), ours[name.replace(".default", "")], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_zero_advantage_moves_nothing():
+    rig = make_rig(1)
+    before = rig.agents.snapshot(0).adapter
+    rollout = rig.rollout(rig.batch(1, 4))
+    rig.updater.update(rig.agents, rollout, torch.zeros(1, 4), [1])
+    assert torch.equal(rig.agents.snapshot(0).adapter, before)
+
+
+def test_steps_without_variance_are_excluded_and_counted():
+    pipe = make_tiny_pipe()
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
+    rig = make_rig(1, pipe)
+    rollout = rig.rollout(rig.batch(1, 4))
+    stats = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1])
+    assert stats.excluded_steps == 1
+    assert stats.ratio_error.isnan().tolist() == [False, False, False, True]
+    assert rig.agents.snapshot(0).adapter.isfinite().all()
+
+
+def test_a_fraction_of_the_steps_costs_a_fraction_of_the_rows():
+    rows = {}
+    for fraction in (1.0, 0.5):
+        rig = make_rig(1, train={"timestep_fraction": fraction})
+        rollout = rig.rollout(rig.batch(1, 4))
+        rows[fraction] = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1]).unet_rows
+    assert rows[1.0] == 4 * 4 * 2
+    assert rows[0.5] == rows[1.0] / 2
+
+
+def test_every_sample_is_used_once_per_inner_epoch():
+    rig = make_rig(1, train={"num_inner_epochs": 2, "updates_per_epoch": 4})
+    batches = list(rig.updater._minibatches(8, [4]))
+    assert len(batches) == 8
+    for epoch in (batches[:4], batches[4:]):
+        pairs = torch.cat(epoch, dim=1)[0].tolist()
+        assert sorted(map(tuple, pairs)) == [(i, j) for i in range(8) for j in range(4)]
+
+
+@pytest.mark.parametrize(("mode", "recomputes"), [("auto", True), ("never", False)])
+def test_rounding_beyond_a_quarter_of_the_gate_makes_it_recompute(mode, recomputes, caplog):
+    rig = make_rig(1, train={"recompute_log_probs": mode, "clip_nats": 1.0})
+    rollout = rig.rollout(rig.batch(1, 4))
+    rollout.log_probs.add_(0.5 / 256)  # half the clip range, as half precision would do
+    stats = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1])
+    assert rig.updater.recompute is recomputes
+    assert bool(stats.ratio_error.max() < 1e-5) is recomputes
+    assert ("recomputed from now on" in caplog.text) is recomputes
