@@ -105,10 +105,11 @@ def _override(config: ConfigDict, name: str, text: str) -> None:
             raise ValueError(f"{name} is not a setting{hint}")
         if depth < len(sections):
             section = section[part]
-    if isinstance(section[key], ConfigDict):
-        keys = ", ".join(section[key].keys())
+    current = section[key]
+    keys = ", ".join(current.keys()) if isinstance(current, ConfigDict) else ""
+    if keys:
         raise ValueError(f"{name}={text} is a section; set one of its keys: {keys}")
-    section[key] = _read(name, text, section[key])
+    section[key] = _read(name, text, current)
 
 
 def _read(name: str, text: str, current: object) -> object:

@@ -59,7 +59,7 @@ class FrozenDiffusion:
                 safety_checker=None,
                 requires_safety_checker=False,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"pretrained.model={settings.model!r} could not be loaded: {error}\nGive a folder "
                 "made by save_pretrained, the id of a model on the hub (and a network), or "

@@ -39,8 +39,18 @@ class Scorer:
 
     @classmethod
     def build(cls, settings: RewardSettings, device: torch.device) -> Scorer:
-        """Build the rewards named in the settings."""
-        return cls({name: REWARDS[name].build(settings, device) for name in settings.names})
+        """Build the rewards named in the settings.
+
+        Raises:
+            RewardError: naming the one whose weights cannot be loaded.
+        """
+        rewards = {}
+        for name in settings.names:
+            try:
+                rewards[name] = REWARDS[name].build(settings, device)
+            except (OSError, ValueError) as error:
+                raise RewardError(f"reward {name!r} cannot be loaded: {error}") from error
+        return cls(rewards)
 
     def submit(self, images: torch.Tensor, prompts: Sequence[str]) -> list[Future[torch.Tensor]]:
         """Start scoring images (rows, 3, H, W); one future of (rows,) per objective."""

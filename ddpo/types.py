@@ -149,6 +149,17 @@ class RewardBatch:
             tuple(self.values.shape),
         )
 
+    def metrics(self) -> dict[str, float]:
+        """Mean and spread of each objective over all samples, and each agent's mean."""
+        out = {}
+        for index, name in enumerate(self.objectives):
+            values = self.values[..., index]
+            out[f"reward/{name}/mean"] = values.mean().item()
+            out[f"reward/{name}/std"] = values.std().item()
+            for agent, mean in enumerate(values.mean(dim=1).tolist()):
+                out[f"reward/{name}/agent{agent}"] = mean
+        return out
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UpdateStats:
@@ -174,3 +185,16 @@ class UpdateStats:
     num_updates: int
     excluded_steps: int
     unet_rows: int
+
+    def metrics(self) -> dict[str, float]:
+        """Means over agents; of the ratio error the worst step."""
+        means = {
+            f"update/{name}": getattr(self, name).mean().item()
+            for name in ("loss", "approx_kl", "clip_fraction", "grad_norm")
+        }
+        worst = self.ratio_error.nan_to_num(0).max().item()
+        return {
+            **means,
+            "update/ratio_error": worst,
+            "update/excluded_steps": self.excluded_steps,
+        }

@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
     import torch
 
+    from morl.history import Improvement
+
 _TILE = 72  # pixels of one picture in samples.png
 _LABEL = 150  # pixels of the column of row labels
 _HEADER = 18  # pixels of the row of prompts
 
 
-def plot_front(
-    path: Path, front: Mapping[str, Any], generations: Sequence[Mapping[str, Any]]
-) -> None:
+def plot_front(path: Path, front: Mapping[str, Any], history: Sequence[Improvement]) -> None:
     """Draw every pair of objectives: published front with error bars, the search behind it faint.
 
     Args:
         path: the PNG file.
         front: content of `front.json`.
-        generations: evaluated offspring, each {"generation", "returns", "weights"}.
+        history: every policy that was evaluated on the way.
     """
     objectives = front["objectives"]
     pairs = [(i, j) for i in range(len(objectives)) for j in range(i + 1, len(objectives))]
     figure, axes = plt.subplots(1, len(pairs), figsize=(6.2 * len(pairs), 5), squeeze=False)
     for axis, (i, j) in zip(axes[0], pairs, strict=True):
-        _plot_pair(axis, front, generations, i, j)
+        _plot_pair(axis, front, history, i, j)
     figure.suptitle(
         f"Pareto front of {len(front['policies'])} policies (report set, ± 1 standard error)"
     )
@@ -47,11 +47,11 @@ def plot_front(
 
 
 def _plot_pair(
-    axis: Any, front: Mapping[str, Any], generations: Sequence[Mapping[str, Any]], i: int, j: int
+    axis: Any, front: Mapping[str, Any], history: Sequence[Improvement], i: int, j: int
 ) -> None:
-    if generations:
-        returns = np.array([entry["returns"] for entry in generations])
-        age = np.array([entry["generation"] for entry in generations])
+    if history:
+        returns = np.array([record.after for record in history])
+        age = np.array([record.generation for record in history])
         dots = axis.scatter(returns[:, i], returns[:, j], c=age, cmap="Greys", vmin=-3, s=14)
         axis.figure.colorbar(dots, ax=axis, label="generation (selection set)")
     policies = sorted(front["policies"], key=lambda policy: policy["report_returns"][i])

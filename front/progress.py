@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING
 
+from diffusers.utils import logging as diffusers_logging
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from morl.types import Generation
 
 
 class Progress:
@@ -22,6 +27,8 @@ class Progress:
     """
 
     def __init__(self, num_generations: int) -> None:
+        self._num_generations = num_generations
+        self._generation_started = time.monotonic()
         self._outer = self._bar(0, "generation", num_generations)
         self._middle = self._bar(1, "iteration", 0)
         self._inner = self._bar(2, "step", 0)
@@ -30,11 +37,34 @@ class Progress:
     def _bar(position: int, unit: str, total: int) -> tqdm[None]:
         return tqdm(position=position, unit=unit, total=total, leave=False, disable=None)
 
-    def generation(self, done: int, name: str, num_iterations: int) -> None:
-        """Show that `done` generations are over and another begins."""
-        self._outer.n = done
-        self._outer.set_description(name)
-        self._middle.reset(num_iterations)
+    def generation(self, generation: Generation) -> None:
+        """Show that a generation begins."""
+        self._outer.n = generation.index
+        self._outer.set_description(generation.stage)
+        self._middle.reset(generation.num_iterations)
+        self._generation_started = time.monotonic()
+
+    def finished(
+        self, generation: Generation, metrics: Mapping[str, float], num_images: int
+    ) -> None:
+        """Print the line of a finished generation.
+
+        Args:
+            generation: that is over.
+            metrics: of the search.
+            num_images: sampled for training so far.
+        """
+        seconds = time.monotonic() - self._generation_started
+        left = (self._num_generations - generation.index - 1) * seconds
+        errors = [value for name, value in metrics.items() if "prediction_error" in name]
+        predicted = f"  prediction error {max(errors):.3f}" if errors else ""
+        self.say(
+            f"generation {generation.index:2d} {generation.stage:12s}"
+            f"  hypervolume {metrics['morl/hypervolume']:.4f}"
+            f"  archive {int(metrics['morl/archive_size'])}"
+            f"  sparsity {metrics['morl/sparsity']:.4f}{predicted}"
+            f"  images {num_images}  {seconds:.0f} s, about {left:.0f} s of training left"
+        )
 
     def iteration(self) -> None:
         """Show one more iteration done."""
@@ -57,6 +87,14 @@ class Progress:
         """Clear the bars."""
         for bar in (self._inner, self._middle, self._outer):
             bar.close()
+
+
+def route_logs() -> None:
+    """Send this project's log records above the bars, and keep the libraries quiet."""
+    logging.basicConfig(level=logging.INFO, handlers=[ProgressHandler()], force=True)
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 class ProgressHandler(logging.Handler):

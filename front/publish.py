@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ddpo.evaluation import Evaluation
     from front.run_dir import RunDir
+    from morl.history import Improvement
     from morl.types import Objective, Offspring, PolicyId
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def _policy_record(member: Offspring, report: Evaluation, base: Evaluation) -> d
 def publish(
     run_dir: RunDir,
     front: Mapping[str, Any],
-    generations: Sequence[Mapping[str, Any]],
+    history: Sequence[Improvement],
     curve: Sequence[tuple[int, float]],
     prompts: Sequence[str],
     report: Mapping[PolicyId, Evaluation],
@@ -134,13 +135,13 @@ def publish(
     Args:
         run_dir: where to.
         front: from `front_record`.
-        generations: every offspring as {"generation", "returns", "weights"}, for the faint dots.
+        history: every offspring, for the faint dots.
         curve: (training images, hypervolume on the selection set) after each generation.
         prompts: of the images that `report` kept.
         report: id -> evaluation with images.
     """
     run_dir.write_json("front.json", front)
-    plot_front(run_dir.path / "front.png", front, generations)
+    plot_front(run_dir.path / "front.png", front, history)
     plot_hypervolume(run_dir.path / "hypervolume.png", [x for x, _ in curve], [y for _, y in curve])
     members = sorted(front["policies"], key=lambda policy: policy["report_returns"][0])
     rows = [("base model", report[BASE_POLICY].images)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+
+def installed_trackers(names: Sequence[str]) -> list[str]:
+    """Those of the trackers whose package is there; the others are reported."""
+    installed = [name for name in names if importlib.util.find_spec(name) is not None]
+    for name in sorted(set(names) - set(installed)):
+        logger.warning("tracker %r is not installed (pip install %s); going on without", name, name)
+    return installed
 
 
 class Trackers:

@@ -60,7 +60,7 @@ def load_head(source: str) -> nn.Sequential:
     try:
         head.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"rewards.aesthetic_head={source!r} is not this predictor: {error}"
         ) from error
     return head
@@ -76,9 +76,7 @@ class AestheticScore:
     """
 
     def __init__(self, clip: str, head: str, device: torch.device) -> None:
-        self.clip = CLIPModel.from_pretrained(
-            clip, use_safetensors=True, dtype=torch.float32
-        )
+        self.clip = CLIPModel.from_pretrained(clip, use_safetensors=True, dtype=torch.float32)
         del self.clip.text_model
         self.clip.to(device).requires_grad_(False).eval()
         self.processor = CLIPImageProcessor.from_pretrained(clip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_aesthetic_score_is_the_published_predictor(tmp_path, clip_folder):
     widths = (8, 1024, 128, 64, 16, 1)
     generator = torch.Generator().manual_seed(0)
     state = {}
-    for index, (n_in, n_out) in zip((0, 2, 4, 6, 7), zip(widths, widths[1:], strict=False), strict=True):
+    for index, (n_in, n_out) in zip((0, 2, 4, 6, 7), itertools.pairwise(widths), strict=True):
         state[f"layers.{index}.weight"] = torch.randn(n_out, n_in, generator=generator) / n_in**0.5
         state[f"layers.{index}.bias"] = torch.randn(n_out, generator=generator)
     save_file(state, tmp_path / "head.safetensors")

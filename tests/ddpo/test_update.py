@@ -69,7 +69,8 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
         for i in range(4):
             for j, t in enumerate(rollout.timesteps):
                 x, action = rollout.latents[i : i + 1, j], rollout.latents[i : i + 1, j + 1]
-                out = guide(pipe.unet(x, t, negative).sample, pipe.unet(x, t, embeds[i : i + 1]).sample, 5.0)
+                conditional = pipe.unet(x, t, embeds[i : i + 1]).sample
+                out = guide(pipe.unet(x, t, negative).sample, conditional, 5.0)
                 zero = torch.zeros_like(x)
                 mean = scheduler.step(out, t, x, eta=1.0, variance_noise=zero).prev_sample
                 previous = t - scheduler.config.num_train_timesteps // steps
@@ -78,7 +79,8 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
                 ratio = (log_prob - rollout.log_probs[i, j]).exp()
                 eps = clip_nats / (4 * 8 * 8)
                 a = values[0, i]
-                loss = loss + torch.max(-a * ratio, -a * ratio.clamp(1 - eps, 1 + eps)) / (4 * steps)
+                surrogate = torch.max(-a * ratio, -a * ratio.clamp(1 - eps, 1 + eps))
+                loss = loss + surrogate / (4 * steps)
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lora.values(), 1.0)

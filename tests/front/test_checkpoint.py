@@ -55,7 +55,11 @@ def test_a_damaged_file_is_named_and_the_previous_checkpoint_is_used(
     store = CheckpointStore(tmp_path)
     commit(store, 0, ["base", "g0"])
     commit(store, 1, ["base", "g1"])
-    path = store.checkpoints / "00002.json" if which == "checkpoint" else store.policies / "g1.safetensors"
+    files = {
+        "checkpoint": store.checkpoints / "00002.json",
+        "policy": store.policies / "g1.safetensors",
+    }
+    path = files[which]
     data = bytearray(path.read_bytes())
     if damage == "delete":
         path.unlink()

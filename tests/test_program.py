@@ -1,0 +1,199 @@
+"""The whole program on a tiny random model: run directory, resume, failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from config.errors import ConfigError, UserError
+from ddpo.rewards import REWARDS, RewardEntry
+from mo_loop import Run
+from mo_train import read_settings
+from tests.conftest import make_tiny_pipe
+
+SMOKE = Path(__file__).parents[1] / "config" / "smoke.py"
+
+
+@pytest.fixture(scope="module", name="world")
+def _world(tmp_path_factory):
+    """Folder with a tiny model and prompt files; returns a function that runs the program."""
+    folder = tmp_path_factory.mktemp("world")
+    make_tiny_pipe().save_pretrained(folder / "model")
+    (folder / "train.txt").write_text("a\nb\nc\nd\n")
+    (folder / "report.txt").write_text("e\nf\n")
+
+    def run(*overrides):
+        settings = read_settings(
+            [
+                f"--config={SMOKE}",
+                f"--config.pretrained.model={folder / 'model'}",
+                f"--config.prompts.train={folder / 'train.txt'}",
+                f"--config.prompts.report={folder / 'report.txt'}",
+                "--config.rewards.names=colorfulness,jpeg_compressibility",
+                "--config.train.learning_rate=0.1",
+                "--config.evolution.evolutionary_generations=2",
+                f"--config.logdir={folder / 'logs'}",
+                *(f"--config.{override}" for override in overrides),
+            ]
+        )
+        Run(settings).train()
+        return folder / "logs"
+
+    return run
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def metrics(path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module", name="finished")
+def _finished(world):
+    return world("run_name=whole") / "whole"
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+    for name in ("config.json", "metrics.jsonl", "history.json", "front.json"):
+        assert (finished / name).stat().st_size > 0
+    for name in ("front.png", "hypervolume.png", "samples.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+    front = read(finished / "front.json")
+    assert front["format"] == 1
+    assert [o["name"] for o in front["objectives"]] == ["colorfulness", "jpeg_compressibility"]
+    members = {policy["id"] for policy in front["policies"]} | set(front["dominated_on_report"])
+    assert {path.name for path in (finished / "adapters").iterdir()} == members
+    for policy in front["policies"]:
+        weights = finished / policy["adapter"] / "pytorch_lora_weights.safetensors"
+        assert load_file(weights)
+        assert len(policy["report_returns"]) == len(policy["report_std_error"]) == 2
+        assert sum(policy["weights"]) == pytest.approx(1)
+    # two agents, three generations of one iteration of 2 x 4 images
+    assert front["images"]["train"] == 2 * 3 * 8
+    assert front["images"]["selection"] == 4 * 4 + 16 + 3 * 2 * 16
+    assert front["hypervolume"]["report"] >= front["hypervolume"]["report_base"] > 0
+
+
+def test_the_published_front_is_non_dominated_on_the_report_set(finished):
+    front = read(finished / "front.json")
+    returns = np.array([policy["report_returns"] for policy in front["policies"]])
+    is_as_good = (returns[:, None] >= returns[None]).all(axis=-1)
+    is_better = (returns[:, None] > returns[None]).any(axis=-1)
+    assert not (is_as_good & is_better).any()
+
+
+def test_metrics_say_what_happened(finished):
+    lines = metrics(finished)
+    updates = [line for line in lines if "update/approx_kl" in line]
+    searches = [line for line in lines if "morl/hypervolume" in line]
+    assert len(updates) == 3
+    assert len(searches) == 3
+    assert all(line["update/ratio_error"] < 1e-5 for line in updates)
+    assert [line["cost/images"] for line in updates] == [16, 32, 48]
+    volumes = [line["morl/hypervolume"] for line in searches]
+    assert volumes == sorted(volumes)
+    assert any("morl/prediction_error/colorfulness" in line for line in searches[1:])
+
+
+def test_an_exported_member_draws_the_pictures_it_was_judged_by(finished):
+    """front.json's returns come back from the adapter file in a plain diffusers pipeline."""
+    from ddpo.evaluation import EvaluationSet
+    from ddpo.rewards.colorfulness import colorfulness
+
+    front = read(finished / "front.json")
+    pipe = make_tiny_pipe()
+    pipe.set_progress_bar_config(disable=True)
+    member = next(policy for policy in front["policies"] if policy["id"] != "base")
+    pipe.load_lora_weights(finished / member["adapter"])
+    on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
+    images = pipe(
+        list(on.prompts),
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        eta=1.0,
+        generator=[torch.Generator().manual_seed(seed) for seed in on.seeds],
+        output_type="pt",
+    ).images
+    mean = colorfulness(images, on.prompts).mean().item()
+    assert mean == pytest.approx(member["report_returns"][0], rel=1e-4)
+
+
+def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
+    logs = world("run_name=parts", "evolution.evolutionary_generations=1")
+    world(f"resume_from={logs / 'parts'}")
+    for name in ("front.json", "history.json"):
+        assert read(logs / "parts" / name) == read(finished / name)
+    for path in (finished / "policies").iterdir():
+        assert path.read_bytes() == (logs / "parts" / "policies" / path.name).read_bytes()
+    assert metrics(logs / "parts") == metrics(finished)
+
+
+def test_a_resumed_run_keeps_its_settings(world, finished):
+    with pytest.raises(ConfigError, match=r"learning_rate was 0\.1 when the run began"):
+        world(f"resume_from={finished}", "train.learning_rate=0.2")
+
+
+def test_an_existing_run_is_not_overwritten(world, finished):
+    with pytest.raises(UserError, match="holds a run already"):
+        world("run_name=whole")
+    with pytest.raises(UserError, match="is not a run directory"):
+        world("resume_from=/nowhere")
+
+
+def test_a_failing_reward_ends_the_run_with_its_name_and_a_way_back(world, monkeypatch):
+    calls = []
+
+    def fails_in_the_second_generation(images, prompts):
+        calls.append(len(images))
+        if sum(calls) > 16 + 16 + 16 + 32 + 8:
+            raise ConnectionError("judge is gone")
+        return images.mean(dim=(1, 2, 3))
+
+    entry = RewardEntry(unit="mean", build=lambda *_: fails_in_the_second_generation)
+    monkeypatch.setitem(REWARDS, "mine", entry)
+    with pytest.raises(UserError, match="reward 'mine' failed") as error:
+        world("run_name=fails", "rewards.names=mine,jpeg_compressibility")
+    command = str(error.value).split("--config.resume_from=")[1]
+    calls[:] = [-(10**9)]  # the judge is back
+    world(f"resume_from={command}", "rewards.names=mine,jpeg_compressibility")
+    assert (Path(command) / "front.json").exists()
+
+
+def test_a_missing_model_is_a_clear_error(world):
+    with pytest.raises(UserError, match=r"pretrained\.model='/nowhere' could not be loaded"):
+        world("run_name=missing", "pretrained.model=/nowhere")
+
+
+def test_a_tracker_that_fails_does_not_stop_the_run(world, monkeypatch, capsys):
+    from accelerate import Accelerator
+
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    specs = {"wandb": object(), "tensorboard": None}
+    monkeypatch.setattr("front.trackers.importlib.util.find_spec", specs.get)
+    logs = world("run_name=untracked", "trackers=wandb,tensorboard")
+    assert (logs / "untracked" / "front.json").exists()
+    shown = capsys.readouterr().err
+    assert "a tracker could not be started (no network)" in shown
+    assert "tracker 'tensorboard' is not installed" in shown
+
+
+def test_three_objectives(world):
+    logs = world(
+        "run_name=three",
+        "rewards.names=colorfulness,jpeg_compressibility,jpeg_incompressibility",
+        "evolution.num_agents=3",
+        "evolution.evolutionary_generations=1",
+    )
+    front = read(logs / "three" / "front.json")
+    assert len(front["policies"][0]["report_returns"]) == 3
