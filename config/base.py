@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     # --- sampling ------------------------------------------------------------------------------
     config.sample = sample = ml_collections.ConfigDict()
     sample.num_steps = 10  # denoising steps
-    sample.guidance_scale = 5.0  # classifier-free guidance; 1 switches it off
+    sample.guidance_scale = 3.0  # classifier-free guidance; 1 switches it off
     sample.eta = 1.0  # 1: the variance of DDPM; must be positive, or there is no policy
     sample.negative_prompt = ""
     sample.prompts_per_iteration = 8  # distinct prompts per agent and iteration

@@ -438,6 +438,12 @@ def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iter
             f"evolution.num_agents={agents} must be at least the {len(names)} objectives, "
             "so that each has an agent of its own; raise it"
         )
+    directions = flat.get("evolution.num_directions")
+    if directions is not None and 2 <= directions < len(names):
+        yield (
+            f"evolution.num_directions={directions} must be at least the {len(names)} objectives; "
+            "raise it"
+        )
     reference, ideal = flat.get("rewards.reference", ()), flat.get("rewards.ideal", ())
     for setting, point in (("rewards.reference", reference), ("rewards.ideal", ideal)):
         if point and len(point) != len(names):

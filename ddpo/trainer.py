@@ -91,14 +91,15 @@ class Trainer:
 
         on_step = self.start_bar("sampling", self._num_steps(len(texts), num_agents))
         rollout, rewards = collect(self.sampler, self.scorer, self.agents, batch, on_step)
-        values, self.agents.statistics = advantages(
+        values, statistics = advantages(
             rewards.values,
             weights,
             [texts] * num_agents,
-            self.agents.statistics,
+            self.agents.statistics[:num_agents],
             scales,
             self.settings.advantage,
         )
+        self.agents.statistics[:num_agents] = statistics
         stats = self.updater.update(
             self.agents,
             rollout,

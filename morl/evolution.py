@@ -235,7 +235,7 @@ class Evolution:
         self._buffer.add(offspring)
         self._current = offspring
         self._told.append((generation, offspring))
-        logger.info(
+        logger.debug(
             "generation %d (%s): archive %d, population %d",
             generation.index,
             generation.stage,

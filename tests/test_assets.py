@@ -138,7 +138,7 @@ def test_the_clip_score_falls_as_a_picture_is_degraded(clip, tokens, drawn, labe
         for amount in (0.0, 0.5, 0.75, 1.0)
     ]
     assert scores == sorted(scores, reverse=True)
-    assert scores[-1] < 0.5 * scores[0]
+    assert scores[-1] < 0.65 * scores[0]
 
 
 def test_an_empty_picture_shows_no_caption(clip, tokens):

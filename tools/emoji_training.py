@@ -1,0 +1,159 @@
+"""A resumable training run: cosine learning rate, averaged weights, state file, progress bar."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When training ends: after `steps`, or after `minutes` where that comes first.
+
+    With `minutes` the result depends on the machine's speed; with steps alone only on rounding.
+    """
+
+    steps: int
+    minutes: float = math.inf
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Returns the fraction done, 1 at the end."""
+        return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
+
+
+def cosine_rate(peak: float, progress: float, step: int, warmup: int) -> float:
+    """Returns the learning rate: linear over `warmup` steps, then a cosine to 1 % of `peak`.
+
+    Example:
+        >>> cosine_rate(1.0, 0.0, 99, 100)
+        1.0
+    """
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes a training state under a temporary name, then renames it."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def channels_last(module: ModuleType) -> ModuleType:
+    """Returns the module with its weights in channels-last order, half as fast again on CPU."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+class TrainingRun:
+    """Iterates over the steps of a training, and goes on where an earlier run stopped.
+
+    Every step has its own random generator, keyed by seed and step, so that a run that was
+    interrupted draws the same batches as one that was not.
+
+        run = TrainingRun("vae", vae, path, Budget(4000), peak=1e-3, seed=0)
+        for generator in run:
+            run.update(loss_of(vae, generator))
+        vae.load_state_dict(run.averaged())
+
+    Args:
+        name: Shown in the progress bar.
+        module: What is trained, in place.
+        path: State file, written every `save_every` steps and at the end.
+        budget: When it ends.
+        peak: Highest learning rate.
+        seed: Of the generators.
+        decay: Of the exponential average of the weights.
+        warmup: Steps of linear warm-up.
+        weight_decay: Of AdamW.
+        save_every: Steps between two states.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        path: Path,
+        budget: Budget,
+        *,
+        peak: float,
+        seed: int,
+        decay: float = 0.998,
+        warmup: int = 100,
+        weight_decay: float = 1e-3,
+        save_every: int = 500,
+    ) -> None:
+        self.name, self.module, self.path, self.budget = name, module, path, budget
+        self.peak, self.seed, self.warmup, self.save_every = peak, seed, warmup, save_every
+        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay
+        )
+        self.step, self.seconds = 0, 0.0
+        self._shown: dict[str, float] = {}
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            self.module.load_state_dict(state["module"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the budget used."""
+        return self.budget.progress(self.step, self.seconds)
+
+    def __iter__(self) -> Iterator[torch.Generator]:
+        """Yields one generator a step; `update` must be called before the next."""
+        with tqdm(total=100, desc=self.name, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
+            while self.progress < 1:
+                start, step = time.perf_counter(), self.step
+                yield torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+                if self.step != step + 1:
+                    raise RuntimeError(f"{self.name}: call `update` once in every step")
+                self.seconds += time.perf_counter() - start
+                bar.n = round(100 * self.progress, 1)
+                if self.step % 25 == 0:
+                    bar.set_postfix(step=self.step, **self._shown)
+                if self.step % self.save_every == 0 or self.progress >= 1:
+                    self._save()
+
+    def update(self, loss: torch.Tensor, **shown: float) -> None:
+        """Takes one optimiser step down the gradient of `loss`; shows running means."""
+        rate = cosine_rate(self.peak, self.progress, self.step, self.warmup)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.average.update_parameters(self.module)
+        for key, value in {"loss": loss.item(), **shown}.items():
+            self._shown[key] = 0.98 * self._shown.get(key, value) + 0.02 * value
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """Returns the averaged weights, named as those of the module."""
+        return dict(self.average.module.state_dict())
+
+    def _save(self) -> None:
+        state = {
+            "module": self.module.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        save_state(self.path, state)

@@ -1,0 +1,219 @@
+"""Measures the embedded diffusion model and CLIP; prints tables and one JSON line.
+
+For every caption some pictures are drawn with fixed seeds, and a judge (a classifier trained apart,
+see `emoji_judge`) says which of all captions each shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPTokenizer
+
+from tools import emoji_data
+from tools.emoji_judge import NOTHING, Judge, load_judge
+
+ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How pictures are drawn."""
+
+    steps: int
+    eta: float = 1.0
+    guidance: float = 3.0
+
+
+def draw(
+    pipeline: StableDiffusionPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    sampling: Sampling,
+    rows: int = 64,
+) -> torch.Tensor:
+    """Returns one picture a prompt, (prompts, 3, H, W) in [0, 1]; each has its own seed."""
+    pictures = []
+    for start in tqdm(range(0, len(prompts), rows), desc=f"draw, {sampling.steps} steps"):
+        part = slice(start, start + rows)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+        pictures.append(
+            pipeline(
+                prompts[part],
+                generator=generators,
+                num_inference_steps=sampling.steps,
+                eta=sampling.eta,
+                guidance_scale=sampling.guidance,
+                output_type="pt",
+            ).images.float()
+        )
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def clip_cosines(
+    model: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    images: torch.Tensor,
+    texts: list[str],
+    rows: int = 256,
+) -> torch.Tensor:
+    """Returns cosine similarities (images, texts); images (rows, 3, 32, 32) in [0, 1]."""
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    text = model.text_projection(model.text_model(input_ids=ids).pooler_output)
+    pixels = 2 * images - 1
+    vision = torch.cat(
+        [
+            model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
+            for x in pixels.split(rows)
+        ]
+    )
+    normalize = torch.nn.functional.normalize
+    return normalize(vision, dim=-1) @ normalize(text, dim=-1).T
+
+
+def jpeg_kilobytes(image: torch.Tensor) -> float:
+    """Returns the size of an image (3, H, W) in [0, 1] as JPEG of quality 95, in kB."""
+    buffer = io.BytesIO()
+    array = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(array).save(buffer, "JPEG", quality=95)
+    return len(buffer.getvalue()) / 1000
+
+
+@torch.no_grad()
+def measure(
+    pipeline: StableDiffusionPipeline,
+    judge: Judge,
+    clip: CLIPModel,
+    sampling: Sampling,
+    seeds_per_caption: int,
+) -> tuple[dict[str, object], torch.Tensor]:
+    """Returns the quality reached with one way of sampling, and the pictures."""
+    names = list(emoji_data.CAPTIONS)
+    labels = torch.arange(len(names)).repeat_interleave(seeds_per_caption)
+    prompts = [names[label] for label in labels]
+    images = draw(pipeline, prompts, list(range(len(prompts))), sampling)
+    logits = judge(images)
+    hits = logits[:, :NOTHING].argmax(1) == labels
+    cosines = clip_cosines(clip, pipeline.tokenizer, images, names)
+    own = cosines.gather(1, labels[:, None])[:, 0]
+    others = cosines.masked_fill(torch.nn.functional.one_hot(labels, len(names)).bool(), torch.nan)
+    by_caption = hits.float().view(len(names), -1).mean(1)
+    kilobytes = np.array([jpeg_kilobytes(image) for image in images]).reshape(len(names), -1)
+    result: dict[str, object] = {
+        **asdict(sampling),
+        "pictures": len(prompts),
+        "judge_top1": round(hits.float().mean().item(), 4),
+        "judge_nothing": round((logits.argmax(1) == NOTHING).float().mean().item(), 4),
+        "clip_top1": round((cosines.argmax(1) == labels).float().mean().item(), 4),
+        "clip_cosine_right": round(own.mean().item(), 3),
+        "clip_cosine_right_within_sd": round(own.view(len(names), -1).std(1).mean().item(), 3),
+        "clip_cosine_wrong": round(others.nanmean().item(), 3),
+        "jpeg_kb": round(float(kilobytes.mean()), 3),
+        "jpeg_kb_within_sd": round(float(kilobytes.std(1, ddof=1).mean()), 3),
+        "worst": {
+            names[i]: round(by_caption[i].item(), 2) for i in by_caption.argsort()[:8].tolist()
+        },
+    }
+    return result, images
+
+
+@torch.no_grad()
+def variety(
+    pipeline: StableDiffusionPipeline,
+    judge: Judge,
+    sampling: Sampling,
+    captions: list[str],
+    pictures: int = 64,
+) -> dict[str, dict[str, float]]:
+    """Returns per caption how the JPEG size varies, and whether small files still show it."""
+    table = {}
+    for caption in captions:
+        images = draw(pipeline, [caption] * pictures, list(range(pictures)), sampling)
+        label = list(emoji_data.CAPTIONS).index(caption)
+        hits = (judge(images).argmax(1) == label).numpy().astype(float)
+        sizes = np.array([jpeg_kilobytes(image) for image in images])
+        small = sizes <= np.quantile(sizes, 0.25)
+        varied = hits.std() > 0
+        table[caption] = {
+            "mean_kb": round(float(sizes.mean()), 3),
+            "sd_kb": round(float(sizes.std(ddof=1)), 3),
+            "min_kb": round(float(sizes.min()), 3),
+            "max_kb": round(float(sizes.max()), 3),
+            "judge": round(float(hits.mean()), 3),
+            "judge_smallest_quarter": round(float(hits[small].mean()), 3),
+            "correlation": round(float(np.corrcoef(sizes, hits)[0, 1]), 2) if varied else 0.0,
+        }
+    return table
+
+
+def save_grid(images: torch.Tensor, columns: int, path: Path, zoom: int = 2) -> None:
+    """Writes pictures (rows, 3, H, W) in [0, 1] as one PNG."""
+    rows = -(-len(images) // columns)
+    size = images.shape[-1]
+    canvas = torch.ones(3, rows * size, columns * size)
+    for index, image in enumerate(images):
+        top, left = size * (index // columns), size * (index % columns)
+        canvas[:, top : top + size, left : left + size] = image
+    array = (canvas.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    picture = Image.fromarray(array)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(
+        path
+    )
+
+
+def main() -> None:
+    """Measures, prints and draws."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=ASSETS / "emoji-sd")
+    parser.add_argument("--clip", type=Path, default=ASSETS / "emoji-clip")
+    parser.add_argument("--judge", type=Path, default=ASSETS / "emoji-judge/judge.safetensors")
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 10])
+    parser.add_argument("--eta", type=float, default=1.0)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--seeds", type=int, default=4, help="pictures per caption")
+    parser.add_argument("--variety", nargs="*", default=["cat", "spider", "fish", "zebra"])
+    parser.add_argument("--grid", type=Path, default=ASSETS / "img/emoji_samples.png")
+    args = parser.parse_args()
+    pipeline = StableDiffusionPipeline.from_pretrained(args.model, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    judge = load_judge(args.judge)
+    clip = CLIPModel.from_pretrained(args.clip, local_files_only=True).eval()
+    results = []
+    for index, steps in enumerate(args.steps):
+        sampling = Sampling(steps=steps, eta=args.eta, guidance=args.guidance)
+        result, images = measure(pipeline, judge, clip, sampling, args.seeds)
+        results.append(result)
+        for key, value in result.items():
+            sys.stdout.write(f"{key:28} {value}\n")
+        sys.stdout.write("\n")
+        if index == 0 and args.grid:
+            save_grid(
+                images.view(-1, args.seeds, *images.shape[1:])[:, :2].flatten(0, 1)[:120],
+                15,
+                args.grid,
+            )
+    table = variety(
+        pipeline,
+        judge,
+        Sampling(steps=args.steps[-1], eta=args.eta, guidance=args.guidance),
+        args.variety,
+    )
+    for caption, row in table.items():
+        sys.stdout.write(f"{caption:10} " + "  ".join(f"{k} {v}" for k, v in row.items()) + "\n")
+    sys.stdout.write(json.dumps({"quality": results, "variety": table}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
