@@ -96,6 +96,7 @@ class TrainSettings:
     updates_per_epoch: int
     clip_nats: float
     timestep_fraction: float
+    skip_last_steps: int
     rows_per_pass: int
     recompute_log_probs: str
     gradient_checkpointing: bool
@@ -208,6 +209,7 @@ _LOWER_BOUNDS: Mapping[str, tuple[float, bool]] = {
     "train.updates_per_epoch": (1, True),
     "train.clip_nats": (0, False),
     "train.timestep_fraction": (0, False),
+    "train.skip_last_steps": (0, True),
     "train.rows_per_pass": (1, True),
     "advantage.buffer_size": (1, True),
     "advantage.min_count": (1, True),
@@ -389,16 +391,6 @@ def _cross_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
     if got := get("rewards.names"):
         yield from _objective_problems(got[0], flat)
-    if got := get("sample.prompts_per_iteration", "sample.images_per_prompt"):
-        images = got[0] * got[1]
-        updates = flat.get("train.updates_per_epoch")
-        if images > 0 and updates and updates > 0 and images % updates:
-            fits = [n for n in range(1, images + 1) if images % n == 0]
-            yield (
-                f"train.updates_per_epoch={updates} must divide the {images} images of an agent "
-                "(sample.prompts_per_iteration x sample.images_per_prompt); "
-                f"try {_listing(fits)}"
-            )
     if (got := get("advantage.min_count", "advantage.buffer_size")) and got[0] > got[1]:
         yield (
             f"advantage.min_count={got[0]} must be at most advantage.buffer_size={got[1]}, "
@@ -416,7 +408,29 @@ def _cross_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                     f"{setting}={value} must be at least {rows}, one sample of each agent with its "
                     "guidance; raise it, or lower evolution.num_agents"
                 )
+    yield from _update_problems(flat)
     yield from _run_name_problems(flat.get("run_name") or "")
+
+
+def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Rules between the size of a rollout and what an update does with it."""
+    prompts, images = flat.get("sample.prompts_per_iteration"), flat.get("sample.images_per_prompt")
+    updates = flat.get("train.updates_per_epoch")
+    if prompts and images and updates and min(prompts, images, updates) > 0:
+        samples = prompts * images
+        if samples % updates:
+            fits = [n for n in range(1, samples + 1) if samples % n == 0]
+            yield (
+                f"train.updates_per_epoch={updates} must divide the {samples} images of an agent "
+                "(sample.prompts_per_iteration x sample.images_per_prompt); "
+                f"try {_listing(fits)}"
+            )
+    skipped, steps = flat.get("train.skip_last_steps"), flat.get("sample.num_steps")
+    if skipped is not None and steps is not None and skipped >= steps > 0:
+        yield (
+            f"train.skip_last_steps={skipped} must be below sample.num_steps={steps}, or no step "
+            "is trained; lower it"
+        )
 
 
 def _run_name_problems(run_name: str) -> Iterator[str]:

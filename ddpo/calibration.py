@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 IMAGES_PER_PROMPT = 4
 # Where z = 0 and z = 1 lie when a recipe does not say: in standard deviations within a prompt.
-REFERENCE_DEVIATIONS = -2.0
-IDEAL_DEVIATIONS = 6.0
+REFERENCE_DEVIATIONS = -3.0
+IDEAL_DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

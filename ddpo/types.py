@@ -173,7 +173,7 @@ class UpdateStats:
         ratio_error: (T,) mean absolute log-ratio per step before the first update; NaN for steps
             not trained. Zero up to rounding.
         num_updates: optimiser steps taken.
-        excluded_steps: denoising steps left out because they have no variance.
+        excluded_steps: denoising steps left out: those without variance and the skipped last ones.
         unet_rows: UNet rows passed forward with gradient.
     """
 

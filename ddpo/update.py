@@ -45,9 +45,11 @@ class Updater:
         self.clip_range = clip_range_from_nats(
             settings.clip_nats, math.prod(sampler.model.latent_shape)
         )
-        steps = sampler.schedule.trainable_steps
+        num_steps = len(sampler.schedule.timesteps)
+        last = num_steps - settings.skip_last_steps
+        steps = [step for step in sampler.schedule.trainable_steps if step < last]
         self.trainable_steps = torch.tensor(steps)
-        self.excluded_steps = len(sampler.schedule.timesteps) - len(steps)
+        self.excluded_steps = num_steps - len(steps)
         self.steps_per_sample = max(1, round(settings.timestep_fraction * len(steps)))
         self.recompute = settings.recompute_log_probs == "always"
 

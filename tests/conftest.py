@@ -142,8 +142,20 @@ def make_rig(num_agents: int = 3, pipe: Any = None, **changes: dict[str, Any]) -
     from ddpo.sampler import Sampler
     from ddpo.update import Updater
 
-    sample = {"num_steps": 4, "rows_per_pass": 64, **changes.pop("sample", {})}
-    train = {"rows_per_pass": 64, **changes.pop("train", {})}
+    sample = {
+        "num_steps": 4,
+        "guidance_scale": 5.0,
+        "prompts_per_iteration": 8,
+        "rows_per_pass": 64,
+        **changes.pop("sample", {}),
+    }
+    train = {
+        "learning_rate": 1e-2,
+        "updates_per_epoch": 2,
+        "skip_last_steps": 0,
+        "rows_per_pass": 64,
+        **changes.pop("train", {}),
+    }
     settings = make_settings(sample=sample, train=train, **changes)
     model = FrozenDiffusion(pipe or make_tiny_pipe())
     agents = Agents(model.unet, num_agents, settings.adapter, settings.train)

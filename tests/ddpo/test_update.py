@@ -111,6 +111,15 @@ def test_steps_without_variance_are_excluded_and_counted():
     assert rig.agents.snapshot(0).adapter.isfinite().all()
 
 
+def test_the_last_steps_are_left_out_when_asked():
+    rig = make_rig(1, train={"skip_last_steps": 2})
+    rollout = rig.rollout(rig.batch(1, 4))
+    stats = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1])
+    assert stats.excluded_steps == 2
+    assert stats.unet_rows == 4 * 2 * 2
+    assert stats.ratio_error.isnan().tolist() == [False, False, True, True]
+
+
 def test_a_fraction_of_the_steps_costs_a_fraction_of_the_rows():
     rows = {}
     for fraction in (1.0, 0.5):
