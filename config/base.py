@@ -91,7 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     # --- evaluation: same prompts and same noise for every policy ------------------------------
     config.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.selection_images = 96  # per policy and generation; decides the search
-    evaluation.report_images = 256  # per policy of the final front; what is published
+    evaluation.report_images = 512  # per policy of the final front; what is published
     evaluation.sample_prompts = 8  # columns of samples.png
 
     # --- PGMORL --------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
     evolution.strategy = "prediction_guided"  # prediction_guided, random, fixed_weights or moead
     evolution.predictor = "scale_free"  # scale_free or authors
     evolution.warmup_generations = 3  # agents keep the even weights they start with
-    evolution.evolutionary_generations = 4  # the prediction model chooses policies and weights
+    evolution.evolutionary_generations = 3  # the prediction model chooses policies and weights
     evolution.iterations_per_generation = 6  # sample, then update
     evolution.num_weight_candidates = 7  # weights tried per policy
     evolution.sparsity_coef = 0.1  # how much an even front counts against hypervolume

@@ -408,6 +408,11 @@ def _cross_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                     f"{setting}={value} must be at least {rows}, one sample of each agent with its "
                     "guidance; raise it, or lower evolution.num_agents"
                 )
+    if (got := get("sample.negative_prompt", "sample.guidance_scale")) and got[0] and got[1] == 1:
+        yield (
+            f"sample.negative_prompt={got[0]!r} has no effect at sample.guidance_scale=1; raise "
+            "the guidance or leave the prompt empty"
+        )
     yield from _update_problems(flat)
     yield from _run_name_problems(flat.get("run_name") or "")
 

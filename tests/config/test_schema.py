@@ -40,6 +40,7 @@ WRONG = {
     "--config.sample.eta=0": "sample.eta=0.0 must be above 0",
     "--config.sample.eta=2": "must be at most 1",
     "--config.sample.guidance_scale=0.5": "must be at least 1",
+    "--config.sample.negative_prompt=ugly": "has no effect at sample.guidance_scale=1",
     "--config.sample.rows_per_pass=2": "one sample of each agent",
     "--config.sample.images_per_prompt=-4": "must be at least 1",
     "--config.adapter.rank=0": "must be at least 1",
