@@ -7,6 +7,7 @@ together, one UNet pass for all.
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
     from morl.types import Generation
 
 
+def available_cpus() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Run:
     """One run: the search, the agents, and what they leave on disk.
 
@@ -52,8 +60,8 @@ class Run:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         route_logs()
-        if settings.num_threads:
-            torch.set_num_threads(settings.num_threads)
+        # accelerate's launcher sets OMP_NUM_THREADS=1 on a CPU, so "all" has to be said aloud.
+        torch.set_num_threads(settings.num_threads or available_cpus())
         self.run_dir = open_run_dir(settings)
         tracker_names = installed_trackers(settings.trackers)
         accelerator = Accelerator(log_with=tracker_names or None, project_dir=self.run_dir.path)
@@ -128,6 +136,7 @@ class Run:
         even = even_weights(num_objectives, num_objectives).mean(axis=0)
         base = _offspring(BASE_POLICY, None, even, evaluation, generation=-1)
         self.evolution = Evolution(settings.evolution, self.objectives, base)
+        self.curve.append((0, self.evolution.metrics()["morl/hypervolume"]))
         names = settings.rewards.names
         self._log({f"base/{n}": v for n, v in zip(names, base.returns.tolist(), strict=True)})
         self._save(generation=-1)
@@ -202,6 +211,7 @@ class Run:
         history = list(self.evolution.history)
         publish(self.run_dir, front, history, self.curve, on.prompts[:shown], report)
         volumes = front["hypervolume"]
+        self._log({"report/hypervolume": volumes["report"]})
         self.progress.say(
             f"front of {len(front['policies'])} policies in {self.run_dir.path}; hypervolume on "
             f"the report set {volumes['report']:.4f} (base model {volumes['report_base']:.4f}, "

@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.run_name = ""  # name of the run directory; empty: date and time
     config.resume_from = ""  # a run directory to continue
     config.trackers = ()  # besides metrics.jsonl: "wandb", "tensorboard"
-    config.num_threads = 0  # CPU threads of torch; 0: as torch decides
+    config.num_threads = 0  # CPU threads of torch; 0: all cores
 
     # --- the frozen base model ---------------------------------------------------------------
     config.pretrained = pretrained = ml_collections.ConfigDict()

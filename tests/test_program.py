@@ -35,6 +35,7 @@ def _world(tmp_path_factory):
                 f"--config.prompts.train={folder / 'train.txt'}",
                 f"--config.prompts.report={folder / 'report.txt'}",
                 "--config.rewards.names=colorfulness,jpeg_compressibility",
+                "--config.num_threads=1",
                 "--config.train.learning_rate=0.1",
                 "--config.evolution.evolutionary_generations=2",
                 f"--config.logdir={folder / 'logs'}",
