@@ -105,7 +105,7 @@ class Trainer:
             rollout,
             values,
             seeds=[keyed_seed(*key, k, len(texts), _UPDATE_KEY) for k in range(num_agents)],
-            on_pass=self.start_bar("updating", 0),
+            on_pass=self.start_bar("updating", self.updater.num_passes(len(texts), num_agents)),
         )
         return Iteration(rewards=rewards, stats=stats, num_images=len(batch.texts))
 

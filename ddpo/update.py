@@ -102,6 +102,18 @@ class Updater:
             unet_rows=meter.pairs * num_agents * self.sampler.rows_per_sample,
         )
 
+    def num_passes(self, samples: int, num_agents: int) -> int:
+        """UNet passes of one `update` with N samples per agent (a progress bar's length)."""
+        settings = self.settings
+        pairs = samples // settings.updates_per_epoch * self.steps_per_sample
+        passes = math.ceil(pairs / self._pairs_per_pass(num_agents))
+        return settings.num_inner_epochs * settings.updates_per_epoch * passes
+
+    def _pairs_per_pass(self, num_agents: int) -> int:
+        """(sample, step) pairs of each agent that one UNet pass may carry."""
+        per_pair = num_agents * self.sampler.rows_per_sample
+        return max(1, self.settings.rows_per_pass // per_pair)
+
     def _minibatches(self, samples: int, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
         """(K, pairs, 2) indices (sample of the agent, step); one tensor per optimiser step."""
         updates = self.settings.updates_per_epoch
@@ -146,8 +158,7 @@ class Updater:
         """Agent-major rollout rows and steps, as many at a time as one UNet pass may carry."""
         num_agents, n = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
         offset = torch.arange(num_agents)[:, None] * n
-        size = self.settings.rows_per_pass // (num_agents * self.sampler.rows_per_sample)
-        for part in pairs.split(max(1, size), dim=1):
+        for part in pairs.split(self._pairs_per_pass(num_agents), dim=1):
             rows, steps = (part[..., 0] + offset).flatten(), part[..., 1].flatten()
             yield rows.to(rollout.latents.device), steps.to(rollout.latents.device)
 

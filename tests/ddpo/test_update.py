@@ -130,6 +130,14 @@ def test_a_fraction_of_the_steps_costs_a_fraction_of_the_rows():
     assert rows[0.5] == rows[1.0] / 2
 
 
+def test_the_progress_bar_knows_the_number_of_passes():
+    rig = make_rig(2, train={"num_inner_epochs": 2, "updates_per_epoch": 4, "rows_per_pass": 12})
+    rollout = rig.rollout(rig.batch(2, 8))
+    passes = []
+    rig.updater.update(rig.agents, rollout, advantages(2, 8), [1, 2], lambda: passes.append(1))
+    assert len(passes) == rig.updater.num_passes(8, 2) == 2 * 4 * 3  # 8 pairs, 3 in a pass
+
+
 def test_every_sample_is_used_once_per_inner_epoch():
     rig = make_rig(1, train={"num_inner_epochs": 2, "updates_per_epoch": 4})
     batches = list(rig.updater._minibatches(8, [4]))
