@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from config.errors import ConfigError, UserError
 from ddpo.rewards import REWARDS, RewardEntry
 from mo_loop import Run
 from mo_train import read_settings
-from tests.conftest import make_tiny_pipe
+from tests.conftest import draw_with_diffusers, make_tiny_pipe
 
 SMOKE = Path(__file__).parents[1] / "config" / "smoke.py"
 
@@ -111,18 +110,10 @@ def test_an_exported_member_draws_the_pictures_it_was_judged_by(finished):
 
     front = read(finished / "front.json")
     pipe = make_tiny_pipe()
-    pipe.set_progress_bar_config(disable=True)
     member = next(policy for policy in front["policies"] if policy["id"] != "base")
     pipe.load_lora_weights(finished / member["adapter"])
     on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
-    images = pipe(
-        list(on.prompts),
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        eta=1.0,
-        generator=[torch.Generator().manual_seed(seed) for seed in on.seeds],
-        output_type="pt",
-    ).images
+    images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=1.0)
     mean = colorfulness(images, on.prompts).mean().item()
     assert mean == pytest.approx(member["report_returns"][0], rel=1e-4)
 

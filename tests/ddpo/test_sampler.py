@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpo.sampler import keyed_noise
-from tests.conftest import make_rig, make_tiny_pipe
+from tests.conftest import draw_with_diffusers, make_rig, make_tiny_pipe
 
 
 def test_a_sample_depends_on_neither_the_pass_size_nor_the_number_of_agents():
@@ -23,17 +23,9 @@ def test_a_sample_depends_on_neither_the_pass_size_nor_the_number_of_agents():
 def test_pictures_are_bitwise_those_of_a_plain_pipeline():
     rig = make_rig(1, sample={"negative_prompt": "b"})
     batch = rig.batch(1, 3)
-    pipe = make_tiny_pipe()
-    pipe.set_progress_bar_config(disable=True)
-    expected = pipe(
-        list(batch.texts),
-        negative_prompt=["b"] * 3,
-        num_inference_steps=4,
-        guidance_scale=5.0,
-        eta=1.0,
-        generator=[torch.Generator().manual_seed(seed) for seed in batch.seeds],
-        output_type="pt",
-    ).images
+    expected = draw_with_diffusers(
+        make_tiny_pipe(), batch.texts, batch.seeds, negative_prompt=["b"] * 3
+    )
     assert torch.equal(rig.rollout(batch).images, expected)
 
 
