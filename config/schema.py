@@ -76,11 +76,6 @@ class SampleSettings:
     images_per_prompt: int
     rows_per_pass: int
 
-    @property
-    def images_per_agent(self) -> int:
-        """N, the samples of one agent in one iteration."""
-        return self.prompts_per_iteration * self.images_per_prompt
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:

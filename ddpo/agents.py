@@ -154,11 +154,6 @@ class Agents:
         return tuple(self._places)
 
     @property
-    def parameters_per_agent(self) -> int:
-        """Trained parameters of one adapter, without alignment padding."""
-        return sum(place.size for pair in self._places.values() for place in pair)
-
-    @property
     def device(self) -> torch.device:
         """Where the adapters live."""
         return self._weights.device

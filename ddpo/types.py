@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import torch
 
 
 def _check(holds: bool, name: str, expected: str, got: object) -> None:
@@ -112,7 +112,7 @@ class Rollout:
 
         def cat(field: str) -> torch.Tensor:
             parts = [getattr(chunk, field).unflatten(0, (k, -1)) for chunk in chunks]
-            return parts[0].new_empty(0) if not parts else _cat(parts).flatten(0, 1)
+            return torch.cat(parts, dim=1).flatten(0, 1)
 
         return cls(
             prompts=prompts,
@@ -121,12 +121,6 @@ class Rollout:
             log_probs=cat("log_probs"),
             images=cat("images"),
         )
-
-
-def _cat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    import torch  # noqa: PLC0415 - only the join needs it at run time
-
-    return torch.cat(list(parts), dim=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

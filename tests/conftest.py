@@ -34,11 +34,25 @@ def _settings() -> Callable[..., schema.Settings]:
     return make_settings
 
 
+def sd_scheduler(**changes: Any) -> Any:
+    """A DDIMScheduler with Stable Diffusion 1.5's settings."""
+    from diffusers import DDIMScheduler
+
+    settings = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    return DDIMScheduler(**{**settings, **changes})
+
+
 def make_tiny_pipe(**unet_changes: Any) -> Any:
     """A StableDiffusionPipeline with random weights: 16 px pictures, 4x8x8 latents."""
     from diffusers import (
         AutoencoderKL,
-        DDIMScheduler,
         StableDiffusionPipeline,
         UNet2DConditionModel,
     )
@@ -82,14 +96,7 @@ def make_tiny_pipe(**unet_changes: Any) -> Any:
             )
         ).eval(),
         tokenizer=tokenizer,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        scheduler=sd_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -6,21 +6,9 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 
 from ddpo.ddim import gaussian_log_prob, guide, make_schedule, step_mean, step_std
-
-
-def sd_scheduler(**changes):
-    config = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    }
-    return DDIMScheduler(**{**config, **changes})
+from tests.conftest import sd_scheduler
 
 
 def test_step_by_hand():
