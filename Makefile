@@ -15,7 +15,7 @@ smoke: $(VENV)/.run-ready
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --quiet mo_train.py --config config/smoke.py $(ARGS)
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

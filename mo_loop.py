@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from config.errors import UserError
-from config.schema import check_resumable
+from config.resume import check_resumable
 from ddpo.calibration import IMAGES_PER_PROMPT, Calibration, calibrate, initial_statistics
 from ddpo.evaluation import EvaluationSet
 from ddpo.prompts import load_prompts

@@ -17,7 +17,7 @@ from absl import app, flags
 
 from config.errors import ConfigError, UserError
 from config.loader import load
-from config.schema import Choices, Settings, parse
+from config.parse import Choices, parse
 from ddpo.prompts import load_prompts
 from ddpo.rewards import REWARDS
 from morl.prediction import PREDICTORS
@@ -25,6 +25,8 @@ from morl.selection import STRATEGIES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from config.schema import Settings
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "config" / "base.py"
 EXIT_WRONG_SETTINGS = 2

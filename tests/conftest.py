@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from config import base, schema
+from config.parse import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ def make_settings(**changes: dict[str, Any]) -> schema.Settings:
     config = base.get_config()
     for section, values in changes.items():
         config[section].update(values)
-    return schema.parse(config, {})
+    return parse(config, {})
 
 
 @pytest.fixture(name="settings")

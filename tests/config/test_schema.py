@@ -10,7 +10,8 @@ import pytest
 
 from config import base
 from config.errors import ConfigError
-from config.schema import check_resumable, parse
+from config.parse import parse
+from config.resume import check_resumable
 from mo_train import read_settings
 
 ROOT = Path(__file__).parents[2]

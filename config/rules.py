@@ -1,0 +1,110 @@
+"""Rules between settings: what no single value can be blamed for.
+
+Every rule takes the flat settings and yields a sentence for each problem: the setting, its value,
+the rule, what to do. A value that is wrong by itself is left out of the flat settings, so that it
+is reported once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+
+def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Rules between settings; a rule is skipped where one of its settings has no valid value."""
+
+    def get(*names: str) -> tuple[Any, ...] | None:
+        found = tuple(flat.get(name) for name in names)
+        return None if None in found else found
+
+    if got := get("rewards.names"):
+        yield from _objective_problems(got[0], flat)
+    if (got := get("advantage.min_count", "advantage.buffer_size")) and got[0] > got[1]:
+        yield (
+            f"advantage.min_count={got[0]} must be at most advantage.buffer_size={got[1]}, "
+            "or no prompt ever has enough; lower it"
+        )
+    stages = ("evolution.warmup_generations", "evolution.evolutionary_generations")
+    if (got := get(*stages)) and sum(got) == 0:
+        yield f"{' + '.join(stages)} must be at least 1; raise one"
+    if (got := get("evolution.num_agents", "sample.guidance_scale")) and got[0] > 0:
+        rows = got[0] * (1 if got[1] == 1 else 2)
+        for setting in ("sample.rows_per_pass", "train.rows_per_pass"):
+            value = flat.get(setting)
+            if value is not None and 0 < value < rows:
+                yield (
+                    f"{setting}={value} must be at least {rows}, one sample of each agent with its "
+                    "guidance; raise it, or lower evolution.num_agents"
+                )
+    if (got := get("sample.negative_prompt", "sample.guidance_scale")) and got[0] and got[1] == 1:
+        yield (
+            f"sample.negative_prompt={got[0]!r} has no effect at sample.guidance_scale=1; raise "
+            "the guidance or leave the prompt empty"
+        )
+    yield from _update_problems(flat)
+    yield from _run_name_problems(flat.get("run_name") or "")
+
+
+def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Rules between the size of a rollout and what an update does with it."""
+    prompts, images = flat.get("sample.prompts_per_iteration"), flat.get("sample.images_per_prompt")
+    updates = flat.get("train.updates_per_epoch")
+    if prompts and images and updates and min(prompts, images, updates) > 0:
+        samples = prompts * images
+        if samples % updates:
+            fits = [n for n in range(1, samples + 1) if samples % n == 0]
+            yield (
+                f"train.updates_per_epoch={updates} must divide the {samples} images of an agent "
+                "(sample.prompts_per_iteration x sample.images_per_prompt); "
+                f"try {_listing(fits)}"
+            )
+    skipped, steps = flat.get("train.skip_last_steps"), flat.get("sample.num_steps")
+    if skipped is not None and steps is not None and skipped >= steps > 0:
+        yield (
+            f"train.skip_last_steps={skipped} must be below sample.num_steps={steps}, or no step "
+            "is trained; lower it"
+        )
+
+
+def _run_name_problems(run_name: str) -> Iterator[str]:
+    if run_name in {".", ".."} or any(c in run_name for c in "/\\\0") or len(run_name) > 200:
+        yield (
+            f"run_name={run_name!r} must be a plain folder name of at most 200 characters; "
+            "put folders into logdir"
+        )
+
+
+def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iterator[str]:
+    agents = flat.get("evolution.num_agents")
+    if len(names) < 2:
+        yield f"rewards.names={names} must name at least 2 objectives to trade off"
+    if len(set(names)) < len(names):
+        yield f"rewards.names={names} must not repeat an objective"
+    if agents is not None and 0 < agents < len(names):
+        yield (
+            f"evolution.num_agents={agents} must be at least the {len(names)} objectives, "
+            "so that each has an agent of its own; raise it"
+        )
+    directions = flat.get("evolution.num_directions")
+    if directions is not None and 2 <= directions < len(names):
+        yield (
+            f"evolution.num_directions={directions} must be at least the {len(names)} objectives; "
+            "raise it"
+        )
+    reference, ideal = flat.get("rewards.reference", ()), flat.get("rewards.ideal", ())
+    for setting, point in (("rewards.reference", reference), ("rewards.ideal", ideal)):
+        if point and len(point) != len(names):
+            yield f"{setting}={point} must have one number for each of {names}, or be empty"
+    if bool(reference) != bool(ideal):
+        yield "rewards.reference and rewards.ideal must be given together, or both left empty"
+    for name, low, high in zip(names, reference, ideal, strict=False):
+        if low >= high:
+            yield f"rewards.reference of {name} ({low}) must be below its rewards.ideal ({high})"
+
+
+def _listing(numbers: Collection[int]) -> str:
+    shown = [str(n) for n in list(numbers)[:8]]
+    return ", ".join(shown[:-1]) + " or " + shown[-1] if len(shown) > 1 else shown[0]
