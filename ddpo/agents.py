@@ -85,8 +85,11 @@ class StackedLoRALinear(nn.Module):
         out: torch.Tensor = self.base(x)
         a, b = self.a.to(x.dtype), self.b.to(x.dtype)
         hidden = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
-        stacked = out.reshape(len(a), -1, out.shape[-1])
-        return torch.baddbmm(stacked, hidden, b.transpose(1, 2), alpha=self.scale).view_as(out)
+        # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
+        update = torch.bmm(hidden, b.transpose(1, 2))
+        if self.scale != 1:
+            update = update * self.scale
+        return out + update.view_as(out)
 
 
 class Agents:
