@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from config.schema import AdapterSettings, TrainSettings
+    from ddpo.types import Conditioning
 
 _ALIGNMENT = 16  # float32 entries: every adapter matrix starts on a 64-byte boundary
 
@@ -173,7 +174,7 @@ class Agents:
         self,
         latents: torch.Tensor,
         timesteps: torch.Tensor,
-        embeds: torch.Tensor,
+        conditioning: Conditioning,
         num_active: int,
     ) -> torch.Tensor:
         """One UNet pass for the first `num_active` agents.
@@ -181,7 +182,7 @@ class Agents:
         Args:
             latents: (rows, C, h, w), agent-major; rows divide evenly by `num_active`.
             timesteps: () or (rows,).
-            embeds: (rows, L, D).
+            conditioning: of the prompts, one row each.
             num_active: how many agents own rows in this pass, 1..K.
 
         Returns:
@@ -198,7 +199,7 @@ class Agents:
         self._show_weights(num_active)
         dtype = self._model_dtype
         out: torch.Tensor = self.unet(
-            latents.to(dtype), timesteps, embeds.to(dtype), return_dict=False
+            latents.to(dtype), timesteps, return_dict=False, **conditioning.unet_arguments(dtype)
         )[0]
         return out.to(self.dtype)
 

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from config.errors import UserError
 from ddpo.assets import resolve_model
 from ddpo.ddim import Schedule, make_schedule
+from ddpo.types import Conditioning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,16 +89,16 @@ class FrozenDiffusion:
         """The denoising steps, on the device."""
         return make_schedule(self.scheduler, settings.num_steps, settings.eta).to(self.device)
 
-    def encode_prompts(self, texts: Sequence[str]) -> torch.Tensor:
-        """(rows, L, D) embeddings; each distinct text is encoded once and remembered."""
-        return torch.cat([self._encode_one(text) for text in texts])
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        """One row a text; each distinct text is encoded once and remembered."""
+        return Conditioning.cat([self._encode_one(text) for text in texts])
 
     @torch.no_grad()
-    def _encode(self, text: str) -> torch.Tensor:
+    def _encode(self, text: str) -> Conditioning:
         embeds: torch.Tensor = self.pipe.encode_prompt(
             text, self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )[0]
-        return embeds
+        return Conditioning(text=embeds)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from config.schema import SampleSettings
     from ddpo.agents import Agents
     from ddpo.pipeline import FrozenDiffusion
+    from ddpo.types import Conditioning
 
 
 def keyed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
@@ -44,7 +46,7 @@ class Sampler:
         self.model = model
         self.settings = settings
         self.schedule = model.schedule(settings)
-        self.negative_embeds = model.encode_prompts([settings.negative_prompt])
+        self.negative = model.encode_prompts([settings.negative_prompt])
         self._unet_rows = 0
 
     @property
@@ -67,7 +69,7 @@ class Sampler:
         """Encode prompts into a `PromptBatch` of agent-major rows."""
         return PromptBatch(
             texts=tuple(texts),
-            embeds=self.model.encode_prompts(texts),
+            conditioning=self.model.encode_prompts(texts),
             seeds=tuple(seeds),
             num_agents=num_agents,
         )
@@ -77,7 +79,7 @@ class Sampler:
         agents: Agents,
         latents: torch.Tensor,
         timesteps: torch.Tensor,
-        embeds: torch.Tensor,
+        conditioning: Conditioning,
         num_agents: int,
     ) -> torch.Tensor:
         """Guided prediction (rows, C, h, w): the policy, in sampling and in training alike.
@@ -88,16 +90,16 @@ class Sampler:
             agents: whose adapters to use.
             latents: (rows, C, h, w), agent-major.
             timesteps: (rows,).
-            embeds: (rows, L, D).
+            conditioning: of the prompts, one row each.
             num_agents: agents among the rows.
         """
         if self.rows_per_sample == 1:
-            return agents.predict(latents, timesteps, embeds, num_agents)
-        negative = self.negative_embeds.expand_as(embeds)
+            return agents.predict(latents, timesteps, conditioning, num_agents)
+        pair = partial(_per_agent_pair, num_agents=num_agents)
         out = agents.predict(
-            _per_agent_pair(latents, latents, num_agents),
-            _per_agent_pair(timesteps, timesteps, num_agents),
-            _per_agent_pair(negative, embeds, num_agents),
+            pair(latents, latents),
+            pair(timesteps, timesteps),
+            self.negative.expand(len(latents)).map(pair, conditioning),
             num_agents,
         )
         unconditional, conditional = out.unflatten(0, (num_agents, 2, -1)).unbind(1)
@@ -125,10 +127,11 @@ class Sampler:
         shape = self.model.latent_shape
         noise = keyed_noise(prompts.seeds, (len(schedule.timesteps) + 1, *shape))
         noise = noise.to(self.model.device, agents.dtype, non_blocking=True)
-        embeds = prompts.embeds
         latents, log_probs = [noise[:, 0] * self.model.scheduler.init_noise_sigma], []
         for i, t in enumerate(schedule.timesteps):
-            out = self.guided(agents, latents[-1], t.expand(rows), embeds, prompts.num_agents)
+            out = self.guided(
+                agents, latents[-1], t.expand(rows), prompts.conditioning, prompts.num_agents
+            )
             sigma = schedule.sigma[i]
             mean = step_mean(
                 out,

@@ -7,12 +7,12 @@ C x h x w, images of H x W pixels, M objectives. All types are frozen and check 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def _check(holds: bool, name: str, expected: str, got: object) -> None:
@@ -22,25 +22,92 @@ def _check(holds: bool, name: str, expected: str, got: object) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Conditioning:
+    """What the UNet is told besides latents and timesteps, one row a sample.
+
+    Attributes:
+        text: (rows, L, D) text embeddings.
+        pooled: (rows, P) pooled text embeddings; None where the UNet takes none (SD 1.x and 2.x).
+        time_ids: (rows, 6) sizes and crops in pixels (SDXL: Podell et al. 2023, section 2.2); None
+            where the UNet takes none.
+    """
+
+    text: torch.Tensor
+    pooled: torch.Tensor | None = None
+    time_ids: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.text.ndim == 3, "text", "(rows, L, D)", tuple(self.text.shape))
+        for name in ("pooled", "time_ids"):
+            value = getattr(self, name)
+            _check(
+                value is None or (value.ndim == 2 and len(value) == len(self)),
+                name,
+                f"({len(self)}, P)",
+                value is not None and tuple(value.shape),
+            )
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, rows: torch.Tensor | Sequence[int] | slice) -> Conditioning:
+        """The rows asked for, in that order."""
+        return self.map(lambda values: values[rows])
+
+    def map(self, function: Callable[..., torch.Tensor], *others: Conditioning) -> Conditioning:
+        """Apply `function` to every tensor, together with the same tensor of each other."""
+
+        def one(name: str) -> torch.Tensor | None:
+            values = [getattr(each, name) for each in (self, *others)]
+            return None if values[0] is None else function(*values)
+
+        return Conditioning(
+            text=function(self.text, *(other.text for other in others)),
+            pooled=one("pooled"),
+            time_ids=one("time_ids"),
+        )
+
+    def expand(self, rows: int) -> Conditioning:
+        """Repeat a single row; no memory is copied."""
+        return self.map(lambda values: values.expand(rows, *values.shape[1:]))
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """The rows of all parts, one after another."""
+        return parts[0].map(lambda *values: torch.cat(values), *parts[1:])
+
+    def unet_arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Keyword arguments of a `UNet2DConditionModel`."""
+        arguments: dict[str, Any] = {"encoder_hidden_states": self.text.to(dtype)}
+        if self.pooled is not None and self.time_ids is not None:
+            arguments["added_cond_kwargs"] = {
+                "text_embeds": self.pooled.to(dtype),
+                "time_ids": self.time_ids.to(dtype),
+            }
+        return arguments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PromptBatch:
     """What to draw: one prompt and one random seed per sample.
 
     Attributes:
         texts: one prompt per row.
-        embeds: (rows, L, D) text embeddings of the prompts.
+        conditioning: rows of what the UNet is told of the prompts.
         seeds: one seed per row; a sample depends on its own seed only.
         num_agents: K; rows are agent-major, so agent k owns rows k*N to (k+1)*N.
     """
 
     texts: tuple[str, ...]
-    embeds: torch.Tensor
+    conditioning: Conditioning
     seeds: tuple[int, ...]
     num_agents: int
 
     def __post_init__(self) -> None:
         rows = len(self.texts)
-        _check(self.embeds.ndim == 3, "embeds", "(rows, L, D)", tuple(self.embeds.shape))
-        _check(len(self.embeds) == rows, "embeds", f"{rows} rows", len(self.embeds))
+        _check(
+            len(self.conditioning) == rows, "conditioning", f"{rows} rows", len(self.conditioning)
+        )
         _check(len(self.seeds) == rows, "seeds", f"{rows} seeds", len(self.seeds))
         _check(
             rows > 0 and rows % self.num_agents == 0,
@@ -60,7 +127,7 @@ class PromptBatch:
         index = [k * n + i for k in range(self.num_agents) for i in range(start, min(stop, n))]
         return PromptBatch(
             texts=tuple(self.texts[i] for i in index),
-            embeds=self.embeds[index],
+            conditioning=self.conditioning[index],
             seeds=tuple(self.seeds[i] for i in index),
             num_agents=self.num_agents,
         )

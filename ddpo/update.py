@@ -169,7 +169,11 @@ class Updater:
         schedule, prompts = self.sampler.schedule, rollout.prompts
         latents, actions = rollout.latents[rows, steps], rollout.latents[rows, steps + 1]
         out = self.sampler.guided(
-            agents, latents, schedule.timesteps[steps], prompts.embeds[rows], prompts.num_agents
+            agents,
+            latents,
+            schedule.timesteps[steps],
+            prompts.conditioning[rows],
+            prompts.num_agents,
         )
 
         def column(values: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from ddpo.types import Conditioning
 from tests.conftest import make_rig, make_tiny_pipe
 
 
@@ -16,7 +17,7 @@ def test_a_fresh_adapter_leaves_the_base_model_bitwise_as_it_was():
     with torch.no_grad():
         before = pipe.unet(x, t, c).sample
         rig = make_rig(3, pipe)
-        assert torch.equal(rig.agents.predict(x, t, c, 3), before)
+        assert torch.equal(rig.agents.predict(x, t, Conditioning(text=c), 3), before)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
@@ -146,7 +147,9 @@ def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="another model, rank"):
         rig.agents.load(0, make_rig(1, adapter={"rank": 2}).agents.snapshot(0))
     with pytest.raises(ValueError, match="rows must be a multiple"):
-        rig.agents.predict(torch.zeros(3, 4, 8, 8), torch.tensor(1), torch.zeros(3, 8, 16), 2)
+        rig.agents.predict(
+            torch.zeros(3, 4, 8, 8), torch.tensor(1), Conditioning(text=torch.zeros(3, 8, 16)), 2
+        )
 
 
 def test_rank_and_alpha_scale_the_update():

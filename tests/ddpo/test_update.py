@@ -63,7 +63,7 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
         parameter.data = weights[name.replace(".default", "")].to(torch.float64)
     adam = torch.optim.AdamW(lora.values(), lr=1e-2, weight_decay=0.0)
     scheduler, steps = rig.model.scheduler, len(rollout.timesteps)
-    embeds, negative = rollout.prompts.embeds, rig.sampler.negative_embeds
+    embeds, negative = rollout.prompts.conditioning.text, rig.sampler.negative.text
     for _ in range(2):
         loss = 0.0
         for i in range(4):
