@@ -23,7 +23,7 @@ from ddpo.rewards import REWARDS
 from ddpo.scorer import RewardError
 from ddpo.trainer import Trainer
 from front.progress import Progress, route_logs
-from front.publish import Costs, front_record, publish
+from front.publish import Costs, front_record, publish, search_record
 from front.run_dir import open_run_dir
 from front.trackers import Trackers, installed_trackers
 from morl.evolution import Evolution
@@ -72,6 +72,7 @@ class Run:
         self.selection_set = EvaluationSet.make(
             "selection", self.trainer.prompts, settings.evaluation.selection_images, settings.seed
         )
+        self.shown = self.selection_set.first(settings.evaluation.sample_prompts)
         self.trackers = Trackers(
             accelerator, tracker_names, self.run_dir.path.name, settings.flat()
         )
@@ -113,7 +114,8 @@ class Run:
         names = [policy_id(generation.index, slot) for slot in range(len(generation.tasks))]
         trained = [self.trainer.agents.snapshot(slot) for slot in range(len(names))]
         self.policies |= dict(zip(names, trained, strict=True))
-        evaluations = self._evaluate("selection", trained, self.selection_set)
+        evaluations = self._evaluate("selection", trained, self.selection_set, self.shown)
+        self.run_dir.write_samples("selection", dict(zip(names, evaluations, strict=True)))
         return [
             _offspring(name, task.policy, task.weights, evaluation, generation.index)
             for name, task, evaluation in zip(names, generation.tasks, evaluations, strict=True)
@@ -131,7 +133,8 @@ class Run:
         self.calibration = calibrate(rewards, on.prompts, settings.rewards)
         statistics = initial_statistics(rewards, on.prompts, settings.advantage.buffer_size)
         self.policies[BASE_POLICY] = dataclasses.replace(initial, statistics=statistics)
-        evaluation = self._evaluate("selection", [initial], self.selection_set)[0]
+        evaluation = self._evaluate("selection", [initial], self.selection_set, self.shown)[0]
+        self.run_dir.write_samples("selection", {BASE_POLICY: evaluation})
         num_objectives = len(self.objectives)
         even = even_weights(num_objectives, num_objectives).mean(axis=0)
         base = _offspring(BASE_POLICY, None, even, evaluation, generation=-1)
@@ -193,6 +196,9 @@ class Run:
             "metrics_bytes": self.run_dir.metrics_bytes(),
         }
         store.commit(generation, self.evolution.state(), self.policies, record)
+        num_generations = self.settings.evolution.num_generations
+        search = search_record(self.evolution, num_generations, self.curve, self.costs, self.shown)
+        self.run_dir.write_json("search.json", search)
 
     def _publish(self) -> None:
         """Re-evaluate the archive on the report set and write what is published."""
@@ -204,12 +210,12 @@ class Run:
             settings.seed,
         )
         names = sorted({member.policy for member in archive} | {*self.warmup_archive, BASE_POLICY})
-        shown = min(settings.evaluation.sample_prompts, len(on.prompts))
+        shown = on.first(settings.evaluation.sample_prompts)
         evaluations = self._evaluate("report", [self.policies[name] for name in names], on, shown)
         report = dict(zip(names, evaluations, strict=True))
         front = front_record(self.objectives, archive, self.warmup_archive, report, self.costs)
         history = list(self.evolution.history)
-        publish(self.run_dir, front, history, self.curve, on.prompts[:shown], report)
+        publish(self.run_dir, front, history, self.curve, shown, report)
         volumes = front["hypervolume"]
         self._log({"report/hypervolume": volumes["report"]})
         self.progress.say(
@@ -233,9 +239,14 @@ class Run:
         return torch.tensor(self.calibration.scales)
 
     def _evaluate(
-        self, purpose: str, policies: Sequence[Policy], on: EvaluationSet, keep_images: int = 0
+        self,
+        purpose: str,
+        policies: Sequence[Policy],
+        on: EvaluationSet,
+        shown: EvaluationSet | None = None,
     ) -> list[Evaluation]:
-        evaluations = self.trainer.evaluate(policies, on, keep_images)
+        """Judge policies, and keep the pictures that are shown."""
+        evaluations = self.trainer.evaluate(policies, on, len(shown.prompts) if shown else 0)
         self._spend(**{purpose: len(policies) * len(on.prompts)})
         return evaluations
 

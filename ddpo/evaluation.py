@@ -53,6 +53,14 @@ class EvaluationSet:
             seeds=tuple(keyed_seed(run_seed, _KEYS[purpose], i) for i in index),
         )
 
+    def first(self, num_images: int) -> EvaluationSet:
+        """The first prompts and seeds: those of the pictures that are shown."""
+        return EvaluationSet(prompts=self.prompts[:num_images], seeds=self.seeds[:num_images])
+
+    def to_json(self) -> dict[str, list[str] | list[int]]:
+        """As the run's records store it."""
+        return {"prompts": list(self.prompts), "seeds": list(self.seeds)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:

@@ -6,6 +6,7 @@ has other prompts and other seeds, and took no part in any decision.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ from morl.types import BASE_POLICY
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ddpo.evaluation import Evaluation
+    from ddpo.evaluation import Evaluation, EvaluationSet
     from front.run_dir import RunDir
+    from morl.evolution import Evolution
     from morl.history import Improvement
     from morl.types import Objective, Offspring, PolicyId
 
@@ -127,20 +129,20 @@ def publish(
     front: Mapping[str, Any],
     history: Sequence[Improvement],
     curve: Sequence[tuple[int, float]],
-    prompts: Sequence[str],
+    shown: EvaluationSet,
     report: Mapping[PolicyId, Evaluation],
 ) -> None:
-    """Write `front.json`, `front.png`, `hypervolume.png` and `samples.png`.
+    """Write `front.json`, `front.png`, `hypervolume.png`, `samples.png` and `samples/report/`.
 
     Args:
         run_dir: where to.
         front: from `front_record`.
         history: every offspring, for the faint dots.
         curve: (training images, hypervolume on the selection set) after each generation.
-        prompts: of the images that `report` kept.
+        shown: prompts and seeds of the images that `report` kept.
         report: id -> evaluation with images.
     """
-    run_dir.write_json("front.json", front)
+    run_dir.write_json("front.json", {**front, "samples": shown.to_json()})
     plot_front(run_dir.path / "front.png", front, history)
     plot_hypervolume(run_dir.path / "hypervolume.png", [x for x, _ in curve], [y for _, y in curve])
     members = sorted(front["policies"], key=lambda policy: policy["report_returns"][0])
@@ -148,4 +150,30 @@ def publish(
     for member in members:
         label = "\n".join([member["id"], *(f"{value:.4g}" for value in member["report_returns"])])
         rows.append((label, report[member["id"]].images))
-    plot_samples(run_dir.path / "samples.png", prompts, rows)
+    plot_samples(run_dir.path / "samples.png", shown.prompts, rows)
+    run_dir.write_samples("report", report)
+
+
+def search_record(
+    evolution: Evolution,
+    num_generations: int,
+    curve: Sequence[tuple[int, float]],
+    costs: Costs,
+    shown: EvaluationSet,
+) -> dict[str, Any]:
+    """The content of `search.json`: the search so far, from which a report shows how it went.
+
+    Args:
+        evolution: its state holds every generation's tasks, predictions and offspring.
+        num_generations: of the whole run.
+        curve: (training images, hypervolume on the selection set) after each generation.
+        costs: images and UNet rows so far.
+        shown: prompts and seeds of the pictures in `samples/selection/`.
+    """
+    return {
+        **evolution.state(),
+        "num_generations": num_generations,
+        "curve": [list(point) for point in curve],
+        "costs": dataclasses.asdict(costs),
+        "samples": shown.to_json(),
+    }

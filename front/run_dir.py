@@ -14,12 +14,14 @@ from config.errors import UserError
 from front.checkpoint import CheckpointStore
 from front.export import save_adapter
 from front.files import write_json
+from front.samples import write_samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from config.schema import Settings
     from ddpo.agents import Agents, Policy
+    from ddpo.evaluation import Evaluation
     from morl.types import PolicyId
 
 
@@ -100,6 +102,16 @@ class RunDir:
         if self.metrics_bytes() > length:
             with self._metrics.open("r+b") as file:
                 file.truncate(length)
+
+    def write_samples(self, which: str, evaluations: Mapping[PolicyId, Evaluation]) -> None:
+        """Store the pictures that evaluations kept.
+
+        Args:
+            which: "report" or "selection", the evaluation set.
+            evaluations: by policy.
+        """
+        for identifier, evaluation in evaluations.items():
+            write_samples(self.path, which, identifier, evaluation.images)
 
     def write_adapters(self, agents: Agents, archive: Mapping[PolicyId, Policy]) -> None:
         """Export every archive member's adapter; remove those that have left the archive."""

@@ -82,6 +82,18 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert front["hypervolume"]["report"] >= front["hypervolume"]["report_base"] > 0
 
 
+def test_the_pictures_of_every_policy_are_kept(finished):
+    front, search = read(finished / "front.json"), read(finished / "search.json")
+    assert front["samples"]["prompts"] == ["e", "f", "e", "f"]
+    assert len(set(front["samples"]["seeds"])) == 4
+    found = [child["policy"] for entry in search["generations"] for child in entry["offspring"]]
+    selection = {path.stem for path in (finished / "samples" / "selection").iterdir()}
+    assert selection == {"base", *found}
+    published = {policy["id"] for policy in front["policies"]}
+    report = {path.stem for path in (finished / "samples" / "report").iterdir()}
+    assert report >= {"base", *published}
+
+
 def test_the_published_front_is_non_dominated_on_the_report_set(finished):
     front = read(finished / "front.json")
     returns = np.array([policy["report_returns"] for policy in front["policies"]])
@@ -121,7 +133,7 @@ def test_an_exported_member_draws_the_pictures_it_was_judged_by(finished):
 def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
     logs = world("run_name=parts", "evolution.evolutionary_generations=1")
     world(f"resume_from={logs / 'parts'}")
-    for name in ("front.json", "history.json"):
+    for name in ("front.json", "history.json", "search.json"):
         assert read(logs / "parts" / name) == read(finished / name)
     for path in (finished / "policies").iterdir():
         assert path.read_bytes() == (logs / "parts" / "policies" / path.name).read_bytes()
