@@ -16,9 +16,8 @@ from accelerate import Accelerator
 
 from config.errors import UserError
 from config.resume import check_resumable
-from ddpo.calibration import IMAGES_PER_PROMPT, Calibration, calibrate, initial_statistics
+from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
-from ddpo.prompts import load_prompts
 from ddpo.rewards import REWARDS
 from ddpo.scorer import RewardError
 from ddpo.trainer import Trainer
@@ -70,7 +69,10 @@ class Run:
         self.progress = Progress(settings.evolution.num_generations)
         self.trainer = Trainer(settings, accelerator.device, self.progress.steps)
         self.selection_set = EvaluationSet.make(
-            "selection", self.trainer.prompts, settings.evaluation.selection_images, settings.seed
+            "selection",
+            self.trainer.prompts.selection,
+            settings.evaluation.selection_images,
+            settings.seed,
         )
         self.shown = self.selection_set.first(settings.evaluation.sample_prompts)
         self.trackers = Trackers(
@@ -124,11 +126,11 @@ class Run:
     def _start(self) -> None:
         """Measure the base model: scales, reference and ideal points, its own returns."""
         settings, prompts = self.settings, self.trainer.prompts
+        for note in prompts.notes:
+            self.progress.say(note)
         self.run_dir.write_config(settings, str(self.trainer.agents.device))
         initial = self.trainer.agents.initial_policy()
-        on = EvaluationSet.make(
-            "calibration", prompts, IMAGES_PER_PROMPT * len(prompts), settings.seed
-        )
+        on = calibration_set(prompts.train, settings.evaluation.calibration_prompts, settings.seed)
         rewards = self._evaluate("selection", [initial], on)[0].rewards
         self.calibration = calibrate(rewards, on.prompts, settings.rewards)
         statistics = initial_statistics(rewards, on.prompts, settings.advantage.buffer_size)
@@ -205,7 +207,7 @@ class Run:
         settings, archive = self.settings, self.evolution.archive
         on = EvaluationSet.make(
             "report",
-            load_prompts(settings.prompts.report),
+            self.trainer.prompts.report,
             settings.evaluation.report_images,
             settings.seed,
         )

@@ -53,6 +53,8 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     except ConfigError as error:
         problems += error.problems
     for key, name in config.prompts.items():
+        if not name and key != "train":  # as train
+            continue
         try:
             load_prompts(name)
         except ValueError as error:

@@ -46,10 +46,12 @@ def get_config() -> ml_collections.ConfigDict:
     rewards.aesthetic_clip = "openai/clip-vit-large-patch14"  # for aesthetic_score
     rewards.aesthetic_head = "trl-lib/ddpo-aesthetic-predictor"  # hub id or local file
 
-    # --- prompts: a set that ships with the project, or a text file with one prompt a line ------
+    # --- prompts: a set that ships with the project, or a file of prompts (docs/prompts.md) ------
+    # Roles that name the same set get disjoint parts of it, if it has at least 64 prompts.
     config.prompts = prompts = ml_collections.ConfigDict()
-    prompts.train = "emoji_animals"  # training and selection
-    prompts.report = "emoji_report"  # the published front is measured on these
+    prompts.train = "emoji_animals"
+    prompts.selection = ""  # what the search judges policies by; empty: as train
+    prompts.report = "emoji_report"  # the published front is measured on these; empty: as train
 
     # --- sampling ------------------------------------------------------------------------------
     config.sample = sample = ml_collections.ConfigDict()
@@ -90,6 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # --- evaluation: same prompts and same noise for every policy ------------------------------
     config.evaluation = evaluation = ml_collections.ConfigDict()
+    evaluation.calibration_prompts = 64  # at most; the base model draws 4 pictures of each
     evaluation.selection_images = 96  # per policy and generation; decides the search
     evaluation.report_images = 512  # per policy of the final front; what is published
     evaluation.sample_prompts = 8  # columns of samples.png

@@ -51,9 +51,10 @@ class RewardSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSettings:
-    """Prompt sets."""
+    """Prompt sets, by role."""
 
     train: str
+    selection: str
     report: str
 
 
@@ -104,6 +105,7 @@ class AdvantageSettings:
 class EvaluationSettings:
     """How many images a policy's returns are estimated from."""
 
+    calibration_prompts: Annotated[int, AtLeast(2)]
     selection_images: Annotated[int, AtLeast(2)]
     report_images: Annotated[int, AtLeast(2)]
     sample_prompts: Annotated[int, AtLeast(1)]

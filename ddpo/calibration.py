@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddpo.advantages import PromptStatistics, within_prompt_std
+from ddpo.evaluation import EvaluationSet
+from ddpo.prompts import spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,6 +44,12 @@ class Calibration:
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:
         """The inverse of `to_json`."""
         return cls(**{name: tuple(values) for name, values in data.items()})
+
+
+def calibration_set(prompts: Sequence[str], max_prompts: int, run_seed: int) -> EvaluationSet:
+    """Several images of each prompt, or of at most `max_prompts` evenly spaced ones."""
+    chosen = spread(prompts, max_prompts)
+    return EvaluationSet.make("calibration", chosen, IMAGES_PER_PROMPT * len(chosen), run_seed)
 
 
 def calibrate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddpo.prompts import spread
 from ddpo.seeding import keyed_seed
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class EvaluationSet:
     ) -> EvaluationSet:
         """Cycle through the prompts, a new seed for each image.
 
+        With fewer images than prompts, the prompts used are evenly spaced over the set.
+
         Args:
             purpose: "calibration", "selection" or "report"; sets of different purpose share no
                 seed.
@@ -47,7 +50,7 @@ class EvaluationSet:
             num_images: N.
             run_seed: keys the seeds.
         """
-        index = range(num_images)
+        index, prompts = range(num_images), spread(prompts, num_images)
         return cls(
             prompts=tuple(prompts[i % len(prompts)] for i in index),
             seeds=tuple(keyed_seed(run_seed, _KEYS[purpose], i) for i in index),

@@ -1,38 +1,231 @@
-"""Prompt sets, and the balanced, keyed draws from them."""
+"""Prompt sets by name or file, their split into roles, and balanced, keyed draws from them."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ddpo.assets import ASSETS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-PROMPT_SETS: dict[str, Path] = {
-    path.stem: path for path in sorted((ASSETS / "prompts").glob("*.txt"))
+    from config.schema import PromptSettings
+
+ROLES = ("train", "selection", "report")
+MIN_TO_SPLIT = 64  # a smaller set is not split: its parts would say little
+_MAX_HELD_OUT = 128  # prompts of the selection and of the report part, at most
+_SPLIT_KEY = 7  # the split is the same in every run
+
+
+class Prompt(str):
+    """The text of a prompt, with what a reward may want to know about it.
+
+    It is a string to everything that draws pictures; a reward that needs more (the questions and
+    answers a judge is given, say) reads `metadata`.
+
+    >>> prompt = Prompt("two cats", {"answers": ["two"]})
+    >>> prompt, prompt.metadata["answers"]
+    ('two cats', ['two'])
+    """
+
+    metadata: Mapping[str, Any]
+
+    def __new__(cls, text: str, metadata: Mapping[str, Any] | None = None) -> Prompt:
+        """A prompt of this text."""
+        prompt = super().__new__(cls, text)
+        prompt.metadata = dict(metadata or {})
+        return prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """A row of the table of prompt sets.
+
+    Attributes:
+        prompts: lists them.
+        content: what they are, in a few words.
+    """
+
+    prompts: Callable[[], Iterable[str]]
+    content: str
+
+
+def _lines(name: str) -> list[str]:
+    text = (ASSETS / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+    return text.splitlines()
+
+
+def _nouns_activities() -> Iterable[str]:
+    import inflect  # noqa: PLC0415 - half a second that only two sets need
+
+    words = inflect.engine()
+    return [f"{words.a(noun)} {does}" for noun in _lines("emoji_animals") for does in _activities()]
+
+
+def _activities() -> list[str]:
+    return _lines("activities")
+
+
+def _counting() -> Iterable[Prompt]:
+    import inflect  # noqa: PLC0415
+
+    words = inflect.engine()
+    for noun in _lines("emoji_animals"):
+        plural = words.plural(noun)
+        for count in range(2, 10):
+            number = str(words.number_to_words(str(count)))
+            questions = [f"How many {plural} does the image show?", "Which animal does it show?"]
+            yield Prompt(f"{number} {plural}", {"questions": questions, "answers": [number, noun]})
+
+
+PROMPT_SETS: dict[str, PromptSet] = {
+    "emoji_animals": PromptSet(
+        prompts=lambda: _lines("emoji_animals"), content="animals that the embedded model knows"
+    ),
+    "emoji_report": PromptSet(
+        prompts=lambda: _lines("emoji_report"), content="16 more of them, for reports"
+    ),
+    "simple_animals": PromptSet(
+        prompts=lambda: _lines("emoji_animals"), content="DDPO's 45 common animals"
+    ),
+    "other_animals": PromptSet(
+        prompts=lambda: _lines("emoji_report"), content="16 animals that are none of the 45"
+    ),
+    "imagenet_all": PromptSet(
+        prompts=lambda: _lines("imagenet_classes"), content="the ImageNet class names"
+    ),
+    "imagenet_animals": PromptSet(
+        prompts=lambda: _lines("imagenet_classes")[:398], content="its animals, classes 0 to 397"
+    ),
+    "imagenet_dogs": PromptSet(
+        prompts=lambda: _lines("imagenet_classes")[151:269], content="its dogs, classes 151 to 268"
+    ),
+    "nouns_activities": PromptSet(
+        prompts=_nouns_activities, content='"an ant riding a bike": 45 animals x 3 activities'
+    ),
+    "counting": PromptSet(
+        prompts=_counting, content='"two cats": 45 animals x two to nine, with questions, answers'
+    ),
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSplit:
+    """The prompts of a run by role, and what its user should know about them.
+
+    Attributes:
+        train: what the agents learn on.
+        selection: what the search judges policies by.
+        report: what the published front is measured on.
+        notes: sentences on roles that share prompts.
+    """
+
+    train: tuple[str, ...]
+    selection: tuple[str, ...]
+    report: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
 def load_prompts(name: str) -> tuple[str, ...]:
-    """Prompts of a set that ships with the project, or of a text file with one prompt a line.
+    """Distinct prompts of a set that ships with the project, or of a file.
+
+    A file has one prompt a line. In a `.jsonl` file a line is a JSON object with a "prompt" and, if
+    a reward wants it, "metadata" (an object).
 
     Raises:
-        ValueError: if there is no such set or file, or it holds no prompt.
+        ValueError: if there is no such set or file, it is empty, or a line is not understood.
     """
-    path = PROMPT_SETS.get(name, Path(name))
-    if not path.is_file():
+    if name in PROMPT_SETS:
+        found = PROMPT_SETS[name].prompts()
+    elif Path(name).is_file():
+        found = _file_prompts(Path(name))
+    else:
         raise ValueError(
             f"prompt set {name!r} is neither a file nor one of {', '.join(PROMPT_SETS)}"
         )
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    prompts = tuple(dict.fromkeys(line for line in lines if line))
+    prompts = tuple(dict.fromkeys(prompt for prompt in found if prompt))
     if not prompts:
         raise ValueError(f"prompt set {name!r} holds no prompt; write one a line")
     return prompts
+
+
+def _file_prompts(path: Path) -> Iterable[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompt file {path} is not UTF-8 text: {error}") from error
+    if path.suffix != ".jsonl":
+        return lines
+    return [_json_prompt(path, i, line) for i, line in enumerate(lines, start=1) if line]
+
+
+def _json_prompt(path: Path, number: int, line: str) -> Prompt:
+    where = f"prompt file {path}, line {number}"
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    values = record if isinstance(record, dict) else {}
+    match values.get("prompt"), values.get("metadata", {}):
+        case str(text), dict(metadata) if text.strip():
+            return Prompt(text.strip(), metadata)
+    raise ValueError(f'{where} must be {{"prompt": TEXT}}, with "metadata": {{...}} if need be')
+
+
+def split_prompts(settings: PromptSettings) -> PromptSplit:
+    """The prompts of each role; roles that name the same set get disjoint parts of it.
+
+    Each held-out part is an eighth of the set, at most 128 prompts, chosen alike in every run. A
+    set of fewer than 64 prompts is shared instead: the roles then differ in their noise only.
+
+    Raises:
+        ValueError: see `load_prompts`.
+    """
+    names = {role: getattr(settings, role) or settings.train for role in ROLES}
+    parts: dict[str, tuple[str, ...]] = {}
+    notes = []
+    for name in dict.fromkeys(names.values()):
+        roles = [role for role in ROLES if names[role] == name]
+        prompts = load_prompts(name)
+        if len(roles) > 1 and len(prompts) < MIN_TO_SPLIT:
+            parts |= dict.fromkeys(roles, prompts)
+            notes.append(
+                f"{' and '.join(roles)} share the {len(prompts)} prompts of {name!r}, too few to "
+                f"split (below {MIN_TO_SPLIT}); their noise differs"
+            )
+        else:
+            parts |= _disjoint(prompts, roles)
+    seen = set(parts["train"]) & set(parts["report"])
+    if seen and names["train"] != names["report"]:
+        notes.append(f"{len(seen)} of {len(parts['report'])} report prompts are trained on as well")
+    return PromptSplit(**parts, notes=tuple(notes))
+
+
+def _disjoint(prompts: Sequence[str], roles: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Disjoint parts of a set in its own order; the first role gets what the others leave."""
+    size = min(_MAX_HELD_OUT, len(prompts) // 8)
+    order = np.random.default_rng(_SPLIT_KEY).permutation(len(prompts))
+    cuts = [len(prompts) - size * held_out for held_out in range(len(roles) - 1, 0, -1)]
+    return {
+        role: tuple(prompts[i] for i in sorted(part))
+        for role, part in zip(roles, np.split(order, cuts), strict=True)
+    }
+
+
+def spread(prompts: Sequence[str], count: int) -> Sequence[str]:
+    """At most `count` prompts, evenly spaced over the set (neighbours in a set are often alike).
+
+    >>> spread("abcdefg", 3)
+    ('a', 'c', 'e')
+    """
+    if count >= len(prompts):
+        return prompts
+    return tuple(prompts[i * len(prompts) // count] for i in range(count))
 
 
 def draw_prompts(prompts: Sequence[str], num_prompts: int, draw: int, seed: int) -> list[str]:

@@ -11,7 +11,7 @@ from ddpo.advantages import advantages
 from ddpo.agents import Agents
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
 from ddpo.pipeline import FrozenDiffusion
-from ddpo.prompts import draw_prompts, load_prompts
+from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.sampler import Sampler
 from ddpo.scorer import Scorer, collect
 from ddpo.seeding import keyed_seed
@@ -53,7 +53,7 @@ class Trainer:
     def __init__(self, settings: Settings, device: torch.device, start_bar: StartBar) -> None:
         self.settings = settings
         self.start_bar = start_bar
-        self.prompts = load_prompts(settings.prompts.train)
+        self.prompts = split_prompts(settings.prompts)
         self.model = FrozenDiffusion.load(settings.pretrained, device)
         self.scorer = Scorer.build(settings.rewards, device)
         if settings.train.gradient_checkpointing:
@@ -84,7 +84,7 @@ class Trainer:
         sample, seed, num_agents = self.settings.sample, self.settings.seed, len(weights)
         key = (seed, generation, iteration)
         draw = generation * self.settings.evolution.iterations_per_generation + iteration
-        distinct = draw_prompts(self.prompts, sample.prompts_per_iteration, draw, seed)
+        distinct = draw_prompts(self.prompts.train, sample.prompts_per_iteration, draw, seed)
         texts = [text for text in distinct for _ in range(sample.images_per_prompt)]
         seeds = [keyed_seed(*key, k, i) for k in range(num_agents) for i in range(len(texts))]
         batch = self.sampler.prompt_batch(texts * num_agents, seeds, num_agents)

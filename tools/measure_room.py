@@ -39,7 +39,7 @@ def main() -> None:
     overrides = (*RECIPE, *arguments.config)
     settings = read_settings([f"--config.{override}" for override in overrides])
     trainer = Trainer(settings, torch.device("cpu"), lambda *_: lambda: None)
-    prompts = trainer.prompts
+    prompts = trainer.prompts.train
     on = EvaluationSet.make("report", prompts, IMAGES_PER_CAPTION * len(prompts), settings.seed)
     judge = load_judge(ASSETS / "emoji-judge" / "judge.safetensors")
     captions = list(emoji_data.CAPTIONS)
