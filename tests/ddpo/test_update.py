@@ -38,7 +38,7 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
     """A few-line DDPO with peft adapters and torch's AdamW, one (sample, step) pair at a time."""
     from peft import LoraConfig
 
-    from front.export import adapter_state_dict
+    from front.export import adapter_of
 
     clip_nats = 0.02  # small enough that pairs are clipped on the second inner epoch
     rig = make_rig(
@@ -57,7 +57,7 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     pipe.unet.requires_grad_(False)
     pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets))
-    weights = adapter_state_dict(rig.agents, start)
+    weights = adapter_of(rig.agents, start).state_dict()
     lora = {n: p for n, p in pipe.unet.named_parameters() if p.requires_grad}
     for name, parameter in lora.items():
         parameter.data = weights[name.replace(".default", "")].to(torch.float64)
@@ -85,7 +85,7 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lora.values(), 1.0)
         adam.step()
-    ours = adapter_state_dict(rig.agents, rig.agents.snapshot(0))
+    ours = adapter_of(rig.agents, rig.agents.snapshot(0)).state_dict()
     for name, parameter in lora.items():
         torch.testing.assert_close(
             parameter.detach(), ours[name.replace(".default", "")], rtol=1e-4, atol=1e-6

@@ -1,0 +1,281 @@
+"""A LoRA adapter as a value: read it, blend it, reduce its rank, write it, apply it.
+
+Policies are blended by their weight updates dW = (alpha / rank) B A. Averaging A and B apart would
+be something else: the product of averages is not the average of products.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from config.errors import UserError
+from front.files import write_atomic
+from front.front import ADAPTER_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from front.front import Blend, FrontPolicy
+
+    Matrices = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+_UNET = "unet."
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+class AdapterError(UserError):
+    """An adapter that cannot be read, or does not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Adapter:
+    """Low-rank updates of a UNet's linear layers; the update of a layer is (alpha / rank) B A.
+
+    Attributes:
+        matrices: layer -> A (rank, in), B (out, rank).
+        rank: of every layer.
+        alpha: of every layer.
+        target_modules: suffixes of the adapted layers' names, as peft wants them.
+    """
+
+    matrices: Matrices
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        """Strength of the update: alpha / rank."""
+        return self.alpha / self.rank
+
+    def update(self, layer: str) -> torch.Tensor:
+        """The weight update dW (out, in) of a layer."""
+        a, b = self.matrices[layer]
+        return self.scale * b @ a
+
+    @classmethod
+    def read(cls, path: Path) -> Adapter:
+        """Read a file in diffusers' format, with rank and alpha inside.
+
+        Raises:
+            AdapterError: if the file is missing, damaged, or no such adapter.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                config = json.loads((file.metadata() or {})["lora_adapter_metadata"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            layers = [name.removesuffix(_A) for name in tensors if name.endswith(_A)]
+            adapter = cls(
+                matrices={
+                    layer.removeprefix(_UNET): (tensors.pop(layer + _A), tensors.pop(layer + _B))
+                    for layer in layers
+                },
+                rank=int(config[f"{_UNET}r"]),
+                alpha=float(config[f"{_UNET}lora_alpha"]),
+                target_modules=tuple(config[f"{_UNET}target_modules"]),
+            )
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise AdapterError(f"{path} is not a whole adapter of a run: {what}") from error
+        ranks = {a.shape[0] for a, _ in adapter.matrices.values()}
+        if tensors or ranks != {adapter.rank}:
+            raise AdapterError(
+                f"{path} is not a whole adapter of a run: ranks {sorted(ranks)} where its metadata "
+                f"says {adapter.rank}, unknown entries {sorted(tensors)[:3]}"
+            )
+        return adapter
+
+    @classmethod
+    def of(cls, member: FrontPolicy | Blend) -> Adapter:
+        """The adapter of a policy, or the exact blend of several.
+
+        Raises:
+            UserError: if a file is missing or damaged.
+        """
+        return cls.blend([(cls.read(policy.file), share) for policy, share in member.parts])
+
+    @classmethod
+    def blend(cls, parts: Sequence[tuple[Adapter, float]]) -> Adapter:
+        """The adapter whose update is sum_i c_i dW_i, exactly: ranks are stacked.
+
+        Args:
+            parts: adapters of the same layers, and their coefficients c_i.
+
+        Raises:
+            AdapterError: if the adapters belong to different layers.
+        """
+        first, share = parts[0]
+        if len(parts) == 1 and share == 1:
+            return first
+        if any(part.matrices.keys() != first.matrices.keys() for part, _ in parts):
+            raise AdapterError("only adapters of the same layers can be blended")
+        rank = sum(part.rank for part, _ in parts)
+        matrices = {}
+        for layer in first.matrices:
+            pairs = [part.matrices[layer] for part, _ in parts]
+            factors = [share * part.scale / first.scale for part, share in parts]
+            a = torch.cat([a for a, _ in pairs], dim=0)
+            b = torch.cat([c * b for (_, b), c in zip(pairs, factors, strict=True)], dim=1)
+            matrices[layer] = (a, b)
+        return cls(
+            matrices=matrices,
+            rank=rank,
+            alpha=first.scale * rank,
+            target_modules=first.target_modules,
+        )
+
+    def reduced(self, rank: int) -> tuple[Adapter, float]:
+        """The nearest adapter of a lower rank, and the relative error of its updates.
+
+        By the singular values of each layer's update (Eckart and Young 1936), which QR of the two
+        factors gives without ever forming the update.
+
+        Args:
+            rank: at least 1.
+
+        Returns:
+            The adapter, with alpha = rank, and ||dW' - dW|| / ||dW|| over all layers together
+            (Frobenius); this adapter itself and 0 if it has no higher rank.
+
+        Raises:
+            AdapterError: if the rank is below 1.
+        """
+        if rank < 1:
+            raise AdapterError(f"rank={rank} must be at least 1")
+        if rank >= self.rank:
+            return self, 0.0
+        matrices, dropped, total = {}, 0.0, 0.0
+        for layer, (a, b) in self.matrices.items():
+            q_out, r_out = torch.linalg.qr(self.scale * b.double())
+            q_in, r_in = torch.linalg.qr(a.double().T)
+            u, s, vh = torch.linalg.svd(r_out @ r_in.T)
+            root = s[:rank].sqrt()
+            low_a, low_b = root[:, None] * (vh[:rank] @ q_in.T), (q_out @ u[:, :rank]) * root
+            matrices[layer] = (low_a.to(a.dtype).contiguous(), low_b.to(b.dtype).contiguous())
+            dropped += s[rank:].square().sum().item()
+            total += s.square().sum().item()
+        adapter = Adapter(
+            matrices=matrices, rank=rank, alpha=float(rank), target_modules=self.target_modules
+        )
+        return adapter, math.sqrt(dropped / total) if total else 0.0
+
+    def to(self, dtype: torch.dtype) -> Adapter:
+        """The adapter in another precision.
+
+        Raises:
+            AdapterError: if an entry is too large for it.
+        """
+        matrices = {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in self.matrices.items()}
+        if not all(a.isfinite().all() and b.isfinite().all() for a, b in matrices.values()):
+            raise AdapterError(f"the adapter has entries that {dtype} cannot hold; use fp32")
+        return Adapter(
+            matrices=matrices,
+            rank=self.rank,
+            alpha=self.alpha,
+            target_modules=self.target_modules,
+        )
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The matrices under peft's names, e.g. `....to_q.lora_A.weight`."""
+        state = {}
+        for layer, (a, b) in self.matrices.items():
+            state[layer + _A] = a.contiguous()
+            state[layer + _B] = b.contiguous()
+        return state
+
+    def save(self, folder: Path) -> Path:
+        """Write the adapter as `pipe.load_lora_weights(folder)` reads it, rank and alpha inside.
+
+        Without that metadata an adapter whose alpha differs from its rank loads at the wrong
+        strength.
+
+        Args:
+            folder: made if absent.
+
+        Returns:
+            The file.
+        """
+        lora = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=list(self.target_modules),
+            init_lora_weights=False,
+        )
+        StableDiffusionPipeline.save_lora_weights(  # an adapter of SDXL's UNet is written alike
+            folder,
+            unet_lora_layers=self.state_dict(),
+            unet_lora_adapter_metadata={k: _plain(value) for k, value in lora.to_dict().items()},
+        )
+        return folder / ADAPTER_FILE
+
+    def save_kohya(self, path: Path) -> Path:
+        """Write the adapter in kohya's layout, which ComfyUI, A1111 and Forge read.
+
+        Args:
+            path: the file; its folder is made if absent.
+        """
+        state = {}
+        for layer, (a, b) in self.matrices.items():
+            name = f"lora_unet_{layer.replace('.', '_')}"
+            state[f"{name}.lora_down.weight"] = a.contiguous()
+            state[f"{name}.lora_up.weight"] = b.contiguous()
+            state[f"{name}.alpha"] = torch.tensor(self.alpha, dtype=a.dtype)
+        metadata = {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(self.rank),
+            "ss_network_alpha": str(self.alpha),
+            **self._kohya_version(),
+        }
+        write_atomic(path, save(state, metadata))
+        return path
+
+    def _kohya_version(self) -> dict[str, str]:
+        """By what these programs sort adapters: the base model's family, from its text width."""
+        families = {768: ("sd_v1", "False"), 1024: ("sd_v2", "True"), 2048: ("sdxl_base_v1-0", "")}
+        for layer, (a, _) in self.matrices.items():
+            if layer.endswith("attn2.to_k") and a.shape[1] in families:
+                version, is_v2 = families[a.shape[1]]
+                return {"ss_base_model_version": version} | ({"ss_v2": is_v2} if is_v2 else {})
+        return {}
+
+    def apply(self, pipe: Any, name: str) -> None:
+        """Load the adapter into a pipeline and make it the only active one.
+
+        Args:
+            pipe: a diffusers pipeline with the UNet the adapter was made for.
+            name: adapter slot; its former content is dropped.
+
+        Raises:
+            AdapterError: if the adapter does not fit the pipeline's UNet.
+        """
+        try:
+            if name in getattr(pipe.unet, "peft_config", {}):
+                pipe.delete_adapters(name)
+            with TemporaryDirectory() as folder:
+                self.save(Path(folder))
+                pipe.load_lora_weights(folder, adapter_name=name)
+            pipe.set_adapters(name)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise AdapterError(f"the adapter does not fit this pipeline: {error}") from error
+        loaded = sum(name in getattr(module, "lora_A", ()) for module in pipe.unet.modules())
+        if loaded != len(self.matrices):
+            raise AdapterError(
+                f"the adapter does not fit this pipeline: its UNet took {loaded} of "
+                f"{len(self.matrices)} layers; load the base model that the run was trained on"
+            )
+
+
+def _plain(value: object) -> object:
+    """Sets have no order and no JSON; lists have both."""
+    return sorted(value) if isinstance(value, set) else value

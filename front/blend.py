@@ -1,0 +1,87 @@
+"""Which policies to blend, and in what proportion: geometry in z-units. Any M.
+
+Rewarded soups (Rame et al. 2023) average the weights of networks tuned for different rewards; here
+neighbours on the front are averaged, which lie closer together than its ends do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.optimize import linprog
+
+from morl.objectives import comparable
+from morl.weights import simplex_lattice
+
+if TYPE_CHECKING:
+    from morl.types import Array, Indices
+
+_DIVISIONS = {2: 1000, 3: 60, 4: 24}  # of the lattice of preferences, by M: some 2,000 points
+_FEWEST_DIVISIONS = 12
+_NEGLIGIBLE = 1e-6  # a coefficient below this is rounding
+
+
+def neighbours(z: Array) -> list[tuple[int, int]]:
+    """Pairs of points between which no third one lies: the edges of the Gabriel graph.
+
+    k lies between i and j where the angle i-k-j is obtuse. On a front of two objectives these are
+    exactly the consecutive points.
+
+    Args:
+        z: (n, M), mutually non-dominated.
+
+    Example:
+        >>> neighbours(np.array([[0.0, 1.0], [0.6, 0.7], [1.0, 0.0]]))
+        [(0, 1), (1, 2)]
+    """
+    to_others = z[None, :, :] - z[:, None, :]  # [k, i] = z_i - z_k
+    inner = np.einsum("kim,kjm->kij", to_others, to_others)
+    is_between = np.any(comparable(inner) < 0, axis=0)
+    n = len(z)
+    return [(i, j) for i in range(n) for j in range(i + 1, n) if not is_between[i, j]]
+
+
+def coefficients(z: Array, weights: Array) -> Array:
+    """Share of each policy in the blend that stands for a preference.
+
+    A policy stands for the centre of the preferences under which it has the largest w . z, and for
+    every vertex of the simplex where it has. The shares are the convex combination of these anchors
+    that equals the preference and has the least spread about it: the simplex of the anchors'
+    Delaunay triangulation that holds the preference, found as the lower hull of the lifted points.
+
+    Args:
+        z: (n, M) returns of the policies.
+        weights: (M,) the preference, on the simplex.
+
+    Returns:
+        (n,) non-negative, sum 1, at most M not zero.
+
+    Example:
+        >>> z = np.array([[0.0, 1.0], [0.8, 0.8], [1.0, 0.0]])
+        >>> coefficients(z, np.array([0.5, 0.5])).round(2)
+        array([0., 1., 0.])
+        >>> coefficients(z, np.array([0.9, 0.1])).round(2)
+        array([0., 0., 1.])
+        >>> coefficients(z, np.array([0.7, 0.3])).round(2)
+        array([0. , 0.5, 0.5])
+    """
+    anchors, owners = _anchors(z)
+    spread = np.square(anchors - weights).sum(axis=1)
+    solution = linprog(spread, A_eq=anchors.T, b_eq=weights, bounds=(0, None), method="highs-ds")
+    shares = np.zeros(len(z))
+    np.add.at(shares, owners, solution.x)
+    shares[shares < _NEGLIGIBLE] = 0.0
+    return np.asarray(shares / shares.sum())
+
+
+def _anchors(z: Array) -> tuple[Array, Indices]:
+    """Preferences (a, M) that policies stand for, and the owner (a,) of each."""
+    num_objectives = z.shape[1]
+    divisions = _DIVISIONS.get(num_objectives, _FEWEST_DIVISIONS)
+    preferences = simplex_lattice(divisions, num_objectives)
+    best = comparable(preferences @ z.T).argmax(axis=1)
+    vertices = np.flatnonzero(preferences.max(axis=1) == 1.0)
+    owners = np.unique(best)
+    centres = [preferences[best == owner].mean(axis=0) for owner in owners]
+    return np.vstack([preferences[vertices], *centres]), np.concatenate([best[vertices], owners])

@@ -1,0 +1,281 @@
+"""The commands of `mo_front.py`: each takes parsed arguments and prints what it did.
+
+A command is a function, its arguments, and one line in `COMMANDS`. What is slow to import (torch,
+diffusers, matplotlib) is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from front.front import Blend, ChoiceError, Front, FrontError, FrontPolicy
+from front.tables import file_size, terminal_table, with_error
+from morl.objectives import to_z
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from front.adapter import Adapter
+
+# ruff: noqa: PLC0415 - see the docstring
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command of `mo_front.py`.
+
+    Attributes:
+        summary: a line for `--help`; a command explains itself in its function's docstring.
+        configure: adds the command's arguments to its parser.
+        run: does it.
+    """
+
+    summary: str
+    configure: Callable[[argparse.ArgumentParser], object]
+    run: Callable[[argparse.Namespace], None]
+
+
+def say(line: str) -> None:
+    """Print a line of the answer."""
+    sys.stdout.write(line + "\n")
+
+
+# --- arguments that several commands share -----------------------------------------------------
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """`0.3,0.7` as numbers; argparse turns a ValueError into its message."""
+    return tuple(float(part) for part in text.split(","))
+
+
+_numbers.__name__ = "list of numbers such as 0.3,0.7"
+
+
+def _bound(text: str) -> tuple[str, float]:
+    """`name=value`."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError
+    return name, float(value)
+
+
+_bound.__name__ = "bound such as aesthetic_score=5.8"
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The run directory."""
+    parser.add_argument("run", type=Path, help="run directory, or a copy of its front")
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """The ways to say which policy is meant."""
+    add_run(parser)
+    parser.add_argument(
+        "--weights",
+        type=_numbers,
+        help="preference, one number per objective in their order, sum 1: 0.3,0.7",
+    )
+    parser.add_argument("--policy", metavar="ID", help="a policy, or a measured blend, by name")
+    parser.add_argument(
+        "--at-least",
+        type=_bound,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="smallest acceptable report return of an objective, raw units; may be repeated",
+    )
+
+
+def choose(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
+    """The policy or blend that the arguments of `add_choice` mean.
+
+    Raises:
+        FrontError: if they contradict each other, or nothing answers them.
+    """
+    if args.policy is not None:
+        if args.weights is not None or args.at_least:
+            raise ChoiceError("--policy names a policy; leave out --weights and --at-least")
+        return front.policy(args.policy)
+    if args.weights is None and not args.at_least:
+        raise FrontError(
+            "say which policy: --weights 0.3,0.7, --policy ID or --at-least NAME=VALUE"
+        )
+    return front.pick(args.weights, dict(args.at_least))
+
+
+# --- show --------------------------------------------------------------------------------------
+
+
+def _configure_show(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print the front: every policy's weights, returns and size, and the quality of the whole."""
+    front = Front.load(args.run)
+    if args.json:
+        say(json.dumps(summary(front), indent=1))
+        return
+    header = ["policy", "weights", *(f"{o.name} [{o.unit}]" for o in front.objectives), "on disk"]
+    rows = [_row(member) for member in front.members]
+    base = _returns(front.base.report_returns, front.base.report_std_error)
+    rows.append(["(base model)", "", *base, ""])
+    say(terminal_table(header, rows))
+    say("")
+    say(
+        f"report set, ± 1 standard error; {len(front.policies)} policies",
+    )
+    say(f"hypervolume       {front.hypervolume:.4f}  [z-units]")
+    if front.blends:
+        say(f"  with {len(front.blends):2d} blends {front.dense_hypervolume:.4f}")
+    say(f"sparsity          {front.sparsity:.4f}  [z-units]")
+    say(f"expected utility  {front.expected_utility:.4f}  [z-units]")
+    spent = ", ".join(f"{count} to {purpose}" for purpose, count in front.images.items())
+    say(f"images            {spent}; {front.unet_rows} UNet rows")
+
+
+def _row(member: FrontPolicy | Blend) -> list[str]:
+    is_policy = isinstance(member, FrontPolicy)
+    size = file_size(member.size_bytes) if isinstance(member, FrontPolicy) else "(blend)"
+    weights = (
+        ", ".join(f"{weight:.2f}" for weight in member.weights) if is_policy else _recipe(member)
+    )
+    return [member.id, weights, *_returns(member.report_returns, member.report_std_error), size]
+
+
+def _recipe(member: FrontPolicy | Blend) -> str:
+    """What a blend is made of."""
+    return " + ".join(f"{share:.2f} {policy.id}" for policy, share in member.parts)
+
+
+def _returns(values: Any, errors: Any) -> list[str]:
+    return [with_error(value, error) for value, error in zip(values, errors, strict=True)]
+
+
+def summary(front: Front) -> dict[str, Any]:
+    """What `show --json` prints."""
+    return {
+        "run": str(front.path),
+        "objectives": [objective.to_json() for objective in front.objectives],
+        "policies": [
+            {
+                "id": policy.id,
+                "parent": policy.parent,
+                "generation": policy.generation,
+                "weights": policy.weights.tolist(),
+                "report_returns": policy.report_returns.tolist(),
+                "report_std_error": policy.report_std_error.tolist(),
+                "z": z.tolist(),
+                "adapter": str(policy.adapter),
+                "bytes": policy.size_bytes,
+            }
+            for policy, z in zip(front.policies, front.z, strict=True)
+        ],
+        "blends": [
+            {
+                "id": blend.id,
+                "parts": {policy.id: share for policy, share in blend.parts},
+                "report_returns": _list(blend.report_returns),
+                "report_std_error": _list(blend.report_std_error),
+            }
+            for blend in front.blends
+        ],
+        "base": {
+            "report_returns": front.base.report_returns.tolist(),
+            "report_std_error": front.base.report_std_error.tolist(),
+        },
+        "hypervolume": front.hypervolume,
+        "dense_hypervolume": front.dense_hypervolume,
+        "sparsity": front.sparsity,
+        "expected_utility": front.expected_utility,
+        "images": dict(front.images),
+        "unet_rows": front.unet_rows,
+    }
+
+
+def _list(vector: Any) -> list[float] | None:
+    return None if vector is None else vector.tolist()
+
+
+# --- pick --------------------------------------------------------------------------------------
+
+
+def _configure_pick(parser: argparse.ArgumentParser) -> None:
+    add_choice(parser)
+    _add_out(parser)
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write a ready adapter folder with a model card"
+    )
+
+
+def pick(args: argparse.Namespace) -> None:
+    """Print the policy that is best under a preference, in z-units on the report set."""
+    front = Front.load(args.run)
+    member = choose(front, args)
+    describe(front, member)
+    if args.out is not None:
+        from front.adapter import Adapter
+
+        write_ready(Adapter.of(member), args.out)
+
+
+def describe(front: Front, member: FrontPolicy | Blend) -> None:
+    """Print what a policy or blend is and how good it is."""
+    if isinstance(member, FrontPolicy):
+        weights = ",".join(f"{weight:.3g}" for weight in member.weights)
+        origin = f", from {member.parent}" if member.parent else ""
+        say(f"{member.id}: generation {member.generation}, trained along {weights}{origin}")
+    else:
+        say(f"{member.id}: {_recipe(member)}")
+    if member.report_returns is None:
+        say("  its returns have not been measured; `analyse` measures blends along the front")
+        return
+    returns = _returns(member.report_returns, member.report_std_error)
+    base = _returns(front.base.report_returns, front.base.report_std_error)
+    z = to_z(member.report_returns, front.objectives)
+    rows = [
+        [f"  {objective.name}", objective.unit, value, f"{score:.3f}", before]
+        for objective, value, score, before in zip(front.objectives, returns, z, base, strict=True)
+    ]
+    say(terminal_table(["  report set", "unit", "return", "z", "base model"], rows))
+    if isinstance(member, FrontPolicy):
+        say(f"  adapter {member.adapter}, {file_size(member.size_bytes)}")
+        say(f"  pipe.load_lora_weights({str(member.adapter)!r})")
+
+
+def new_folder(path: Path) -> Path:
+    """A folder to write to, made if absent.
+
+    Raises:
+        FrontError: if something is in it, or it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise FrontError(f"{path} is not empty; give a new folder")
+    except OSError as error:
+        raise FrontError(f"{path} cannot be written to: {error}") from error
+    return path
+
+
+def write_ready(adapter: Adapter, out: Path) -> None:
+    """Write an adapter folder that diffusers loads."""
+    adapter.save(new_folder(out))
+    say(f"wrote {out}: pipe.load_lora_weights({str(out)!r})")
+
+
+COMMANDS: dict[str, Command] = {
+    "show": Command(summary="the front as a table", configure=_configure_show, run=show),
+    "pick": Command(
+        summary="the best policy under a preference", configure=_configure_pick, run=pick
+    ),
+}

@@ -1,0 +1,66 @@
+"""Use the front of a finished run: look at it, choose, blend, export, draw, share.
+
+    python mo_front.py show logs/my_run
+    python mo_front.py pick logs/my_run --weights 0.3,0.7 --out my_adapter
+
+Each command has its own help, as in `python mo_front.py pick --help`; see also docs/front.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from config.errors import UserError
+from front.commands import COMMANDS
+from front.front import ChoiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; a wrong argument ends the program with status 2."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="mo_front.py", description=__doc__, formatter_class=raw, allow_abbrev=False
+    )
+    parsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        text = inspect.getdoc(command.run)
+        sub = parsers.add_parser(
+            name, help=command.summary, description=text, formatter_class=raw, allow_abbrev=False
+        )
+        command.configure(sub)
+        sub.set_defaults(command=command.run)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line without the program's name.
+
+    Returns:
+        The exit status: 0; after a message on stderr 2 if the question was wrong (as argparse
+        does), 1 if it could not be answered.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision on import
+    args = make_parser().parse_args(arguments)
+    try:
+        args.command(args)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2 if isinstance(error, ChoiceError) else 1
+    except BrokenPipeError:  # `show | head`
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
