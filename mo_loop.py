@@ -18,7 +18,6 @@ from config.errors import UserError
 from config.resume import check_resumable
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
-from ddpo.rewards import REWARDS
 from ddpo.scorer import RewardError
 from ddpo.trainer import Trainer
 from front.progress import Progress, route_logs
@@ -142,7 +141,7 @@ class Run:
         base = _offspring(BASE_POLICY, None, even, evaluation, generation=-1)
         self.evolution = Evolution(settings.evolution, self.objectives, base)
         self.curve.append((0, self.evolution.metrics()["morl/hypervolume"]))
-        names = settings.rewards.names
+        names = settings.rewards.objectives
         self._log({f"base/{n}": v for n, v in zip(names, base.returns.tolist(), strict=True)})
         self._save(generation=-1)
 
@@ -229,9 +228,10 @@ class Run:
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives with their fixed reference and ideal points."""
-        names, points = self.settings.rewards.names, self.calibration
+        names, points = self.settings.rewards.objectives, self.calibration
+        units = self.trainer.scorer.units
         return tuple(
-            Objective(name=name, unit=REWARDS[name].unit, reference=reference, ideal=ideal)
+            Objective(name=name, unit=units[name], reference=reference, ideal=ideal)
             for name, reference, ideal in zip(names, points.reference, points.ideal, strict=True)
         )
 

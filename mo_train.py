@@ -19,7 +19,7 @@ from config.errors import ConfigError, UserError
 from config.loader import load
 from config.parse import Choices, parse
 from ddpo.prompts import load_prompts
-from ddpo.rewards import REWARDS
+from ddpo.rewards.find import reward_problems
 from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "config" / "base.py"
 EXIT_WRONG_SETTINGS = 2
 CHOICES: Choices = {
-    "rewards.names": REWARDS,
     "evolution.strategy": STRATEGIES,
     "evolution.predictor": PREDICTORS,
 }
@@ -49,7 +48,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     config, problems = load(arguments, DEFAULT_RECIPE)
     settings = None
     try:
-        settings = parse(config, CHOICES)
+        settings = parse(config, CHOICES, [reward_problems])
     except ConfigError as error:
         problems += error.problems
     for key, name in config.prompts.items():

@@ -39,12 +39,21 @@ def get_config() -> ml_collections.ConfigDict:
     # empty to measure them on the base model before training: its mean return minus and plus 3
     # standard deviations within a prompt.
     config.rewards = rewards = ml_collections.ConfigDict()
-    rewards.names = ("clip_alignment", "jpeg_compressibility")  # two or more of ddpo/rewards
+    # Two or more of docs/rewards.md, or functions of your own as module:function or
+    # path/to/file.py:function.
+    rewards.names = ("clip_alignment", "jpeg_compressibility")
     rewards.reference = ()  # one number an objective, raw units
     rewards.ideal = ()
     rewards.clip_model = "emoji-clip"  # for clip_alignment: hub id, folder, or "emoji-clip"
     rewards.aesthetic_clip = "openai/clip-vit-large-patch14"  # for aesthetic_score
     rewards.aesthetic_head = "trl-lib/ddpo-aesthetic-predictor"  # hub id or local file
+    rewards.device = ""  # where rewards run, e.g. "cpu" or "cuda:1"; empty: beside the base model
+    rewards.batch_size = 64  # images per call of a reward
+    rewards.timeout_seconds = 600.0  # a call that takes longer hangs
+    rewards.on_error = "abort"  # when a reward raises or hangs: abort, or skip those images
+    # NaN and infinite scores are masked. The run ends when a larger share of a rollout's or an
+    # evaluation's images has no score.
+    rewards.max_invalid_fraction = 0.1
 
     # --- prompts: a set that ships with the project, or a file of prompts (docs/prompts.md) ------
     # Roles that name the same set get disjoint parts of it, if it has at least 64 prompts.

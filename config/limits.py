@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -79,3 +80,13 @@ class OneOf(Limit):
         listed = ", ".join(repr(name) for name in wrong)
         verb = "is" if len(wrong) == 1 else "are"
         return f"{setting}: {listed} {verb} not one of {', '.join(sorted(self.names))}{hint}"
+
+
+class Device(Limit):
+    """The name of a device as torch writes it, or nothing."""
+
+    def problem(self, setting: str, value: str) -> str | None:
+        """See `Limit`."""
+        if re.fullmatch(r"(cpu|mps|(cuda|xpu)(:\d+)?)?", value):
+            return None
+        return f"{setting}={value!r} is not a device; try cpu, cuda, cuda:1, or leave it empty"

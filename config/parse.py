@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 Choices = typing.Mapping[str, typing.Collection[str]]
+Rule = typing.Callable[[typing.Mapping[str, typing.Any]], typing.Iterable[str]]
 
 
-def parse(config: ConfigDict, choices: Choices) -> Settings:
+def parse(config: ConfigDict, choices: Choices, rules: Sequence[Rule] = ()) -> Settings:
     """Check a configuration and freeze it.
 
     Args:
         config: as made by `config/base.py`, with overrides applied.
         choices: dotted setting -> the names it may take, from the tables of `ddpo/` and `morl/`;
             for a tuple of names every member is checked.
+        rules: besides those of `config/rules.py`: flat settings -> a sentence for each problem.
 
     Returns:
         The typed settings.
@@ -44,7 +46,9 @@ def parse(config: ConfigDict, choices: Choices) -> Settings:
     limits = {setting: OneOf(*names) for setting, names in choices.items()}
     problems: list[str] = []
     checked = _checked_section(Settings, values, "", limits, problems)
-    problems += rule_problems(dict(flatten(checked)))
+    flat = dict(flatten(checked))
+    for rule in (rule_problems, *rules):
+        problems += rule(flat)
     if problems:
         raise ConfigError(problems)
     return typing.cast("Settings", _build(Settings, checked))

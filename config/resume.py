@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from config.schema import Settings
 
 # Settings that may differ between a run and its continuation.
-_FREE_ON_RESUME = {"resume_from", "logdir", "run_name", "trackers", "num_threads"}
+_FREE_ON_RESUME = {
+    "resume_from",
+    "logdir",
+    "run_name",
+    "trackers",
+    "num_threads",
+    "rewards.timeout_seconds",
+    "rewards.on_error",
+    "rewards.max_invalid_fraction",
+}
 
 
 def check_resumable(before: Mapping[str, Any], settings: Settings) -> None:

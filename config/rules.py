@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from config.schema import objective_name
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
@@ -81,8 +83,11 @@ def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iter
     agents = flat.get("evolution.num_agents")
     if len(names) < 2:
         yield f"rewards.names={names} must name at least 2 objectives to trade off"
-    if len(set(names)) < len(names):
-        yield f"rewards.names={names} must not repeat an objective"
+    if len({objective_name(name) for name in names}) < len(names):
+        yield (
+            f"rewards.names={names} must not repeat an objective; one of module:function is "
+            "called by its function"
+        )
     if agents is not None and 0 < agents < len(names):
         yield (
             f"evolution.num_agents={agents} must be at least the {len(names)} objectives, "

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from config.limits import Above, AtLeast, AtMost, Below, OneOf
+from config.limits import Above, AtLeast, AtMost, Below, Device, OneOf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -47,6 +47,16 @@ class RewardSettings:
     clip_model: str
     aesthetic_clip: str
     aesthetic_head: str
+    device: Annotated[str, Device()]
+    batch_size: Annotated[int, AtLeast(1)]
+    timeout_seconds: Annotated[float, Above(0)]
+    on_error: Annotated[str, OneOf("abort", "skip")]
+    max_invalid_fraction: Annotated[float, AtLeast(0), AtMost(1)]
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The names by which objectives are known: `warmth` for `my_rewards.py:warmth`."""
+        return tuple(objective_name(name) for name in self.names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +175,11 @@ class Settings:
     def flat(self) -> dict[str, Any]:
         """Dotted names and values."""
         return dict(flatten(self.to_json()))
+
+
+def objective_name(reward_name: str) -> str:
+    """`warmth` of `my_rewards.py:warmth`; a name without a colon as it is."""
+    return reward_name.rpartition(":")[2]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -34,15 +34,26 @@ class PromptStatistics:
     buffers: Buffers = field(default_factory=dict)
 
     def add(self, prompts: Sequence[str], rewards: torch.Tensor, size: int) -> PromptStatistics:
-        """Append rewards (N, M) of N prompts, keeping the last `size` vectors of each prompt."""
+        """Append rewards (N, M) of N prompts, keeping the last `size` vectors of each prompt.
+
+        Vectors with a missing score are left out.
+        """
         grown = {prompt: deque(rows, maxlen=size) for prompt, rows in self.buffers.items()}
-        for prompt, row in zip(prompts, rewards.tolist(), strict=True):
+        kept, vectors = scored(prompts, rewards)
+        for prompt, row in zip(kept, vectors.tolist(), strict=True):
             grown.setdefault(prompt, deque(maxlen=size)).append(tuple(row))
         return PromptStatistics({prompt: tuple(rows) for prompt, rows in grown.items()})
 
     def rewards(self, prompt: str) -> torch.Tensor:
         """(count, M) float64 reward vectors kept of a prompt; (0, 0) if it was never seen."""
         return torch.tensor(self.buffers.get(prompt, ()), dtype=torch.float64)
+
+
+def scored(prompts: Sequence[str], rewards: torch.Tensor) -> tuple[list[str], torch.Tensor]:
+    """The prompts and reward vectors (N, M) without a missing score (NaN)."""
+    is_valid = rewards.isfinite().all(dim=-1)
+    kept = [prompt for prompt, ok in zip(prompts, is_valid.tolist(), strict=True) if ok]
+    return kept, rewards[is_valid]
 
 
 def advantages(
@@ -64,8 +75,10 @@ def advantages(
     * per_prompt: the prompt's own running spread of that objective (GDPO);
     * raw: none; w . r is formed first, then centred and divided per prompt (the seed's formula).
 
+    A sample with a missing score has advantage 0 and enters neither statistics nor means.
+
     Args:
-        rewards: (K, N, M).
+        rewards: (K, N, M); NaN where a score is missing.
         weights: (K, M), rows sum to 1.
         prompts: K sequences of N prompts.
         statistics: one per agent.
@@ -79,20 +92,37 @@ def advantages(
         stats.add(texts, values, settings.buffer_size)
         for stats, texts, values in zip(statistics, prompts, rewards, strict=True)
     ]
-    rows = []
-    for values, w, texts, stats in zip(rewards.double(), weights, prompts, updated, strict=True):
-        w64 = w.double().to(values.device)
-        if settings.normalisation == "raw":
-            values, w64 = (values @ w64)[:, None], w64.new_ones(1)  # noqa: PLW2901
-            centre, spread = _per_prompt(values, texts, stats, settings.min_count, w)
-        else:
-            centre, spread = _per_prompt(values, texts, stats, settings.min_count)
-            if settings.normalisation == "frozen":
-                spread = scales.double().to(values.device).expand_as(values)
-        combined = ((values - centre) / (spread + _EPS)) @ w64
-        scaled = combined / (combined.std(correction=0) + _EPS)
-        rows.append(scaled.clamp(-settings.max_advantage, settings.max_advantage))
-    return torch.stack(rows).float(), updated
+    out = torch.zeros(rewards.shape[:2], device=rewards.device)
+    for row, values, w, texts, stats in zip(
+        out, rewards.double(), weights, prompts, updated, strict=True
+    ):
+        kept, present = scored(texts, values)
+        if kept:
+            mixed = _one_agent(present, w, kept, stats, scales, settings)
+            row[values.isfinite().all(dim=-1)] = mixed.float()
+    return out, updated
+
+
+def _one_agent(
+    values: torch.Tensor,
+    weights: torch.Tensor,
+    prompts: Sequence[str],
+    statistics: PromptStatistics,
+    scales: torch.Tensor,
+    settings: AdvantageSettings,
+) -> torch.Tensor:
+    """Advantages (N,) of one agent's rewards (N, M) along its weights (M,), see `advantages`."""
+    w = weights.double().to(values.device)
+    if settings.normalisation == "raw":
+        values, w = (values @ w)[:, None], w.new_ones(1)
+        centre, spread = _per_prompt(values, prompts, statistics, settings.min_count, weights)
+    else:
+        centre, spread = _per_prompt(values, prompts, statistics, settings.min_count)
+        if settings.normalisation == "frozen":
+            spread = scales.double().to(values.device).expand_as(values)
+    combined = ((values - centre) / (spread + _EPS)) @ w
+    scaled = combined / (combined.std(correction=0) + _EPS)
+    return scaled.clamp(-settings.max_advantage, settings.max_advantage)
 
 
 def _per_prompt(
@@ -124,13 +154,13 @@ def within_prompt_std(rewards: torch.Tensor, prompts: Sequence[str]) -> torch.Te
     """Pooled standard deviation of each objective around its prompt's mean.
 
     Args:
-        rewards: (N, M).
+        rewards: (N, M); vectors with a missing score (NaN) are left out.
         prompts: N prompts; those seen once carry no information.
 
     Returns:
         (M,) float64; 1 for an objective that does not vary.
     """
-    values = rewards.double()
+    prompts, values = scored(prompts, rewards.double())
     squares, freedom = torch.zeros(values.shape[1], dtype=torch.float64), 0
     for prompt in sorted(set(prompts)):
         group = values[[i for i, text in enumerate(prompts) if text == prompt]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddpo.advantages import PromptStatistics, within_prompt_std
+from ddpo.advantages import PromptStatistics, scored, within_prompt_std
 from ddpo.evaluation import EvaluationSet
 from ddpo.prompts import spread
 
@@ -58,11 +58,12 @@ def calibrate(
     """Scales, and the reference and ideal points unless the recipe declares them.
 
     Args:
-        rewards: (N, M) of the base model.
+        rewards: (N, M) of the base model; NaN where a score is missing.
         prompts: N, each several times.
         settings: the recipe's points, empty to measure.
     """
-    mean, scales = rewards.double().mean(dim=0), within_prompt_std(rewards, prompts)
+    mean = scored(prompts, rewards.double())[1].mean(dim=0)
+    scales = within_prompt_std(rewards, prompts)
     reference = settings.reference or tuple((mean + REFERENCE_DEVIATIONS * scales).tolist())
     ideal = settings.ideal or tuple((mean + IDEAL_DEVIATIONS * scales).tolist())
     return Calibration(scales=tuple(scales.tolist()), reference=reference, ideal=ideal)

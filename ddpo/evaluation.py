@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddpo.prompts import spread
+from ddpo.scorer import RewardError
 from ddpo.seeding import keyed_seed
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ddpo.agents import Agents, Policy
     from ddpo.sampler import Sampler
     from ddpo.scorer import Scorer
+
+_MIN_IMAGES = 2  # below that a mean has no standard error
 
 # First word of the key of every evaluation seed. Training keys have the generation there, so no
 # training image is ever an evaluation image.
@@ -70,7 +73,8 @@ class Evaluation:
     """One policy's rewards on an evaluation set.
 
     Attributes:
-        rewards: (N, M) float32, one row per image.
+        rewards: (N, M) float32, one row per image; NaN where a score is missing. Returns are
+            means over the images that have all scores.
         images: (n, 3, H, W) uint8, the first n images.
     """
 
@@ -80,7 +84,7 @@ class Evaluation:
     @property
     def returns(self) -> torch.Tensor:
         """(M,) float64 mean reward."""
-        return self.rewards.double().mean(dim=0)
+        return _present(self.rewards).mean(dim=0)
 
     @property
     def std_error(self) -> torch.Tensor:
@@ -90,13 +94,18 @@ class Evaluation:
     def gain_over(self, other: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
         """Paired difference of returns to `other` and its standard error, each (M,) float64."""
         difference = self.rewards.double() - other.rewards.double()
-        return difference.mean(dim=0), standard_error(difference)
+        return _present(difference).mean(dim=0), standard_error(difference)
 
 
 def standard_error(rewards: torch.Tensor) -> torch.Tensor:
-    """(M,) float64 standard error of the mean of rewards (N, M)."""
-    error: torch.Tensor = rewards.double().std(dim=0) / math.sqrt(len(rewards))
-    return error
+    """(M,) float64 standard error of the mean of rewards (N, M), over rows without NaN."""
+    present = _present(rewards)
+    return present.std(dim=0) / math.sqrt(len(present))
+
+
+def _present(rewards: torch.Tensor) -> torch.Tensor:
+    """The rows of rewards (N, M) that have all scores, float64."""
+    return rewards[rewards.isfinite().all(dim=-1)].double()
 
 
 def evaluate(
@@ -125,7 +134,7 @@ def evaluate(
         One `Evaluation` per policy.
 
     Raises:
-        RewardError: if a reward fails.
+        RewardError: if a reward fails, or leaves a policy without enough scores.
     """
     out: list[Evaluation] = []
     for start in range(0, len(policies), agents.num_agents):
@@ -141,6 +150,8 @@ def evaluate(
             if sum(part.shape[1] for part in kept) < keep_images:
                 kept.append(chunk.images.mul(255).round().byte().cpu().unflatten(0, (k, -1)))
         rewards = scorer.gather(reward_futures, k).values
+        if (short := rewards.isfinite().all(dim=-1).sum(dim=1).min().item()) < _MIN_IMAGES:
+            raise RewardError(f"a policy has only {short} scored images of {rewards.shape[1]}")
         images = torch.cat(kept, dim=1) if kept else torch.empty(k, 0, 3, 0, 0).byte()
         out += [
             Evaluation(rewards=rewards[slot], images=images[slot, :keep_images])

@@ -1,101 +1,276 @@
-"""Scores images off the main thread, so that the next chunk is sampled meanwhile."""
+"""Scores images off the main thread, so that the next chunk is sampled meanwhile.
+
+A score can be missing: the reward returned NaN or infinity, the picture itself is not finite, or,
+with `rewards.on_error=skip`, the reward raised or hung. A missing score is NaN in `RewardBatch`;
+its sample teaches nothing and enters no statistic. Where too many are missing the run ends.
+"""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from config.errors import UserError
-from ddpo.rewards import REWARDS
+from ddpo.rewards.find import build_reward
+from ddpo.rewards.images import BatchReward, ImageBatch
 from ddpo.types import RewardBatch, Rollout
+from ddpo.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from concurrent.futures import Future
 
     from config.schema import RewardSettings
     from ddpo.agents import Agents
     from ddpo.rewards import Reward
     from ddpo.sampler import Sampler
     from ddpo.types import PromptBatch
+    from ddpo.worker import Call
+
+logger = logging.getLogger(__name__)
+
+_DRY_PROMPTS = ("a cat", "a dog")
 
 
 class RewardError(UserError):
-    """A reward raised, or returned something that is not one finite score per image."""
+    """A reward raised, hung, or returned something that is not one score per image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Submission:
+    """One batch that is being scored.
+
+    Attributes:
+        num_images: in it.
+        calls: objective name -> the call whose result is scores (num_images,).
+    """
+
+    num_images: int
+    calls: Mapping[str, Call[torch.Tensor]]
 
 
 class Scorer:
-    """Applies the objectives' rewards to batches of images in worker threads.
+    """Applies the objectives' rewards to batches of images, a worker thread each.
 
     Args:
         rewards: objective name -> reward, in the order of the objectives.
+        units: objective name -> what one unit of its score is.
+        device: where rewards get their images; by default where they are.
+        batch_size: images per call of a reward.
+        timeout_seconds: how long one call may take.
+        on_error: "abort" ends the run when a reward raises or hangs, "skip" leaves those images
+            out.
+        max_invalid_fraction: share of the images of a rollout or an evaluation that may lack a
+            score.
     """
 
-    def __init__(self, rewards: Mapping[str, Reward]) -> None:
+    def __init__(
+        self,
+        rewards: Mapping[str, Reward],
+        *,
+        units: Mapping[str, str] | None = None,
+        device: torch.device | None = None,
+        batch_size: int = 64,
+        timeout_seconds: float = 600.0,
+        on_error: str = "abort",
+        max_invalid_fraction: float = 0.1,
+    ) -> None:
         self.rewards = dict(rewards)
-        self._pool = ThreadPoolExecutor(max_workers=len(self.rewards), thread_name_prefix="reward")
+        self.units = dict(units or {})
+        self._device = device
+        self._batch_size = batch_size
+        self._timeout_seconds = timeout_seconds
+        self._on_error = on_error
+        self._max_invalid_fraction = max_invalid_fraction
+        self._workers = {name: Worker(f"reward-{name}") for name in self.rewards}
+        # One stream for all rewards: what one leaves on an ImageBatch is there for the next.
+        self._stream: torch.cuda.Stream | None = None
 
     @classmethod
     def build(cls, settings: RewardSettings, device: torch.device) -> Scorer:
         """Build the rewards named in the settings.
 
         Raises:
-            RewardError: naming the one whose weights cannot be loaded.
+            RewardError: naming the one that cannot be found or whose weights cannot be loaded.
         """
-        rewards = {}
-        for name in settings.names:
+        device = torch.device(settings.device) if settings.device else device
+        rewards, units = {}, {}
+        for name, objective in zip(settings.names, settings.objectives, strict=True):
             try:
-                rewards[name] = REWARDS[name].build(settings, device)
-            except (OSError, ValueError) as error:
+                rewards[objective], units[objective] = build_reward(name, settings, device)
+            except (OSError, ValueError, RuntimeError, ImportError) as error:
                 raise RewardError(f"reward {name!r} cannot be loaded: {error}") from error
-        return cls(rewards)
+        return cls(
+            rewards,
+            units=units,
+            device=device,
+            batch_size=settings.batch_size,
+            timeout_seconds=settings.timeout_seconds,
+            on_error=settings.on_error,
+            max_invalid_fraction=settings.max_invalid_fraction,
+        )
 
-    def submit(self, images: torch.Tensor, prompts: Sequence[str]) -> list[Future[torch.Tensor]]:
-        """Start scoring images (rows, 3, H, W); one future of (rows,) per objective."""
-        return [
-            self._pool.submit(_score, name, reward, images, prompts)
-            for name, reward in self.rewards.items()
-        ]
+    def check(self, height: int, width: int) -> None:
+        """Call every reward once on pictures of noise, so that a mistake in it is met at once.
 
-    def gather(
-        self, reward_futures: Sequence[Sequence[Future[torch.Tensor]]], num_agents: int
-    ) -> RewardBatch:
-        """Wait for the chunks submitted and put their scores together as (K, N, M).
+        Args:
+            height: of the pictures to come, in pixels.
+            width: likewise.
 
         Raises:
-            RewardError: if a reward fails.
+            RewardError: naming the reward, what was expected and what came.
         """
-        chunks = [
-            torch.stack([future.result() for future in futures], dim=-1)
-            for futures in reward_futures
-        ]
-        values = torch.cat([chunk.unflatten(0, (num_agents, -1)) for chunk in chunks], dim=1)
-        return RewardBatch(objectives=tuple(self.rewards), values=values)
+        noise = torch.rand(
+            len(_DRY_PROMPTS), 3, height, width, generator=torch.Generator().manual_seed(0)
+        )
+        for submission in self.submit(noise, _DRY_PROMPTS):
+            for name, call in submission.calls.items():
+                self._result(name, call)
+
+    def submit(self, images: torch.Tensor, prompts: Sequence[str]) -> list[Submission]:
+        """Start scoring images (rows, 3, H, W), one prompt per row; see `gather`."""
+        ready = self._event_after(images)
+        submissions = []
+        for start in range(0, len(images), self._batch_size):
+            stop = start + self._batch_size
+            batch = ImageBatch(images[start:stop], self._device)
+            texts = tuple(prompts[start:stop])
+            calls = {
+                name: self._workers[name].submit(self._task(name, batch, texts, ready))
+                for name in self.rewards
+            }
+            submissions.append(Submission(num_images=len(batch), calls=calls))
+        return submissions
+
+    def gather(self, chunks: Sequence[Sequence[Submission]], num_agents: int) -> RewardBatch:
+        """Wait for the chunks submitted and put their scores together.
+
+        Args:
+            chunks: what `submit` returned, each for agent-major rows of all agents.
+            num_agents: K.
+
+        Returns:
+            Rewards (K, N, M), NaN where a score is missing.
+
+        Raises:
+            RewardError: if a reward fails, or too many scores are missing.
+        """
+        seconds = dict.fromkeys(self.rewards, 0.0)
+        tables = []
+        for submissions in chunks:
+            columns = []
+            for name in self.rewards:
+                columns.append(torch.cat([self._scores(name, one) for one in submissions]))
+                seconds[name] += sum(one.calls[name].seconds for one in submissions)
+            tables.append(torch.stack(columns, dim=-1).unflatten(0, (num_agents, -1)))
+        values = torch.cat(tables, dim=1)
+        num_images = values.shape[0] * values.shape[1]
+        rewards = RewardBatch(
+            objectives=tuple(self.rewards),
+            values=values,
+            seconds_per_image=tuple(total / num_images for total in seconds.values()),
+        )
+        self._refuse_too_many_missing(rewards)
+        return rewards
 
     def close(self) -> None:
-        """Stop the worker threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Let the worker threads end; one that hangs is left behind."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def _scores(self, name: str, submission: Submission) -> torch.Tensor:
+        """Scores (num_images,); with `on_error="skip"` NaN where the reward failed."""
+        try:
+            return self._result(name, submission.calls[name])
+        except RewardError as error:
+            if self._on_error == "abort":
+                raise
+            logger.warning("%s; %d images are left out", error, submission.num_images)
+            return torch.full((submission.num_images,), torch.nan)
+
+    def _result(self, name: str, call: Call[torch.Tensor]) -> torch.Tensor:
+        """What a call returned, in time.
+
+        Raises:
+            RewardError: if it raised or hangs.
+        """
+        try:
+            return call.result(self._timeout_seconds)
+        except TimeoutError as error:
+            self._workers[name].abandon(call)
+            raise RewardError(
+                f"reward {name!r} hangs: no answer within rewards.timeout_seconds="
+                f"{self._timeout_seconds:g}"
+            ) from error
+
+    def _task(
+        self, name: str, batch: ImageBatch, prompts: Sequence[str], ready: torch.cuda.Event | None
+    ) -> Callable[[], torch.Tensor]:
+        """Score a batch on the rewards' stream, once its images are drawn."""
+
+        def task() -> torch.Tensor:
+            with torch.cuda.stream(self._stream), torch.no_grad():
+                if self._stream is not None and ready is not None:
+                    self._stream.wait_event(ready)
+                return _score(name, self.rewards[name], batch, prompts)
+
+        return task
+
+    def _event_after(self, images: torch.Tensor) -> torch.cuda.Event | None:
+        """What the rewards' stream waits for before it reads the images; None off CUDA."""
+        if not images.is_cuda:
+            return None
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(images.device)
+        images.record_stream(self._stream)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(images.device))
+        return event
+
+    def _refuse_too_many_missing(self, rewards: RewardBatch) -> None:
+        """Raise a RewardError if more images than allowed lack a score."""
+        invalid = int((~rewards.is_valid).sum())
+        if invalid <= self._max_invalid_fraction * rewards.is_valid.numel():
+            return
+        missing = rewards.values.isnan().sum(dim=(0, 1)).tolist()
+        counts = ", ".join(f"{name} {n}" for name, n in zip(self.rewards, missing, strict=True))
+        raise RewardError(
+            f"{invalid} of {rewards.is_valid.numel()} images lack a finite score ({counts}), a "
+            f"larger share than rewards.max_invalid_fraction={self._max_invalid_fraction:g}"
+        )
 
 
-def _score(name: str, reward: Reward, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+def _score(name: str, reward: Reward, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
     """Call one reward and check its answer.
+
+    Returns:
+        (rows,) float32 on the CPU; NaN where a score, or the picture itself, is not finite.
 
     Raises:
         RewardError: naming the reward, what was expected and what came.
     """
+    rows = len(batch)
     try:
-        scores = reward(images, prompts)
-    except Exception as error:
-        raise RewardError(f"reward {name!r} failed on {len(images)} images: {error!r}") from error
-    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (len(images),):
+        if isinstance(reward, BatchReward):
+            scores = reward.score(batch, prompts)
+        else:
+            scores = reward(batch.images, prompts)
+    except torch.OutOfMemoryError as error:
+        raise RewardError(
+            f"reward {name!r} ran out of memory on {rows} images; lower rewards.batch_size, or set "
+            f"rewards.device=cpu ({error})"
+        ) from error
+    except BaseException as error:  # a reward may raise anything, SystemExit included
+        raise RewardError(f"reward {name!r} failed on {rows} images: {error!r}") from error
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (rows,):
         got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise RewardError(f"reward {name!r}: expected a tensor ({len(images)},), got {got}")
-    bad = int((~scores.isfinite()).sum())
-    if bad:
-        raise RewardError(f"reward {name!r}: {bad} of {len(images)} scores are not finite")
-    return scores.detach().float().cpu()
+        raise RewardError(f"reward {name!r}: expected a tensor ({rows},), got {got}")
+    if scores.is_complex() or scores.dtype == torch.bool:
+        raise RewardError(f"reward {name!r}: expected real numbers, got {scores.dtype}")
+    scores = scores.detach().float().cpu()
+    return scores.where(scores.isfinite() & batch.is_whole, torch.nan)
 
 
 def collect(
@@ -120,9 +295,9 @@ def collect(
     Raises:
         RewardError: if a reward fails.
     """
-    chunks, reward_futures = [], []
+    chunks, submissions = [], []
     for chunk in sampler.chunks(agents, prompts, on_step):
         chunks.append(chunk)
-        reward_futures.append(scorer.submit(chunk.images, chunk.prompts.texts))
-    rewards = scorer.gather(reward_futures, prompts.num_agents)
+        submissions.append(scorer.submit(chunk.images, chunk.prompts.texts))
+    rewards = scorer.gather(submissions, prompts.num_agents)
     return Rollout.join(prompts, chunks), rewards

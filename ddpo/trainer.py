@@ -56,6 +56,9 @@ class Trainer:
         self.prompts = split_prompts(settings.prompts)
         self.model = FrozenDiffusion.load(settings.pretrained, device)
         self.scorer = Scorer.build(settings.rewards, device)
+        _, height, width = self.model.latent_shape
+        factor = self.model.pipe.vae_scale_factor
+        self.scorer.check(height * factor, width * factor)
         if settings.train.gradient_checkpointing:
             self.model.pipe.unet.enable_gradient_checkpointing()
         self.agents = Agents(

@@ -6,6 +6,7 @@ C x h x w, images of H x W pixels, M objectives. All types are frozen and check 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -196,11 +197,13 @@ class RewardBatch:
 
     Attributes:
         objectives: M names.
-        values: (K, N, M) float32, larger is better.
+        values: (K, N, M) float32, larger is better; NaN where a score is missing.
+        seconds_per_image: what each reward's calls took; M numbers, or none.
     """
 
     objectives: tuple[str, ...]
     values: torch.Tensor
+    seconds_per_image: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check(
@@ -210,15 +213,27 @@ class RewardBatch:
             tuple(self.values.shape),
         )
 
+    @property
+    def is_valid(self) -> torch.Tensor:
+        """(K, N) whether a sample has all its scores."""
+        return self.values.isfinite().all(dim=-1)
+
     def metrics(self) -> dict[str, float]:
-        """Mean and spread of each objective over all samples, and each agent's mean."""
-        out = {}
+        """Of each objective over the scores there are: mean, spread, each agent's mean, cost."""
+        out: dict[str, float] = {}
         for index, name in enumerate(self.objectives):
             values = self.values[..., index]
-            out[f"reward/{name}/mean"] = values.mean().item()
-            out[f"reward/{name}/std"] = values.std().item()
-            for agent, mean in enumerate(values.mean(dim=1).tolist()):
-                out[f"reward/{name}/agent{agent}"] = mean
+            present = values[values.isfinite()]
+            out[f"reward/{name}/invalid"] = values.numel() - len(present)
+            if len(present) == 0:
+                continue
+            out[f"reward/{name}/mean"] = present.mean().item()
+            out[f"reward/{name}/std"] = present.std(correction=min(1, len(present) - 1)).item()
+            for agent, mean in enumerate(values.nanmean(dim=1).tolist()):
+                if not math.isnan(mean):
+                    out[f"reward/{name}/agent{agent}"] = mean
+        for name, seconds in zip(self.objectives, self.seconds_per_image, strict=False):
+            out[f"cost/reward_seconds_per_image/{name}"] = seconds
         return out
 
 

@@ -1,11 +1,12 @@
-"""The rewards: what an image is worth for one objective. Adding one is a file and a line here.
+"""The rewards: what an image is worth for one objective. Adding one is a file and an entry here.
 
 A reward is built once by its factory and then called from a worker thread:
 
     reward = REWARDS["jpeg_compressibility"].build(settings, device)
     scores = reward(images, prompts)   # (rows, 3, H, W) in [0, 1], one prompt per row -> (rows,)
 
-Factories import what they need themselves, so that listing the table costs nothing.
+Factories import what they need themselves, so that listing the table costs nothing. Rewards that
+are not in the table, a user's own and remote ones, are found by `ddpo/rewards/find.py`.
 """
 
 from __future__ import annotations
@@ -35,10 +36,16 @@ class RewardEntry:
 
     Attributes:
         unit: what one unit of the score is.
+        measures: one sentence on what a large score means.
+        source: where the measure was published.
+        weights: what is downloaded and its licence; empty for a formula.
         build: makes the reward from its settings, on a device.
     """
 
     unit: str
+    measures: str = ""
+    source: str = ""
+    weights: str = ""
     build: Callable[[RewardSettings, torch.device], Reward]
 
 
@@ -73,9 +80,36 @@ def _aesthetic_score(settings: RewardSettings, device: torch.device) -> Reward:
 
 
 REWARDS: dict[str, RewardEntry] = {
-    "jpeg_compressibility": RewardEntry(unit="-kB", build=_jpeg_compressibility),
-    "jpeg_incompressibility": RewardEntry(unit="kB", build=_jpeg_incompressibility),
-    "colorfulness": RewardEntry(unit="Hasler-Suesstrunk M", build=_colorfulness),
-    "clip_alignment": RewardEntry(unit="cosine", build=_clip_alignment),
-    "aesthetic_score": RewardEntry(unit="LAION 1-10", build=_aesthetic_score),
+    "clip_alignment": RewardEntry(
+        unit="cosine",
+        measures="does the picture show its prompt: cosine of CLIP embeddings",
+        source="Radford et al. 2021",
+        weights="`rewards.clip_model`; by default emoji-clip, which ships with the project",
+        build=_clip_alignment,
+    ),
+    "aesthetic_score": RewardEntry(
+        unit="LAION 1-10",
+        measures="do people find it beautiful: LAION's improved aesthetic predictor",
+        source="Schuhmann 2022; DDPO 5.2 (Black et al. 2024)",
+        weights="CLIP ViT-L/14 (MIT) and a head (Apache 2.0)",
+        build=_aesthetic_score,
+    ),
+    "jpeg_compressibility": RewardEntry(
+        unit="-kB",
+        measures="small files: negated size as JPEG of quality 95",
+        source="DDPO 5.1 (Black et al. 2024)",
+        build=_jpeg_compressibility,
+    ),
+    "jpeg_incompressibility": RewardEntry(
+        unit="kB",
+        measures="large files: size as JPEG of quality 95",
+        source="DDPO 5.1 (Black et al. 2024)",
+        build=_jpeg_incompressibility,
+    ),
+    "colorfulness": RewardEntry(
+        unit="Hasler-Suesstrunk M",
+        measures="strong, varied colours",
+        source="Hasler and Suesstrunk 2003, M(3)",
+        build=_colorfulness,
+    ),
 }

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
+
+from ddpo.rewards.images import BatchReward
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-QUALITY = 95
+    from ddpo.rewards.images import ImageBatch
+
 _BYTES_PER_KB = 1000
 
 
-class JpegSize:
+class JpegSize(BatchReward):
     """Signed JPEG file size at quality 95, in kB of 1000 bytes.
 
     Args:
@@ -25,15 +26,7 @@ class JpegSize:
     def __init__(self, sign: int) -> None:
         self.sign = sign
 
-    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG002
-        """Scores (rows,) of images (rows, 3, H, W) in [0, 1]; the prompts do not matter."""
-        pixels = images.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        sizes = [jpeg_kilobytes(Image.fromarray(array)) for array in pixels]
+    def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG002
+        """See `BatchReward`; the prompts do not matter."""
+        sizes = [len(file) / _BYTES_PER_KB for file in batch.encoded("jpeg")]
         return self.sign * torch.tensor(sizes, dtype=torch.float32)
-
-
-def jpeg_kilobytes(image: Image.Image) -> float:
-    """Size of `image` as a JPEG file of quality 95, in kB."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=QUALITY)
-    return len(buffer.getvalue()) / _BYTES_PER_KB

@@ -124,9 +124,32 @@ def test_history_of_the_policy_moves_the_baseline():
     assert len(seen.rewards("a")) == 2
 
 
+@pytest.mark.parametrize("normalisation", ["frozen", "per_prompt", "raw"])
+def test_a_sample_without_a_score_teaches_nothing_and_changes_nothing(normalisation):
+    missing = torch.tensor([[torch.nan, -90.0], [4.0, torch.inf]])
+    rewards = torch.cat([REWARDS[0], missing])[None]
+    settings = make_settings(advantage={"normalisation": normalisation, "min_count": 2}).advantage
+    scales = torch.tensor([2.0, 20.0])
+    values, updated = advantages(
+        rewards, torch.tensor([[0.3, 0.7]]), [[*PROMPTS, "a", "c"]], [PromptStatistics()], scales,
+        settings,
+    )  # fmt: skip
+    expected, statistics = run(REWARDS, [[0.3, 0.7]], normalisation)
+    assert torch.equal(values[0, :4], expected[0])
+    assert values[0, 4:].tolist() == [0, 0]
+    assert updated[0].buffers == statistics[0].buffers
+
+
+def test_an_agent_without_any_score_has_no_advantages():
+    values, updated = run(torch.full((1, 4, 2), torch.nan), [[0.5, 0.5]])
+    assert values.tolist() == [[0, 0, 0, 0]]
+    assert updated[0].buffers == {}
+
+
 def test_within_prompt_std_pools_the_groups():
     rewards = torch.tensor([[1.0, 7.0], [3.0, 7.0], [10.0, 7.0], [14.0, 7.0]])
     # squares 2 and 8 over 2 degrees of freedom; an objective that does not vary counts as 1
-    torch.testing.assert_close(
-        within_prompt_std(rewards, PROMPTS), torch.tensor([5.0**0.5, 1.0], dtype=torch.float64)
-    )
+    expected = torch.tensor([5.0**0.5, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(within_prompt_std(rewards, PROMPTS), expected)
+    more = torch.cat([rewards, torch.tensor([[torch.nan, 0.0]])])
+    torch.testing.assert_close(within_prompt_std(more, [*PROMPTS, "a"]), expected)

@@ -1,0 +1,157 @@
+"""Rewards by their name in `rewards.names`: of the table, or a function of the user's own.
+
+A name with a colon is the user's: `my_rewards:warmth` is in an importable module,
+`path/to/my_rewards.py:warmth` in a file. It may be
+
+* a function `(images, prompts) -> (rows,)`;
+* a class, or a function without parameters other than `device`, which makes such a callable.
+
+A `unit` attribute on it says what one unit of the score is.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config.errors import UserError
+from config.limits import OneOf
+from ddpo.rewards import REWARDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import ModuleType
+
+    import torch
+
+    from config.schema import RewardSettings
+    from ddpo.rewards import Reward
+
+DEFAULT_UNIT = "score"
+
+
+def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each objective that cannot be found; nothing heavy is imported for it.
+
+    Args:
+        flat: dotted settings; those that are wrong by themselves are missing.
+    """
+    for name in flat.get("rewards.names", ()):
+        problem = name_problem("rewards.names", name)
+        if problem is not None:
+            yield problem
+
+
+def name_problem(setting: str, name: str) -> str | None:
+    """What is wrong with the name of a reward in `setting`; None if it can be found."""
+    if ":" in name:
+        problem = _own_problem(name)
+        return None if problem is None else f"{setting}: {name!r} {problem}"
+    problem = OneOf(*REWARDS).problem(setting, name)
+    return None if problem is None else f"{problem}; a reward of your own is module:function"
+
+
+def build_reward(name: str, settings: RewardSettings, device: torch.device) -> tuple[Reward, str]:
+    """A reward and its unit.
+
+    Args:
+        name: as in `rewards.names`.
+        settings: what the rewards of the table are built from.
+        device: where it runs.
+
+    Raises:
+        UserError: if it cannot be found or is not a reward.
+        OSError, ValueError: if its weights cannot be loaded.
+    """
+    if name in REWARDS:
+        entry = REWARDS[name]
+        return entry.build(settings, device), entry.unit
+    module, _, attribute = name.rpartition(":")
+    try:
+        found = getattr(_import(module), attribute)
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"reward {name!r} could not be imported: {error!r}") from error
+    reward = found(**_device_argument(found, device)) if _is_factory(found) else found
+    if not callable(reward):
+        raise UserError(
+            f"reward {name!r}: expected a function of (images, prompts), got "
+            f"{type(reward).__name__}"
+        )
+    return reward, str(getattr(reward, "unit", getattr(found, "unit", DEFAULT_UNIT)))
+
+
+def _is_factory(found: Any) -> bool:
+    """Whether calling it makes a reward, rather than scores."""
+    if inspect.isclass(found):
+        return True
+    return inspect.isfunction(found) and set(inspect.signature(found).parameters) <= {"device"}
+
+
+def _device_argument(found: Any, device: torch.device) -> dict[str, torch.device]:
+    return {"device": device} if "device" in inspect.signature(found).parameters else {}
+
+
+def _import(module: str) -> ModuleType:
+    """The module; a file is run once, however many rewards it holds."""
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+    path = str(Path(module).resolve())
+    if path not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is not a Python file")
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        sys.modules[path] = loaded
+    return sys.modules[path]
+
+
+def _own_problem(name: str) -> str | None:
+    """What keeps `module:function` from being found, as far as its source tells without running."""
+    module, _, attribute = name.rpartition(":")
+    if not attribute.isidentifier() or not module:
+        return "must look like module:function or path/to/file.py:function"
+    is_file = module.endswith(".py")
+    source = Path(module) if is_file else _source(module)
+    if source is None or not source.is_file():
+        missing = "file that does not exist" if is_file else "module that is not on the Python path"
+        return f"names a {missing}: {module}"
+    return None if source.suffix != ".py" else _binding_problem(source, attribute)
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module on the Python path, without running it."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception:  # finding a submodule imports its parents, which may raise anything
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def _binding_problem(source: Path, attribute: str) -> str | None:
+    try:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        return f"names a file that is not valid Python: {error}"
+    if attribute in _bound_names(tree):
+        return None
+    offered = [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    return f"names a function that {source} does not define; it has {', '.join(offered) or 'none'}"
+
+
+def _bound_names(tree: ast.Module) -> set[str]:
+    """All names that a source binds, at whatever depth: none of them is refused before import."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names

@@ -1,0 +1,112 @@
+"""A batch of pictures for all rewards: converted, resized and embedded once."""
+
+from __future__ import annotations
+
+import io
+import threading
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+T = TypeVar("T")
+
+JPEG_QUALITY = 95
+
+
+class ImageBatch:
+    """Pictures as they would be saved, 8 bits a channel, and what is computed from them.
+
+    Every reward sees the same 8-bit values, on every device, in this process or behind a remote
+    judge. What one reward has computed through `shared` the others find.
+
+    Args:
+        images: (rows, 3, H, W) in [0, 1].
+        device: where rewards run; by default where the images are.
+    """
+
+    def __init__(self, images: torch.Tensor, device: torch.device | None = None) -> None:
+        self._images = images.detach()
+        self._device = device or images.device
+        self._lock = threading.Lock()
+        self._cells: dict[Hashable, _Cell] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What `compute` returns, computed once per batch for each key; safe across threads."""
+        with self._lock:
+            cell = self._cells.setdefault(key, _Cell())
+        value: T = cell.get(compute)
+        return value
+
+    @property
+    def is_whole(self) -> torch.Tensor:
+        """(rows,) on the CPU: False for pictures with NaN or infinity in them."""
+        return self.shared("is_whole", lambda: self._images.isfinite().flatten(1).all(dim=1).cpu())
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """(rows, 3, H, W) uint8 on the rewards' device, rounded to nearest."""
+
+        def convert() -> torch.Tensor:
+            clean = self._images.float().nan_to_num(0).clamp(0, 1)
+            return clean.mul(255).round().to(torch.uint8).to(self._device)
+
+        return self.shared("pixels", convert)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(rows, 3, H, W) float32 in [0, 1] on the rewards' device: `pixels` / 255."""
+        return self.shared("images", lambda: self.pixels.float().div(255))
+
+    @property
+    def pil(self) -> list[Image.Image]:
+        """One RGB picture a row."""
+
+        def convert() -> list[Image.Image]:
+            arrays = self.pixels.permute(0, 2, 3, 1).cpu().numpy()
+            return [Image.fromarray(array) for array in arrays]
+
+        return self.shared("pil", convert)
+
+    def encoded(self, file_format: str) -> list[bytes]:
+        """Each picture as a file: "png", which loses nothing, or "jpeg" of quality 95."""
+
+        def encode(image: Image.Image) -> bytes:
+            buffer = io.BytesIO()
+            image.save(buffer, format=file_format.upper(), quality=JPEG_QUALITY)
+            return buffer.getvalue()
+
+        return self.shared(("encoded", file_format), lambda: [encode(image) for image in self.pil])
+
+
+class _Cell:
+    """One value that the first to ask computes and the others wait for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._value: tuple[Any, ...] = ()
+
+    def get(self, compute: Callable[[], Any]) -> Any:
+        with self._lock:
+            if not self._value:
+                self._value = (compute(),)
+            return self._value[0]
+
+
+class BatchReward(ABC):
+    """A reward that reads and leaves shared work on an `ImageBatch`."""
+
+    @abstractmethod
+    def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores (rows,), larger is better, one prompt per row."""
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores (rows,) of images (rows, 3, H, W) in [0, 1], one prompt per row."""
+        return self.score(ImageBatch(images), prompts)

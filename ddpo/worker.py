@@ -1,0 +1,113 @@
+"""Calls in a thread of their own, which can hang without taking the program with them.
+
+`concurrent.futures` joins its threads when the program ends, so a call that never returns would
+keep it alive for ever. These threads are daemons, and one that hangs is left behind.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """A function waiting for its turn, running, or done.
+
+    Attributes:
+        started: `time.monotonic()` of its start; None before.
+        seconds: how long it took, once done.
+    """
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._done = threading.Event()
+        self._value: T
+        self._error: BaseException | None = None
+        self.started: float | None = None
+        self.seconds = 0.0
+        self.is_abandoned = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has returned or raised."""
+        return self._done.is_set()
+
+    def run(self) -> None:
+        """Call the function and keep what it returns or raises."""
+        self.started = time.monotonic()
+        try:
+            self._value = self._function()
+        except BaseException as error:  # raised again where the result is asked for
+            self._error = error
+        self.seconds = time.monotonic() - self.started
+        self._done.set()
+
+    def result(self, timeout_seconds: float) -> T:
+        """What the function returned.
+
+        Args:
+            timeout_seconds: counted from the start of the call, or from now if it has not started.
+
+        Raises:
+            TimeoutError: if it is still running then.
+            BaseException: whatever the function raised.
+        """
+        started = self.started if self.started is not None else time.monotonic()
+        if not self._done.wait(max(0.0, started + timeout_seconds - time.monotonic())):
+            raise TimeoutError(f"no answer within {timeout_seconds:g} s")
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Worker:
+    """Runs calls one after another, in order, in a daemon thread.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._calls: queue.SimpleQueue[Call[object] | None] = queue.SimpleQueue()
+        self._start()
+
+    def submit(self, function: Callable[[], T]) -> Call[T]:
+        """Queue a call."""
+        call = Call(function)
+        self._calls.put(call)  # type: ignore[arg-type]
+        return call
+
+    def abandon(self, call: Call[T]) -> None:
+        """Leave behind the thread in which `call` hangs; a new one goes on with the next call."""
+        with self._lock:
+            if not call.is_done:  # else it has answered after all, and its thread goes on
+                call.is_abandoned = True
+                self._start()
+
+    def close(self) -> None:
+        """Drop what is queued and let the thread end once its call returns, if ever."""
+        while True:
+            try:
+                self._calls.get_nowait()
+            except queue.Empty:
+                break
+        self._calls.put(None)
+
+    def _start(self) -> None:
+        threading.Thread(target=self._loop, name=self._name, daemon=True).start()
+
+    def _loop(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call.run()
+            with self._lock:
+                if call.is_abandoned:
+                    return
