@@ -21,11 +21,26 @@ def get_config() -> ml_collections.ConfigDict:
 
     # --- the frozen base model ---------------------------------------------------------------
     config.pretrained = pretrained = ml_collections.ConfigDict()
-    pretrained.model = "emoji-sd"  # hub id, folder, or "emoji-sd", which ships with the project
+    # Hub id, folder, .safetensors checkpoint, or "emoji-sd", which ships with the project.
+    pretrained.model = "emoji-sd"
     pretrained.revision = ""  # branch, tag or commit on the hub
     pretrained.variant = ""  # file variant on the hub, e.g. "fp16"
+    # A .safetensors checkpoint has no configuration: folder or hub id of a model of the same kind.
+    pretrained.single_file_config = ""  # empty: the hub model that diffusers infers
     pretrained.dtype = "float32"  # of the frozen parts: float32, bfloat16 or float16
-    pretrained.channels_last = False  # memory layout of the UNet; faster convolutions
+    pretrained.height = 0  # of the pictures, in pixels; 0: the model's own
+    pretrained.width = 0
+    # What SDXL is told of its pictures: (height, width) of the original, (top, left) of the crop.
+    pretrained.original_size = ()  # empty: the size drawn
+    pretrained.crop_top_left = (0, 0)
+    pretrained.lora = ""  # one LoRA merged into the model first: .safetensors file, folder or hub id
+    pretrained.lora_file = ""  # which file of a folder or hub id that has several
+    pretrained.lora_revision = ""  # branch, tag or commit on the hub
+    pretrained.lora_scale = 1.0  # its strength
+    pretrained.channels_last = False  # memory layout of the UNet; faster convolutions on some GPUs
+    pretrained.vae_slicing = False  # decode one picture at a time: less memory, slower
+    pretrained.vae_tiling = False  # decode large pictures in overlapping tiles: less memory, not exact
+    pretrained.offload_text_encoders = False  # to the CPU, once all prompts are encoded
 
     # --- one LoRA adapter per agent ------------------------------------------------------------
     config.adapter = adapter = ml_collections.ConfigDict()

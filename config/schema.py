@@ -23,8 +23,20 @@ class PretrainedSettings:
     model: str
     revision: str
     variant: str
+    single_file_config: str
     dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")]
+    height: Annotated[int, AtLeast(0)]
+    width: Annotated[int, AtLeast(0)]
+    original_size: tuple[int, ...]
+    crop_top_left: tuple[int, ...]
+    lora: str
+    lora_file: str
+    lora_revision: str
+    lora_scale: float
     channels_last: bool
+    vae_slicing: bool
+    vae_tiling: bool
+    offload_text_encoders: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

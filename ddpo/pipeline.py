@@ -1,4 +1,4 @@
-"""The frozen parts of Stable Diffusion: loading, prompt encoding, decoding."""
+"""The frozen parts of a Stable Diffusion: prompt encoding, noise schedule, decoding."""
 
 from __future__ import annotations
 
@@ -6,70 +6,67 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from config.errors import UserError
-from ddpo.assets import resolve_model
-from ddpo.ddim import Schedule, make_schedule
+from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
+from ddpo.families import FAMILIES, Frame
+from ddpo.loading import load_pipeline
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from config.schema import PretrainedSettings, SampleSettings
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_REMEMBERED_PROMPTS = 4096
+# Samplers of one and the same discrete noise schedule, which DDIM can take over.
+_SCHEDULERS = {each.name for each in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}
 
 
 class FrozenDiffusion:
-    """Text encoder, VAE, scheduler and UNet of a Stable Diffusion, all frozen.
+    """Text encoders, VAE, scheduler and UNet of a Stable Diffusion, all frozen.
 
     Args:
-        pipe: a loaded pipeline; its modules are used as they are.
+        pipe: a loaded pipeline of one of the `FAMILIES`; its modules are used as they are.
         device: where sampling and training happen.
+        frame: size of the pictures; by default the model's own.
+
+    Raises:
+        UserError: if DDIM cannot sample this model.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, device: torch.device | str = "cpu") -> None:
-        self.pipe: Any = pipe.to(device)
+    def __init__(
+        self, pipe: Any, device: torch.device | str = "cpu", frame: Frame | None = None
+    ) -> None:
+        self.family = FAMILIES[type(pipe).__name__]
+        self.frame = frame or Frame.of(pipe)
+        self.scheduler = _ddim_of(pipe)
+        self.pipe = pipe.to(device)
         self.device = torch.device(device)
-        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        for module in (pipe.unet, pipe.vae, *self._text_encoders):
             module.requires_grad_(False).eval()
-        # DDIM with the model's own noise schedule, spacing and offset; nothing is clipped, because
-        # a clipped mean is no longer the mean of the Gaussian whose density is used.
-        self.scheduler = DDIMScheduler.from_config(
-            pipe.scheduler.config, clip_sample=False, thresholding=False
-        )
-        self._encode_one = lru_cache(maxsize=4096)(self._encode)
+        pipe.vae.to(self.family.vae_dtype(pipe))
+        self._encode_one = lru_cache(maxsize=_REMEMBERED_PROMPTS)(self._encode)
 
     @classmethod
     def load(
         cls, settings: PretrainedSettings, device: torch.device | str = "cpu"
     ) -> FrozenDiffusion:
-        """Load a model from a folder, a hub or the assets; weights as safetensors only.
+        """Load a model from a folder, a file, a hub or the assets; see `load_pipeline`.
 
         Raises:
-            UserError: naming the model and what to do, if it cannot be found.
+            UserError: naming the model and what to do, if it cannot be found or used.
         """
-        try:
-            pipe = StableDiffusionPipeline.from_pretrained(
-                resolve_model(settings.model),
-                revision=settings.revision or None,
-                variant=settings.variant or None,
-                dtype=DTYPES[settings.dtype],
-                use_safetensors=True,
-                safety_checker=None,
-                requires_safety_checker=False,
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"pretrained.model={settings.model!r} could not be loaded: {error}\nGive a folder "
-                "made by save_pretrained, the id of a model on the hub (and a network), or "
-                "'emoji-sd', which ships with this project."
-            ) from error
-        pipe.set_progress_bar_config(disable=True)
+        pipe = load_pipeline(settings)
         if settings.channels_last:
             pipe.unet.to(memory_format=torch.channels_last)
-        return cls(pipe, device)
+        if settings.vae_slicing:
+            pipe.vae.enable_slicing()
+        if settings.vae_tiling:
+            pipe.vae.enable_tiling()
+        return cls(pipe, device, Frame.of(pipe, settings))
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -79,26 +76,46 @@ class FrozenDiffusion:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) at the model's own resolution."""
-        config = self.pipe.unet.config
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return config.in_channels, height, width
+        """(C, h, w) of the latents."""
+        factor = self.pipe.vae_scale_factor
+        channels = self.pipe.unet.config.in_channels
+        return channels, self.frame.height // factor, self.frame.width // factor
 
     def schedule(self, settings: SampleSettings) -> Schedule:
-        """The denoising steps, on the device."""
+        """The denoising steps, on the device.
+
+        Raises:
+            UserError: if the model's noise schedule has no such steps.
+        """
         return make_schedule(self.scheduler, settings.num_steps, settings.eta).to(self.device)
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
         """One row a text; each distinct text is encoded once and remembered."""
         return Conditioning.cat([self._encode_one(text) for text in texts])
 
+    def encode_negative(self, text: str) -> Conditioning:
+        """The one row that guidance leads away from; "" is no negative prompt."""
+        return self.family.negative(self.pipe, text, self._encode_one(text))
+
+    def offload_text_encoders(self, texts: Iterable[str]) -> None:
+        """Encode all these prompts, remember them for good and free the encoders' memory.
+
+        A prompt met later is encoded on the CPU.
+        """
+        self._encode_one = lru_cache(maxsize=None)(self._encode)
+        for text in texts:
+            self._encode_one(text)
+        for encoder in self._text_encoders:
+            encoder.to("cpu")
+
+    @property
+    def _text_encoders(self) -> list[torch.nn.Module]:
+        return [getattr(self.pipe, name) for name in self.family.text_encoders]
+
     @torch.no_grad()
     def _encode(self, text: str) -> Conditioning:
-        embeds: torch.Tensor = self.pipe.encode_prompt(
-            text, self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )[0]
-        return Conditioning(text=embeds)
+        encoded = self.family.encode(self.pipe, text, self.frame)
+        return encoded.map(lambda values: values.to(self.device))
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -107,3 +124,41 @@ class FrozenDiffusion:
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
         images: torch.Tensor = vae.decode(scaled, return_dict=False)[0]
         return (images * 0.5 + 0.5).clamp(0, 1).float()
+
+
+def _ddim_of(pipe: Any) -> DDIMScheduler:
+    """DDIM with the model's own noise schedule, spacing and offset.
+
+    Nothing is clipped, because a clipped mean is no longer the mean of the Gaussian whose density
+    is used.
+
+    Raises:
+        UserError: listing what keeps this model from being a chain of Gaussian DDIM steps.
+    """
+    unet, vae, given = pipe.unet.config, pipe.vae.config, pipe.scheduler.config
+    problems = []
+    if type(pipe.scheduler).__name__ not in _SCHEDULERS:
+        problems.append(f"its scheduler {type(pipe.scheduler).__name__} has no DDIM equivalent")
+    elif given.prediction_type not in PREDICTION_TYPES:
+        problems.append(
+            f"its scheduler's prediction_type {given.prediction_type!r} is not one of "
+            f"{', '.join(PREDICTION_TYPES)}"
+        )
+    if unet.in_channels != vae.latent_channels:
+        problems.append(
+            f"its UNet takes {unet.in_channels} channels, its VAE makes {vae.latent_channels}: it "
+            "draws from a picture, not from text alone"
+        )
+    if unet.time_cond_proj_dim is not None:
+        problems.append("its UNet has guidance distilled into it")
+    if vae.latents_mean is not None or vae.latents_std is not None:
+        problems.append("its VAE shifts its latents")
+    if not problems:
+        try:
+            return DDIMScheduler.from_config(given, clip_sample=False, thresholding=False)
+        except NotImplementedError as error:  # a beta schedule that DDIM does not know
+            problems.append(str(error))
+    raise UserError(
+        f"this {type(pipe).__name__} cannot be sampled by DDIM: {'; '.join(problems)}. Use a "
+        "text-to-image Stable Diffusion 1.x, 2.x or XL, with an epsilon or v-prediction scheduler"
+    )

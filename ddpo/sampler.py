@@ -46,7 +46,7 @@ class Sampler:
         self.model = model
         self.settings = settings
         self.schedule = model.schedule(settings)
-        self.negative = model.encode_prompts([settings.negative_prompt])
+        self.negative = model.encode_negative(settings.negative_prompt)
         self._unet_rows = 0
 
     @property

@@ -77,6 +77,11 @@ class Conditioning:
         """The rows of all parts, one after another."""
         return parts[0].map(lambda *values: torch.cat(values), *parts[1:])
 
+    def without_text(self) -> Conditioning:
+        """Zero text embeddings; sizes and crops as they are."""
+        zero = self.map(torch.zeros_like)
+        return Conditioning(text=zero.text, pooled=zero.pooled, time_ids=self.time_ids)
+
     def unet_arguments(self, dtype: torch.dtype) -> dict[str, Any]:
         """Keyword arguments of a `UNet2DConditionModel`."""
         arguments: dict[str, Any] = {"encoder_hidden_states": self.text.to(dtype)}

@@ -1,0 +1,175 @@
+"""Loading a base model: a folder, a hub, or one file; weights as safetensors only."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+
+from config.errors import UserError
+from ddpo.assets import resolve_model
+from ddpo.families import FAMILIES, Family
+
+if TYPE_CHECKING:
+    from config.schema import PretrainedSettings
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LOADING_ERRORS = (
+    OSError,  # also what hubs answer
+    ValueError,
+    KeyError,
+    RuntimeError,  # shapes that do not fit
+    SafetensorError,
+    SingleFileComponentError,
+)
+_OFFLINE_ADVICE = (
+    "the hub cannot be reached, and this is not in the local cache. Connect, or download it where "
+    "there is a network (`hf download {model} --local-dir FOLDER`) and give that folder"
+)
+
+
+def load_pipeline(settings: PretrainedSettings) -> Any:
+    """The pipeline that `pretrained` names, on the CPU, with its LoRA merged.
+
+    Raises:
+        UserError: naming the model and what to do, if it cannot be found or used.
+    """
+    is_file = Path(settings.model).suffix in {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+    try:
+        pipe = _from_single_file(settings) if is_file else _from_folder_or_hub(settings)
+    except _LOADING_ERRORS as error:
+        raise UserError(
+            f"pretrained.model={settings.model!r} could not be loaded: "
+            f"{_explain(error, settings.model)}\nGive a folder made by save_pretrained, the id of "
+            "a model on the hub (and a network), a .safetensors checkpoint, or 'emoji-sd', which "
+            "ships with this project."
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    if settings.lora:
+        try:
+            _merge_lora(pipe, settings)
+        except _LOADING_ERRORS as error:
+            raise UserError(
+                f"pretrained.lora={settings.lora!r} could not be merged into "
+                f"{settings.model!r}: {_explain(error, settings.lora)}\nGive a .safetensors file, "
+                "its folder or a hub id, with a LoRA made for this kind of model."
+            ) from error
+    return pipe
+
+
+def _explain(error: Exception, model: str) -> str:
+    if isinstance(error, LocalEntryNotFoundError):
+        return _OFFLINE_ADVICE.format(model=model)
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such model, or does not show it to you (`hf auth login`)"
+    return str(error) or repr(error)
+
+
+def _from_folder_or_hub(settings: PretrainedSettings) -> Any:
+    model = resolve_model(settings.model)
+    family = _family_of(model, settings.revision)
+    return family.pipeline_class.from_pretrained(
+        model,
+        revision=settings.revision or None,
+        variant=settings.variant or None,
+        dtype=DTYPES[settings.dtype],
+        use_safetensors=True,
+        **family.load_arguments,
+    )
+
+
+def _family_of(model: str, revision: str) -> Family:
+    """The family that a folder's or hub model's `model_index.json` names."""
+    folder = model
+    if not Path(model).is_dir():
+        folder = snapshot_download(
+            model, revision=revision or None, allow_patterns=["model_index.json"]
+        )
+    name = DiffusionPipeline.load_config(folder)["_class_name"]
+    if name not in FAMILIES:
+        raise ValueError(f"it is a {name}; only {' and '.join(FAMILIES)} can be trained here")
+    return FAMILIES[name]
+
+
+def _from_single_file(settings: PretrainedSettings) -> Any:
+    """A checkpoint in the original layout; configurations come from a folder or the hub."""
+    path = Path(settings.model)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.suffix} files can run code when read; convert it to .safetensors")
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    config = settings.single_file_config or _guess_config(path)
+    try:
+        family = _family_of(config, settings.revision)
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"its configuration files are those of {config!r}: "
+            f"{_OFFLINE_ADVICE.format(model=config)} as pretrained.single_file_config"
+        ) from error
+    pipe = family.pipeline_class.from_single_file(
+        str(path),
+        config=config,
+        revision=settings.revision or None,
+        dtype=DTYPES[settings.dtype],
+        **family.load_arguments,
+    )
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    absent = [n for part in parts for n, p in part.named_parameters() if p.is_meta]
+    if absent:
+        raise ValueError(f"the file lacks {len(absent)} weights that {config!r} has: {absent[0]}")
+    return pipe
+
+
+def _guess_config(path: Path) -> str:
+    """The hub model whose configuration files fit a checkpoint, as diffusers infers it."""
+    with safe_open(path, framework="pt") as file:
+        weights = {
+            name: torch.empty(file.get_slice(name).get_shape(), device="meta")
+            for name in file.keys()  # noqa: SIM118 - not a dict, and cannot be iterated over
+        }
+    config: str = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
+    return config
+
+
+def _merge_lora(pipe: Any, settings: PretrainedSettings) -> None:
+    """Add one existing LoRA to the weights of UNet and text encoders, for good.
+
+    Raises:
+        ValueError: if the file holds no LoRA, or one that this model has no place for.
+    """
+    arguments = {
+        "weight_name": settings.lora_file or None,
+        "revision": settings.lora_revision or None,
+        "use_safetensors": True,
+    }
+    state, *_ = pipe.lora_state_dict(settings.lora, unet_config=pipe.unet.config, **arguments)
+    expected = sum(bool(re.search(r"(lora_A(\.\w+)?|down)\.weight$", name)) for name in state)
+    pipe.load_lora_weights(settings.lora, adapter_name="base", **arguments)
+    parts = [name for name in pipe._lora_loadable_modules if getattr(pipe, name, None) is not None]
+    layers = [
+        module
+        for name in parts
+        for module in getattr(pipe, name).modules()
+        if isinstance(module, BaseTunerLayer)
+    ]
+    if not expected or len(layers) < expected:
+        raise ValueError(
+            f"{len(layers)} of its {expected} adapted layers exist in this model; it was made for "
+            "another kind"
+        )
+    if not any(parameter.any() for layer in layers for parameter in layer.lora_B.parameters()):
+        raise ValueError("it changes nothing: all of its output matrices are zero")
+    pipe.fuse_lora(components=parts, lora_scale=settings.lora_scale, safe_fusing=True)
+    pipe.unload_lora_weights()
+    logger.info("merged %d layers of %s at %g", len(layers), settings.lora, settings.lora_scale)
