@@ -33,13 +33,13 @@ def get_config() -> ml_collections.ConfigDict:
     # What SDXL is told of its pictures: (height, width) of the original, (top, left) of the crop.
     pretrained.original_size = ()  # empty: the size drawn
     pretrained.crop_top_left = (0, 0)
-    pretrained.lora = ""  # one LoRA merged into the model first: .safetensors file, folder or hub id
+    pretrained.lora = ""  # one LoRA to merge into the model first: file, folder or hub id
     pretrained.lora_file = ""  # which file of a folder or hub id that has several
     pretrained.lora_revision = ""  # branch, tag or commit on the hub
     pretrained.lora_scale = 1.0  # its strength
     pretrained.channels_last = False  # memory layout of the UNet; faster convolutions on some GPUs
     pretrained.vae_slicing = False  # decode one picture at a time: less memory, slower
-    pretrained.vae_tiling = False  # decode large pictures in overlapping tiles: less memory, not exact
+    pretrained.vae_tiling = False  # decode large pictures in overlapping tiles; not exact
     pretrained.offload_text_encoders = False  # to the CPU, once all prompts are encoded
 
     # --- one LoRA adapter per agent ------------------------------------------------------------

@@ -137,7 +137,9 @@ def _read_tuple(text: str) -> tuple[object, ...]:
         value = ast.literal_eval(stripped)
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
     items = [item.strip() for item in stripped.split(",") if item.strip()]
-    try:
-        return tuple(float(item) for item in items)
-    except ValueError:
-        return tuple(items)
+    for number in (int, float):
+        try:
+            return tuple(number(item) for item in items)
+        except ValueError:
+            continue
+    return tuple(items)

@@ -46,8 +46,34 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             f"sample.negative_prompt={got[0]!r} has no effect at sample.guidance_scale=1; raise "
             "the guidance or leave the prompt empty"
         )
+    yield from _pretrained_problems(flat)
     yield from _update_problems(flat)
     yield from _run_name_problems(flat.get("run_name") or "")
+
+
+def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Rules between the settings of the base model."""
+    sizes = (("original_size", (0, 2), 1), ("crop_top_left", (2,), 0))
+    for name, lengths, least in sizes:
+        value = flat.get(f"pretrained.{name}")
+        if value is not None and (len(value) not in lengths or any(n < least for n in value)):
+            empty = ", or be empty" if 0 in lengths else ""
+            yield (
+                f"pretrained.{name}={value} must be two whole numbers of pixels, vertical first, "
+                f"each at least {least}{empty}"
+            )
+    if not flat.get("pretrained.lora"):
+        for name in ("lora_file", "lora_revision"):
+            if value := flat.get(f"pretrained.{name}"):
+                yield f"pretrained.{name}={value!r} has no effect without pretrained.lora; give it"
+    elif flat.get("pretrained.lora_scale") == 0:
+        yield "pretrained.lora_scale=0 leaves pretrained.lora without effect; raise it"
+    config, model = flat.get("pretrained.single_file_config"), flat.get("pretrained.model") or ""
+    if config and not model.endswith(".safetensors"):
+        yield (
+            f"pretrained.single_file_config={config!r} has no effect: pretrained.model={model!r} "
+            "is not a .safetensors file; leave it empty"
+        )
 
 
 def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from config.errors import UserError
+
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,6 +58,10 @@ class Schedule:
 def make_schedule(scheduler: DDIMScheduler, num_steps: int, eta: float) -> Schedule:
     """Read T steps off diffusers' scheduler.
 
+    A step's previous timestep is num_train_timesteps // T earlier whatever the spacing, as in
+    `DDIMScheduler.step`: with "trailing" it may miss the next step's timestep by one, with
+    "linspace" by more. An exported adapter is drawn with by that scheduler, so it is followed.
+
     Args:
         scheduler: a DDIMScheduler; its spacing, offset and final alpha are kept.
         num_steps: T.
@@ -61,16 +69,35 @@ def make_schedule(scheduler: DDIMScheduler, num_steps: int, eta: float) -> Sched
 
     Returns:
         A `Schedule` on the CPU.
+
+    Raises:
+        UserError: if the model has no T timesteps, or its first step has no signal and it predicts
+            noise (`rescale_betas_zero_snr`: Lin et al. 2024, section 3.3).
     """
-    scheduler.set_timesteps(num_steps)
+    train_steps = scheduler.config.num_train_timesteps
+    if num_steps <= train_steps:
+        scheduler.set_timesteps(num_steps)
+    if num_steps > train_steps or scheduler.timesteps.max() >= train_steps:
+        raise UserError(
+            f"sample.num_steps={num_steps} does not fit the {train_steps} timesteps of the model's "
+            f"scheduler (spacing {scheduler.config.timestep_spacing!r}, offset "
+            f"{scheduler.config.steps_offset}); lower it"
+        )
     timesteps = scheduler.timesteps.long().cpu()
-    previous = timesteps - scheduler.config.num_train_timesteps // num_steps
+    previous = timesteps - train_steps // num_steps
     alpha_bar = scheduler.alphas_cumprod[timesteps]
     alpha_bar_prev = torch.where(
         previous >= 0,
         scheduler.alphas_cumprod[previous.clamp(min=0)],
         scheduler.final_alpha_cumprod,
     )
+    if scheduler.config.prediction_type == "epsilon" and not alpha_bar.all():
+        raise UserError(
+            "the model's scheduler has no signal left at its first step (rescale_betas_zero_snr) "
+            "but prediction_type 'epsilon', which cannot say what the picture is there; use the "
+            "scheduler the model was trained with: prediction_type 'v_prediction', or "
+            "rescale_betas_zero_snr false"
+        )
     return Schedule(
         timesteps=timesteps,
         alpha_bar=alpha_bar,

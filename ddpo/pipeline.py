@@ -47,7 +47,8 @@ class FrozenDiffusion:
         self.device = torch.device(device)
         for module in (pipe.unet, pipe.vae, *self._text_encoders):
             module.requires_grad_(False).eval()
-        pipe.vae.to(self.family.vae_dtype(pipe))
+        if pipe.vae.dtype != (dtype := self.family.vae_dtype(pipe)):
+            pipe.vae.to(dtype)
         self._encode_one = lru_cache(maxsize=_REMEMBERED_PROMPTS)(self._encode)
 
     @classmethod

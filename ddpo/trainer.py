@@ -65,6 +65,11 @@ class Trainer:
             self.model.unet, settings.evolution.num_agents, settings.adapter, settings.train
         )
         self.sampler = Sampler(self.model, settings.sample)
+        if settings.pretrained.offload_text_encoders:
+            prompts = self.prompts
+            self.model.offload_text_encoders(
+                [*prompts.train, *prompts.selection, *prompts.report, ""]
+            )
         self.updater = Updater(self.sampler, settings.train)
 
     def iterate(

@@ -26,6 +26,8 @@ def adapter_of(agents: Agents, policy: Policy) -> Adapter:
 def save_adapter(agents: Agents, policy: Policy, folder: Path) -> None:
     """Write a policy's adapter for `pipe.load_lora_weights(folder)`; see `Adapter.save`.
 
+    The file is the same for every pipeline class: the UNet's layers carry one prefix in all.
+
     Args:
         agents: knows the layers the adapter belongs to.
         policy: whose adapter to write.

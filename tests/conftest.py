@@ -10,11 +10,12 @@ import torch
 
 from config import base, schema
 from config.parse import parse
+from tests.tiny import LETTERS, draw_with_diffusers, make_tiny_pipe, sd_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+__all__ = ["draw_with_diffusers", "make_tiny_pipe", "sd_scheduler"]  # see tests/tiny.py
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,86 +36,9 @@ def _settings() -> Callable[..., schema.Settings]:
     return make_settings
 
 
-def sd_scheduler(**changes: Any) -> Any:
-    """A DDIMScheduler with Stable Diffusion 1.5's settings."""
-    from diffusers import DDIMScheduler
-
-    settings = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    }
-    return DDIMScheduler(**{**settings, **changes})
-
-
-def make_tiny_pipe(**unet_changes: Any) -> Any:
-    """A StableDiffusionPipeline with random weights: 16 px pictures, 4x8x8 latents."""
-    from diffusers import (
-        AutoencoderKL,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(0)
-    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(c + "</w>" for c in LETTERS)]
-    tokenizer = CLIPTokenizer(
-        vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=8
-    )
-    unet = {
-        "sample_size": 8,
-        "block_out_channels": (16, 32),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": 16,
-        "attention_head_dim": 2,
-        "norm_num_groups": 4,
-    }
-    return StableDiffusionPipeline(
-        unet=UNet2DConditionModel(**{**unet, **unet_changes}).eval(),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            sample_size=16,
-        ).eval(),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(words),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=8,
-                bos_token_id=0,
-                eos_token_id=1,
-                pad_token_id=1,
-            )
-        ).eval(),
-        tokenizer=tokenizer,
-        scheduler=sd_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
 @pytest.fixture(name="tiny_pipe")
 def _tiny_pipe() -> Any:
     return make_tiny_pipe()
-
-
-def draw_with_diffusers(pipe: Any, texts: Any, seeds: Any, **changes: Any) -> torch.Tensor:
-    """Pictures (rows, 3, H, W) from diffusers' own sampling loop, one seed each."""
-    pipe.set_progress_bar_config(disable=True)
-    settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "eta": 1.0, **changes}
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(list(texts), generator=generators, output_type="pt", **settings).images
 
 
 @dataclasses.dataclass

@@ -23,9 +23,7 @@ def test_a_sample_depends_on_neither_the_pass_size_nor_the_number_of_agents():
 def test_pictures_are_bitwise_those_of_a_plain_pipeline():
     rig = make_rig(1, sample={"negative_prompt": "b"})
     batch = rig.batch(1, 3)
-    expected = draw_with_diffusers(
-        make_tiny_pipe(), batch.texts, batch.seeds, negative_prompt=["b"] * 3
-    )
+    expected = draw_with_diffusers(make_tiny_pipe(), batch.texts, batch.seeds, negative_prompt="b")
     assert torch.equal(rig.rollout(batch).images, expected)
 
 

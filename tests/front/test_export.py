@@ -7,15 +7,17 @@ import torch
 
 from front.export import save_adapter
 from tests.conftest import draw_with_diffusers, make_rig, make_tiny_pipe
+from tests.tiny import KINDS
 
 
 @pytest.mark.parametrize("alpha", [4.0, 8.0, 6.0])
-def test_a_plain_pipeline_draws_bitwise_the_pictures_of_training(tmp_path, alpha):
-    rig = make_rig(1, adapter={"alpha": alpha})
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plain_pipeline_draws_bitwise_the_pictures_of_training(tmp_path, kind, alpha):
+    rig = make_rig(1, make_tiny_pipe(kind), adapter={"alpha": alpha})
     rig.perturb()
     save_adapter(rig.agents, rig.agents.snapshot(0), tmp_path)
     batch = rig.batch(1, 3)
-    pipe = make_tiny_pipe()
+    pipe = make_tiny_pipe(kind)
     without = draw_with_diffusers(pipe, batch.texts, batch.seeds)
     pipe.load_lora_weights(tmp_path)
     images = draw_with_diffusers(pipe, batch.texts, batch.seeds)

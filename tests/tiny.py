@@ -1,0 +1,173 @@
+"""Random pipelines of the real classes, small enough for tests: 16 px pictures, 4x8x8 latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+KINDS = ("sd1", "sd2", "sdxl")  # Stable Diffusion 1.x, 2.x with v-prediction, XL
+_WORDS = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(c + "</w>" for c in LETTERS)]
+_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+_UNET = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
+# What the UNets of the three families have that the first does not.
+_UNET_CHANGES: dict[str, dict[str, Any]] = {
+    "sd1": {},
+    "sd2": {
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "upcast_attention": True,
+    },
+    "sdxl": {
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "transformer_layers_per_block": (1, 2),
+        "cross_attention_dim": 16 + 24,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 12,
+    },
+}
+
+
+def sd_scheduler(**changes: Any) -> Any:
+    """A DDIMScheduler with Stable Diffusion 1.5's settings."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        **{**_SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, **changes}
+    )
+
+
+def make_tiny_pipe(kind: str = "sd1", **unet_changes: Any) -> Any:
+    """A pipeline with random weights, of the class and make of one of the `KINDS`."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = {**_UNET, **_UNET_CHANGES[kind], **unet_changes}
+    parts = {
+        "unet": UNet2DConditionModel(**unet).eval(),
+        "vae": AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            sample_size=16,
+            **({"scaling_factor": 0.13025, "force_upcast": True} if kind == "sdxl" else {}),
+        ).eval(),
+    }
+    return _sdxl(parts) if kind == "sdxl" else _sd(kind, parts)
+
+
+def _sd(kind: str, parts: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    is_v2 = kind == "sd2"  # whose text encoder comes from OpenCLIP
+    config = _text_config(**({"hidden_act": "gelu", "num_hidden_layers": 2} if is_v2 else {}))
+    return StableDiffusionPipeline(
+        **parts,
+        text_encoder=CLIPTextModel(config).eval(),
+        tokenizer=_tokenizer(),
+        scheduler=sd_scheduler(prediction_type="v_prediction" if is_v2 else "epsilon"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _sdxl(parts: dict[str, Any]) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    big = _text_config(hidden_size=24, num_hidden_layers=2, hidden_act="gelu", projection_dim=12)
+    return StableDiffusionXLPipeline(
+        **parts,
+        text_encoder=CLIPTextModel(_text_config(num_hidden_layers=2)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(big).eval(),
+        tokenizer=_tokenizer(),
+        tokenizer_2=_tokenizer(),
+        scheduler=EulerDiscreteScheduler(**_SCHEDULE, timestep_spacing="leading"),
+        add_watermarker=False,
+    )
+
+
+def _tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    vocabulary = {word: i for i, word in enumerate(_WORDS)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8)
+
+
+def _text_config(**changes: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        **{
+            "vocab_size": len(_WORDS),
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 8,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
+            **changes,
+        }
+    )
+
+
+def load_plain(folder: Any) -> Any:
+    """A saved pipeline as plain diffusers loads it.
+
+    Weights in memory differ from loaded ones in alignment, and so in the last bit of a product.
+    """
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(folder)
+
+
+def draw_with_diffusers(pipe: Any, texts: Any, seeds: Any, **changes: Any) -> torch.Tensor:
+    """Pictures (rows, 3, H, W) from diffusers' own sampling loop, one seed each.
+
+    Prompts are encoded one by one: in a batch, the last bit of an embedding depends on the others.
+    """
+    from diffusers import DDIMScheduler
+
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "eta": 1.0, **changes}
+    negative = settings.pop("negative_prompt", None)
+    encoded = [
+        pipe.encode_prompt(
+            text,
+            device="cpu",
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=negative,
+        )
+        for text in texts
+    ]
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    names += tuple(name.replace("prompt", "pooled_prompt") for name in names)
+    embeds = {
+        name: torch.cat(rows) for name, rows in zip(names, zip(*encoded, strict=True), strict=False)
+    }
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(generator=generators, output_type="pt", **embeds, **settings).images
