@@ -116,7 +116,7 @@ class Agents:
         self.unet = unet.requires_grad_(False).eval()
         self.num_agents = num_agents
         self.settings = adapter
-        targets = dict(_target_layers(unet, adapter.target_modules))
+        targets = dict(target_layers(unet, adapter.target_modules))
         if not targets:
             raise ValueError(
                 f"adapter.target_modules={adapter.target_modules} matches no linear layer of the "
@@ -288,7 +288,8 @@ class Agents:
         )
 
 
-def _target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:
+def target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:
+    """Name and module of every linear layer whose name ends in one of the suffixes."""
     for name, module in unet.named_modules():
         if isinstance(module, nn.Linear) and any(
             name == suffix or name.endswith("." + suffix) for suffix in suffixes

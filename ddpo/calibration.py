@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddpo.advantages import PromptStatistics, scored, within_prompt_std
+from ddpo.costs import IMAGES_PER_PROMPT
 from ddpo.evaluation import EvaluationSet
 from ddpo.prompts import spread
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from config.schema import RewardSettings
 
-IMAGES_PER_PROMPT = 4
 # Where z = 0 and z = 1 lie when a recipe does not say: in standard deviations within a prompt.
 REFERENCE_DEVIATIONS = -3.0
 IDEAL_DEVIATIONS = 3.0

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
 from config.errors import ConfigError, UserError
+from config.parse import parse
 from ddpo.rewards import REWARDS, RewardEntry
 from mo_loop import Run
 from mo_train import read_settings
@@ -92,6 +94,20 @@ def test_the_pictures_of_every_policy_are_kept(finished):
     published = {policy["id"] for policy in front["policies"]}
     report = {path.stem for path in (finished / "samples" / "report").iterdir()}
     assert report >= {"base", *published}
+
+
+def test_the_costs_are_those_that_the_settings_promise(world, finished):
+    """What `--dry_run` counts is what the run spends, up to the number of policies reported."""
+    from ddpo.costs import Plan
+
+    front = read(finished / "front.json")
+    settings = parse(ConfigDict(read(finished / "config.json")["settings"]), {})
+    reported = front["images"]["report"] // settings.evaluation.report_images
+    plan = Plan.of(settings, num_train_prompts=4, report_policies=reported)
+    assert plan.train_images == front["images"]["train"]
+    assert plan.calibration_images + plan.selection_images == front["images"]["selection"]
+    assert plan.report_images == front["images"]["report"]
+    assert plan.sample_rows + plan.train_rows == front["unet_rows"]
 
 
 def test_the_published_front_is_non_dominated_on_the_report_set(finished):

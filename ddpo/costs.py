@@ -1,0 +1,221 @@
+"""What a run will cost, from its settings alone: images, UNet rows, FLOPs, memory, hours.
+
+Pure arithmetic. `ddpo/footprint.py` supplies what one UNet row of a model costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from config.schema import Settings
+
+IMAGES_PER_PROMPT = 4  # of the base model, in calibration
+# How many policies the report set will see is known at the end only; the default run has about 3
+# an agent.
+REPORTED_POLICIES_PER_AGENT = 3
+# Dense bfloat16 matrix products with float32 accumulation, TFLOP/s, from the makers' data sheets.
+CARDS = {"RTX 3090": 71, "RTX 4090": 165, "A100": 312, "H100": 989}
+_ADAPTER_COPIES = 4  # weights, gradient and Adam's two moments, all float32
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a model costs, per UNet row or per image.
+
+    Attributes:
+        unet_parameters: frozen, as are the next two.
+        vae_parameters: of encoder and decoder.
+        text_parameters: of all text encoders.
+        weight_bytes: of all frozen parts in their dtypes.
+        adapter_parameters: of one agent's LoRA.
+        latent_entries: C * h * w.
+        image_entries: 3 * H * W.
+        sample_flops: of one row forward.
+        train_flops: of one row forward and backward, recomputation by checkpointing included.
+        decode_flops: of the VAE's decoder for one image.
+        sample_bytes: peak of the activations of one row without gradient.
+        train_bytes: peak of one row with gradient.
+        decode_bytes: peak of decoding one image.
+    """
+
+    unet_parameters: int
+    vae_parameters: int
+    text_parameters: int
+    weight_bytes: int
+    adapter_parameters: int
+    latent_entries: int
+    image_entries: int
+    sample_flops: int
+    train_flops: int
+    decode_flops: int
+    sample_bytes: int
+    train_bytes: int
+    decode_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Numbers of a whole run that follow from its settings; nothing is per device.
+
+    Attributes:
+        num_agents: K.
+        images_per_agent: N, of one agent in an iteration.
+        num_iterations: in all generations together.
+        optimiser_steps: of each agent, in all.
+        calibration_images: of the base model.
+        selection_images: of the base model and of every offspring.
+        report_images_per_policy: of each policy of the final front.
+        report_policies: how many there will be: an estimate, unlike all else here.
+        sample_rows_per_image: UNet rows without gradient.
+        train_rows_per_image: UNet rows with gradient.
+        base_rows_per_image: UNet rows without gradient that the update adds (KL to the base model,
+            recomputed log-probabilities).
+    """
+
+    num_agents: int
+    images_per_agent: int
+    num_iterations: int
+    optimiser_steps: int
+    calibration_images: int
+    selection_images: int
+    report_images_per_policy: int
+    report_policies: int
+    sample_rows_per_image: int
+    train_rows_per_image: int
+    base_rows_per_image: int
+
+    @classmethod
+    def of(
+        cls, settings: Settings, num_train_prompts: int, report_policies: int | None = None
+    ) -> Plan:
+        """The plan of a run.
+
+        Args:
+            settings: of the run.
+            num_train_prompts: distinct training prompts.
+            report_policies: archive, base model and warm-up archive together; None: an estimate.
+        """
+        sample, train, evolution = settings.sample, settings.train, settings.evolution
+        guided = 1 if sample.guidance_scale == 1 else 2
+        trainable = sample.num_steps - train.skip_last_steps
+        trained = guided * max(1, round(train.timestep_fraction * trainable))
+        generations = evolution.num_generations
+        iterations = generations * evolution.iterations_per_generation
+        evaluation, prompts = settings.evaluation, settings.evaluation.calibration_prompts
+        extra = guided * trainable if train.recompute_log_probs == "always" else 0
+        return cls(
+            num_agents=evolution.num_agents,
+            images_per_agent=sample.prompts_per_iteration * sample.images_per_prompt,
+            num_iterations=iterations,
+            optimiser_steps=iterations * train.num_inner_epochs * train.updates_per_epoch,
+            calibration_images=IMAGES_PER_PROMPT * min(prompts, num_train_prompts),
+            selection_images=evaluation.selection_images * (1 + generations * evolution.num_agents),
+            report_images_per_policy=evaluation.report_images,
+            report_policies=report_policies or REPORTED_POLICIES_PER_AGENT * evolution.num_agents,
+            sample_rows_per_image=guided * sample.num_steps,
+            train_rows_per_image=train.num_inner_epochs * trained,
+            base_rows_per_image=extra,
+        )
+
+    @property
+    def images_per_iteration(self) -> int:
+        """Of all agents together."""
+        return self.num_agents * self.images_per_agent
+
+    @property
+    def train_images(self) -> int:
+        """Sampled to learn from."""
+        return self.num_iterations * self.images_per_iteration
+
+    @property
+    def report_images(self) -> int:
+        """Sampled for the published front."""
+        return self.report_policies * self.report_images_per_policy
+
+    @property
+    def images(self) -> int:
+        """Sampled in all."""
+        return (
+            self.train_images + self.calibration_images + self.selection_images + self.report_images
+        )
+
+    @property
+    def sample_rows(self) -> int:
+        """UNet rows without gradient, in all."""
+        return (
+            self.images * self.sample_rows_per_image + self.train_images * self.base_rows_per_image
+        )
+
+    @property
+    def train_rows(self) -> int:
+        """UNet rows with gradient, in all."""
+        return self.train_images * self.train_rows_per_image
+
+
+def total_flops(plan: Plan, footprint: Footprint) -> float:
+    """Floating-point operations of a whole run in UNet and VAE; rewards are not counted."""
+    return (
+        float(plan.sample_rows) * footprint.sample_flops
+        + float(plan.train_rows) * footprint.train_flops
+        + float(plan.images) * footprint.decode_flops
+    )
+
+
+def hours(flops: float, tflops_per_second: float, utilisation: float) -> float:
+    """Hours of one card.
+
+    Args:
+        flops: from `total_flops`.
+        tflops_per_second: the card's peak, see `CARDS`.
+        utilisation: the share of the peak that is reached; `benchmarks/gpu.py` measures it.
+
+    >>> hours(312e12 * 3600, tflops_per_second=312, utilisation=0.5)
+    2.0
+    """
+    return flops / (tflops_per_second * 1e12 * utilisation) / 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Expected peak of device memory, in bytes, by part.
+
+    Attributes:
+        weights: UNet, VAE and text encoders; the rewards' models come on top.
+        adapters: of all agents, with gradient and Adam's moments.
+        rollout: trajectories and pictures of one iteration.
+        sampling: one UNet pass without gradient.
+        decoding: the pictures of one pass.
+        training: one UNet pass with gradient.
+    """
+
+    weights: int
+    adapters: int
+    rollout: int
+    sampling: int
+    decoding: int
+    training: int
+
+    @property
+    def peak(self) -> int:
+        """Weights + adapters + rollout + the largest of the three that take turns."""
+        turns = max(self.sampling, self.decoding, self.training)
+        return self.weights + self.adapters + self.rollout + turns
+
+
+def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Memory:
+    """Peak memory of one device that does all the work."""
+    steps, samples = settings.sample.num_steps, plan.images_per_iteration
+    trajectory = (steps + 1) * footprint.latent_entries
+    guided = plan.sample_rows_per_image // steps
+    pictures_per_pass = max(plan.num_agents, settings.sample.rows_per_pass // guided)
+    return Memory(
+        weights=footprint.weight_bytes,
+        adapters=_ADAPTER_COPIES * _FLOAT32 * plan.num_agents * footprint.adapter_parameters,
+        rollout=_FLOAT32 * samples * (trajectory + footprint.image_entries),
+        sampling=settings.sample.rows_per_pass * footprint.sample_bytes,
+        decoding=pictures_per_pass * footprint.decode_bytes,
+        training=settings.train.rows_per_pass * footprint.train_bytes,
+    )

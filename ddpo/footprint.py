@@ -1,0 +1,294 @@
+"""What one UNet row of a model costs, found without its weights on torch's meta device.
+
+Kernels are not run: FLOPs are counted by torch's counter, bytes by following which storages are
+alive. Attention counts as a fused (flash) kernel, as on any recent GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from config.errors import UserError
+from ddpo.agents import StackedLoRALinear, target_layers
+from ddpo.assets import ASSETS, resolve_model
+from ddpo.costs import Footprint
+from ddpo.pipeline import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from config.schema import AdapterSettings, PretrainedSettings, Settings
+
+# Models whose architecture is known without asking a hub.
+KNOWN_MODELS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd-1.5",
+    "CompVis/stable-diffusion-v1-4": "sd-1.5",
+    "stabilityai/stable-diffusion-2-1": "sd-2.1",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def load_architecture(model: str) -> dict[str, dict[str, Any]]:
+    """Configurations of a model's parts: "unet", "vae", "text_encoder" and so on.
+
+    Read from a folder, the embedded models, the hub's local cache, or the known public models.
+
+    Raises:
+        UserError: if they cannot be had without a download.
+    """
+    if model in KNOWN_MODELS:
+        return known_architecture(KNOWN_MODELS[model])
+    folder = Path(resolve_model(model))
+    if not folder.is_dir():
+        folder = _cached_folder(model)
+    files = {part: folder / part / "config.json" for part in _PARTS}
+    return {
+        part: json.loads(path.read_text(encoding="utf-8"))
+        for part, path in files.items()
+        if path.is_file()
+    }
+
+
+def known_architecture(name: str) -> dict[str, dict[str, Any]]:
+    """One of `ddpo/assets/architectures/`: "sd-1.5", "sd-2.1" or "sdxl"."""
+    text = (ASSETS / "architectures" / f"{name}.json").read_text(encoding="utf-8")
+    architecture: dict[str, dict[str, Any]] = json.loads(text)
+    return architecture
+
+
+def _cached_folder(model: str) -> Path:
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - a folder needs no hub
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+
+    try:
+        found = try_to_load_from_cache(model, "unet/config.json")
+    except HFValidationError:
+        found = None
+    if not isinstance(found, str):
+        raise UserError(
+            f"the architecture of pretrained.model={model!r} is not known here: it is neither a "
+            f"folder, nor in the hub's cache, nor one of {', '.join(KNOWN_MODELS)}"
+        )
+    return Path(found).parents[1]
+
+
+def measure_footprint(settings: Settings) -> Footprint:
+    """Parameters, FLOPs and bytes of the model that the settings name.
+
+    Raises:
+        UserError: see `load_architecture`.
+    """
+    architecture = load_architecture(settings.pretrained.model)
+    return _measure(
+        json.dumps(architecture),
+        settings.pretrained,
+        settings.adapter,
+        is_checkpointed=settings.train.gradient_checkpointing,
+    )
+
+
+@lru_cache(maxsize=16)
+def _measure(
+    architecture_json: str,
+    pretrained: PretrainedSettings,
+    adapter: AdapterSettings,
+    *,
+    is_checkpointed: bool,
+) -> Footprint:
+    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: PLC0415 - slow to import
+
+    architecture = json.loads(architecture_json)
+    dtype = DTYPES[pretrained.dtype]
+    with torch.device("meta"), _fused_attention():
+        with _default_dtype(dtype):
+            unet = UNet2DConditionModel.from_config(architecture["unet"])
+            encoders = [
+                _text_encoder(architecture[part]) for part in _PARTS[2:] if part in architecture
+            ]
+        # SDXL's VAE overflows in half precision and stays in float32.
+        vae_dtype = torch.float32 if architecture["vae"].get("force_upcast") else dtype
+        with _default_dtype(vae_dtype):
+            vae = AutoencoderKL.from_config(architecture["vae"])
+        frozen = [unet, vae, *encoders]
+        unet_parameters = _parameters(unet)
+        weight_bytes = sum(p.numel() * p.element_size() for m in frozen for p in m.parameters())
+        adapters = _adapt(unet, adapter)
+        size = unet.config.sample_size
+        latents = torch.zeros(1, unet.config.in_channels, size, size, dtype=dtype)
+        inputs = _unet_inputs(unet, latents)
+        with torch.no_grad():
+            sample = _Meter(unet)
+            with sample:
+                unet(**inputs)
+            decode = _Meter(vae)
+            with decode:
+                image = vae.decode(latents.to(vae_dtype), return_dict=False)[0]
+        if is_checkpointed:
+            unet.enable_gradient_checkpointing()
+            unet.train()
+        train = _Meter(unet)
+        with train:
+            unet(**inputs)[0].float().sum().backward()
+    return Footprint(
+        unet_parameters=unet_parameters,
+        vae_parameters=_parameters(vae),
+        text_parameters=sum(_parameters(encoder) for encoder in encoders),
+        weight_bytes=weight_bytes,
+        adapter_parameters=sum(matrix.numel() for matrix in adapters),
+        latent_entries=latents.numel(),
+        image_entries=image.numel(),
+        sample_flops=sample.flops,
+        train_flops=train.flops,
+        decode_flops=decode.flops,
+        sample_bytes=sample.peak,
+        train_bytes=train.peak,
+        decode_bytes=decode.peak,
+    )
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _text_encoder(config: Mapping[str, Any]) -> torch.nn.Module:
+    from transformers import (  # noqa: PLC0415 - slow to import
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+    )
+
+    names = config.get("architectures", ["CLIPTextModel"])
+    kind = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in names else CLIPTextModel
+    encoder: torch.nn.Module = kind(CLIPTextConfig(**config))
+    return encoder
+
+
+def _adapt(unet: torch.nn.Module, adapter: AdapterSettings) -> list[torch.Tensor]:
+    """Wrap the target layers as `Agents` does, for one agent; returns the adapter's matrices."""
+    unet.requires_grad_(False).eval()
+    matrices = []
+    for name, base in dict(target_layers(unet, adapter.target_modules)).items():
+        layer = StackedLoRALinear(base, adapter.alpha / adapter.rank)
+        layer.a = torch.zeros(1, adapter.rank, base.in_features, requires_grad=True)
+        layer.b = torch.zeros(1, base.out_features, adapter.rank, requires_grad=True)
+        matrices += [layer.a, layer.b]
+        unet.set_submodule(name, layer)
+    return matrices
+
+
+def _unet_inputs(unet: Any, latents: torch.Tensor) -> dict[str, Any]:
+    """One row of what the UNet is called with; SDXL is also told of sizes and pooled embeddings."""
+    config = unet.config
+    inputs: dict[str, Any] = {
+        "sample": latents,
+        "timestep": torch.zeros(1),
+        "encoder_hidden_states": torch.zeros(1, 77, config.cross_attention_dim).to(latents),
+        "return_dict": False,
+    }
+    if config.addition_embed_type == "text_time":
+        time_ids = 6
+        pooled = config.projection_class_embeddings_input_dim
+        pooled -= time_ids * config.addition_time_embed_dim
+        added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, time_ids)}
+        inputs["added_cond_kwargs"] = {name: value.to(latents) for name, value in added.items()}
+    return inputs
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New parameters get this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """On the meta device torch would choose attention that stores every weight; GPUs do not."""
+
+    def fused(query: Any, key: Any, value: Any, **_: Any) -> torch.Tensor:
+        out: torch.Tensor = _attention(query, key, value)[0]
+        return out
+
+    with mock.patch("torch.nn.functional.scaled_dot_product_attention", fused):
+        yield
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward_flops(*inputs: Any, **_: Any) -> int:
+    return int(sdpa_backward_flop_count(*inputs[:4]))  # gradient, query, key, value
+
+
+class _Meter(TorchDispatchMode):
+    """Counts FLOPs, and the peak of the bytes that are alive, of what runs inside it.
+
+    Args:
+        module: its parameters are not counted.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._live = 0
+        self._sizes: dict[int, int] = {}
+        for tensor in module.parameters():
+            self._sizes[tensor.untyped_storage()._cdata] = 0
+        self._flops = FlopCounterMode(
+            display=False,
+            custom_mapping={
+                _attention: _attention_flops,
+                _attention_backward: _attention_backward_flops,
+            },
+        )
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations counted, a multiply-add as two."""
+        return int(self._flops.get_total_flops())
+
+    def __enter__(self) -> _Meter:
+        self._flops.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._flops.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self._live += storage.nbytes()
+            self.peak = max(self.peak, self._live)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self._live -= self._sizes.pop(key)
