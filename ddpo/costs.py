@@ -29,7 +29,7 @@ class Footprint:
         unet_parameters: frozen, as are the next two.
         vae_parameters: of encoder and decoder.
         text_parameters: of all text encoders.
-        weight_bytes: of all frozen parts in their dtypes.
+        weight_bytes: of the frozen parts that stay on the device, in their dtypes.
         adapter_parameters: of one agent's LoRA.
         latent_entries: C * h * w.
         image_entries: 3 * H * W.
@@ -216,6 +216,7 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
         adapters=_ADAPTER_COPIES * _FLOAT32 * plan.num_agents * footprint.adapter_parameters,
         rollout=_FLOAT32 * samples * (trajectory + footprint.image_entries),
         sampling=settings.sample.rows_per_pass * footprint.sample_bytes,
-        decoding=pictures_per_pass * footprint.decode_bytes,
+        decoding=footprint.decode_bytes
+        * (1 if settings.pretrained.vae_slicing else pictures_per_pass),
         training=settings.train.rows_per_pass * footprint.train_bytes,
     )

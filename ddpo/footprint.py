@@ -23,7 +23,7 @@ from config.errors import UserError
 from ddpo.agents import StackedLoRALinear, target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.costs import Footprint
-from ddpo.pipeline import DTYPES
+from ddpo.loading import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -123,12 +123,15 @@ def _measure(
         vae_dtype = torch.float32 if architecture["vae"].get("force_upcast") else dtype
         with _default_dtype(vae_dtype):
             vae = AutoencoderKL.from_config(architecture["vae"])
-        frozen = [unet, vae, *encoders]
+        frozen = [unet, vae, *([] if pretrained.offload_text_encoders else encoders)]
         unet_parameters = _parameters(unet)
         weight_bytes = sum(p.numel() * p.element_size() for m in frozen for p in m.parameters())
         adapters = _adapt(unet, adapter)
-        size = unet.config.sample_size
-        latents = torch.zeros(1, unet.config.in_channels, size, size, dtype=dtype)
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        own = unet.config.sample_size
+        height = pretrained.height // factor or own
+        width = pretrained.width // factor or own
+        latents = torch.zeros(1, unet.config.in_channels, height, width, dtype=dtype)
         inputs = _unet_inputs(unet, latents)
         with torch.no_grad():
             sample = _Meter(unet)
