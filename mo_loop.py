@@ -1,23 +1,28 @@
 """The method: PGMORL's evolutionary loop around DDPO's sampling and updates.
 
 `Run.train` is the whole of it. The search (`morl/`) sees numbers only; the agents (`ddpo/`) move
-together, one UNet pass for all.
+together, one UNet pass for all. Where several processes share a run, all of them run this file:
+sampling, updates and evaluation are shared, and what is called through `once` (decisions, files,
+logs) happens in the first process alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from config.errors import UserError
+from config.errors import ConfigError, UserError
 from config.resume import check_resumable
+from config.rules import process_problems
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
+from ddpo.processes import ProcessError, Processes
 from ddpo.scorer import RewardError
 from ddpo.trainer import Trainer
 from front.progress import Progress, route_logs
@@ -35,14 +40,15 @@ if TYPE_CHECKING:
     from ddpo.agents import Policy
     from ddpo.evaluation import Evaluation
     from ddpo.trainer import Iteration
+    from front.checkpoint import Checkpoint
     from morl.types import Generation
 
 
 def available_cpus() -> int:
-    """CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores for this process: those it may use, shared with the other processes beside it."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Run:
@@ -52,21 +58,30 @@ class Run:
         settings: checked already.
 
     Raises:
-        UserError: if the run directory, the model or the checkpoint cannot be used.
+        UserError: if the processes, the run directory, the model or the checkpoint cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        route_logs()
-        # accelerate's launcher sets OMP_NUM_THREADS=1 on a CPU, so "all" has to be said aloud.
+        self.processes = Processes.start(settings.processes, settings.evolution.num_agents)
+        self.once = self.processes.once
+        is_first = self.processes.is_first
+        route_logs(is_first)
+        problems = list(process_problems(settings.flat(), self.processes.count))
+        if problems:
+            raise ConfigError(problems)
+        self.run_dir = self.once(open_run_dir, settings)
+        tracker_names = installed_trackers(settings.trackers) if is_first else []
+        accelerator = Accelerator(
+            cpu=self.processes.device.type == "cpu",
+            log_with=tracker_names or None,
+            project_dir=self.run_dir.path,
+        )
+        # The launchers set OMP_NUM_THREADS=1 on a CPU, so "all" has to be said aloud.
         torch.set_num_threads(settings.num_threads or available_cpus())
-        self.run_dir = open_run_dir(settings)
-        tracker_names = installed_trackers(settings.trackers)
-        accelerator = Accelerator(log_with=tracker_names or None, project_dir=self.run_dir.path)
-        if accelerator.num_processes > 1:
-            raise UserError("mo_train.py runs as one process; launch it with --num_processes 1")
-        self.progress = Progress(settings.evolution.num_generations)
-        self.trainer = Trainer(settings, accelerator.device, self.progress.steps)
+        self.progress = Progress(settings.evolution.num_generations, is_first)
+        with self.processes.together(UserError):
+            self.trainer = Trainer(settings, self.processes, self.progress.steps)
         self.selection_set = EvaluationSet.make(
             "selection",
             self.trainer.prompts.selection,
@@ -89,18 +104,17 @@ class Run:
     def train(self) -> None:
         """The loop: tasks from the search, DDPO on all of them at once, offspring to the search."""
         try:
-            while (generation := self.evolution.ask()) is not None:
+            while (generation := self.once(self.evolution.ask)) is not None:
                 self.progress.generation(generation)
-                for slot, task in enumerate(generation.tasks):
-                    self.trainer.agents.load(slot, self.policies[task.policy])
+                self.trainer.load([self.policies[task.policy] for task in generation.tasks])
                 weights = torch.from_numpy(np.stack([task.weights for task in generation.tasks]))
                 for index in range(generation.num_iterations):
                     iteration = self.trainer.iterate(generation.index, index, weights, self.scales)
                     self._record(iteration)
-                self.evolution.tell(self._offspring(generation))
+                self.once(self.evolution.tell, self._offspring(generation))
                 self._commit(generation)
             self._publish()
-        except (RewardError, FloatingPointError, torch.OutOfMemoryError) as error:
+        except (RewardError, ProcessError, FloatingPointError, torch.OutOfMemoryError) as error:
             raise UserError(
                 f"{error}\nThe last finished generation is safe: go on from it with "
                 f"--config.resume_from={self.run_dir.path}"
@@ -109,14 +123,16 @@ class Run:
             self.progress.close()
             self.trackers.close()
             self.trainer.close()
+            self.processes.close(sys.exc_info()[1])
 
     def _offspring(self, generation: Generation) -> list[Offspring]:
         """Snapshot and evaluate what the agents have become."""
-        names = [policy_id(generation.index, slot) for slot in range(len(generation.tasks))]
-        trained = [self.trainer.agents.snapshot(slot) for slot in range(len(names))]
+        trained = self.trainer.snapshot()
+        names = [policy_id(generation.index, slot) for slot in range(len(trained))]
         self.policies |= dict(zip(names, trained, strict=True))
         evaluations = self._evaluate("selection", trained, self.selection_set, self.shown)
-        self.run_dir.write_samples("selection", dict(zip(names, evaluations, strict=True)))
+        pictures = dict(zip(names, evaluations, strict=True))
+        self.once(self.run_dir.write_samples, "selection", pictures)
         return [
             _offspring(name, task.policy, task.weights, evaluation, generation.index)
             for name, task, evaluation in zip(names, generation.tasks, evaluations, strict=True)
@@ -127,7 +143,7 @@ class Run:
         settings, prompts = self.settings, self.trainer.prompts
         for note in prompts.notes:
             self.progress.say(note)
-        self.run_dir.write_config(settings, str(self.trainer.agents.device))
+        self.once(self.run_dir.write_config, settings, str(self.processes.device))
         initial = self.trainer.agents.initial_policy()
         on = calibration_set(prompts.train, settings.evaluation.calibration_prompts, settings.seed)
         rewards = self._evaluate("selection", [initial], on)[0].rewards
@@ -135,30 +151,26 @@ class Run:
         statistics = initial_statistics(rewards, on.prompts, settings.advantage.buffer_size)
         self.policies[BASE_POLICY] = dataclasses.replace(initial, statistics=statistics)
         evaluation = self._evaluate("selection", [initial], self.selection_set, self.shown)[0]
-        self.run_dir.write_samples("selection", {BASE_POLICY: evaluation})
+        self.once(self.run_dir.write_samples, "selection", {BASE_POLICY: evaluation})
         num_objectives = len(self.objectives)
         even = even_weights(num_objectives, num_objectives).mean(axis=0)
         base = _offspring(BASE_POLICY, None, even, evaluation, generation=-1)
         self.evolution = Evolution(settings.evolution, self.objectives, base)
         self.curve.append((0, self.evolution.metrics()["morl/hypervolume"]))
-        names = settings.rewards.objectives
-        self._log({f"base/{n}": v for n, v in zip(names, base.returns.tolist(), strict=True)})
-        self._save(generation=-1)
+        returns = zip(settings.rewards.objectives, base.returns.tolist(), strict=True)
+        self.once(self._log, {f"base/{name}": value for name, value in returns})
+        self.once(self._save, -1)
 
     def _restore(self) -> None:
         """Continue from the newest whole checkpoint."""
-        checkpoint = self.run_dir.store.latest()
+        checkpoint, self.policies = self.once(self._read_checkpoint)
         record = checkpoint.record
-        check_resumable(record["settings"], self.settings)
-        self.policies = {
-            PolicyId(name): self.run_dir.store.load_policy(name) for name in checkpoint.policies
-        }
         self.calibration = Calibration.from_json(record["calibration"])
         self.costs = Costs(**record["costs"])
         self.curve = [(images, value) for images, value in record["curve"]]
         self.warmup_archive = [PolicyId(name) for name in record["warmup_archive"]]
         self.trainer.updater.recompute = record["recompute_log_probs"]
-        self.run_dir.truncate_metrics(record["metrics_bytes"])
+        self.once(self.run_dir.truncate_metrics, record["metrics_bytes"])
         self.evolution = Evolution.restore(
             self.settings.evolution, self.objectives, checkpoint.evolution
         )
@@ -166,8 +178,19 @@ class Run:
             f"resumed after generation {checkpoint.generation} of {self.run_dir.path}"
         )
 
+    def _read_checkpoint(self) -> tuple[Checkpoint, dict[PolicyId, Policy]]:
+        store = self.run_dir.store
+        checkpoint = store.latest()
+        check_resumable(checkpoint.record["settings"], self.settings)
+        return checkpoint, {PolicyId(name): store.load_policy(name) for name in checkpoint.policies}
+
     def _commit(self, generation: Generation) -> None:
-        """Log a finished generation and make it durable."""
+        """Log a finished generation, make it durable, and forget what nothing asks for."""
+        live = self.once(self._conclude, generation)
+        self.policies = {name: policy for name, policy in self.policies.items() if name in live}
+
+    def _conclude(self, generation: Generation) -> set[PolicyId]:
+        """Write what a finished generation leaves; the policies that are still needed."""
         evolution = self.evolution
         metrics = evolution.metrics()
         self.curve.append((self.costs.train, metrics["morl/hypervolume"]))
@@ -181,6 +204,7 @@ class Run:
         self.run_dir.write_json("history.json", evolution.history.to_json())
         self._save(generation.index)
         self.progress.finished(generation, metrics, self.costs.train)
+        return set(self.policies)
 
     def _save(self, generation: int) -> None:
         """Write a checkpoint: policies first, then the file that names them."""
@@ -203,17 +227,25 @@ class Run:
 
     def _publish(self) -> None:
         """Re-evaluate the archive on the report set and write what is published."""
-        settings, archive = self.settings, self.evolution.archive
+        settings = self.settings
         on = EvaluationSet.make(
             "report",
             self.trainer.prompts.report,
             settings.evaluation.report_images,
             settings.seed,
         )
-        names = sorted({member.policy for member in archive} | {*self.warmup_archive, BASE_POLICY})
+        names = self.once(self._finalists)
         shown = on.first(settings.evaluation.sample_prompts)
         evaluations = self._evaluate("report", [self.policies[name] for name in names], on, shown)
-        report = dict(zip(names, evaluations, strict=True))
+        self.once(self._write_front, shown, dict(zip(names, evaluations, strict=True)))
+
+    def _finalists(self) -> list[PolicyId]:
+        """The archive's policies, those of the warm-up's archive, and the base model."""
+        archive = {member.policy for member in self.evolution.archive}
+        return sorted(archive | {*self.warmup_archive, BASE_POLICY})
+
+    def _write_front(self, shown: EvaluationSet, report: dict[PolicyId, Evaluation]) -> None:
+        archive = self.evolution.archive
         front = front_record(self.objectives, archive, self.warmup_archive, report, self.costs)
         history = list(self.evolution.history)
         publish(self.run_dir, front, history, self.curve, shown, report)
@@ -256,18 +288,19 @@ class Run:
         """Count and log one iteration."""
         self._spend(train=iteration.num_images, unet_rows=iteration.stats.unet_rows)
         self.progress.iteration()
-        self._log(
+        self.once(
+            self._log,
             {
                 **iteration.rewards.metrics(),
                 **iteration.stats.metrics(),
                 "cost/images": self.costs.train,
                 "cost/unet_rows": self.costs.unet_rows,
-            }
+            },
         )
 
     def _spend(self, **counts: int) -> None:
         """Add to the costs, with the UNet rows the sampler has counted since."""
-        sampled = self.trainer.sampler.take_unet_rows()
+        sampled = self.trainer.take_unet_rows()
         counts["unet_rows"] = counts.get("unet_rows", 0) + sampled
         totals = {name: getattr(self.costs, name) + count for name, count in counts.items()}
         self.costs = dataclasses.replace(self.costs, **totals)

@@ -19,6 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.trackers = ()  # besides metrics.jsonl: "wandb", "tensorboard"
     config.num_threads = 0  # CPU threads of torch; 0: all cores
 
+    # --- processes: as many as torchrun or accelerate started ----------------------------------
+    config.processes = processes = ml_collections.ConfigDict()
+    processes.count = 0  # refuse to run as any other number of processes; 0: any
+    processes.timeout_seconds = 600.0  # a process that keeps the others waiting longer ends the run
+
     # --- the frozen base model ---------------------------------------------------------------
     config.pretrained = pretrained = ml_collections.ConfigDict()
     # Hub id, folder, .safetensors checkpoint, or "emoji-sd", which ships with the project.

@@ -23,6 +23,8 @@ _FREE_ON_RESUME = {
     "rewards.timeout_seconds",
     "rewards.on_error",
     "rewards.max_invalid_fraction",
+    "processes.count",
+    "processes.timeout_seconds",
 }
 
 

@@ -7,6 +7,7 @@ is reported once.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from config.schema import objective_name
@@ -73,6 +74,25 @@ def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"pretrained.single_file_config={config!r} has no effect: pretrained.model={model!r} "
             "is not a .safetensors file; leave it empty"
+        )
+
+
+def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
+    """Rules between the settings and the number of processes, which only a launcher knows.
+
+    Args:
+        flat: settings that are right otherwise.
+        count: P.
+    """
+    members = count // math.gcd(flat["evolution.num_agents"], count)
+    samples = flat["sample.prompts_per_iteration"] * flat["sample.images_per_prompt"]
+    images = samples // flat["train.updates_per_epoch"]
+    if images < members:
+        yield (
+            f"train.updates_per_epoch={flat['train.updates_per_epoch']} leaves {images} of an "
+            f"agent's {samples} images to an update, fewer than the {members} processes that share "
+            "it; lower it, draw more images, or start a number of processes that has more "
+            f"divisors in common with evolution.num_agents={flat['evolution.num_agents']}"
         )
 
 

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSettings:
+    """The processes that share a run."""
+
+    count: Annotated[int, AtLeast(0)]
+    timeout_seconds: Annotated[float, Above(0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainedSettings:
     """The frozen base model."""
 
@@ -169,6 +177,7 @@ class Settings:
     resume_from: str
     trackers: Annotated[tuple[str, ...], OneOf("wandb", "tensorboard")]
     num_threads: Annotated[int, AtLeast(0)]
+    processes: ProcessSettings
     pretrained: PretrainedSettings
     adapter: AdapterSettings
     rewards: RewardSettings

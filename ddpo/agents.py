@@ -214,6 +214,11 @@ class Agents:
         for layer, a, b in zip(self._layers, matrices[::2], matrices[1::2], strict=True):
             layer.a, layer.b = a, b
 
+    @property
+    def gradients(self) -> torch.Tensor:
+        """(K, P) of all agents, as one block."""
+        return self._grads
+
     def zero_grad(self) -> None:
         """Set all gradients to zero, in place."""
         self._grads.zero_()

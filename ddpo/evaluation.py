@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddpo.processes import Processes
 from ddpo.prompts import spread
 from ddpo.scorer import RewardError
 from ddpo.seeding import keyed_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ddpo.agents import Agents, Policy
     from ddpo.sampler import Sampler
@@ -116,6 +117,7 @@ def evaluate(
     agents: Agents,
     keep_images: int = 0,
     on_step: Callable[[], object] | None = None,
+    processes: Processes | None = None,
 ) -> list[Evaluation]:
     """Score policies on the same prompts and noise, as many at a time as there are agents.
 
@@ -129,32 +131,62 @@ def evaluate(
         agents: slots to work in.
         keep_images: how many images per policy to return.
         on_step: called after every denoising step.
+        processes: that share the work, each a part of the policies and of the samples.
 
     Returns:
-        One `Evaluation` per policy.
+        One `Evaluation` per policy; the same in every process.
 
     Raises:
         RewardError: if a reward fails, or leaves a policy without enough scores.
     """
-    out: list[Evaluation] = []
-    for start in range(0, len(policies), agents.num_agents):
-        group = policies[start : start + agents.num_agents]
-        for slot, policy in enumerate(group):
-            agents.load(slot, policy)
-        k = len(group)
-        batch = sampler.prompt_batch(evaluation_set.prompts * k, evaluation_set.seeds * k, k)
-        kept: list[torch.Tensor] = []
-        reward_futures = []
-        for chunk in sampler.chunks(agents, batch, on_step):
-            reward_futures.append(scorer.submit(chunk.images, chunk.prompts.texts))
-            if sum(part.shape[1] for part in kept) < keep_images:
-                kept.append(chunk.images.mul(255).round().byte().cpu().unflatten(0, (k, -1)))
-        rewards = scorer.gather(reward_futures, k).values
-        if (short := rewards.isfinite().all(dim=-1).sum(dim=1).min().item()) < _MIN_IMAGES:
-            raise RewardError(f"a policy has only {short} scored images of {rewards.shape[1]}")
-        images = torch.cat(kept, dim=1) if kept else torch.empty(k, 0, 3, 0, 0).byte()
-        out += [
-            Evaluation(rewards=rewards[slot], images=images[slot, :keep_images])
-            for slot in range(k)
+    processes = processes or Processes.alone(agents.device)
+    num_policies, prompts = len(policies), evaluation_set.prompts
+    share = processes.share(num_policies, len(prompts))
+    own = EvaluationSet(
+        prompts=prompts[share.samples.start : share.samples.stop],
+        seeds=evaluation_set.seeds[share.samples.start : share.samples.stop],
+    )
+    keep = min(max(keep_images - share.samples.start, 0), len(own.prompts))
+    with processes.together(RewardError, torch.OutOfMemoryError):
+        parts = [
+            _judge(group, own, sampler, scorer, agents, keep, on_step)
+            for group in _groups(policies[share.agents.start : share.agents.stop], agents)
         ]
-    return out
+    rewards = processes.join(torch.cat([part[0] for part in parts]), num_policies)
+    if (short := rewards.isfinite().all(dim=-1).sum(dim=1).min().item()) < _MIN_IMAGES:
+        raise RewardError(f"a policy has only {short} scored images of {len(prompts)}")
+    images = processes.join(torch.cat([part[1] for part in parts]), num_policies)
+    return [Evaluation(rewards=r, images=i) for r, i in zip(rewards, images, strict=True)]
+
+
+def _groups(policies: Sequence[Policy], agents: Agents) -> Iterator[Sequence[Policy]]:
+    """As many policies at a time as there are slots."""
+    for start in range(0, len(policies), agents.num_agents):
+        yield policies[start : start + agents.num_agents]
+
+
+def _judge(
+    group: Sequence[Policy],
+    on: EvaluationSet,
+    sampler: Sampler,
+    scorer: Scorer,
+    agents: Agents,
+    keep_images: int,
+    on_step: Callable[[], object] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rewards (k, n, M) of k policies on n samples, and the first images, uint8."""
+    k = len(group)
+    no_images = torch.empty(k, 0, 3, 0, 0, dtype=torch.uint8)
+    if not on.prompts:  # fewer samples than processes
+        return torch.empty(k, 0, len(scorer.rewards)), no_images
+    for slot, policy in enumerate(group):
+        agents.load(slot, policy)
+    batch = sampler.prompt_batch(on.prompts * k, on.seeds * k, k)
+    kept: list[torch.Tensor] = []
+    reward_futures = []
+    for chunk in sampler.chunks(agents, batch, on_step):
+        reward_futures.append(scorer.submit(chunk.images, chunk.prompts.texts))
+        if sum(part.shape[1] for part in kept) < keep_images:
+            kept.append(chunk.images.mul(255).round().byte().cpu().unflatten(0, (k, -1)))
+    rewards = scorer.gather(reward_futures, k).values
+    return rewards, torch.cat(kept, dim=1)[:, :keep_images] if kept else no_images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
 from ddpo.pipeline import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.sampler import Sampler
-from ddpo.scorer import Scorer, collect
+from ddpo.scorer import RewardError, Scorer, collect
 from ddpo.seeding import keyed_seed
 from ddpo.types import RewardBatch, UpdateStats
 from ddpo.update import Updater
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from config.schema import Settings
     from ddpo.agents import Policy
+    from ddpo.processes import Processes
 
     StartBar = Callable[[str, int], Callable[[], object]]  # (name, total) -> call once a step
 
@@ -43,26 +45,32 @@ class Trainer:
 
     Args:
         settings: of the run.
-        device: where the model and the adapters live.
+        processes: that share the work; this one has the model and its agents on its device.
         start_bar: shows progress.
 
     Raises:
         UserError: if the model or a reward cannot be loaded.
     """
 
-    def __init__(self, settings: Settings, device: torch.device, start_bar: StartBar) -> None:
+    def __init__(self, settings: Settings, processes: Processes, start_bar: StartBar) -> None:
         self.settings = settings
+        self.processes = processes
         self.start_bar = start_bar
         self.prompts = split_prompts(settings.prompts)
-        self.model = FrozenDiffusion.load(settings.pretrained, device)
-        self.scorer = Scorer.build(settings.rewards, device)
+        self.model = FrozenDiffusion.load(settings.pretrained, processes.device)
+        self.scorer = Scorer.build(settings.rewards, processes.device)
         _, height, width = self.model.latent_shape
         factor = self.model.pipe.vae_scale_factor
         self.scorer.check(height * factor, width * factor)
         if settings.train.gradient_checkpointing:
             self.model.pipe.unet.enable_gradient_checkpointing()
+        self.share = processes.share(
+            settings.evolution.num_agents,
+            settings.sample.prompts_per_iteration * settings.sample.images_per_prompt,
+            block=settings.train.updates_per_epoch,
+        )
         self.agents = Agents(
-            self.model.unet, settings.evolution.num_agents, settings.adapter, settings.train
+            self.model.unet, len(self.share.agents), settings.adapter, settings.train
         )
         self.sampler = Sampler(self.model, settings.sample)
         if settings.pretrained.offload_text_encoders:
@@ -70,7 +78,18 @@ class Trainer:
             self.model.offload_text_encoders(
                 [*prompts.train, *prompts.selection, *prompts.report, ""]
             )
-        self.updater = Updater(self.sampler, settings.train)
+        self.updater = Updater(self.sampler, settings.train, processes)
+
+    def load(self, policies: Sequence[Policy]) -> None:
+        """Put K policies into the K agents' slots, wherever they are."""
+        for slot, agent in enumerate(self.share.agents):
+            self.agents.load(slot, policies[agent])
+
+    def snapshot(self) -> list[Policy]:
+        """What the K agents have become; the same in every process."""
+        own = [self.agents.snapshot(slot) for slot in range(len(self.share.agents))]
+        groups = self.processes.each_group(own, self.settings.evolution.num_agents)
+        return [policy for group in groups for policy in group]
 
     def iterate(
         self, generation: int, iteration: int, weights: torch.Tensor, scales: torch.Tensor
@@ -94,37 +113,68 @@ class Trainer:
         draw = generation * self.settings.evolution.iterations_per_generation + iteration
         distinct = draw_prompts(self.prompts.train, sample.prompts_per_iteration, draw, seed)
         texts = [text for text in distinct for _ in range(sample.images_per_prompt)]
-        seeds = [keyed_seed(*key, k, i) for k in range(num_agents) for i in range(len(texts))]
-        batch = self.sampler.prompt_batch(texts * num_agents, seeds, num_agents)
-
-        on_step = self.start_bar("sampling", self._num_steps(len(texts), num_agents))
-        rollout, rewards = collect(self.sampler, self.scorer, self.agents, batch, on_step)
-        values, statistics = advantages(
-            rewards.values,
-            weights,
-            [texts] * num_agents,
-            self.agents.statistics[:num_agents],
+        agents, samples = self.share.agents, self.share.samples
+        batch = self.sampler.prompt_batch(
+            [texts[i] for _ in agents for i in samples],
+            [keyed_seed(*key, k, i) for k in agents for i in samples],
+            len(agents),
+        )
+        on_step = self.start_bar("sampling", self._num_steps(len(samples), len(agents)))
+        with self.processes.together(RewardError, torch.OutOfMemoryError):
+            rollout, own_rewards = collect(self.sampler, self.scorer, self.agents, batch, on_step)
+        rewards = dataclasses.replace(
+            own_rewards, values=self.processes.join(own_rewards.values, num_agents)
+        )
+        own = slice(agents.start, agents.stop)
+        values, self.agents.statistics = advantages(
+            rewards.values[own],
+            weights[own],
+            [texts] * len(agents),
+            self.agents.statistics,
             scales,
             self.settings.advantage,
         )
-        self.agents.statistics[:num_agents] = statistics
-        stats = self.updater.update(
-            self.agents,
-            rollout,
-            values,
-            seeds=[keyed_seed(*key, k, len(texts), _UPDATE_KEY) for k in range(num_agents)],
-            on_pass=self.start_bar("updating", self.updater.num_passes(len(texts), num_agents)),
+        with self.processes.together(FloatingPointError):
+            stats = self.updater.update(
+                self.agents,
+                rollout,
+                values[:, samples.start : samples.stop],
+                seeds=[keyed_seed(*key, k, len(texts), _UPDATE_KEY) for k in agents],
+                on_pass=self.start_bar(
+                    "updating", self.updater.num_passes(len(samples), len(agents))
+                ),
+                share=self.share,
+            )
+        return Iteration(
+            rewards=rewards,
+            stats=UpdateStats.join(self.processes.each_group(stats, num_agents)),
+            num_images=num_agents * len(texts),
         )
-        return Iteration(rewards=rewards, stats=stats, num_images=len(batch.texts))
 
     def evaluate(
         self, policies: Sequence[Policy], on: EvaluationSet, keep_images: int = 0
     ) -> list[Evaluation]:
         """Judge policies on the same prompts and noise; the agents' slots are overwritten."""
-        groups = -(-len(policies) // self.agents.num_agents)
-        steps = self._num_steps(len(on.prompts), min(len(policies), self.agents.num_agents))
-        on_step = self.start_bar("evaluating", groups * steps)
-        return evaluate(policies, on, self.sampler, self.scorer, self.agents, keep_images, on_step)
+        share = self.processes.share(len(policies), len(on.prompts))
+        groups = -(-len(share.agents) // self.agents.num_agents)
+        per_pass = min(len(share.agents), self.agents.num_agents)
+        on_step = self.start_bar(
+            "evaluating", groups * self._num_steps(len(share.samples), per_pass)
+        )
+        return evaluate(
+            policies,
+            on,
+            self.sampler,
+            self.scorer,
+            self.agents,
+            keep_images,
+            on_step,
+            self.processes,
+        )
+
+    def take_unet_rows(self) -> int:
+        """UNet rows that all processes have sampled since the last call."""
+        return sum(self.processes.gather(self.sampler.take_unet_rows()))
 
     def _num_steps(self, samples: int, num_agents: int) -> int:
         """Denoising steps that a bar will count."""

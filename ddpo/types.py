@@ -267,6 +267,21 @@ class UpdateStats:
     excluded_steps: int
     unet_rows: int
 
+    @classmethod
+    def join(cls, parts: Sequence[UpdateStats]) -> UpdateStats:
+        """Statistics of all agents from those of their groups, in order."""
+        first = parts[0]
+        return cls(
+            loss=torch.cat([part.loss for part in parts]),
+            approx_kl=torch.cat([part.approx_kl for part in parts]),
+            clip_fraction=torch.cat([part.clip_fraction for part in parts]),
+            grad_norm=torch.cat([part.grad_norm for part in parts]),
+            ratio_error=first.ratio_error,
+            num_updates=first.num_updates,
+            excluded_steps=first.excluded_steps,
+            unet_rows=sum(part.unet_rows for part in parts),
+        )
+
     def metrics(self) -> dict[str, float]:
         """Means over agents; of the ratio error the worst step."""
         means = {

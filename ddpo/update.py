@@ -14,6 +14,7 @@ import torch
 
 from ddpo.ddim import gaussian_log_prob, step_mean
 from ddpo.loss import clip_range_from_nats, clipped_surrogate
+from ddpo.processes import Processes, Share
 from ddpo.types import UpdateStats
 
 if TYPE_CHECKING:
@@ -37,11 +38,15 @@ class Updater:
     Args:
         sampler: supplies the guided prediction and the schedule the rollouts were drawn with.
         settings: inner epochs, updates per epoch, clip range, rows per pass and so on.
+        processes: of which some may share this one's agents; by default none do.
     """
 
-    def __init__(self, sampler: Sampler, settings: TrainSettings) -> None:
+    def __init__(
+        self, sampler: Sampler, settings: TrainSettings, processes: Processes | None = None
+    ) -> None:
         self.sampler = sampler
         self.settings = settings
+        self.processes = processes or Processes.alone(sampler.model.device)
         self.clip_range = clip_range_from_nats(
             settings.clip_nats, math.prod(sampler.model.latent_shape)
         )
@@ -60,6 +65,7 @@ class Updater:
         advantages: torch.Tensor,
         seeds: Sequence[int],
         on_pass: Callable[[], object] | None = None,
+        share: Share | None = None,
     ) -> UpdateStats:
         """Improve all agents on their own rows of the rollout.
 
@@ -69,6 +75,8 @@ class Updater:
             advantages: (K, N).
             seeds: K seeds that key each agent's shuffling and choice of steps.
             on_pass: called after every UNet pass (a progress bar).
+            share: which of the agents' samples the rollout holds, where processes share them;
+                by default all.
 
         Returns:
             Diagnostics per agent.
@@ -76,30 +84,44 @@ class Updater:
         Raises:
             FloatingPointError: if a gradient is not finite.
         """
-        num_agents = rollout.prompts.num_agents
-        minibatches = list(self._minibatches(rollout.prompts.samples_per_agent, seeds))
+        num_agents, samples = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
+        share = share or Share(
+            agents=range(num_agents), samples=range(samples), num_samples=samples
+        )
+        minibatches = list(self._minibatches(share, seeds))
+        pairs_per_update = (
+            share.num_samples // self.settings.updates_per_epoch * self.steps_per_sample
+        )
         old = self._log_probs(agents, rollout) if self.recompute else rollout.log_probs
         meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
         norms = []
         for number, pairs in enumerate(minibatches):
-            agents.zero_grad()
-            self._accumulate(agents, rollout, old, advantages, pairs, meter, on_pass)
-            if number == 0 and self._must_recompute(meter.ratio_error):
-                old = self._log_probs(agents, rollout)
-                meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
-                agents.zero_grad()
-                self._accumulate(agents, rollout, old, advantages, pairs, meter, on_pass)
+            self._differentiate(
+                agents, rollout, old, advantages, pairs, pairs_per_update, meter, on_pass
+            )
+            if number == 0:
+                ratio_error = meter.ratio_error(self.processes)
+                if self._must_recompute(ratio_error):
+                    old = self._log_probs(agents, rollout)
+                    meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
+                    self._differentiate(
+                        agents, rollout, old, advantages, pairs, pairs_per_update, meter, on_pass
+                    )
+                    ratio_error = meter.ratio_error(self.processes)
             meter.is_before_first_update = False
+            self.processes.sum_in_group(agents.gradients)
             norms.append(agents.step(self.settings.max_grad_norm)[:num_agents])
+        num_pairs = len(minibatches) * pairs_per_update
+        means = (meter.sums(self.processes) / num_pairs).cpu()
         return UpdateStats(
-            loss=meter.mean("loss"),
-            approx_kl=meter.mean("approx_kl"),
-            clip_fraction=meter.mean("clip_fraction"),
+            loss=means[0],
+            approx_kl=means[1],
+            clip_fraction=means[2],
             grad_norm=torch.stack(norms).mean(dim=0).cpu(),
-            ratio_error=meter.ratio_error.cpu(),
+            ratio_error=ratio_error.cpu(),
             num_updates=len(minibatches),
             excluded_steps=self.excluded_steps,
-            unet_rows=meter.pairs * num_agents * self.sampler.rows_per_sample,
+            unet_rows=num_pairs * num_agents * self.sampler.rows_per_sample,
         )
 
     def num_passes(self, samples: int, num_agents: int) -> int:
@@ -114,40 +136,61 @@ class Updater:
         per_pair = num_agents * self.sampler.rows_per_sample
         return max(1, self.settings.rows_per_pass // per_pair)
 
-    def _minibatches(self, samples: int, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
-        """(K, pairs, 2) indices (sample of the agent, step); one tensor per optimiser step."""
-        updates = self.settings.updates_per_epoch
+    def _minibatches(self, share: Share, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
+        """(K, pairs, 2) indices (sample of the rollout, step); one tensor per optimiser step.
+
+        All samples of an agent are shuffled, whatever share of them is here. Of every
+        `updates_per_epoch` consecutive samples each goes to another minibatch: so an even share of
+        the samples holds an even share of every minibatch.
+        """
+        updates, first = self.settings.updates_per_epoch, share.samples.start
+        blocks = slice(first // updates, share.samples.stop // updates)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         for _ in range(self.settings.num_inner_epochs):
-            epoch = torch.stack([self._shuffled_pairs(samples, g) for g in generators])
-            yield from (part.flatten(1, 2) for part in epoch.chunk(updates, dim=1))
+            epoch = torch.stack([self._shuffled_pairs(share.num_samples, g) for g in generators])
+            own = epoch[:, blocks] - torch.tensor([first, 0])
+            yield from (part.flatten(1, 2) for part in own.unbind(dim=2))
 
     def _shuffled_pairs(self, samples: int, generator: torch.Generator) -> torch.Tensor:
-        """(samples, steps_per_sample, 2): samples in random order, each with its random steps."""
-        order = torch.randperm(samples, generator=generator)
-        num_steps = len(self.trainable_steps)
-        draws = torch.rand(samples, num_steps, generator=generator)
-        steps = self.trainable_steps[draws.argsort(dim=1)[:, : self.steps_per_sample]]
-        return torch.stack([order[:, None].expand_as(steps), steps], dim=-1)
+        """(blocks, updates, steps_per_sample, 2): samples shuffled in blocks, and random steps."""
+        updates = self.settings.updates_per_epoch
+        order = torch.rand(samples // updates, updates, generator=generator).argsort(dim=1)
+        order += torch.arange(0, samples, updates)[:, None]
+        draws = torch.rand(*order.shape, len(self.trainable_steps), generator=generator)
+        steps = self.trainable_steps[draws.argsort(dim=-1)[..., : self.steps_per_sample]]
+        return torch.stack([order[..., None].expand_as(steps), steps], dim=-1)
 
-    def _accumulate(
+    def _differentiate(
         self,
         agents: Agents,
         rollout: Rollout,
         old_log_probs: torch.Tensor,
         advantages: torch.Tensor,
         pairs: torch.Tensor,
+        pairs_per_update: int,
         meter: _Meter,
         on_pass: Callable[[], object] | None,
     ) -> None:
-        """Add the gradient of one minibatch: per agent the mean over its (sample, step) pairs."""
+        """The gradient of one minibatch's share: per agent the sum over its pairs, divided by all.
+
+        Args:
+            agents: whose gradients are set.
+            rollout: of this process's samples.
+            old_log_probs: (rows, T).
+            advantages: (K, N).
+            pairs: (K, pairs, 2) of this process.
+            pairs_per_update: of each agent, in all processes.
+            meter: takes in the diagnostics.
+            on_pass: called after every UNet pass.
+        """
+        agents.zero_grad()
         flat_advantages = advantages.flatten().to(agents.device)
         for rows, steps in self._passes(rollout, pairs):
             log_probs = self._pair_log_probs(agents, rollout, rows, steps)
             surrogate = clipped_surrogate(
                 log_probs, old_log_probs[rows, steps], flat_advantages[rows], self.clip_range
             )
-            (surrogate.loss.sum() / pairs.shape[1]).backward()
+            (surrogate.loss.sum() / pairs_per_update).backward()
             meter.add(steps, surrogate.loss, surrogate.log_ratio, surrogate.is_clipped)
             if on_pass is not None:
                 on_pass()
@@ -221,12 +264,9 @@ class _Meter:
 
     def __init__(self, num_agents: int, num_steps: int, device: torch.device) -> None:
         self.num_agents = num_agents
-        self.pairs = 0
         self.is_before_first_update = True
-        names = ("loss", "approx_kl", "clip_fraction")
-        self._sums = {name: torch.zeros(num_agents, device=device) for name in names}
-        self._step_error = torch.zeros(num_steps, device=device)
-        self._step_count = torch.zeros(num_steps, device=device)
+        self._sums = torch.zeros(3, num_agents, device=device)  # loss, approx_kl, clip_fraction
+        self._step_error = torch.zeros(2, num_steps, device=device)  # sum, count
 
     def add(
         self,
@@ -236,23 +276,19 @@ class _Meter:
         is_clipped: torch.Tensor,
     ) -> None:
         """Take in one pass of agent-major pairs."""
-        per_agent = {
-            "loss": loss.detach(),
-            "approx_kl": 0.5 * log_ratio.square(),
-            "clip_fraction": is_clipped.float(),
-        }
-        for name, values in per_agent.items():
-            self._sums[name] += values.unflatten(0, (self.num_agents, -1)).sum(dim=1)
-        self.pairs += len(steps) // self.num_agents
+        values = torch.stack([loss.detach(), 0.5 * log_ratio.square(), is_clipped.to(loss.dtype)])
+        self._sums += values.unflatten(1, (self.num_agents, -1)).sum(dim=2)
         if self.is_before_first_update:
-            self._step_error.index_add_(0, steps, log_ratio.abs().float())
-            self._step_count.index_add_(0, steps, torch.ones_like(log_ratio).float())
+            error = log_ratio.abs().float()
+            self._step_error.index_add_(1, steps, torch.stack([error, torch.ones_like(error)]))
 
-    def mean(self, name: str) -> torch.Tensor:
-        """(K,) mean over all pairs so far, on the CPU."""
-        return (self._sums[name] / max(self.pairs, 1)).cpu()
+    def sums(self, processes: Processes) -> torch.Tensor:
+        """(3, K) sums of loss, approx_kl and clip_fraction over the pairs of all processes."""
+        processes.sum_in_group(self._sums)
+        return self._sums
 
-    @property
-    def ratio_error(self) -> torch.Tensor:
+    def ratio_error(self, processes: Processes) -> torch.Tensor:
         """(T,) mean absolute log-ratio of the first minibatch; NaN for steps without pairs."""
-        return self._step_error / self._step_count
+        total = self._step_error.clone()
+        processes.sum(total)
+        return total[0] / total[1]

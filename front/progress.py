@@ -24,18 +24,20 @@ class Progress:
 
     Args:
         num_generations: length of the outer bar.
+        is_shown: False in all processes but the first.
     """
 
-    def __init__(self, num_generations: int) -> None:
+    def __init__(self, num_generations: int, is_shown: bool = True) -> None:
         self._num_generations = num_generations
+        self._is_shown = is_shown
         self._generation_started = time.monotonic()
         self._outer = self._bar(0, "generation", num_generations)
         self._middle = self._bar(1, "iteration", 0)
         self._inner = self._bar(2, "step", 0)
 
-    @staticmethod
-    def _bar(position: int, unit: str, total: int) -> tqdm[None]:
-        return tqdm(position=position, unit=unit, total=total, leave=False, disable=None)
+    def _bar(self, position: int, unit: str, total: int) -> tqdm[None]:
+        disable = None if self._is_shown else True  # None: shown on a terminal only
+        return tqdm(position=position, unit=unit, total=total, leave=False, disable=disable)
 
     def generation(self, generation: Generation) -> None:
         """Show that a generation begins."""
@@ -77,9 +79,10 @@ class Progress:
         update: Callable[[], object] = self._inner.update
         return update
 
-    @staticmethod
-    def say(line: str) -> None:
+    def say(self, line: str) -> None:
         """Print a line above the bars."""
+        if not self._is_shown:
+            return
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
@@ -89,9 +92,14 @@ class Progress:
             bar.close()
 
 
-def route_logs() -> None:
-    """Send this project's log records above the bars, and keep the libraries quiet."""
-    logging.basicConfig(level=logging.INFO, handlers=[ProgressHandler()], force=True)
+def route_logs(is_first: bool = True) -> None:
+    """Send this project's log records above the bars, and keep the libraries quiet.
+
+    Args:
+        is_first: False in all processes but the first, which are silent unless they fail.
+    """
+    level = logging.INFO if is_first else logging.ERROR
+    logging.basicConfig(level=level, handlers=[ProgressHandler()], force=True)
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

@@ -6,6 +6,7 @@ import torch
 
 from ddpo.advantages import within_prompt_std
 from ddpo.evaluation import EvaluationSet
+from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from mo_train import read_settings
 
@@ -22,7 +23,7 @@ def test_one_agent_with_all_weight_on_one_objective_raises_it():
             "--config.sample.images_per_prompt=4",
         ]
     )
-    trainer = Trainer(settings, torch.device("cpu"), lambda *_: lambda: None)
+    trainer = Trainer(settings, Processes.alone(), lambda *_: lambda: None)
     held_out = EvaluationSet.make("selection", trainer.prompts[:32], 64, run_seed=1)
     initial = trainer.agents.initial_policy()
     base = trainer.evaluate([initial], held_out)[0]

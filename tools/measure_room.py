@@ -20,6 +20,7 @@ from ddpo.advantages import within_prompt_std
 from ddpo.assets import ASSETS
 from ddpo.calibration import initial_statistics
 from ddpo.evaluation import EvaluationSet
+from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from mo_train import read_settings
 from tools import emoji_data
@@ -38,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     overrides = (*RECIPE, *arguments.config)
     settings = read_settings([f"--config.{override}" for override in overrides])
-    trainer = Trainer(settings, torch.device("cpu"), lambda *_: lambda: None)
+    trainer = Trainer(settings, Processes.alone(), lambda *_: lambda: None)
     prompts = trainer.prompts.train
     on = EvaluationSet.make("report", prompts, IMAGES_PER_CAPTION * len(prompts), settings.seed)
     judge = load_judge(ASSETS / "emoji-judge" / "judge.safetensors")

@@ -1,0 +1,323 @@
+"""Processes that work on one run: who owns which agents and samples, and how they speak.
+
+This is the only module that touches `torch.distributed`. P processes share K agents: the agents are
+dealt over gcd(K, P) groups, and the samples of a group's agents over its processes. Gradients are
+summed inside a group only; rewards and evaluations are gathered, so that every process holds the
+same; decisions and files are made once, by the first process. With one process every method is the
+identity.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.rendezvous import rendezvous
+
+from config.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from config.schema import ProcessSettings
+
+T = TypeVar("T")
+
+
+class ProcessError(UserError):
+    """Another process failed, died or went silent; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One process's part of K agents with N samples each.
+
+    Attributes:
+        agents: those of this process, consecutive.
+        samples: of each of these agents, consecutive.
+        num_samples: N, of all processes together.
+    """
+
+    agents: range
+    samples: range
+    num_samples: int
+
+    @classmethod
+    def of(
+        cls, rank: int, count: int, *, num_agents: int, num_samples: int, block: int = 1
+    ) -> Share:
+        """What process `rank` of `count` owns.
+
+        The agents are dealt over gcd(agents, processes) groups; the samples of a group's agents
+        over its processes, in whole blocks, as evenly as they go.
+
+        Args:
+            rank: 0 to count - 1.
+            count: P.
+            num_agents: K.
+            num_samples: N, a multiple of `block`.
+            block: samples that stay together.
+
+        >>> Share.of(3, 4, num_agents=2, num_samples=10)
+        Share(agents=range(1, 2), samples=range(5, 10), num_samples=10)
+        """
+        groups = math.gcd(num_agents, count)
+        size, members = num_agents // groups, count // groups
+        group, member = divmod(rank, members)
+        first, last = (num_samples // block * m // members * block for m in (member, member + 1))
+        return cls(
+            agents=range(group * size, (group + 1) * size),
+            samples=range(first, last),
+            num_samples=num_samples,
+        )
+
+
+class Processes:
+    """The P processes of a run, as seen by one of them.
+
+    Args:
+        rank: of this process.
+        count: P.
+        device: where this process computes.
+        timeout_seconds: how long to wait for another process.
+        mesh: of (groups, processes of a group); None with one process.
+        board: where each process writes what it waits for or died of; None with one process.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        count: int,
+        device: torch.device,
+        timeout_seconds: float = 0,
+        mesh: DeviceMesh | None = None,
+        board: Store | None = None,
+    ) -> None:
+        self.rank = rank
+        self.count = count
+        self.device = device
+        self._timeout_seconds = timeout_seconds
+        self._mesh = mesh
+        self._board = board
+        self._meetings = 0
+
+    @classmethod
+    def alone(cls, device: torch.device | str = "cpu") -> Processes:
+        """One process, whatever a launcher says."""
+        return cls(0, 1, torch.device(device))
+
+    @classmethod
+    def start(cls, settings: ProcessSettings, num_agents: int) -> Processes:
+        """Join the processes that a launcher (torchrun, accelerate, SLURM) has started.
+
+        Args:
+            settings: how many there must be, and how long to wait for one.
+            num_agents: K, which decides the groups.
+
+        Raises:
+            UserError: if there are not as many as the settings say, this process has no device,
+                or the others cannot be reached.
+        """
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if settings.count not in {0, count}:
+            raise UserError(
+                f"processes.count={settings.count}, but {count} were started: launch with torchrun "
+                f"--standalone --nproc_per_node {settings.count}, or with accelerate launch "
+                f"--multi_gpu --num_processes {settings.count} (with --cpu it starts one)"
+            )
+        device = _own_device()
+        if count == 1:
+            return cls.alone(device)
+        timeout = timedelta(seconds=settings.timeout_seconds)
+        try:
+            store, rank, count = next(rendezvous("env://", timeout=timeout))
+            dist.init_process_group(
+                backend=dist.get_default_backend_for_device(device.type)
+                if device.type == "cpu"
+                else f"cpu:gloo,{dist.get_default_backend_for_device(device.type)}",
+                store=store,
+                rank=rank,
+                world_size=count,
+                timeout=timeout,
+            )
+            groups = math.gcd(num_agents, count)
+            mesh = init_device_mesh(
+                device.type, (groups, count // groups), mesh_dim_names=("group", "member")
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the {count} processes could not meet: {error}") from error
+        board = PrefixStore("board", store)
+        return cls(rank, count, device, settings.timeout_seconds, mesh, board)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that decides, writes and speaks."""
+        return self.rank == 0
+
+    def share(self, num_agents: int, num_samples: int, block: int = 1) -> Share:
+        """This process's part of agents and samples, see `Share.of`."""
+        return Share.of(
+            self.rank, self.count, num_agents=num_agents, num_samples=num_samples, block=block
+        )
+
+    def sum_in_group(self, values: torch.Tensor) -> None:
+        """Add up a tensor over the processes of this group, in place."""
+        if self._mesh is not None and self._mesh["member"].size() > 1:
+            with self._meeting("the gradients of its group"):
+                dist.all_reduce(values, group=self._mesh.get_group("member"))
+
+    def sum(self, values: torch.Tensor) -> None:
+        """Add up a tensor over all processes, in place."""
+        if self.count > 1:
+            with self._meeting("the sums of all processes"):
+                dist.all_reduce(values)
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, by rank."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        with self._meeting("the results of all processes"):
+            dist.all_gather_object(values, value)
+        return values
+
+    def join(self, values: torch.Tensor, num_agents: int) -> torch.Tensor:
+        """Put the shares of all processes together: (agents, samples, ...) to (K, N, ...).
+
+        The shape of what comes after an empty second dimension does not matter.
+        """
+        parts = self.gather(values)
+        members = self.count // math.gcd(num_agents, self.count)
+        groups = []
+        for first in range(0, self.count, members):
+            group = parts[first : first + members]
+            groups.append(torch.cat([part for part in group if part.shape[1]] or group[:1], dim=1))
+        return torch.cat(groups)
+
+    def each_group(self, value: T, num_agents: int) -> list[T]:
+        """One value a group, its first process's, in the order of the agents."""
+        members = self.count // math.gcd(num_agents, self.count)
+        return [v for v in self.gather(None if self.rank % members else value) if v is not None]
+
+    def once(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in the first process; all get its result, or its failure.
+
+        Raises:
+            ProcessError: in the other processes, if it fails.
+        """
+        if self.count == 1:
+            return function(*arguments)
+        outcome: list[Any] = [None, None]
+        failure = None
+        if self.is_first:
+            try:
+                outcome[0] = function(*arguments)
+            except Exception as error:
+                failure, outcome = error, [None, str(error) or repr(error)]
+        with self._meeting("what the first process decides"):
+            dist.broadcast_object_list(outcome, src=0)
+        if failure is not None:
+            raise failure
+        if outcome[1] is not None:
+            raise ProcessError(f"process 0 failed: {outcome[1]}")
+        result: T = outcome[0]
+        return result
+
+    @contextmanager
+    def together(self, *errors: type[Exception]) -> Iterator[None]:
+        """A part that may fail in one process: if it does, all stop at its end with the cause.
+
+        Nothing inside may wait for another process.
+
+        Args:
+            errors: the failures that are told; others end this process at once.
+
+        Raises:
+            ProcessError: in the processes whose own part went well.
+        """
+        failure = None
+        try:
+            yield
+        except errors as error:
+            failure = error
+        messages = self.gather(None if failure is None else str(failure) or repr(failure))
+        if failure is not None:
+            raise failure
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise ProcessError(f"process {rank} failed: {message}")
+
+    def close(self, failure: BaseException | None = None) -> None:
+        """Leave the others; with a `failure`, they are told."""
+        if self._board is None:
+            return
+        if failure is None:
+            dist.destroy_process_group()
+            return
+        with suppress(RuntimeError):  # whoever kept the board may be gone
+            self._board.set(f"failure/{self.rank}", f"{type(failure).__name__}: {failure}")
+
+    @contextmanager
+    def _meeting(self, what: str) -> Iterator[None]:
+        """Wait for other processes; if one does not come, say which, and what it died of."""
+        assert self._board is not None
+        self._meetings += 1
+        try:
+            self._board.set(f"meeting/{self.rank}", str(self._meetings))
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise ProcessError(
+                f"process {self.rank} waited for {what}, in vain. {self._absent()} ({error})"
+            ) from error
+
+    def _absent(self) -> str:
+        """What the board says of those who did not come."""
+        assert self._board is not None
+        found = []
+        try:
+            for rank in range(self.count):
+                key = f"failure/{rank}"
+                if self._board.check([key]):
+                    found.append(f"process {rank} failed: {self._board.get(key).decode()}")
+                elif self._meetings_of(rank) < self._meetings:
+                    found.append(
+                        f"process {rank} did not come: it died, or hung for "
+                        f"{self._timeout_seconds:g} s (processes.timeout_seconds)"
+                    )
+        except RuntimeError:
+            found.append("the process that began the run is gone")
+        return ". ".join(found) or "All came, but the connection broke"
+
+    def _meetings_of(self, rank: int) -> int:
+        assert self._board is not None
+        key = f"meeting/{rank}"
+        return int(self._board.get(key)) if self._board.check([key]) else 0
+
+
+def _own_device() -> torch.device:
+    """The accelerator that this process has for itself, or the CPU.
+
+    Raises:
+        UserError: if there are more processes on this machine than accelerators.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"true", "1"}:
+        return torch.device("cpu")
+    local_rank, have = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    if local_rank >= have:
+        raise UserError(
+            f"this machine has {have} devices of type {accelerator.type} and was given process "
+            f"{local_rank + 1}; launch at most {have} processes on it"
+        )
+    torch.accelerator.set_device_index(local_rank)
+    return torch.device(accelerator.type, local_rank)
