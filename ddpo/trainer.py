@@ -64,14 +64,9 @@ class Trainer:
         self.scorer.check(height * factor, width * factor)
         if settings.train.gradient_checkpointing:
             self.model.pipe.unet.enable_gradient_checkpointing()
-        self.share = processes.share(
-            settings.evolution.num_agents,
-            settings.sample.prompts_per_iteration * settings.sample.images_per_prompt,
-            block=settings.train.updates_per_epoch,
-        )
-        self.agents = Agents(
-            self.model.unet, len(self.share.agents), settings.adapter, settings.train
-        )
+        # Which of the K agents this process has.
+        self.own = processes.share(settings.evolution.num_agents, 1).agents
+        self.agents = Agents(self.model.unet, len(self.own), settings.adapter, settings.train)
         self.sampler = Sampler(self.model, settings.sample)
         if settings.pretrained.offload_text_encoders:
             prompts = self.prompts
@@ -82,12 +77,12 @@ class Trainer:
 
     def load(self, policies: Sequence[Policy]) -> None:
         """Put K policies into the K agents' slots, wherever they are."""
-        for slot, agent in enumerate(self.share.agents):
+        for slot, agent in enumerate(self.own):
             self.agents.load(slot, policies[agent])
 
     def snapshot(self) -> list[Policy]:
         """What the K agents have become; the same in every process."""
-        own = [self.agents.snapshot(slot) for slot in range(len(self.share.agents))]
+        own = [self.agents.snapshot(slot) for slot in range(len(self.own))]
         groups = self.processes.each_group(own, self.settings.evolution.num_agents)
         return [policy for group in groups for policy in group]
 
@@ -113,7 +108,10 @@ class Trainer:
         draw = generation * self.settings.evolution.iterations_per_generation + iteration
         distinct = draw_prompts(self.prompts.train, sample.prompts_per_iteration, draw, seed)
         texts = [text for text in distinct for _ in range(sample.images_per_prompt)]
-        agents, samples = self.share.agents, self.share.samples
+        share = self.processes.share(
+            num_agents, len(texts), block=self.settings.train.updates_per_epoch
+        )
+        agents, samples = share.agents, share.samples
         batch = self.sampler.prompt_batch(
             [texts[i] for _ in agents for i in samples],
             [keyed_seed(*key, k, i) for k in agents for i in samples],
@@ -126,14 +124,15 @@ class Trainer:
             own_rewards, values=self.processes.join(own_rewards.values, num_agents)
         )
         own = slice(agents.start, agents.stop)
-        values, self.agents.statistics = advantages(
+        values, statistics = advantages(
             rewards.values[own],
             weights[own],
             [texts] * len(agents),
-            self.agents.statistics,
+            self.agents.statistics[: len(agents)],
             scales,
             self.settings.advantage,
         )
+        self.agents.statistics[: len(agents)] = statistics
         with self.processes.together(FloatingPointError):
             stats = self.updater.update(
                 self.agents,
@@ -143,7 +142,7 @@ class Trainer:
                 on_pass=self.start_bar(
                     "updating", self.updater.num_passes(len(samples), len(agents))
                 ),
-                share=self.share,
+                share=share,
             )
         return Iteration(
             rewards=rewards,
