@@ -62,6 +62,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Two or more of docs/rewards.md, or functions of your own as module:function or
     # path/to/file.py:function.
     rewards.names = ("clip_alignment", "jpeg_compressibility")
+    # Rewards behind a server, as "name=http://host:port/path"; rewards.names uses the name.
+    rewards.remotes = ()
     rewards.reference = ()  # one number an objective, raw units
     rewards.ideal = ()
     rewards.clip_model = "emoji-clip"  # for clip_alignment: hub id, folder, or "emoji-clip"
@@ -74,6 +76,9 @@ def get_config() -> ml_collections.ConfigDict:
     # NaN and infinite scores are masked. The run ends when a larger share of a rollout's or an
     # evaluation's images has no score.
     rewards.max_invalid_fraction = 0.1
+    rewards.remote_encoding = "png"  # how pictures travel: png, which loses nothing, or jpeg
+    rewards.remote_attempt_seconds = 60.0  # for one request; rewards.timeout_seconds for all
+    rewards.remote_retries = 4  # further attempts after a failure that may pass
 
     # --- prompts: a set that ships with the project, or a file of prompts (docs/prompts.md) ------
     # Roles that name the same set get disjoint parts of it, if it has at least 64 prompts.

@@ -62,6 +62,7 @@ class RewardSettings:
     """The objectives and what their rewards are built from."""
 
     names: tuple[str, ...]
+    remotes: tuple[str, ...]
     reference: tuple[float, ...]
     ideal: tuple[float, ...]
     clip_model: str
@@ -72,6 +73,9 @@ class RewardSettings:
     timeout_seconds: Annotated[float, Above(0)]
     on_error: Annotated[str, OneOf("abort", "skip")]
     max_invalid_fraction: Annotated[float, AtLeast(0), AtMost(1)]
+    remote_encoding: Annotated[str, OneOf("png", "jpeg")]
+    remote_attempt_seconds: Annotated[float, Above(0)]
+    remote_retries: Annotated[int, AtLeast(0)]
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""Rewards by their name in `rewards.names`: of the table, or a function of the user's own.
+"""Rewards by their name in `rewards.names`: remote, of the table, or a function of the user's own.
 
-A name with a colon is the user's: `my_rewards:warmth` is in an importable module,
-`path/to/my_rewards.py:warmth` in a file. It may be
+A name that `rewards.remotes` gives a URL is scored there, even if the table has it too. A name with
+a colon is the user's: `my_rewards:warmth` is in a module on the path, `path/to/file.py:warmth` in a
+file. It may be
 
 * a function `(images, prompts) -> (rows,)`;
 * a class, or a function without parameters other than `device`, which makes such a callable.
@@ -18,13 +19,14 @@ import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from config.errors import UserError
 from config.limits import OneOf
 from ddpo.rewards import REWARDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from types import ModuleType
 
     import torch
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from ddpo.rewards import Reward
 
 DEFAULT_UNIT = "score"
+_REMOTE_SHARE = 0.95  # of the time a call may take: a remote reward gives up before it hangs
 
 
 def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -41,18 +44,34 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     Args:
         flat: dotted settings; those that are wrong by themselves are missing.
     """
+    remotes = flat.get("rewards.remotes", ())
+    for remote in remotes:
+        if not _is_remote(remote):
+            yield (
+                f"rewards.remotes: {remote!r} must look like name=http://host:port/path, where "
+                "name is a word that rewards.names can use"
+            )
+    names = [remote.partition("=")[0] for remote in remotes]
+    if len(set(names)) < len(names):
+        yield f"rewards.remotes={remotes} must not give a name twice"
     for name in flat.get("rewards.names", ()):
-        problem = name_problem("rewards.names", name)
+        problem = name_problem("rewards.names", name, names)
         if problem is not None:
             yield problem
 
 
-def name_problem(setting: str, name: str) -> str | None:
-    """What is wrong with the name of a reward in `setting`; None if it can be found."""
+def name_problem(setting: str, name: str, remotes: Sequence[str] = ()) -> str | None:
+    """What is wrong with the name of a reward in `setting`; None if it can be found.
+
+    Args:
+        setting: that holds the name.
+        name: of a reward.
+        remotes: the names to which `rewards.remotes` gives a URL.
+    """
     if ":" in name:
         problem = _own_problem(name)
         return None if problem is None else f"{setting}: {name!r} {problem}"
-    problem = OneOf(*REWARDS).problem(setting, name)
+    problem = OneOf(*REWARDS, *remotes).problem(setting, name)
     return None if problem is None else f"{problem}; a reward of your own is module:function"
 
 
@@ -68,6 +87,10 @@ def build_reward(name: str, settings: RewardSettings, device: torch.device) -> t
         UserError: if it cannot be found or is not a reward.
         OSError, ValueError: if its weights cannot be loaded.
     """
+    for remote in settings.remotes:
+        label, _, url = remote.partition("=")
+        if label == name:
+            return _remote(url, settings)
     if name in REWARDS:
         entry = REWARDS[name]
         return entry.build(settings, device), entry.unit
@@ -83,6 +106,29 @@ def build_reward(name: str, settings: RewardSettings, device: torch.device) -> t
             f"{type(reward).__name__}"
         )
     return reward, str(getattr(reward, "unit", getattr(found, "unit", DEFAULT_UNIT)))
+
+
+def _remote(url: str, settings: RewardSettings) -> tuple[Reward, str]:
+    from ddpo.rewards.remote import RemoteReward  # noqa: PLC0415 - not needed to list the table
+
+    reward = RemoteReward(
+        url,
+        encoding=settings.remote_encoding,
+        attempt_seconds=settings.remote_attempt_seconds,
+        retries=settings.remote_retries,
+        total_seconds=_REMOTE_SHARE * settings.timeout_seconds,
+    )
+    return reward, reward.unit
+
+
+def _is_remote(text: str) -> bool:
+    """Whether `text` is name=URL."""
+    name, _, url = text.partition("=")
+    try:
+        parts = urlsplit(url)
+        return name.isidentifier() and parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        return False
 
 
 def _is_factory(found: Any) -> bool:
