@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +24,7 @@ from front.front import ADAPTER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from front.front import Blend, FrontPolicy
 
@@ -206,18 +206,22 @@ class Adapter:
         Returns:
             The file.
         """
+        StableDiffusionPipeline.save_lora_weights(  # an adapter of SDXL's UNet is written alike
+            folder,
+            unet_lora_layers=self.state_dict(),
+            unet_lora_adapter_metadata=self._metadata(),
+        )
+        return folder / ADAPTER_FILE
+
+    def _metadata(self) -> dict[str, object]:
+        """Rank, alpha and target layers as peft's configuration."""
         lora = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             target_modules=list(self.target_modules),
             init_lora_weights=False,
         )
-        StableDiffusionPipeline.save_lora_weights(  # an adapter of SDXL's UNet is written alike
-            folder,
-            unet_lora_layers=self.state_dict(),
-            unet_lora_adapter_metadata={k: _plain(value) for k, value in lora.to_dict().items()},
-        )
-        return folder / ADAPTER_FILE
+        return {name: _plain(value) for name, value in lora.to_dict().items()}
 
     def save_kohya(self, path: Path) -> Path:
         """Write the adapter in kohya's layout, which ComfyUI, A1111 and Forge read.
@@ -230,7 +234,7 @@ class Adapter:
             name = f"lora_unet_{layer.replace('.', '_')}"
             state[f"{name}.lora_down.weight"] = a.contiguous()
             state[f"{name}.lora_up.weight"] = b.contiguous()
-            state[f"{name}.alpha"] = torch.tensor(self.alpha, dtype=a.dtype)
+            state[f"{name}.alpha"] = torch.tensor(self.alpha)
         metadata = {
             "ss_network_module": "networks.lora",
             "ss_network_dim": str(self.rank),
@@ -259,21 +263,34 @@ class Adapter:
         Raises:
             AdapterError: if the adapter does not fit the pipeline's UNet.
         """
-        try:
+        self._check_fits(pipe.unet)
+        with warnings.catch_warnings():  # several adapters in one UNet are what is meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted")
             if name in getattr(pipe.unet, "peft_config", {}):
                 pipe.delete_adapters(name)
-            with TemporaryDirectory() as folder:
-                self.save(Path(folder))
-                pipe.load_lora_weights(folder, adapter_name=name)
-            pipe.set_adapters(name)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise AdapterError(f"the adapter does not fit this pipeline: {error}") from error
-        loaded = sum(name in getattr(module, "lora_A", ()) for module in pipe.unet.modules())
-        if loaded != len(self.matrices):
-            raise AdapterError(
-                f"the adapter does not fit this pipeline: its UNet took {loaded} of "
-                f"{len(self.matrices)} layers; load the base model that the run was trained on"
+            pipe.unet.load_lora_adapter(
+                self.state_dict(),
+                prefix=None,
+                adapter_name=name,
+                metadata=self._metadata(),
+                _pipeline=pipe,
             )
+        pipe.set_adapters(name)
+
+    def _check_fits(self, unet: torch.nn.Module) -> None:
+        """Refuse a UNet that lacks a layer, before anything of it is changed."""
+        modules = dict(unet.named_modules())
+        for layer, (a, b) in self.matrices.items():
+            module = modules.get(layer)
+            linear = getattr(module, "base_layer", module)  # other adapters may wrap it already
+            found = getattr(getattr(linear, "weight", None), "shape", None)
+            if found != (len(b), a.shape[1]):
+                raise AdapterError(
+                    f"the adapter does not fit this pipeline: {layer} should be "
+                    f"{(len(b), a.shape[1])} and is {found and tuple(found)}; load the base model "
+                    "that the run was trained on"
+                )
 
 
 def _plain(value: object) -> object:

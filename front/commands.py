@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from front.front import Blend, ChoiceError, Front, FrontError, FrontPolicy
 from front.tables import file_size, terminal_table, with_error
 from morl.objectives import to_z
@@ -19,8 +21,6 @@ from morl.objectives import to_z
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
-
-    from front.adapter import Adapter
 
 # ruff: noqa: PLC0415 - see the docstring
 
@@ -102,7 +102,7 @@ def choose(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
             raise ChoiceError("--policy names a policy; leave out --weights and --at-least")
         return front.policy(args.policy)
     if args.weights is None and not args.at_least:
-        raise FrontError(
+        raise ChoiceError(
             "say which policy: --weights 0.3,0.7, --policy ID or --at-least NAME=VALUE"
         )
     return front.pick(args.weights, dict(args.at_least))
@@ -223,9 +223,10 @@ def pick(args: argparse.Namespace) -> None:
     member = choose(front, args)
     describe(front, member)
     if args.out is not None:
-        from front.adapter import Adapter
+        from front.export import write_folder
 
-        write_ready(Adapter.of(member), args.out)
+        write_folder(new_folder(args.out), front, member)
+        say(f"wrote {args.out}: pipe.load_lora_weights({str(args.out)!r})")
 
 
 def describe(front: Front, member: FrontPolicy | Blend) -> None:
@@ -237,7 +238,11 @@ def describe(front: Front, member: FrontPolicy | Blend) -> None:
     else:
         say(f"{member.id}: {_recipe(member)}")
     if member.report_returns is None:
-        say("  its returns have not been measured; `analyse` measures blends along the front")
+        chord = np.sum([share * policy.report_returns for policy, share in member.parts], axis=0)
+        between = ", ".join(
+            f"{name} {value:.4g}" for name, value in zip(front.names, chord, strict=True)
+        )
+        say(f"  not measured (`analyse` measures blends); midway between its parts: {between}")
         return
     returns = _returns(member.report_returns, member.report_std_error)
     base = _returns(front.base.report_returns, front.base.report_std_error)
@@ -267,15 +272,170 @@ def new_folder(path: Path) -> Path:
     return path
 
 
-def write_ready(adapter: Adapter, out: Path) -> None:
-    """Write an adapter folder that diffusers loads."""
-    adapter.save(new_folder(out))
-    say(f"wrote {out}: pipe.load_lora_weights({str(out)!r})")
+# --- blend -------------------------------------------------------------------------------------
+
+
+def _configure_blend(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument(
+        "--weights", type=_numbers, required=True, help="preference, sum 1: 0.3,0.7"
+    )
+    parser.add_argument(
+        "--rank", type=int, help="reduce to this rank by SVD; the relative error is printed"
+    )
+    _add_out(parser)
+
+
+def blend(args: argparse.Namespace) -> None:
+    """Blend the neighbours on the front around a preference: their weight updates, added exactly.
+
+    The blend's rank is the sum of its parts' ranks, unless --rank reduces it.
+    """
+    from front.adapter import Adapter
+
+    front = Front.load(args.run)
+    member = front.blend(args.weights)
+    adapter, error = Adapter.of(member), 0.0
+    if args.rank is not None:
+        adapter, error = adapter.reduced(args.rank)
+    describe(front, member)
+    reduced = f", reduced with a relative error of {error:.2g}" if error else ", exact"
+    say(f"  rank {adapter.rank}{reduced}")
+    if args.out is not None:
+        from front.export import write_folder
+
+        write_folder(new_folder(args.out), front, member, adapter, error=error)
+        say(f"wrote {args.out}: pipe.load_lora_weights({str(args.out)!r})")
+
+
+# --- export ------------------------------------------------------------------------------------
+
+
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    add_choice(parser)
+    _add_blend(parser)
+    parser.add_argument(
+        "--format",
+        choices=("diffusers", "kohya"),
+        default="diffusers",
+        help="diffusers, or kohya's layout for ComfyUI, A1111 and Forge",
+    )
+    parser.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new folder")
+
+
+def _add_blend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--blend",
+        action="store_true",
+        help="with --weights: the blend of the neighbours instead of the best policy",
+    )
+
+
+def choose_or_blend(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
+    """As `choose`, or with --blend the blend of the neighbours around the weights.
+
+    Raises:
+        FrontError: see `choose`.
+    """
+    if not args.blend:
+        return choose(front, args)
+    if args.weights is None or args.policy is not None or args.at_least:
+        raise ChoiceError("--blend goes with --weights alone")
+    return front.blend(args.weights)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write one adapter in the layout another program reads, alpha included, with a model card."""
+    from front.export import write_folder
+
+    front = Front.load(args.run)
+    member = choose_or_blend(front, args)
+    file = write_folder(
+        new_folder(args.out), front, member, layout=args.format, precision=args.dtype
+    )
+    size = file_size(file.stat().st_size)
+    say(f"wrote {file}, {size}: {member.id} as {args.format}, {args.dtype}")
+
+
+# --- generate ----------------------------------------------------------------------------------
+
+
+def _configure_generate(parser: argparse.ArgumentParser) -> None:
+    add_choice(parser)
+    _add_blend(parser)
+    parser.add_argument(
+        "--prompt", action="append", required=True, help="what to draw; may be repeated"
+    )
+    parser.add_argument("--num_images", type=int, default=4, help="pictures of each prompt")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first picture; then seed + 1, ..."
+    )
+    parser.add_argument("--steps", type=int, help="denoising steps; default: the run's")
+    parser.add_argument("--guidance", type=float, help="guidance scale; default: the run's")
+    add_model(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/generated/...")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Where the base model is, and where to run it."""
+    parser.add_argument(
+        "--model", default="", help="folder or hub id, if the base model is not where it was"
+    )
+    parser.add_argument(
+        "--device", default="", help="cuda, cpu, ...; default: a GPU if there is one"
+    )
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Draw pictures of a policy or blend beside the base model's of the same seeds.
+
+    Picture i of a prompt has the seed --seed + i. Without --steps and --guidance the sampler is
+    that of the run. Writes every picture and one sheet of all.
+    """
+    if args.num_images < 1:
+        raise ChoiceError(f"--num_images={args.num_images} must be at least 1")
+    if args.seed < 0:
+        raise ChoiceError(f"--seed={args.seed} must be at least 0")
+    if args.steps is not None and args.steps < 1:
+        raise ChoiceError(f"--steps={args.steps} must be at least 1")
+    front = Front.load(args.run)
+    member = choose_or_blend(front, args)
+    describe(front, member)
+    from front.generate import draw_beside_base
+    from front.progress import route_logs
+
+    route_logs()
+
+    changes = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    out = args.out or front.path / "generated"
+    sheet = draw_beside_base(
+        front,
+        member,
+        args.prompt,
+        [args.seed + i for i in range(args.num_images)],
+        out,
+        model=args.model,
+        device=args.device,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
+    say(f"wrote {sheet}, and every picture beside it")
 
 
 COMMANDS: dict[str, Command] = {
     "show": Command(summary="the front as a table", configure=_configure_show, run=show),
     "pick": Command(
         summary="the best policy under a preference", configure=_configure_pick, run=pick
+    ),
+    "blend": Command(
+        summary="an exact blend of neighbours on the front", configure=_configure_blend, run=blend
+    ),
+    "export": Command(
+        summary="an adapter for diffusers, ComfyUI, A1111 or Forge",
+        configure=_configure_export,
+        run=export,
+    ),
+    "generate": Command(
+        summary="pictures beside the base model's", configure=_configure_generate, run=generate
     ),
 }

@@ -1,15 +1,21 @@
-"""The adapters of a run's policies, as files that plain diffusers loads."""
+"""The adapters of a run's policies, as files that other programs load."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from front.adapter import Adapter
+from front.cards import write_adapter_card
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ddpo.agents import Agents, Policy
+    from front.front import Blend, Front, FrontPolicy
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def adapter_of(agents: Agents, policy: Policy) -> Adapter:
@@ -34,3 +40,44 @@ def save_adapter(agents: Agents, policy: Policy, folder: Path) -> None:
         folder: made if absent.
     """
     adapter_of(agents, policy).save(folder)
+
+
+def write_folder(
+    folder: Path,
+    front: Front,
+    member: FrontPolicy | Blend,
+    adapter: Adapter | None = None,
+    *,
+    layout: str = "diffusers",
+    precision: str = "fp32",
+    error: float = 0.0,
+    repo: str = "",
+) -> Path:
+    """Write a ready adapter folder: the adapter, its model card, and the pictures the card shows.
+
+    Args:
+        folder: exists already.
+        front: the member belongs to.
+        member: whose adapter to write.
+        adapter: to write instead of the member's own, such as one of reduced rank.
+        layout: "diffusers", or "kohya" for ComfyUI, A1111 and Forge.
+        precision: a key of `PRECISIONS`.
+        error: relative error of a reduced adapter, for the card.
+        repo: the hub repository it is for, for the card.
+
+    Returns:
+        The adapter's file.
+
+    Raises:
+        UserError: if an adapter is missing or damaged, or too large for the precision.
+    """
+    adapter = (adapter or Adapter.of(member)).to(PRECISIONS[precision])
+    if layout == "kohya":
+        name = f"{front.path.resolve().name}_{member.id}.safetensors"
+        file = adapter.save_kohya(folder / name)
+    else:
+        file = adapter.save(folder)
+    write_adapter_card(
+        folder, front, member, adapter, weight_name=file.name, error=error, repo=repo
+    )
+    return file

@@ -94,7 +94,10 @@ def plot_hypervolume(path: Path, images: Sequence[int], hypervolumes: Sequence[f
 
 
 def plot_samples(
-    path: Path, prompts: Sequence[str], rows: Sequence[tuple[str, torch.Tensor]]
+    path: Path,
+    prompts: Sequence[str],
+    rows: Sequence[tuple[str, torch.Tensor]],
+    tile_size: int = _TILE,
 ) -> None:
     """Draw the same prompts and seeds for several policies, one row each.
 
@@ -102,18 +105,22 @@ def plot_samples(
         path: the PNG file.
         prompts: n column titles.
         rows: (label, images (n, 3, H, W) uint8) from the top down.
+        tile_size: pixels from one picture to the next.
     """
-    size = (_LABEL + _TILE * len(prompts), _HEADER + _TILE * len(rows))
+    size = (_LABEL + tile_size * len(prompts), _HEADER + tile_size * len(rows))
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for column, prompt in enumerate(prompts):
-        draw.text((_LABEL + column * _TILE + 3, 3), prompt[:12], fill="black", font=font)
+        draw.text(
+            (_LABEL + column * tile_size + 3, 3), prompt[: tile_size // 6], fill="black", font=font
+        )
     for row, (label, images) in enumerate(rows):
-        top = _HEADER + row * _TILE
+        top = _HEADER + row * tile_size
         draw.multiline_text((4, top + 6), label, fill="black", font=font)
         for column, image in enumerate(images):
             tile = Image.fromarray(image.permute(1, 2, 0).numpy())
-            resample = Image.Resampling.LANCZOS if tile.width > _TILE else Image.Resampling.NEAREST
-            where = (_LABEL + column * _TILE, top)
-            sheet.paste(tile.resize((_TILE - 2, _TILE - 2), resample), where)
+            is_large = tile.width > tile_size
+            resample = Image.Resampling.LANCZOS if is_large else Image.Resampling.NEAREST
+            where = (_LABEL + column * tile_size, top)
+            sheet.paste(tile.resize((tile_size - 2, tile_size - 2), resample), where)
     sheet.save(path)

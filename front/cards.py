@@ -1,0 +1,243 @@
+"""Model cards: what a person who finds an adapter on a hub, or in a folder, needs to know."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
+from ddpo.assets import resolve_model
+from front.front import ADAPTER_FILE, FrontPolicy
+from front.plots import plot_samples
+from front.samples import read_samples
+from front.tables import file_size, markdown_table, with_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+    from front.adapter import Adapter
+    from front.front import Blend, Front
+
+CARD = "README.md"
+SHEET = "samples.png"
+PLOT = "front.png"
+_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
+_TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "reinforcement-learning", "ddpo"]
+# Licences of the usual base models, for when the model's own card is not on this machine.
+_LICENCES = {
+    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stabilityai/stable-diffusion-2-1": "openrail++",
+    "stabilityai/stable-diffusion-2-1-base": "openrail++",
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+}
+
+
+def licence_of(model: str) -> str | None:
+    """The licence of a base model: from the card in its folder, or from what is known of it."""
+    card = Path(resolve_model(model)) / CARD
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        licence = getattr(ModelCard(text, ignore_metadata_errors=True).data, "license", None)
+        return None if licence is None else str(licence)
+    return _LICENCES.get(model)
+
+
+def write_adapter_card(
+    folder: Path,
+    front: Front,
+    member: FrontPolicy | Blend,
+    adapter: Adapter,
+    *,
+    weight_name: str = ADAPTER_FILE,
+    error: float = 0.0,
+    repo: str = "",
+) -> None:
+    """Write `README.md`, and the pictures it shows, beside one adapter.
+
+    Args:
+        folder: of the adapter.
+        front: it comes from.
+        member: the policy or blend it is.
+        adapter: as written.
+        weight_name: its file.
+        error: relative error of an adapter whose rank was reduced.
+        repo: on a hub; empty for a folder.
+    """
+    rows = []
+    if member.report_returns is not None and member.report_std_error is not None:
+        base = front.base
+        for i, objective in enumerate(front.objectives):
+            rows.append(
+                [
+                    f"{objective.name} [{objective.unit}]",
+                    with_error(member.report_returns[i], member.report_std_error[i]),
+                    with_error(base.report_returns[i], base.report_std_error[i]),
+                ]
+            )
+    header = ["objective", "this adapter", "base model"]
+    pictures = _write_pictures(folder, front, [member])
+    _write(
+        folder,
+        front,
+        pictures,
+        repo,
+        title=f"{member.id} of {front.path.resolve().name}",
+        member=member,
+        parts=[f"{share:.3g} {policy.id}" for policy, share in member.parts],
+        reduced=f"{error:.2g}" if error else "",
+        returns=markdown_table(header, rows) if rows else "",
+        weight_name=weight_name,
+        rank=adapter.rank,
+        alpha=f"{adapter.alpha:g}",
+        targets=adapter.target_modules,
+    )
+
+
+def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
+    """Write `README.md`, and the pictures it shows, beside a whole front.
+
+    Args:
+        folder: a copy of the front, with `front.json` and `adapters/`.
+        front: the front.
+        repo: on a hub; empty for a folder.
+    """
+    middle = front.policies[len(front.policies) // 2]
+    settings = front.settings["adapter"]
+    _write(
+        folder,
+        front,
+        _write_pictures(folder, front, front.policies),
+        repo,
+        title=f"Pareto front {front.path.resolve().name}",
+        member=None,
+        num_policies=len(front.policies),
+        returns="",
+        example=f"adapters/{middle.id}",
+        weight_name=ADAPTER_FILE,
+        rank=settings["rank"],
+        alpha=f"{settings['alpha']:g}",
+    )
+
+
+def _write(folder: Path, front: Front, pictures: list[str], repo: str, **content: Any) -> None:
+    """Fill the template and write the card."""
+    model = str(front.settings["pretrained"]["model"])
+    is_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).is_dir()
+    name = model if is_on_hub else Path(model).name  # a path says too much about a machine
+    prompts = front.sample_prompts or ("your prompt",)
+    licence = licence_of(model) or "unknown"
+    known = licence not in {"unknown", "other"}
+    data = ModelCardData(
+        base_model=model if is_on_hub else None,
+        library_name="diffusers",
+        license=licence if known else "other",
+        license_name=None if known else f"{_slug(name)}-licence",
+        pipeline_tag="text-to-image",
+        tags=[*_TAGS, *_model_tags(model)],
+        instance_prompt=front.sample_prompts[0] if front.sample_prompts else None,
+        widget=[
+            {"text": prompt, "output": {"url": picture}}
+            for prompt, picture in zip(prompts, pictures, strict=False)
+        ]
+        or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE.read_text(encoding="utf-8"),
+        base=f"`{name}`",
+        load_base=name,
+        is_on_hub=is_on_hub,
+        objectives=[f"`{objective.name}` [{objective.unit}]" for objective in front.objectives],
+        reference=_point(front, "reference"),
+        ideal=_point(front, "ideal"),
+        sheet=SHEET if pictures else "",
+        plot=_copy_plot(folder, front),
+        prompt=prompts[0].replace("\\", "").replace('"', "'"),
+        sample=front.settings["sample"],
+        front=front,
+        front_table=front_table(front),
+        licence=licence,
+        repo=repo,
+        **content,
+    )
+    text = re.sub(r"\n{3,}", "\n\n", str(card))
+    (folder / CARD).write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def front_table(front: Front) -> str:
+    """The front as a Markdown table: every policy, measured blend, and the base model."""
+    header = ["policy", "weights", *(f"{o.name} [{o.unit}]" for o in front.objectives), "size"]
+    rows = []
+    for member in front.members:
+        if isinstance(member, FrontPolicy):
+            origin = ", ".join(f"{weight:.2f}" for weight in member.weights)
+            size = file_size(member.size_bytes)
+        else:
+            origin = " + ".join(f"{share:.2f} {policy.id}" for policy, share in member.parts)
+            size = "blend"
+        rows.append([member.id, origin, *_cells(member), size])
+    rows.append(["base model", "", *_cells(front.base), ""])
+    return markdown_table(header, rows)
+
+
+def _cells(measured: Any) -> list[str]:
+    pairs = zip(measured.report_returns, measured.report_std_error, strict=True)
+    return [with_error(value, error) for value, error in pairs]
+
+
+def _point(front: Front, which: str) -> str:
+    return ", ".join(f"{getattr(objective, which):.4g}" for objective in front.objectives)
+
+
+def _model_tags(model: str) -> list[str]:
+    """The tag by which a hub groups a family, where the model's name says it."""
+    is_xl = "xl" in model.lower()
+    return ["stable-diffusion-xl" if is_xl else "stable-diffusion"]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _write_pictures(
+    folder: Path, front: Front, members: Sequence[FrontPolicy | Blend]
+) -> list[str]:
+    """Write the sheet of stored samples and the first member's pictures; their paths, or none."""
+    num = len(front.sample_prompts)
+    rows: list[tuple[str, torch.Tensor]] = []
+    first: list[Image.Image] = []
+    for identifier, label in [
+        ("base", "base model"),
+        *((m.id, m.id) for m in members if m.id != "base"),
+    ]:
+        pictures = read_samples(front.path, "report", identifier, num)
+        if pictures:
+            images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+            rows.append((label, images.permute(0, 3, 1, 2)))
+            if identifier != "base" and not first:
+                first = pictures
+    if not first:
+        return []
+    plot_samples(folder / SHEET, front.sample_prompts, rows)
+    (folder / "images").mkdir(exist_ok=True)
+    paths = [f"images/{index}.png" for index in range(len(first))]
+    for path, picture in zip(paths, first, strict=True):
+        picture.save(folder / path)
+    return paths
+
+
+def _copy_plot(folder: Path, front: Front) -> str:
+    """Take the run's plot of the front along; its name, or nothing."""
+    source, target = front.path / PLOT, folder / PLOT
+    if not source.is_file():
+        return ""
+    if source.resolve() != target.resolve():
+        target.write_bytes(source.read_bytes())
+    return PLOT

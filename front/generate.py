@@ -1,0 +1,83 @@
+"""The `generate` command: files and a sheet of what a `Painter` draws."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from front.front import FrontError
+from front.painter import Painter
+from front.plots import plot_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import torch
+
+    from front.front import Blend, Front, FrontPolicy
+
+_SMALLEST_TILE, _LARGEST_TILE = 96, 256  # pixels of a picture on the sheet
+
+
+def draw_beside_base(
+    front: Front,
+    member: FrontPolicy | Blend,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    model: str = "",
+    device: str = "",
+    **changes: Any,
+) -> Path:
+    """Draw every prompt with every seed, by the base model and by a member of the front.
+
+    Args:
+        front: of the run.
+        member: policy or blend.
+        prompts: what to draw.
+        seeds: the same for every prompt.
+        out: folder for `<policy>_<prompt>_<seed>.png` and the sheet; made if absent.
+        model: where the base model is now.
+        device: empty for a GPU if there is one.
+        changes: to the run's sampler settings, see `Painter.draw`.
+
+    Returns:
+        The sheet's path.
+
+    Raises:
+        UserError: if the model, the adapter or the folder cannot be used.
+    """
+    painter = Painter(front, model, device)
+    texts = [prompt for prompt in prompts for _ in seeds]
+    keys = [seed for _ in prompts for seed in seeds]
+    rows = []
+    with tqdm(total=2 * len(texts), unit="image", leave=False, disable=None) as bar:
+        for label, drawn in (("base model", None), (member.id, member)):
+            images = painter.draw(drawn, texts, keys, on_batch=bar.update, **changes)
+            rows.append((label.replace("-", "\n") if len(label) > 20 else label, images))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, (_, images) in zip(("base", member.id), rows, strict=True):
+            for text, seed, image in zip(texts, keys, images, strict=True):
+                to_picture(image).save(out / f"{name}_{_slug(text)}_{seed}.png")
+        size = max(_SMALLEST_TILE, min(_LARGEST_TILE, images.shape[-1]))
+        sheet = out / f"sheet_{member.id}_{_slug(prompts[0])}_{seeds[0]}.png"
+        plot_samples(sheet, texts, rows, size)
+    except OSError as error:
+        raise FrontError(f"{out} cannot be written to: {error}") from error
+    return sheet
+
+
+def to_picture(image: torch.Tensor) -> Image.Image:
+    """A picture from (3, H, W) uint8."""
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def _slug(text: str) -> str:
+    """A prompt as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "empty"

@@ -1,0 +1,108 @@
+"""Pictures of any policy or blend of a front, beside the base model's of the same seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ddpo.pipeline import FrozenDiffusion
+from front.adapter import Adapter
+from front.settings import settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from front.front import Blend, Front, FrontPolicy
+
+_SLOT = "painter"
+
+
+class Painter:
+    """A run's base model in plain diffusers, with one policy or blend at a time.
+
+    Args:
+        front: of the run.
+        model: where the base model is now; empty where it was when the run was made.
+        device: empty for a GPU if there is one.
+
+    Raises:
+        UserError: if the run's settings or its base model cannot be read.
+    """
+
+    def __init__(self, front: Front, model: str = "", device: str = "") -> None:
+        settings = settings_of(front, model)
+        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        pretrained = settings.pretrained
+        if where == "cpu":  # a CPU has no use for half precision, and no kernels for some of it
+            pretrained = dataclasses.replace(pretrained, dtype="float32")
+        self.sample = settings.sample
+        self._model = FrozenDiffusion.load(pretrained, where)
+        self._model.pipe.scheduler = self._model.scheduler
+        self._shown: FrontPolicy | Blend | None = None
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        member: FrontPolicy | Blend | None,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        on_batch: Callable[[int], object] | None = None,
+        **changes: Any,
+    ) -> torch.Tensor:
+        """Draw one picture for each prompt and seed.
+
+        A picture depends on its own seed only: it is that of
+        `pipe(prompt, generator=torch.Generator().manual_seed(seed))`.
+
+        Args:
+            member: policy or blend; None for the base model.
+            prompts: one per picture.
+            seeds: one per picture.
+            on_batch: called with the number of pictures after every batch.
+            changes: to the run's sampler settings, under diffusers' names (`guidance_scale`,
+                `num_inference_steps`, `eta`, `negative_prompt`).
+
+        Returns:
+            (n, 3, H, W) uint8 on the CPU.
+
+        Raises:
+            UserError: if the adapter is missing, damaged, or made for another model.
+        """
+        self._show(member)
+        sample = self.sample
+        settings = {
+            "num_inference_steps": sample.num_steps,
+            "guidance_scale": sample.guidance_scale,
+            "eta": sample.eta,
+            "negative_prompt": sample.negative_prompt or None,
+            **changes,
+        }
+        negative = settings.pop("negative_prompt")
+        batch = max(1, sample.rows_per_pass // (1 if settings["guidance_scale"] <= 1 else 2))
+        images = []
+        for start in range(0, len(prompts), batch):
+            texts = list(prompts[start : start + batch])
+            generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
+            images += self._model.pipe(
+                texts,
+                negative_prompt=None if negative is None else [negative] * len(texts),
+                generator=generators,
+                output_type="pt",
+                **settings,
+            ).images
+            if on_batch is not None:
+                on_batch(len(texts))
+        return torch.stack(images).float().mul(255).round().byte().cpu()
+
+    def _show(self, member: FrontPolicy | Blend | None) -> None:
+        """Make the pipeline draw as a member, or as the base model."""
+        pipe = self._model.pipe
+        if member is None:
+            if self._shown is not None:
+                pipe.unload_lora_weights()
+        elif member is not self._shown:
+            Adapter.of(member).apply(pipe, _SLOT)
+        self._shown = member

@@ -1,0 +1,50 @@
+"""The typed settings of a finished run, read back from its `config.json`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from config import base
+from config.errors import ConfigError
+from config.parse import parse
+from ddpo.rewards import REWARDS
+from front.front import FrontError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from config.schema import Settings
+    from front.front import Front
+
+
+def settings_of(front: Front, model: str = "") -> Settings:
+    """The settings a run was made with.
+
+    Settings that the run's program did not have yet take their defaults.
+
+    Args:
+        front: of the run.
+        model: where its base model is now; empty where it was then.
+
+    Raises:
+        FrontError: if this program cannot read them.
+    """
+    values = _merged(base.get_config().to_dict(), front.settings)
+    if model:
+        values["pretrained"]["model"] = model
+    try:
+        return parse(ConfigDict(values), {"rewards.names": REWARDS})
+    except ConfigError as error:
+        raise FrontError(f"the settings in {front.path / 'config.json'}: {error}") from error
+
+
+def _merged(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested defaults with the given values in their place."""
+    merged = dict(defaults)
+    for name, value in json.loads(json.dumps(given)).items():
+        is_section = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if is_section else value
+    return merged
