@@ -1,6 +1,7 @@
 """Multi-objective RL fine-tuning of Stable Diffusion: PGMORL over DDPO, one LoRA per agent.
 
     accelerate launch mo_train.py --config config/base.py --config.train.learning_rate=1e-3
+    python mo_train.py --config config/base.py --dry_run    # what it would do and need
 
 This file reads and checks the settings; the method itself is `mo_loop.py`, which is imported only
 once they are right, so that a mistake is answered at once.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from config.schema import Settings
 
@@ -75,6 +77,29 @@ def _read_settings_or_exit(argv: Sequence[str]) -> Settings:
         sys.exit(EXIT_WRONG_SETTINGS)
 
 
+def _read_command_or_exit(argv: Sequence[str]) -> Callable[[], None]:
+    """What the command line asks for: training, unless one of `_INSTEAD` is among its words."""
+    asked = [word for word in argv if word in _INSTEAD]
+    settings = _read_settings_or_exit([word for word in argv if word not in _INSTEAD])
+    return partial(_INSTEAD[asked[0]] if asked else main, settings)
+
+
+def dry_run(settings: Settings) -> None:
+    """Print what the run would do and need, without training or downloading."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from front.dry_run import dry_run as report  # noqa: PLC0415 - slow to import
+
+    try:
+        sys.stdout.write(f"{report(settings)}\n")
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+
+
+_INSTEAD = {"--dry_run": dry_run}
+
+
 def main(settings: Settings) -> None:
     """Train, and publish the front."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision on import
@@ -88,4 +113,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_read_settings_or_exit)
+    app.run(lambda command: command(), flags_parser=_read_command_or_exit)

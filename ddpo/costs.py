@@ -205,6 +205,14 @@ class Memory:
         return self.weights + self.adapters + self.rollout + turns
 
 
+def rows_that_fit(memory: Memory, footprint: Footprint, budget_bytes: float) -> int:
+    """The largest `train.rows_per_pass` within a budget, a tenth of which is kept free."""
+    left = 0.9 * budget_bytes - memory.weights - memory.adapters - memory.rollout
+    if left < max(memory.sampling, memory.decoding):
+        return 0
+    return int(left // footprint.train_bytes)
+
+
 def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Memory:
     """Peak memory of one device that does all the work."""
     steps, samples = settings.sample.num_steps, plan.images_per_iteration

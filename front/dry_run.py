@@ -1,0 +1,202 @@
+"""What a run would do and need, without training, weights or a network: `mo_train.py --dry_run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from config.errors import UserError
+from ddpo.assets import resolve_model
+from ddpo.costs import CARDS, Plan, expected_memory, hours, rows_that_fit, total_flops
+from ddpo.footprint import KNOWN_MODELS, measure_footprint
+from ddpo.prompts import split_prompts
+from ddpo.rewards import REWARDS
+from ddpo.rewards.find import build_reward
+from front.progress import route_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from config.schema import RewardSettings, Settings
+    from ddpo.costs import Footprint, Memory
+    from ddpo.prompts import PromptSplit
+
+UTILISATION = 0.4  # share of a card's peak that the hours assume
+_BUDGETS_GB = (10, 24, 80)
+_CPU = torch.device("cpu")
+# What a diffusers pipeline loads: part -> file, without its suffix.
+_WEIGHT_FILES = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+
+
+def dry_run(settings: Settings) -> str:
+    """The report, as text.
+
+    Set HF_HUB_OFFLINE=1 before anything of the hub is imported, as `mo_train.py` does, or rewards
+    whose weights are missing will download them.
+
+    Raises:
+        UserError: if the architecture of the model cannot be had without a download.
+    """
+    route_logs()
+    prompts = split_prompts(settings.prompts)
+    plan = Plan.of(settings, len(prompts.train))
+    footprint = measure_footprint(settings)
+    sections = {
+        "Objectives": _objectives(settings.rewards),
+        "Prompts": _prompts(prompts),
+        "Images and UNet rows": _counts(settings, plan),
+        "Model": _model(settings, footprint),
+        "Memory of one device": _memory(settings, plan, footprint),
+        "Time": _time(plan, footprint),
+        "Downloads": _downloads(settings, footprint),
+    }
+    return "\n".join(
+        line
+        for title, lines in sections.items()
+        for line in (title, *(f"  {line}" for line in lines))
+    )
+
+
+def reward_state(name: str, settings: RewardSettings) -> str:
+    """Whether the reward can be built here and now: "ready", or what keeps it from it."""
+    try:
+        build_reward(name, settings, _CPU)
+    except OSError as error:  # also what the hub raises for files that are not in its cache
+        weights = REWARDS[name].weights if name in REWARDS else ""
+        first = str(error).splitlines()[0] if str(error) else repr(error)
+        return f"needs a download: {weights}" if weights else f"cannot be built: {first}"
+    except (UserError, ValueError, RuntimeError, ImportError) as error:
+        return f"cannot be built: {error}"
+    return "ready"
+
+
+def _objectives(settings: RewardSettings) -> Iterator[str]:
+    points = settings.reference and settings.ideal
+    for index, name in enumerate(settings.names):
+        unit = f" [{REWARDS[name].unit}]" if name in REWARDS else ""
+        line = f"{name}{unit}: {reward_state(name, settings)}"
+        if points:
+            line += f"; z = 0 at {settings.reference[index]:g}, 1 at {settings.ideal[index]:g}"
+        yield line
+    if not points:
+        yield "z = 0 and 1 are measured on the base model first: its mean -+ 3 standard deviations"
+
+
+def _prompts(prompts: PromptSplit) -> Iterator[str]:
+    yield (
+        f"{len(prompts.train)} to train on, {len(prompts.selection)} for selection, "
+        f"{len(prompts.report)} for the report"
+    )
+    yield from prompts.notes
+
+
+def _counts(settings: Settings, plan: Plan) -> Iterator[str]:
+    evolution = settings.evolution
+    yield (
+        f"{evolution.num_generations} generations of {evolution.iterations_per_generation} "
+        f"iterations; {plan.num_agents} agents x {plan.images_per_agent:,} = "
+        f"{plan.images_per_iteration:,} images an iteration"
+    )
+    yield (
+        f"images: {plan.train_images:,} to train on, {plan.calibration_images:,} to calibrate, "
+        f"{plan.selection_images:,} for selection, {plan.report_images_per_policy:,} a policy of "
+        f"the final front (about {plan.report_policies}, {plan.report_images:,})"
+    )
+    yield (
+        f"UNet rows an image: {plan.sample_rows_per_image:,} to sample, "
+        f"{plan.train_rows_per_image:,} with gradient"
+        + (f", {plan.base_rows_per_image:,} more" if plan.base_rows_per_image else "")
+    )
+    yield f"UNet rows in all: {plan.sample_rows:,} to sample, {plan.train_rows:,} with gradient"
+    per_iteration = plan.optimiser_steps // plan.num_iterations
+    yield (
+        f"optimiser steps of an agent: {per_iteration} an iteration, "
+        f"{plan.optimiser_steps:,} in all"
+    )
+
+
+def _model(settings: Settings, footprint: Footprint) -> Iterator[str]:
+    yield (
+        f"{settings.pretrained.model}, {settings.pretrained.dtype}: UNet "
+        f"{footprint.unet_parameters:,}, VAE {footprint.vae_parameters:,}, text "
+        f"{footprint.text_parameters:,} parameters"
+    )
+    size = 4 * footprint.adapter_parameters / 1e6
+    yield (
+        f"adapter of rank {settings.adapter.rank}: {footprint.adapter_parameters:,} parameters, "
+        f"{size:.1f} MB on disk, {4 * size:.1f} MB an agent while it trains"
+    )
+    yield (
+        f"a UNet row: {footprint.sample_flops / 1e12:.3g} TFLOP forward, "
+        f"{footprint.train_flops / 1e12:.3g} with gradient"
+    )
+
+
+def _memory(settings: Settings, plan: Plan, footprint: Footprint) -> Iterator[str]:
+    memory = expected_memory(settings, plan, footprint)
+    yield (
+        f"expected peak {_gb(memory.peak)}, the rewards' models apart: weights "
+        f"{_gb(memory.weights)} + adapters {_gb(memory.adapters)} + rollout {_gb(memory.rollout)}"
+    )
+    yield (
+        f"+ the largest of sampling {_gb(memory.sampling)}, decoding {_gb(memory.decoding)}, "
+        f"training {_gb(memory.training)}"
+    )
+    yield from _fits(settings, memory, footprint)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _fits(settings: Settings, memory: Memory, footprint: Footprint) -> Iterator[str]:
+    now = settings.train.rows_per_pass
+    most = {size: rows_that_fit(memory, footprint, size * 1e9) for size in _BUDGETS_GB}
+    shown = ", ".join(f"{size} GB: {rows or 'none'}" for size, rows in most.items())
+    yield f"train.rows_per_pass={now}; the most that fit, with a tenth kept free: {shown}"
+
+
+def _time(plan: Plan, footprint: Footprint) -> Iterator[str]:
+    flops = total_flops(plan, footprint)
+    needed = {card: hours(flops, peak, UTILISATION) for card, peak in CARDS.items()}
+    shown = ", ".join(f"{card} {_duration(spent)}" for card, spent in needed.items())
+    yield f"{flops / 1e15:,.3g} PFLOP in UNet and VAE; rewards come on top"
+    yield f"one card at {UTILISATION:.0%} of its bfloat16 peak (an assumption): {shown}"
+
+
+def _duration(spent: float) -> str:
+    """Hours in a fitting unit."""
+    if spent < 1:
+        return f"{60 * spent:.0f} min" if spent > 1 / 60 else "under a minute"
+    return f"{spent:,.0f} h" if spent >= 10 else f"{spent:.1f} h"
+
+
+def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
+    pretrained = settings.pretrained
+    if Path(resolve_model(pretrained.model)).exists():
+        yield "none for the base model: it is on this machine"
+        return
+    variant = f".{pretrained.variant}" if pretrained.variant else ""
+    files = [f"{part}/{file}{variant}.safetensors" for part, file in _WEIGHT_FILES.items()]
+    if KNOWN_MODELS.get(pretrained.model) != "sdxl":
+        files = [file for file in files if not file.startswith("text_encoder_2")]
+    revision = pretrained.revision or None
+    missing = [
+        file
+        for file in files
+        if not isinstance(try_to_load_from_cache(pretrained.model, file, revision=revision), str)
+    ]
+    if missing:
+        parts = footprint.unet_parameters + footprint.vae_parameters + footprint.text_parameters
+        size = parts * (2 if pretrained.variant == "fp16" else 4)
+        yield f"{pretrained.model}: {', '.join(missing)}; {_gb(size)} in all"
+    else:
+        yield "none for the base model: it is in the hub's cache"
