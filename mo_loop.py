@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,16 +18,17 @@ import torch
 from accelerate import Accelerator
 
 from config.errors import ConfigError, UserError
-from config.resume import check_resumable
+from config.resume import changed_settings
 from config.rules import process_problems
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
-from ddpo.processes import ProcessError, Processes
-from ddpo.scorer import RewardError
+from ddpo.processes import Processes
 from ddpo.trainer import Trainer
+from front.failures import explained
 from front.progress import Progress, route_logs
 from front.publish import Costs, front_record, publish, search_record
-from front.run_dir import open_run_dir
+from front.run_choice import mark_finished
+from front.run_dir import open_run_dir, version_changes, written_by
 from front.trackers import Trackers, installed_trackers
 from morl.evolution import Evolution
 from morl.types import BASE_POLICY, Objective, Offspring, PolicyId, policy_id
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ddpo.evaluation import Evaluation
     from ddpo.trainer import Iteration
     from front.checkpoint import Checkpoint
+    from front.stop import Stop
     from morl.types import Generation
 
 
@@ -56,21 +58,30 @@ class Run:
 
     Args:
         settings: checked already.
+        stop: tells when a signal asks for an end.
 
     Raises:
         UserError: if the processes, the run directory, the model or the checkpoint cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, stop: Stop | None = None) -> None:
         self.settings = settings
+        with ExitStack() as parts:
+            self._open(settings, stop, parts)
+            self._parts = parts.pop_all()  # closed by `train`, or above if something fails
+
+    def _open(self, settings: Settings, stop: Stop | None, parts: ExitStack) -> None:
+        """Make the parts, those first that fail fast; each is closed with `parts`."""
         self.processes = Processes.start(settings.processes, settings.evolution.num_agents)
+        parts.push(lambda _kind, error, _trace: self.processes.close(error))
         self.once = self.processes.once
         is_first = self.processes.is_first
         route_logs(is_first)
         problems = list(process_problems(settings.flat(), self.processes.count))
         if problems:
             raise ConfigError(problems)
-        self.run_dir = self.once(open_run_dir, settings)
+        self.run_dir = self.once(open_run_dir, settings, parts)
+        checkpoint, changes = self.once(self._read_checkpoint)
         tracker_names = installed_trackers(settings.trackers) if is_first else []
         accelerator = Accelerator(
             cpu=self.processes.device.type == "cpu",
@@ -80,8 +91,11 @@ class Run:
         # The launchers set OMP_NUM_THREADS=1 on a CPU, so "all" has to be said aloud.
         torch.set_num_threads(settings.num_threads or available_cpus())
         self.progress = Progress(settings.evolution.num_generations, is_first)
+        parts.callback(self.progress.close)
+        check_stop = stop.check if stop else lambda: None
         with self.processes.together(UserError):
-            self.trainer = Trainer(settings, self.processes, self.progress.steps)
+            self.trainer = Trainer(settings, self.processes, self.progress.steps, check_stop)
+        parts.callback(self.trainer.close)
         self.selection_set = EvaluationSet.make(
             "selection",
             self.trainer.prompts.selection,
@@ -92,18 +106,20 @@ class Run:
         self.trackers = Trackers(
             accelerator, tracker_names, self.run_dir.path.name, settings.flat()
         )
+        parts.callback(self.trackers.close)
         self.policies: dict[PolicyId, Policy] = {}
         self.warmup_archive: list[PolicyId] = []
         self.curve: list[tuple[int, float]] = []
         self.costs = Costs(train=0, selection=0, report=0, unet_rows=0)
-        if settings.resume_from:
-            self._restore()
-        else:
-            self._start()
+        with explained(self.run_dir, is_first):
+            if checkpoint:
+                self._restore(checkpoint, changes)
+            else:
+                self._start()
 
     def train(self) -> None:
         """The loop: tasks from the search, DDPO on all of them at once, offspring to the search."""
-        try:
+        with self._parts, explained(self.run_dir, self.processes.is_first):
             while (generation := self.once(self.evolution.ask)) is not None:
                 self.progress.generation(generation)
                 self.trainer.load([self.policies[task.policy] for task in generation.tasks])
@@ -114,16 +130,6 @@ class Run:
                 self.once(self.evolution.tell, self._offspring(generation))
                 self._commit(generation)
             self._publish()
-        except (RewardError, ProcessError, FloatingPointError, torch.OutOfMemoryError) as error:
-            raise UserError(
-                f"{error}\nThe last finished generation is safe: go on from it with "
-                f"--config.resume_from={self.run_dir.path}"
-            ) from error
-        finally:
-            self.progress.close()
-            self.trackers.close()
-            self.trainer.close()
-            self.processes.close(sys.exc_info()[1])
 
     def _offspring(self, generation: Generation) -> list[Offspring]:
         """Snapshot and evaluate what the agents have become."""
@@ -144,6 +150,7 @@ class Run:
         for note in prompts.notes:
             self.progress.say(note)
         self.once(self.run_dir.write_config, settings, str(self.processes.device))
+        self.once(self.run_dir.truncate_metrics, 0)
         initial = self.trainer.agents.initial_policy()
         on = calibration_set(prompts.train, settings.evaluation.calibration_prompts, settings.seed)
         rewards = self._evaluate("selection", [initial], on)[0].rewards
@@ -161,28 +168,38 @@ class Run:
         self.once(self._log, {f"base/{name}": value for name, value in returns})
         self.once(self._save, -1)
 
-    def _restore(self) -> None:
-        """Continue from the newest whole checkpoint."""
-        checkpoint, self.policies = self.once(self._read_checkpoint)
+    def _read_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
+        """What to go on from, if anything, and what has changed since the run began."""
+        if self.run_dir.is_new:
+            return None, []
+        checkpoint = self.run_dir.store.latest()
+        changes = changed_settings(checkpoint.record["settings"], self.settings)
+        return checkpoint, changes + version_changes(checkpoint.written_by)
+
+    def _restore(self, checkpoint: Checkpoint, changes: Sequence[str]) -> None:
+        """Continue from a checkpoint."""
         record = checkpoint.record
+        self.policies = {PolicyId(name): policy for name, policy in checkpoint.policies.items()}
         self.calibration = Calibration.from_json(record["calibration"])
         self.costs = Costs(**record["costs"])
         self.curve = [(images, value) for images, value in record["curve"]]
         self.warmup_archive = [PolicyId(name) for name in record["warmup_archive"]]
         self.trainer.updater.recompute = record["recompute_log_probs"]
-        self.once(self.run_dir.truncate_metrics, record["metrics_bytes"])
         self.evolution = Evolution.restore(
             self.settings.evolution, self.objectives, checkpoint.evolution
         )
+        self.once(self._reopen, record["metrics_bytes"])
+        for change in changes:
+            self.progress.say(f"since the run began: {change}")
         self.progress.say(
             f"resumed after generation {checkpoint.generation} of {self.run_dir.path}"
         )
 
-    def _read_checkpoint(self) -> tuple[Checkpoint, dict[PolicyId, Policy]]:
-        store = self.run_dir.store
-        checkpoint = store.latest()
-        check_resumable(checkpoint.record["settings"], self.settings)
-        return checkpoint, {PolicyId(name): store.load_policy(name) for name in checkpoint.policies}
+    def _reopen(self, metrics_bytes: int) -> None:
+        """Take back what was written after the checkpoint."""
+        self.run_dir.write_config(self.settings, str(self.processes.device))
+        self.run_dir.truncate_metrics(metrics_bytes)
+        self._write_adapters()
 
     def _commit(self, generation: Generation) -> None:
         """Log a finished generation, make it durable, and forget what nothing asks for."""
@@ -199,12 +216,16 @@ class Run:
         self._log(metrics)
         live = evolution.live_policies | {*self.warmup_archive, BASE_POLICY}
         self.policies = {name: policy for name, policy in self.policies.items() if name in live}
-        archive = {member.policy: self.policies[member.policy] for member in evolution.archive}
-        self.run_dir.write_adapters(self.trainer.agents, archive)
-        self.run_dir.write_json("history.json", evolution.history.to_json())
-        self._save(generation.index)
+        with self.run_dir.outlasting_a_full_disk(generation.index):
+            self._write_adapters()
+            self.run_dir.write_json("history.json", evolution.history.to_json())
+            self._save(generation.index)
         self.progress.finished(generation, metrics, self.costs.train)
         return set(self.policies)
+
+    def _write_adapters(self) -> None:
+        archive = {member.policy: self.policies[member.policy] for member in self.evolution.archive}
+        self.run_dir.write_adapters(self.trainer.agents, archive)
 
     def _save(self, generation: int) -> None:
         """Write a checkpoint: policies first, then the file that names them."""
@@ -218,12 +239,13 @@ class Run:
             "curve": self.curve,
             "warmup_archive": self.warmup_archive,
             "recompute_log_probs": self.trainer.updater.recompute,
-            "metrics_bytes": self.run_dir.metrics_bytes(),
+            "metrics_bytes": self.run_dir.flush_metrics(),
         }
-        store.commit(generation, self.evolution.state(), self.policies, record)
         num_generations = self.settings.evolution.num_generations
         search = search_record(self.evolution, num_generations, self.curve, self.costs, self.shown)
         self.run_dir.write_json("search.json", search)
+        writer = {**written_by(), "num_processes": self.processes.count}
+        store.commit(generation, self.evolution.state(), self.policies, record, writer)
 
     def _publish(self) -> None:
         """Re-evaluate the archive on the report set and write what is published."""
@@ -251,6 +273,7 @@ class Run:
         publish(self.run_dir, front, history, self.curve, shown, report)
         volumes = front["hypervolume"]
         self._log({"report/hypervolume": volumes["report"]})
+        mark_finished(self.run_dir.path, self.evolution.num_generations)
         self.progress.say(
             f"front of {len(front['policies'])} policies in {self.run_dir.path}; hypervolume on "
             f"the report set {volumes['report']:.4f} (base model {volumes['report_base']:.4f}, "

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from config.errors import ConfigError, UserError
+from config.errors import ConfigError, StoppedError, UserError
 from config.loader import load
 from config.parse import Choices, parse
 from ddpo.prompts import load_prompts
 from ddpo.rewards.find import reward_problems
+from front.run_choice import choose_run
+from front.stop import Stop
 from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES
 
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from config.schema import Settings
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "config" / "base.py"
+EXIT_FAILED = 1
 EXIT_WRONG_SETTINGS = 2
+EXIT_STOPPED = os.EX_TEMPFAIL  # 75, by a signal: start it again with resume_from
 CHOICES: Choices = {
     "evolution.strategy": STRATEGIES,
     "evolution.predictor": PREDICTORS,
@@ -102,14 +106,28 @@ _INSTEAD = {"--dry_run": dry_run}
 
 def main(settings: Settings) -> None:
     """Train, and publish the front."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision on import
-    from mo_loop import Run  # noqa: PLC0415 - slow to import, see the top of this file
-
     try:
-        Run(settings).train()
+        choice = choose_run(settings)
+        if choice.is_finished:
+            sys.stdout.write(
+                f"{choice.path} is finished; raise evolution.evolutionary_generations to go on\n"
+            )
+            return
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision
+        from mo_loop import Run  # noqa: PLC0415 - slow to import, see the top of this file
+
+        stop = Stop()
+        with stop.watching():
+            Run(settings, stop).train()
     except UserError as error:
         sys.stderr.write(f"{error}\n")
-        sys.exit(EXIT_WRONG_SETTINGS if isinstance(error, ConfigError) else 1)
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: UserError) -> int:
+    if isinstance(error, ConfigError):
+        return EXIT_WRONG_SETTINGS
+    return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # keys every random draw of the run
     config.logdir = "logs"  # where run directories are made
     config.run_name = ""  # name of the run directory; empty: date and time
-    config.resume_from = ""  # a run directory to continue
+    config.resume_from = ""  # a run directory to continue; "auto": the newest that is not finished
+    config.resume_force = ()  # settings that may differ from those the run began with
     config.trackers = ()  # besides metrics.jsonl: "wandb", "tensorboard"
     config.num_threads = 0  # CPU threads of torch; 0: all cores
 
@@ -116,6 +117,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.rows_per_pass = 128  # UNet rows per pass with gradient; lower it to save memory
     train.recompute_log_probs = "auto"  # auto, always or never
     train.gradient_checkpointing = False  # less memory, about a third slower
+    train.max_skipped_steps = 10  # steps in a row an agent may skip: gradient not finite
 
     # --- advantages ----------------------------------------------------------------------------
     config.advantage = advantage = ml_collections.ConfigDict()
@@ -130,6 +132,11 @@ def get_config() -> ml_collections.ConfigDict:
     evaluation.selection_images = 96  # per policy and generation; decides the search
     evaluation.report_images = 512  # per policy of the final front; what is published
     evaluation.sample_prompts = 8  # columns of samples.png
+
+    # --- checkpoints: one after every generation, see docs/reliability.md -----------------------
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.keep = 2  # the last ones stay
+    checkpoint.max_failures = 3  # generations in a row that a full disk may leave unsaved
 
     # --- PGMORL --------------------------------------------------------------------------------
     config.evolution = evolution = ml_collections.ConfigDict()

@@ -5,6 +5,10 @@ class UserError(RuntimeError):
     """Something outside the program is wrong; the message says what and what to do."""
 
 
+class StoppedError(UserError):
+    """The run was asked to stop, and did so where nothing is half done."""
+
+
 class ConfigError(UserError):
     """One or more settings are wrong.
 

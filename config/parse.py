@@ -118,6 +118,8 @@ def _coerce(value: object, kind: object) -> object:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
     if type(value) is not kind:
         raise TypeError(names[typing.cast("type", kind)])
+    if kind is str and "\0" in typing.cast("str", value):
+        raise TypeError("a text without NUL")
     if kind is float and not math.isfinite(typing.cast("float", value)):
         raise TypeError("a finite number")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from config import base
 from config.errors import ConfigError
 from config.schema import flatten
 
@@ -13,44 +14,92 @@ if TYPE_CHECKING:
 
     from config.schema import Settings
 
-# Settings that may differ between a run and its continuation.
-_FREE_ON_RESUME = {
-    "resume_from",
+# Settings that change nothing in what is learnt.
+_FREE = {
     "logdir",
     "run_name",
+    "resume_from",
+    "resume_force",
     "trackers",
-    "num_threads",
     "rewards.remotes",
     "rewards.remote_attempt_seconds",
     "rewards.remote_retries",
     "rewards.timeout_seconds",
     "rewards.on_error",
     "rewards.max_invalid_fraction",
-    "processes.count",
     "processes.timeout_seconds",
+    "checkpoint.keep",
+    "checkpoint.max_failures",
+    "train.max_skipped_steps",
+    "evaluation.report_images",
 }
+# Settings that say how to compute, not what: the results stay the same up to rounding. To lower the
+# rows of a pass is the way on for a run that ran out of memory.
+_ROUNDING = {
+    "num_threads",
+    "pretrained.channels_last",
+    "pretrained.vae_slicing",
+    "pretrained.offload_text_encoders",
+    "sample.rows_per_pass",
+    "train.rows_per_pass",
+    "train.gradient_checkpointing",
+}
+# Settings that policies, search and calibration are made of.
+_NEVER = {
+    "rewards.names",
+    "rewards.reference",
+    "rewards.ideal",
+    "adapter.rank",
+    "adapter.target_modules",
+    "evolution.num_agents",
+}
+_LONGER = "evolution.evolutionary_generations"
 
 
-def check_resumable(before: Mapping[str, Any], settings: Settings) -> None:
-    """Refuse to continue a run under other settings; more evolutionary generations are welcome.
+def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]:
+    """What differs between a run and its continuation, a sentence each, if that is allowed.
+
+    Allowed are settings that change nothing in what is learnt, those that change it by rounding
+    only, more evolutionary generations, whatever `resume_force` names, and settings that this
+    version of the program has and that of then had not, as long as they have their default.
 
     Args:
         before: `Settings.to_json()` of the run, as read from its checkpoint.
         settings: those of now.
 
     Raises:
-        ConfigError: listing what differs.
+        ConfigError: listing what differs and is not allowed.
     """
     old, new = dict(flatten(before)), settings.flat()
-    changed = {name for name in {*old, *new} - _FREE_ON_RESUME if old.get(name) != new.get(name)}
-    longer = "evolution.evolutionary_generations"
-    if longer in changed and new[longer] > old.get(longer, math.inf):
-        changed.remove(longer)
-    if changed:
-        raise ConfigError(
-            [
-                f"{name} was {old.get(name)!r} when the run began and is {new.get(name)!r} now; "
-                "a run continues with the settings it began with"
-                for name in sorted(changed)
-            ]
-        )
+    default = dict(flatten(base.get_config().to_dict()))
+    accepted, refused = [], []
+    names = {*old, *new} - {"evolution.seed"}  # which is the run's seed
+    for name in sorted(name for name in names if old.get(name) != new.get(name)):
+        change = f"{name} was {_shown(old, name)} and is {_shown(new, name)} now"
+        is_longer = name == _LONGER and new[name] > old.get(name, math.inf)
+        is_new = name not in old and new[name] == _as_json(default.get(name))
+        if name in _FREE or is_longer or is_new or name not in new:
+            accepted.append(change)
+        elif name in _ROUNDING:
+            accepted.append(f"{change}; results stay the same up to rounding")
+        elif name in _NEVER:
+            refused.append(f"{change}; its policies fit no other, so start a new run for it")
+        elif name in settings.resume_force:
+            accepted.append(f"{change}; forced by resume_force")
+        else:
+            refused.append(
+                f"{change}; a run continues with the settings it began with, or by force with "
+                f"--config.resume_force={name}"
+            )
+    if refused:
+        raise ConfigError(refused)
+    hidden = {"resume_from", "resume_force"}
+    return [change for change in accepted if change.split(" ")[0] not in hidden]
+
+
+def _as_json(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "not there"

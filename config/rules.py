@@ -7,6 +7,7 @@ is reported once.
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     yield from _pretrained_problems(flat)
     yield from _update_problems(flat)
     yield from _run_name_problems(flat.get("run_name") or "")
+    yield from _forced_problems(flat)
 
 
 def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -123,6 +125,14 @@ def _run_name_problems(run_name: str) -> Iterator[str]:
             f"run_name={run_name!r} must be a plain folder name of at most 200 characters; "
             "put folders into logdir"
         )
+
+
+def _forced_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    for name in flat.get("resume_force") or ():
+        if name not in flat:
+            close = difflib.get_close_matches(name, flat, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            yield f"resume_force: {name!r} is not a setting{hint}"
 
 
 def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iterator[str]:

@@ -123,6 +123,7 @@ class TrainSettings:
     rows_per_pass: Annotated[int, AtLeast(1)]
     recompute_log_probs: Annotated[str, OneOf("auto", "always", "never")]
     gradient_checkpointing: bool
+    max_skipped_steps: Annotated[int, AtLeast(0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,14 @@ class EvaluationSettings:
     selection_images: Annotated[int, AtLeast(2)]
     report_images: Annotated[int, AtLeast(2)]
     sample_prompts: Annotated[int, AtLeast(1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSettings:
+    """How many checkpoints stay, and how many may fail."""
+
+    keep: Annotated[int, AtLeast(2)]
+    max_failures: Annotated[int, AtLeast(1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +188,7 @@ class Settings:
     logdir: str
     run_name: str
     resume_from: str
+    resume_force: tuple[str, ...]
     trackers: Annotated[tuple[str, ...], OneOf("wandb", "tensorboard")]
     num_threads: Annotated[int, AtLeast(0)]
     processes: ProcessSettings
@@ -190,6 +200,7 @@ class Settings:
     train: TrainSettings
     advantage: AdvantageSettings
     evaluation: EvaluationSettings
+    checkpoint: CheckpointSettings
     evolution: EvolutionSettings
 
     def to_json(self) -> dict[str, Any]:

@@ -47,8 +47,9 @@ class Policy:
         for name in ("exp_avg", "exp_avg_sq"):
             if getattr(self, name).shape != self.adapter.shape:
                 raise ValueError(f"{name} must have the shape of adapter")
-        if not self.adapter.isfinite().all():
-            raise ValueError("adapter has entries that are not finite")
+        for name in ("adapter", "exp_avg", "exp_avg_sq"):
+            if not getattr(self, name).isfinite().all():
+                raise FloatingPointError(f"{name} has entries that are not finite")
 
 
 class _Place(NamedTuple):

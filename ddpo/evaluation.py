@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from config.errors import StoppedError
 from ddpo.processes import Processes
 from ddpo.prompts import spread
 from ddpo.scorer import RewardError
@@ -147,7 +148,7 @@ def evaluate(
         seeds=evaluation_set.seeds[share.samples.start : share.samples.stop],
     )
     keep = min(max(keep_images - share.samples.start, 0), len(own.prompts))
-    with processes.together(RewardError, torch.OutOfMemoryError):
+    with processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
         parts = [
             _judge(group, own, sampler, scorer, agents, keep, on_step)
             for group in _groups(policies[share.agents.start : share.agents.stop], agents)

@@ -22,7 +22,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
-from config.errors import UserError
+from config.errors import StoppedError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -243,17 +243,21 @@ class Processes:
             errors: the failures that are told; others end this process at once.
 
         Raises:
-            ProcessError: in the processes whose own part went well.
+            ProcessError: in the processes whose own part went well; StoppedError if the other was
+                only asked to stop.
         """
         failure = None
         try:
             yield
         except errors as error:
             failure = error
-        messages = self.gather(None if failure is None else str(failure) or repr(failure))
+        told = None if failure is None else str(failure) or repr(failure)
+        messages = self.gather((told, isinstance(failure, StoppedError)))
         if failure is not None:
             raise failure
-        for rank, message in enumerate(messages):
+        for rank, (message, is_stop) in enumerate(messages):
+            if is_stop:
+                raise StoppedError(message)
             if message is not None:
                 raise ProcessError(f"process {rank} failed: {message}")
 

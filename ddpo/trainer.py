@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from config.errors import StoppedError
 from ddpo.advantages import advantages
 from ddpo.agents import Agents
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
@@ -47,15 +48,24 @@ class Trainer:
         settings: of the run.
         processes: that share the work; this one has the model and its agents on its device.
         start_bar: shows progress.
+        check_stop: called where nothing is half done, between denoising steps and after optimiser
+            steps; raises StoppedError to end the run there.
 
     Raises:
         UserError: if the model or a reward cannot be loaded.
     """
 
-    def __init__(self, settings: Settings, processes: Processes, start_bar: StartBar) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        processes: Processes,
+        start_bar: StartBar,
+        check_stop: Callable[[], object] = lambda: None,
+    ) -> None:
         self.settings = settings
         self.processes = processes
         self.start_bar = start_bar
+        self.check_stop = check_stop
         self.prompts = split_prompts(settings.prompts)
         self.model = FrozenDiffusion.load(settings.pretrained, processes.device)
         self.scorer = Scorer.build(settings.rewards, processes.device)
@@ -102,6 +112,7 @@ class Trainer:
         Raises:
             RewardError: if a reward fails.
             FloatingPointError: if a gradient is not finite.
+            StoppedError: if the run was asked to stop.
         """
         sample, seed, num_agents = self.settings.sample, self.settings.seed, len(weights)
         key = (seed, generation, iteration)
@@ -117,8 +128,8 @@ class Trainer:
             [keyed_seed(*key, k, i) for k in agents for i in samples],
             len(agents),
         )
-        on_step = self.start_bar("sampling", self._num_steps(len(samples), len(agents)))
-        with self.processes.together(RewardError, torch.OutOfMemoryError):
+        on_step = self._denoising_bar("sampling", self._num_steps(len(samples), len(agents)))
+        with self.processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
             rollout, own_rewards = collect(self.sampler, self.scorer, self.agents, batch, on_step)
         rewards = dataclasses.replace(
             own_rewards, values=self.processes.join(own_rewards.values, num_agents)
@@ -133,7 +144,7 @@ class Trainer:
             self.settings.advantage,
         )
         self.agents.statistics[: len(agents)] = statistics
-        with self.processes.together(FloatingPointError):
+        with self.processes.together(FloatingPointError, StoppedError):
             stats = self.updater.update(
                 self.agents,
                 rollout,
@@ -142,8 +153,11 @@ class Trainer:
                 on_pass=self.start_bar(
                     "updating", self.updater.num_passes(len(samples), len(agents))
                 ),
+                # the others wait for this one's gradients, so that it may not leave in between
+                on_update=self.check_stop if self.processes.count == 1 else None,
                 share=share,
             )
+            self.check_stop()
         return Iteration(
             rewards=rewards,
             stats=UpdateStats.join(self.processes.each_group(stats, num_agents)),
@@ -157,7 +171,7 @@ class Trainer:
         share = self.processes.share(len(policies), len(on.prompts))
         groups = -(-len(share.agents) // self.agents.num_agents)
         per_pass = min(len(share.agents), self.agents.num_agents)
-        on_step = self.start_bar(
+        on_step = self._denoising_bar(
             "evaluating", groups * self._num_steps(len(share.samples), per_pass)
         )
         return evaluate(
@@ -174,6 +188,16 @@ class Trainer:
     def take_unet_rows(self) -> int:
         """UNet rows that all processes have sampled since the last call."""
         return sum(self.processes.gather(self.sampler.take_unet_rows()))
+
+    def _denoising_bar(self, name: str, total: int) -> Callable[[], None]:
+        """A bar to call after every denoising step, where a run may be stopped."""
+        advance = self.start_bar(name, total)
+
+        def on_step() -> None:
+            advance()
+            self.check_stop()
+
+        return on_step
 
     def _num_steps(self, samples: int, num_agents: int) -> int:
         """Denoising steps that a bar will count."""

@@ -65,6 +65,7 @@ class Updater:
         advantages: torch.Tensor,
         seeds: Sequence[int],
         on_pass: Callable[[], object] | None = None,
+        on_update: Callable[[], object] | None = None,
         share: Share | None = None,
     ) -> UpdateStats:
         """Improve all agents on their own rows of the rollout.
@@ -75,6 +76,7 @@ class Updater:
             advantages: (K, N).
             seeds: K seeds that key each agent's shuffling and choice of steps.
             on_pass: called after every UNet pass (a progress bar).
+            on_update: called after every optimiser step.
             share: which of the agents' samples the rollout holds, where processes share them;
                 by default all.
 
@@ -111,6 +113,8 @@ class Updater:
             meter.is_before_first_update = False
             self.processes.sum_in_group(agents.gradients)
             norms.append(agents.step(self.settings.max_grad_norm)[:num_agents])
+            if on_update is not None:
+                on_update()
         num_pairs = len(minibatches) * pairs_per_update
         means = (meter.sums(self.processes) / num_pairs).cpu()
         return UpdateStats(

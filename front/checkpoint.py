@@ -1,8 +1,13 @@
-"""Checkpoints: a generation is the unit of resume.
+"""Checkpoints: a generation is a commit.
 
-A policy never changes, so it is stored once, as `policies/<id>.safetensors`. A checkpoint is one
-JSON file that holds everything else and names the policies it needs with their SHA-256. Policies
-are written first and the checkpoint last, each atomically: a checkpoint that can be seen is whole.
+    policies/<id>.safetensors      adapter, Adam's moments, step count, prompt statistics
+    checkpoints/<number>/search.json    state of the search: every generation told so far
+    checkpoints/<number>/run.json       what else the run needs: settings, calibration, counters
+    checkpoints/<number>/manifest.json  size and SHA-256 of these and of the policies needed
+
+A policy never changes, so it is stored once. Policies are written first, each atomically. Then a
+temporary folder gets its files and last its manifest, all flushed to the disk, and is renamed: a
+checkpoint that can be seen is whole. Nothing is a pickle, so nothing read can run.
 """
 
 from __future__ import annotations
@@ -13,13 +18,13 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from config.errors import UserError
 from ddpo.advantages import PromptStatistics
 from ddpo.agents import Policy
-from front.files import sync_folder, write_atomic, write_json
+from front.files import new_folder, plain_name, remove, sweep, write_atomic, write_durable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-_KEPT = 2
+_MANIFEST, _SEARCH, _RUN = "manifest.json", "search.json", "run.json"
 
 
 class CheckpointError(UserError):
@@ -37,19 +42,21 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Everything a run needs to go on, apart from the policies' tensors.
+    """Everything a run needs to go on, verified and read.
 
     Attributes:
         generation: index of the last finished generation; -1 is the evaluated base model.
         evolution: state of the search.
-        policies: policy id -> SHA-256 of its file.
+        policies: policy id -> policy.
         record: what else the main script keeps (counters, calibration, settings).
+        written_by: package versions and number of processes of the run that wrote it.
     """
 
     generation: int
     evolution: dict[str, Any]
-    policies: dict[str, str]
+    policies: dict[str, Policy]
     record: dict[str, Any]
+    written_by: dict[str, Any]
 
 
 class CheckpointStore:
@@ -57,30 +64,28 @@ class CheckpointStore:
 
     Args:
         root: the run directory.
+        keep: how many checkpoints stay, at least 2: the one before the last is what remains when
+            the last turns out damaged.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keep: int = 2) -> None:
         self.policies = root / "policies"
         self.checkpoints = root / "checkpoints"
-        self._digests: dict[str, str] = {}
+        self.last_generation: int | None = None  # of the checkpoint written or read last
+        self._keep = keep
+        self._stored: dict[str, dict[str, Any]] = {}  # policy id -> its manifest entry
 
     def save_policy(self, identifier: str, policy: Policy) -> None:
-        """Store a policy, if it is not stored yet."""
-        if identifier in self._digests:
+        """Store a policy, if it is not stored yet.
+
+        Raises:
+            OSError: if the disk does not take it; no part of it is left behind.
+        """
+        if identifier in self._stored:
             return
-        tensors = {
-            "adapter": policy.adapter,
-            "exp_avg": policy.exp_avg,
-            "exp_avg_sq": policy.exp_avg_sq,
-        }
-        record = {
-            "format": FORMAT,
-            "step": policy.step,
-            "statistics": policy.statistics.buffers,
-        }
-        data = save(tensors, {"policy": json.dumps(record)})  # one key: the bytes are repeatable
+        data = _policy_bytes(policy)
         write_atomic(self._policy_path(identifier), data)
-        self._digests[identifier] = hashlib.sha256(data).hexdigest()
+        self._stored[identifier] = _entry(data)
 
     def load_policy(self, identifier: str) -> Policy:
         """Read a policy.
@@ -89,20 +94,7 @@ class CheckpointStore:
             CheckpointError: if the file is missing, damaged, or of another format.
         """
         path = self._policy_path(identifier)
-        try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {})["policy"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            _check_format(path, record)
-            buffers = {
-                prompt: tuple(tuple(row) for row in rows)
-                for prompt, rows in record["statistics"].items()
-            }
-            return Policy(**tensors, step=record["step"], statistics=PromptStatistics(buffers))
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+        return _parse_policy(path, _read(path))
 
     def commit(
         self,
@@ -110,87 +102,190 @@ class CheckpointStore:
         evolution: Mapping[str, Any],
         live: Iterable[str],
         record: Mapping[str, Any],
+        written_by: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a checkpoint and drop what no kept checkpoint needs.
+        """Write a checkpoint and remove what no kept checkpoint needs.
 
         Args:
             generation: index of the finished generation.
             evolution: state of the search.
             live: ids of the policies it needs; all are stored already.
             record: what else to keep, as JSON.
+            written_by: package versions, number of processes.
+
+        Raises:
+            OSError: if the disk does not take it; the checkpoints before stay as they are.
         """
-        content = {
+        for folder in (self.policies, self.checkpoints):
+            sweep(folder)
+        files = {_SEARCH: _json_bytes(evolution), _RUN: _json_bytes(record)}
+        manifest = {
             "format": FORMAT,
             "generation": generation,
-            "evolution": evolution,
-            "policies": {identifier: self._digests[identifier] for identifier in sorted(live)},
-            "record": record,
+            "files": {name: _entry(data) for name, data in files.items()},
+            "policies": {identifier: self._stored[identifier] for identifier in sorted(live)},
+            "written_by": dict(written_by or {}),
         }
-        write_json(self._checkpoint_path(generation), content)
+        with new_folder(self.checkpoints / f"{generation + 1:05d}") as folder:
+            for name, data in files.items():
+                write_durable(folder / name, data)
+            write_durable(folder / _MANIFEST, _json_bytes(_sealed(manifest)))
+        self.last_generation = generation
         self._prune()
 
     def latest(self) -> Checkpoint:
-        """The newest checkpoint that is whole, with every policy file it names.
+        """The newest checkpoint that is whole, with every policy it names.
 
         Raises:
             CheckpointError: if there is none; the message says what is wrong with each.
         """
         problems = []
-        for path in sorted(self.checkpoints.glob("*.json"), reverse=True):
+        for folder in reversed(self._folders()):
             try:
-                checkpoint = self._read(path)
+                checkpoint, stored = self._read_checkpoint(folder)
             except CheckpointError as error:
                 problems.append(str(error))
-                logger.warning("skipping a checkpoint: %s", error)
+                logger.warning("skipping checkpoint %s: %s", folder.name, error)
             else:
-                self._digests = dict(checkpoint.policies)
+                self._stored = stored
+                self.last_generation = checkpoint.generation
                 return checkpoint
         raise CheckpointError(
             f"no whole checkpoint in {self.checkpoints}"
             + "".join(f"\n  - {problem}" for problem in problems)
         )
 
-    def _read(self, path: Path) -> Checkpoint:
+    def _read_checkpoint(self, folder: Path) -> tuple[Checkpoint, dict[str, dict[str, Any]]]:
+        """A checkpoint and the manifest's entries of its policies."""
+        manifest = _read_manifest(folder)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            _check_format(path, content)
+            files = {
+                name: json.loads(_read(folder / plain_name(name), entry))
+                for name, entry in manifest["files"].items()
+            }
+            policies = {}
+            for identifier, entry in manifest["policies"].items():
+                path = self._policy_path(identifier)
+                policies[identifier] = _parse_policy(path, _read(path, entry))
             checkpoint = Checkpoint(
-                generation=content["generation"],
-                evolution=content["evolution"],
-                policies=content["policies"],
-                record=content["record"],
+                generation=manifest["generation"],
+                evolution=files[_SEARCH],
+                policies=policies,
+                record=files[_RUN],
+                written_by=manifest["written_by"],
             )
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{path} cannot be read: {error!r}") from error
-        for identifier, digest in checkpoint.policies.items():
-            file = self._policy_path(identifier)
-            if not file.is_file():
-                raise CheckpointError(f"{path} needs {file}, which is missing")
-            if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-                raise CheckpointError(f"{path} needs {file}, which is damaged")
-        return checkpoint
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{folder} cannot be used: {error!r}") from error
+        return checkpoint, manifest["policies"]
+
+    def _folders(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        found = [path for path in self.checkpoints.glob("*") if path.name.isdecimal()]
+        return sorted(found, key=lambda path: int(path.name))
 
     def _prune(self) -> None:
         """Keep the last checkpoints and the policies that they name."""
-        paths = sorted(self.checkpoints.glob("*.json"))
+        folders = self._folders()
+        for folder in folders[: -self._keep]:
+            remove(folder)
         needed: set[str] = set()
-        for path in paths[-_KEPT:]:
-            needed |= set(json.loads(path.read_text(encoding="utf-8"))["policies"])
-        for path in paths[:-_KEPT]:
-            path.unlink()
-        sync_folder(self.checkpoints)
+        for folder in folders[-self._keep :]:
+            try:
+                needed |= set(_read_manifest(folder)["policies"])
+            except CheckpointError as error:
+                logger.warning("an older checkpoint is no longer whole: %s", error)
         for path in self.policies.glob("*.safetensors"):
             if path.stem not in needed:
                 path.unlink()
-                self._digests.pop(path.stem, None)
+                self._stored.pop(path.stem, None)
 
     def _policy_path(self, identifier: str) -> Path:
-        return self.policies / f"{identifier}.safetensors"
+        return self.policies / f"{plain_name(identifier)}.safetensors"
 
-    def _checkpoint_path(self, generation: int) -> Path:
-        return self.checkpoints / f"{generation + 1:05d}.json"
+
+def _policy_bytes(policy: Policy) -> bytes:
+    tensors = {
+        "adapter": policy.adapter,
+        "exp_avg": policy.exp_avg,
+        "exp_avg_sq": policy.exp_avg_sq,
+    }
+    record = {"format": FORMAT, "step": policy.step, "statistics": policy.statistics.buffers}
+    # one metadata key: the bytes are repeatable
+    data: bytes = save_tensors(tensors, {"policy": json.dumps(record)})
+    return data
+
+
+def _parse_policy(path: Path, data: bytes) -> Policy:
+    """A policy from the bytes of its file.
+
+    Raises:
+        CheckpointError: if it is of another format, not a policy, or not finite.
+    """
+    try:
+        tensors = load_tensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        record = json.loads(header["__metadata__"]["policy"])
+        _check_format(path, record)
+        buffers = {
+            prompt: tuple(tuple(row) for row in rows)
+            for prompt, rows in record["statistics"].items()
+        }
+        return Policy(**tensors, step=record["step"], statistics=PromptStatistics(buffers))
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, verified against the digest it carries of itself."""
+    path = folder / _MANIFEST
+    data = _read(path)
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        _check_format(path, manifest)
+        is_intact = manifest == _sealed({k: v for k, v in manifest.items() if k != "sha256"})
+        number = manifest["generation"] + 1
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+    if not is_intact or number != int(folder.name):
+        raise CheckpointError(f"{path} is damaged: it does not match its own SHA-256")
+    return manifest
+
+
+def _read(path: Path, entry: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of a file, compared with its manifest's entry.
+
+    Raises:
+        CheckpointError: if it is missing, a link to elsewhere, or not what the entry says.
+    """
+    if path.is_symlink() or path.parent.is_symlink():
+        raise CheckpointError(f"{path} is reached by a symbolic link; checkpoints hold files only")
+    try:
+        data: bytes = path.read_bytes()
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is unreadable: {error}"
+        raise CheckpointError(f"{path} {reason}") from error
+    if entry is not None and len(data) != entry["bytes"]:
+        raise CheckpointError(f"{path} is damaged: {len(data)} bytes instead of {entry['bytes']}")
+    if entry is not None and hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is another")
+    return data
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the SHA-256 of its own content."""
+    content = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    return {**manifest, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _json_bytes(value: object) -> bytes:
+    """Compact JSON, which C code writes; NaN and infinity are refused with a ValueError."""
+    return (json.dumps(value, allow_nan=False) + "\n").encode()
 
 
 def _check_format(path: Path, content: Mapping[str, Any]) -> None:

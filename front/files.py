@@ -1,34 +1,131 @@
-"""Files that are whole or absent: written beside their place, flushed, then renamed."""
+"""Files and folders that are whole or absent: written beside their place, flushed, then renamed.
+
+What a killed process leaves half done has a name that begins with a dot and ends in one of
+`_LEFTOVERS`; `sweep` removes it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PARTIAL, _TRASH = ".tmp", ".trash"
+_LEFTOVERS = (_PARTIAL, _TRASH)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds all of it or what it held before, even in a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}{_PARTIAL}")
+    try:
+        write_durable(temporary, data)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file would only fill a full disk further
+        raise
+    sync(path.parent)
+
+
+def write_durable(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it; not atomic."""
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and deletions in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically; NaN and infinity are refused with a ValueError."""
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears all at once, in place of what was there.
+
+    Yields:
+        An empty folder to fill. When the block ends, its files are flushed and it is renamed to
+        `path`; when the block fails, it is removed.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}{_PARTIAL}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            sync(file)
+        sync(temporary)
+        if path.exists():
+            remove(path)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder; it is renamed first, so that no half of it can be taken for whole.
+
+    A symbolic link is removed, not what it points to.
+    """
+    trash = path.with_name(f".{path.name}{_TRASH}")
+    if trash.is_dir():
+        shutil.rmtree(trash)
+    path.rename(trash)
+    if trash.is_symlink() or not trash.is_dir():
+        trash.unlink()
+    else:
+        shutil.rmtree(trash)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written or half removed in `folder`."""
+    for path in folder.glob(".*"):
+        if path.suffix in _LEFTOVERS:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it, durably."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file's content durable, or the renames and deletions in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically; NaN and infinity are refused with a ValueError."""
-    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+def plain_name(name: object) -> str:
+    """The name itself, if it can only name something directly inside a folder.
+
+    Raises:
+        ValueError: if it could lead elsewhere: a path, `..`, NUL, over 100 characters.
+
+    Example:
+        >>> plain_name("g004a1")
+        'g004a1'
+    """
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} must be a plain name of letters, digits, '.', '_' and '-'")
+    return name

@@ -2,65 +2,123 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import math
 import platform
-import shutil
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.errors import UserError
 from front.checkpoint import CheckpointStore
 from front.export import save_adapter
-from front.files import write_json
+from front.failures import DISK_ERRORS
+from front.files import make_folder, new_folder, remove, sweep, sync, write_json
+from front.lock import lock
+from front.run_choice import choose_run
 from front.samples import write_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from contextlib import ExitStack
+    from pathlib import Path
 
-    from config.schema import Settings
+    from config.schema import CheckpointSettings, Settings
     from ddpo.agents import Agents, Policy
     from ddpo.evaluation import Evaluation
     from morl.types import PolicyId
 
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "moocore")
 
 
-def open_run_dir(settings: Settings) -> RunDir:
-    """The run directory to write to: that of `resume_from`, or a new one in `logdir`.
+def written_by() -> dict[str, Any]:
+    """Versions that results depend on, if only by rounding."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def version_changes(before: Mapping[str, Any]) -> list[str]:
+    """What differs from the versions that wrote a checkpoint, a sentence each."""
+    old, new = ({"python": v["python"], **v["packages"]} for v in (before, written_by()))
+    return [
+        f"{name} was {old.get(name)} and is {new[name]} now; results may differ by rounding"
+        for name in new
+        if old.get(name) != new[name]
+    ]
+
+
+def open_run_dir(settings: Settings, parts: ExitStack) -> RunDir:
+    """The run directory to write to, locked: that of `resume_from`, or a new one in `logdir`.
+
+    Args:
+        settings: of the run.
+        parts: gets the lock; the directory is another's to use when they are closed.
 
     Raises:
-        UserError: if there is nothing to continue, or something would be overwritten.
+        UserError: if there is nothing to continue, something would be overwritten, another process
+            writes there, or the folder cannot be made.
     """
-    if settings.resume_from:
-        path = Path(settings.resume_from)
-        if not (path / "config.json").is_file():
-            raise UserError(f"resume_from={path} is not a run directory: it has no config.json")
-        return RunDir(path)
-    path = Path(settings.logdir) / (settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if (path / "config.json").exists():
+    choice = choose_run(settings)
+    try:
+        make_folder(choice.path)
+        parts.enter_context(lock(choice.path))
+    except OSError as error:
         raise UserError(
-            f"{path} holds a run already; choose another run_name, or continue it with "
-            f"--config.resume_from={path}"
-        )
-    return RunDir(path)
+            f"the run directory {choice.path} cannot be written ({error}); choose another logdir"
+        ) from error
+    return RunDir(choice.path, settings.checkpoint, is_new=choice.is_new)
 
 
 class RunDir:
     """One run's folder: `config.json`, `metrics.jsonl`, `history.json`, adapters, checkpoints.
 
     Args:
-        path: the folder; made if absent.
+        path: the folder.
+        settings: of its checkpoints.
+        is_new: whether there is no checkpoint to go on from.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: CheckpointSettings, *, is_new: bool) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self.store = CheckpointStore(path)
+        self.is_new = is_new
+        self.store = CheckpointStore(path, settings.keep)
+        self._max_failures = settings.max_failures
+        self._num_failures = 0
         self._metrics = path / "metrics.jsonl"
+        self._unwritten: list[str] = []
         self._started = time.time()
+
+    @contextlib.contextmanager
+    def outlasting_a_full_disk(self, generation: int) -> Iterator[None]:
+        """Let training go on if the block cannot save a generation, a few times in a row.
+
+        Raises:
+            UserError: at the last failure in a row that `checkpoint.max_failures` allows.
+        """
+        try:
+            yield
+        except DISK_ERRORS as error:
+            self._num_failures += 1
+            failed = f"generation {generation} could not be saved ({error})"
+            if self._num_failures >= self._max_failures:
+                raise UserError(
+                    f"{failed}: {self._num_failures} failures in a row; free some space in "
+                    f"{self.path}, or raise checkpoint.max_failures"
+                ) from error
+            logger.warning(
+                "%s; training goes on, and ends if %d more generations in a row cannot be saved. "
+                "The last checkpoint is intact: free some space",
+                failed,
+                self._max_failures - self._num_failures,
+            )
+        else:
+            self._num_failures = 0
 
     def adapter_folder(self, identifier: str) -> Path:
         """Where the adapter of an archive member lies."""
@@ -73,8 +131,7 @@ class RunDir:
             "settings": settings.to_json(),
             "seed": settings.seed,
             "device": device,
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in _PACKAGES},
+            **written_by(),
         }
         self.write_json("config.json", record)
 
@@ -83,41 +140,72 @@ class RunDir:
         write_json(self.path / name, value)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line to `metrics.jsonl`.
+        """Append one line to `metrics.jsonl`; what a full disk refuses is written with a later one.
 
         Args:
             step: images sampled for training so far.
-            metrics: `area/name` -> value.
+            metrics: `area/name` -> value; those that are not finite are left out.
         """
-        line = {"step": step, "seconds": round(time.time() - self._started, 3), **metrics}
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        line = {"step": step, "seconds": round(time.time() - self._started, 3), **finite}
+        self._unwritten.append(json.dumps(line) + "\n")
+        with contextlib.suppress(OSError):
+            self._write_metrics()
 
-    def metrics_bytes(self) -> int:
-        """Length of `metrics.jsonl`, remembered by checkpoints."""
+    def flush_metrics(self) -> int:
+        """Make `metrics.jsonl` durable; returns its length, which checkpoints remember.
+
+        Raises:
+            OSError: if the disk does not take it.
+        """
+        self._write_metrics()
+        if self._metrics.exists():
+            sync(self._metrics)
+        return self._metrics_bytes()
+
+    def _write_metrics(self) -> None:
+        """Append the lines not written yet: all of them or none."""
+        before = self._metrics_bytes()
+        try:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.writelines(self._unwritten)
+        except OSError:
+            self.truncate_metrics(before)
+            raise
+        self._unwritten.clear()
+
+    def _metrics_bytes(self) -> int:
         return self._metrics.stat().st_size if self._metrics.exists() else 0
 
     def truncate_metrics(self, length: int) -> None:
-        """Drop the lines of a generation that was not finished."""
-        if self.metrics_bytes() > length:
+        """Drop the lines after `length` bytes, those of a generation that was not finished."""
+        if self._metrics_bytes() > length:
             with self._metrics.open("r+b") as file:
                 file.truncate(length)
+        elif self._metrics_bytes() < length:
+            logger.warning("%s has lost lines: it is shorter than it was", self._metrics)
 
     def write_samples(self, which: str, evaluations: Mapping[PolicyId, Evaluation]) -> None:
-        """Store the pictures that evaluations kept.
+        """Store the pictures that evaluations kept; a full disk costs pictures, not the run.
 
         Args:
             which: "report" or "selection", the evaluation set.
             evaluations: by policy.
         """
-        for identifier, evaluation in evaluations.items():
-            write_samples(self.path, which, identifier, evaluation.images)
+        try:
+            for identifier, evaluation in evaluations.items():
+                write_samples(self.path, which, identifier, evaluation.images)
+        except OSError as error:
+            logger.warning("pictures could not be stored: %s", error)
 
     def write_adapters(self, agents: Agents, archive: Mapping[PolicyId, Policy]) -> None:
         """Export every archive member's adapter; remove those that have left the archive."""
+        adapters = self.path / "adapters"
+        sweep(adapters)
         for identifier, policy in archive.items():
             if not self.adapter_folder(identifier).exists():
-                save_adapter(agents, policy, self.adapter_folder(identifier))
-        for folder in (self.path / "adapters").glob("*"):
+                with new_folder(self.adapter_folder(identifier)) as folder:
+                    save_adapter(agents, policy, folder)
+        for folder in adapters.glob("*"):
             if folder.name not in archive:
-                shutil.rmtree(folder)
+                remove(folder)

@@ -157,14 +157,14 @@ def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
 
 
 def test_a_resumed_run_keeps_its_settings(world, finished):
-    with pytest.raises(ConfigError, match=r"learning_rate was 0\.1 when the run began"):
+    with pytest.raises(ConfigError, match=r"learning_rate was 0\.1 and is 0\.2 now"):
         world(f"resume_from={finished}", "train.learning_rate=0.2")
 
 
 def test_an_existing_run_is_not_overwritten(world, finished):
     with pytest.raises(UserError, match="holds a run already"):
         world("run_name=whole")
-    with pytest.raises(UserError, match="is not a run directory"):
+    with pytest.raises(UserError, match="is not a run directory that can be continued"):
         world("resume_from=/nowhere")
 
 

@@ -11,7 +11,7 @@ import pytest
 from config import base
 from config.errors import ConfigError
 from config.parse import parse
-from config.resume import check_resumable
+from config.resume import changed_settings
 from mo_train import read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,10 @@ WRONG = {
     "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 4",
     "--config.train.gradient_checkpointing=perhaps": "must be True or False",
     "--config.train.max_grad_norm=-1": "must be above 0",
+    "--config.train.max_skipped_steps=-1": "must be at least 0",
+    "--config.checkpoint.keep=1": "checkpoint.keep=1 must be at least 2",
+    "--config.checkpoint.max_failures=0": "must be at least 1",
+    "--config.resume_force=learning_rate": "did you mean 'train.learning_rate'?",
     "--config.sample.num_steps=1.5": "must be a whole number",
     "--config.sample.num_steps=0": "must be at least 1",
     "--config.sample.eta=0": "sample.eta=0.0 must be above 0",
@@ -166,10 +170,51 @@ def test_a_missing_key_is_named():
         parse(config, {})
 
 
-def test_a_run_continues_only_with_its_own_settings():
+def test_harmless_changes_are_accepted_and_told():
     before = read_settings([]).to_json()
-    check_resumable(before, read_settings(["--config.evolution.evolutionary_generations=50"]))
-    check_resumable(before, read_settings(["--config.trackers=wandb", "--config.resume_from=x"]))
-    for argument in ("--config.seed=1", "--config.evolution.evolutionary_generations=1"):
-        with pytest.raises(ConfigError, match="when the run began"):
-            check_resumable(before, read_settings([argument]))
+    changes = changed_settings(
+        before,
+        read_settings(
+            [
+                "--config.evolution.evolutionary_generations=50",
+                "--config.trackers=wandb",
+                "--config.resume_from=x",
+                "--config.train.rows_per_pass=64",
+            ]
+        ),
+    )
+    assert changes == [
+        "evolution.evolutionary_generations was 3 and is 50 now",
+        "trackers was [] and is ['wandb'] now",
+        "train.rows_per_pass was 128 and is 64 now; results stay the same up to rounding",
+    ]
+
+
+@pytest.mark.parametrize(
+    "argument", ["--config.seed=1", "--config.evolution.evolutionary_generations=1"]
+)
+def test_other_changes_are_refused_unless_they_are_forced_by_name(argument):
+    name = argument.removeprefix("--config.").split("=")[0]
+    before = read_settings([]).to_json()
+    with pytest.raises(ConfigError, match=f"--config.resume_force={name}"):
+        changed_settings(before, read_settings([argument]))
+    forced = read_settings([argument, f"--config.resume_force={name}"])
+    assert any(
+        change.startswith(name) and change.endswith("forced by resume_force")
+        for change in changed_settings(before, forced)
+    )
+
+
+def test_what_policies_are_made_of_cannot_be_forced():
+    arguments = ["--config.adapter.rank=8", "--config.resume_force=adapter.rank"]
+    with pytest.raises(ConfigError, match=r"adapter\.rank was 4 and is 8 now; .* start a new run"):
+        changed_settings(read_settings([]).to_json(), read_settings(arguments))
+
+
+def test_a_setting_that_is_newer_than_the_run_takes_its_default():
+    before = read_settings([]).to_json()
+    del before["checkpoint"], before["train"]["clip_nats"]
+    before["train"]["forgotten"] = 1
+    changed_settings(before, read_settings([]))
+    with pytest.raises(ConfigError, match=r"train\.clip_nats was not there and is 2\.0 now"):
+        changed_settings(before, read_settings(["--config.train.clip_nats=2"]))

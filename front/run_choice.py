@@ -1,0 +1,130 @@
+"""Which run directory a start of the program means: a new one, or one to go on with.
+
+Nothing heavy is imported here: a run that is finished says so at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config.errors import UserError
+from front.files import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from config.schema import Settings
+
+AUTO = "auto"
+_FINISHED = "finished.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunChoice:
+    """A run directory, and what to do in it.
+
+    Attributes:
+        path: the directory.
+        is_new: whether it holds nothing yet that could be continued.
+        is_finished: whether all its generations are done and its front is published.
+    """
+
+    path: Path
+    is_new: bool
+    is_finished: bool = False
+
+
+def choose_run(settings: Settings) -> RunChoice:
+    """The run directory that the settings mean.
+
+    `resume_from` names it, or is `auto`: the run called `run_name`, or without that name the run
+    of `logdir` that was worked on last, those not finished first. Where `auto` finds nothing to go
+    on with, it begins a new run, so that a job can be started again and again by one command.
+
+    Raises:
+        UserError: if there is nothing to continue, something would be overwritten, or a name leads
+            out of the log directory.
+    """
+    logdir = Path(settings.logdir)
+    if settings.resume_from == AUTO:
+        return _choose_auto(logdir, settings)
+    if settings.resume_from:
+        path = Path(settings.resume_from)
+        if not _has_checkpoint(path):
+            raise UserError(
+                f"resume_from={path} is not a run directory that can be continued: it has no "
+                "checkpoint"
+            )
+        return _existing(path, settings)
+    path = _inside(logdir, settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if _has_checkpoint(path):
+        raise UserError(
+            f"{path} holds a run already; choose another run_name, or continue it with "
+            f"--config.resume_from={path}"
+        )
+    return RunChoice(path=path, is_new=True)
+
+
+def mark_finished(path: Path, num_generations: int) -> None:
+    """Note that a run has done so many generations and published its front."""
+    write_json(path / _FINISHED, {"format": 1, "num_generations": num_generations})
+
+
+def _choose_auto(logdir: Path, settings: Settings) -> RunChoice:
+    name = settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S")
+    if settings.run_name:
+        candidates = [path for path in [_inside(logdir, name)] if _has_checkpoint(path)]
+    else:
+        candidates = sorted(_runs_in(logdir), key=_last_worked_on, reverse=True)
+    choices = [_existing(path, settings) for path in candidates]
+    unfinished = [choice for choice in choices if not choice.is_finished]
+    return (unfinished or choices or [RunChoice(path=_inside(logdir, name), is_new=True)])[0]
+
+
+def _existing(path: Path, settings: Settings) -> RunChoice:
+    wanted = settings.evolution.num_generations
+    return RunChoice(path=path, is_new=False, is_finished=_num_generations_done(path) >= wanted)
+
+
+def _num_generations_done(path: Path) -> int:
+    """Generations of a finished run; -1 if it is not finished, or its front is gone."""
+    try:
+        record = json.loads((path / _FINISHED).read_text(encoding="utf-8"))
+        return int(record["num_generations"]) if (path / "front.json").is_file() else -1
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def _runs_in(logdir: Path) -> Iterator[Path]:
+    if logdir.is_dir():
+        yield from (
+            path for path in logdir.iterdir() if not path.is_symlink() and _has_checkpoint(path)
+        )
+
+
+def _has_checkpoint(path: Path) -> bool:
+    return any(path.glob("checkpoints/[0-9]*"))
+
+
+def _last_worked_on(path: Path) -> int:
+    """Time of the last change among the checkpoints, in nanoseconds."""
+    return (path / "checkpoints").stat().st_mtime_ns
+
+
+def _inside(logdir: Path, name: str) -> Path:
+    """`logdir/name`, unless a symbolic link leads elsewhere.
+
+    Raises:
+        UserError: if it does.
+    """
+    path = logdir / name
+    if path.is_symlink() and path.resolve().parent != logdir.resolve():
+        raise UserError(
+            f"run_name={name!r} is a symbolic link out of logdir={logdir}, to {path.resolve()}; "
+            "choose another name, or give that folder's parent as logdir"
+        )
+    return path

@@ -1,0 +1,65 @@
+"""A tiny run of the real program, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load
+
+from tests.conftest import make_tiny_pipe
+from tests.faults.program import ROOT, Program
+
+
+@pytest.fixture(scope="session", name="program")
+def _program(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("program")
+    make_tiny_pipe().save_pretrained(folder / "model")
+    (folder / "train.txt").write_text("a\nb\nc\nd\n")
+    (folder / "report.txt").write_text("e\nf\n")
+    program = Program(
+        folder,
+        [
+            f"--config={ROOT / 'config' / 'smoke.py'}",
+            f"--config.pretrained.model={folder / 'model'}",
+            f"--config.prompts.train={folder / 'train.txt'}",
+            f"--config.prompts.report={folder / 'report.txt'}",
+            "--config.rewards.names=colorfulness,jpeg_compressibility",
+            "--config.num_threads=1",
+            "--config.train.learning_rate=0.1",
+            "--config.evolution.evolutionary_generations=3",
+            "--config.evaluation.selection_images=8",
+            "--config.evaluation.report_images=8",
+            f"--config.logdir={folder / 'logs'}",
+        ],
+    )
+    yield program
+    program.close()
+
+
+@pytest.fixture(scope="session", name="whole")
+def _whole(program):
+    """The run directory of an uninterrupted run of four generations."""
+    code, output = program.run("run_name=whole")
+    assert code == 0, output
+    return program.folder / "logs" / "whole"
+
+
+def content(run):
+    """What must not depend on how often a run was interrupted, path -> value."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if not path.is_file() or name in {".lock", "config.json"} or path.suffix == ".png":
+            continue
+        found[name] = path.read_bytes()
+        if name.startswith("adapters/"):  # whose metadata is in no fixed order
+            tensors = load(found[name])
+            found[name] = {key: tensor.numpy().tobytes() for key, tensor in tensors.items()}
+    lines = [json.loads(line) for line in found.pop("metrics.jsonl").decode().splitlines()]
+    found["metrics.jsonl"] = [
+        {key: value for key, value in line.items() if "seconds" not in key} for line in lines
+    ]
+    for name in [name for name in found if name.startswith("checkpoints/")]:
+        del found[name]  # they hold the times' lengths and the settings, resume_from among them
+    return found
