@@ -422,6 +422,19 @@ def generate(args: argparse.Namespace) -> None:
     say(f"wrote {sheet}, and every picture beside it")
 
 
+# --- report ------------------------------------------------------------------------------------
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write `report.html` into the run directory: one page, readable from disk.
+
+    It can be written while the run goes on; then it shows what the selection set says so far.
+    """
+    from front.report import write_report
+
+    say(f"wrote {write_report(args.run)}")
+
+
 COMMANDS: dict[str, Command] = {
     "show": Command(summary="the front as a table", configure=_configure_show, run=show),
     "pick": Command(
@@ -438,4 +451,5 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         summary="pictures beside the base model's", configure=_configure_generate, run=generate
     ),
+    "report": Command(summary="a page to look at and choose from", configure=add_run, run=report),
 }

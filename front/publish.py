@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from front.plots import plot_front, plot_hypervolume, plot_samples
+from front.report import ReportError, write_report
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
@@ -132,7 +133,7 @@ def publish(
     shown: EvaluationSet,
     report: Mapping[PolicyId, Evaluation],
 ) -> None:
-    """Write `front.json`, `front.png`, `hypervolume.png`, `samples.png` and `samples/report/`.
+    """Write `front.json`, `report.html`, the plots, `samples.png` and `samples/report/`.
 
     Args:
         run_dir: where to.
@@ -152,6 +153,10 @@ def publish(
         rows.append((label, report[member["id"]].images))
     plot_samples(run_dir.path / "samples.png", shown.prompts, rows)
     run_dir.write_samples("report", report)
+    try:
+        write_report(run_dir.path)
+    except (ReportError, OSError) as error:  # everything it shows is on disk already
+        logger.warning("report.html could not be written: %s", error)
 
 
 def search_record(
@@ -172,6 +177,7 @@ def search_record(
     """
     return {
         **evolution.state(),
+        "archives": [list(names) for names in evolution.archives],
         "num_generations": num_generations,
         "curve": [list(point) for point in curve],
         "costs": dataclasses.asdict(costs),

@@ -67,6 +67,7 @@ class Evolution:
         self.history = History(base)
         self._archive.add([base])
         self._buffer.add([base])
+        self._archives = [self._archive_ids()]
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -77,6 +78,11 @@ class Evolution:
     def archive(self) -> tuple[Offspring, ...]:
         """All non-dominated policies found so far, the base model among them while it is one."""
         return self._archive.members
+
+    @property
+    def archives(self) -> tuple[tuple[PolicyId, ...], ...]:
+        """Who was in the archive: with the base model alone, then after each generation."""
+        return tuple(self._archives)
 
     @property
     def population(self) -> tuple[Offspring, ...]:
@@ -233,6 +239,7 @@ class Evolution:
             )
         self._archive.add(offspring)
         self._buffer.add(offspring)
+        self._archives.append(self._archive_ids())
         self._current = offspring
         self._told.append((generation, offspring))
         logger.debug(
@@ -242,6 +249,9 @@ class Evolution:
             len(self.archive),
             len(self.population),
         )
+
+    def _archive_ids(self) -> tuple[PolicyId, ...]:
+        return tuple(member.policy for member in self.archive)
 
     def _prediction_errors(self) -> Array:
         """Mean absolute error (M,) in z over the predicted tasks of the last generation, or ()."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mo_loop import Run
 from mo_train import read_settings
+from tests.browser import launch
 from tests.conftest import make_tiny_pipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 SMOKE = Path(__file__).parents[2] / "config" / "smoke.py"
 
@@ -58,3 +59,10 @@ def finished_run(make_run: Callable[..., Path]) -> Path:
 def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     """The same run, to be written to."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session", name="browser")
+def _browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    with launch() as browser:
+        yield browser

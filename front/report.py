@@ -1,0 +1,386 @@
+"""`report.html`: one page that shows a run and lets a person choose from its front.
+
+Everything is inside the page: pictures, charts, numbers. It works from disk, and its content
+security policy lets no request leave it. It is built from the run directory alone, so it can be
+built again at any time, also while the run goes on: then it shows the archive on the selection set.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from config.errors import UserError
+from config.schema import flatten
+from front.files import write_atomic
+from front.front import Blend, Front
+from front.samples import encode, read_samples, sample_path
+from front.tables import with_error
+from morl.types import BASE_POLICY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+_SCRIPTS = ("vendor/d3.min.js", "vendor/plot.min.js", "report.js")  # in the order of loading
+_LICENCES = ("vendor/LICENSE.d3", "vendor/LICENSE.plot")
+_TILE_SIZES = (512, 384, 256, 192, 128, 96, 64)  # pixels, tried until the pictures fit
+_PICTURE_BYTES = 9_000_000  # of the pictures, encoded: a third more in the page
+_BYTES_PER_PIXEL = 0.12  # of WebP at our quality, for photographs
+
+
+class ReportError(UserError):
+    """The folder holds no run, or nothing to report yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+    """What a run has written so far.
+
+    Attributes:
+        path: the run directory.
+        config: content of `config.json`.
+        search: content of `search.json`.
+        front: content of `front.json`; None while the run goes on, also beyond an earlier end.
+        seconds: wall-clock time so far.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    search: dict[str, Any]
+    front: dict[str, Any] | None
+    seconds: float
+
+    @classmethod
+    def read(cls, run: Path) -> RunFiles:
+        """Read a run directory.
+
+        Raises:
+            ReportError: if a file is missing or damaged.
+        """
+        if not (run / "config.json").is_file():
+            raise ReportError(f"{run} is not a run directory: it has no config.json")
+        if not (run / "search.json").is_file():
+            raise ReportError(
+                f"{run} has no search.json: the base model is not measured yet, or the run was "
+                "made by a version that did not write it"
+            )
+        search = _read(run / "search.json")
+        front = _read(run / "front.json") if (run / "front.json").is_file() else None
+        if front and front["images"]["train"] < search["costs"]["train"]:
+            front = None  # published before the run went on
+        return cls(
+            path=run,
+            config=_read(run / "config.json"),
+            search=search,
+            front=front,
+            seconds=_seconds(run / "metrics.jsonl"),
+        )
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run directory and return its path.
+
+    Raises:
+        ReportError: if the folder holds no run, or a file of it is damaged.
+    """
+    files = RunFiles.read(run)
+    try:
+        page = render(files, report_data(files))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ReportError(f"the records of {run} do not fit together: {error!r}") from error
+    path = run / "report.html"
+    write_atomic(path, page.encode())
+    return path
+
+
+def report_data(files: RunFiles) -> dict[str, Any]:
+    """What the page's script shows, as JSON values; snake_case keys are those of the records."""
+    search, front = files.search, files.front
+    records = [search["base"], *(c for entry in search["generations"] for c in entry["offspring"])]
+    which = "report" if front else "selection"
+    members, base = (
+        _front_members(Front.load(files.path), front) if front else _archive_members(search)
+    )
+    shown = {"selection": [record["policy"] for record in records]}
+    if front:
+        shown["report"] = [BASE_POLICY, *(member["id"] for member in members)]
+    return {
+        "run": files.path.name,
+        "set": which,
+        "objectives": search["objectives"],
+        "members": members,
+        "base": base,
+        "policies": {record["policy"]: record for record in _with_predictions(search)},
+        "generations": _generations(search),
+        "report_volumes": _report_volumes(search, front) if front else [],
+        "prompts": {
+            "selection": search["samples"]["prompts"],
+            "report": front["samples"]["prompts"] if front else [],
+        },
+        "pictures": _pictures(files, shown),
+    }
+
+
+def _front_members(
+    front: Front, published: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Published policies and measured blends, and the base model, on the report set."""
+    keys = ("policies", "blends")
+    entries = {entry["id"]: entry for key in keys for entry in published.get(key, [])}
+    base = front.base.report_returns
+    members = []
+    for member in front.members:
+        entry = entries[member.id]
+        parts = member.parts if isinstance(member, Blend) else ()
+        members.append(
+            {
+                "id": member.id,
+                "kind": "blend" if parts else "policy",
+                "weights": member.weights.tolist(),
+                "returns": entry["report_returns"],
+                "std_error": entry["report_std_error"],
+                "gain": np.subtract(entry["report_returns"], base).tolist(),
+                "gain_std_error": entry.get("gain_std_error"),
+                "generation": entry.get("generation"),
+                "parts": [[policy.id, share] for policy, share in parts],
+                "guards": entry.get("guards", {}),
+            }
+        )
+    record = {
+        "id": BASE_POLICY,
+        "kind": "base",
+        "returns": base.tolist(),
+        "std_error": front.base.report_std_error.tolist(),
+        "guards": published["base"].get("guards", {}),
+    }
+    return members, record
+
+
+def _archive_members(search: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The archive so far, and the base model, on the selection set."""
+    base = search["base"]
+    records = {c["policy"]: c for entry in search["generations"] for c in entry["offspring"]}
+    records[BASE_POLICY] = base
+    members = [
+        {
+            "id": name,
+            "kind": "policy",
+            **{key: records[name][key] for key in ("weights", "returns", "std_error")},
+            "gain": np.subtract(records[name]["returns"], base["returns"]).tolist(),
+            "gain_std_error": None,
+            "generation": records[name]["generation"],
+            "parts": [],
+            "guards": {},
+        }
+        for name in search["archives"][-1]
+    ]
+    members.sort(key=lambda member: member["returns"][0])
+    record = {"id": BASE_POLICY, "kind": "base", "guards": {}}
+    return members, {**record, "returns": base["returns"], "std_error": base["std_error"]}
+
+
+def _with_predictions(search: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every policy of the search, with what its task's strategy predicted and its stage."""
+    yield {**search["base"], "predicted": None, "stage": "base"}
+    for entry in search["generations"]:
+        generation = entry["generation"]
+        for task, child in zip(generation["tasks"], entry["offspring"], strict=True):
+            predicted = task["predicted_returns"]
+            yield {**child, "predicted": predicted, "stage": generation["stage"]}
+
+
+def _generations(search: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One entry for the base model and each generation: images, hypervolume, archive."""
+    stages = ["base", *(entry["generation"]["stage"] for entry in search["generations"])]
+    return [
+        {
+            "index": index - 1,
+            "stage": stage,
+            "images": images,
+            "hypervolume": volume,
+            "archive": archive,
+        }
+        for index, (stage, (images, volume), archive) in enumerate(
+            zip(stages, search["curve"], search["archives"], strict=True)
+        )
+    ]
+
+
+def _report_volumes(
+    search: Mapping[str, Any], front: Mapping[str, Any]
+) -> list[dict[str, float | str]]:
+    """Hypervolumes on the report set, at the training images that each took."""
+    stages = [entry["generation"]["stage"] for entry in search["generations"]]
+    images = [count for count, _ in search["curve"]]
+    volumes, warmup = front["hypervolume"], images[stages.count("warmup")]
+    places = (
+        ("base model", 0, "report_base"),
+        ("after warm-up", warmup, "report_warmup"),
+        ("at the end", images[-1], "report"),
+    )
+    return [
+        {"label": label, "images": count, "hypervolume": volumes[key]}
+        for label, count, key in places
+    ]
+
+
+def _pictures(
+    files: RunFiles, shown: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, list[str]]]:
+    """Data URIs of the pictures: set -> policy -> one per prompt; small enough all together."""
+    counts = {"selection": len(files.search["samples"]["prompts"])}
+    if files.front:
+        counts["report"] = len(files.front["samples"]["prompts"])
+    tiles = {
+        (which, name): read_samples(files.path, which, name, counts[which])
+        for which, names in shown.items()
+        for name in names
+        if sample_path(files.path, which, name).is_file()
+    }
+    for size in _affordable_sizes([tile for grid in tiles.values() for tile in grid]):
+        encoded = {key: [_encode(tile, size) for tile in grid] for key, grid in tiles.items()}
+        if sum(len(data) for grid in encoded.values() for data in grid) <= _PICTURE_BYTES:
+            break
+    out: dict[str, dict[str, list[str]]] = {which: {} for which in ("selection", "report")}
+    for (which, name), grid in encoded.items():
+        out[which][name] = [
+            f"data:image/webp;base64,{base64.b64encode(data).decode()}" for data in grid
+        ]
+    return out
+
+
+def _affordable_sizes(tiles: Sequence[Image.Image]) -> list[int]:
+    """Sizes worth trying, largest first: encoding many pictures takes seconds for each size."""
+    sizes = [
+        size
+        for size in _TILE_SIZES
+        if sum(min(size, tile.width) * min(size, tile.height) for tile in tiles) * _BYTES_PER_PIXEL
+        <= _PICTURE_BYTES
+    ]
+    return sizes or [_TILE_SIZES[-1]]
+
+
+def _encode(tile: Image.Image, size: int) -> bytes:
+    """A picture whose longer side is at most `size`; exact if it is small to begin with."""
+    small = tile.copy()
+    small.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return encode(small, max(tile.size))
+
+
+def render(files: RunFiles, data: Mapping[str, Any]) -> str:
+    """The page.
+
+    Args:
+        files: of the run, for what is not interactive.
+        data: from `report_data`.
+    """
+    environment = Environment(
+        autoescape=True,
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"measured": measured, "guard": _guard}
+    scripts = [_own_text(name) for name in _SCRIPTS]
+    settings = files.config["settings"]
+    costs = dict(files.search["costs"])
+    if files.front:
+        costs |= {**files.front["images"], "unet_rows": files.front["unet_rows"]}
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        payload=_payload(data),
+        style=_own_text("report.css"),
+        scripts=scripts,
+        hashes=[_hash(script) for script in scripts],
+        licences=[_own_text(name) for name in _LICENCES],
+        config=files.config,
+        settings=sorted(flatten(settings)),
+        model=settings["pretrained"]["model"],
+        num_agents=files.search["num_agents"],
+        num_generations=files.search["num_generations"],
+        costs=costs,
+        minutes=files.seconds / 60,
+        front=files.front,
+        best=[_best(data["members"], index) for index in range(len(data["objectives"]))],
+        guards=sorted({name for member in data["members"] for name in member["guards"]}),
+    )
+
+
+def measured(value: float, error: float | None, sign: str = "") -> str:
+    """A number with the decimals that its standard error leaves meaningful.
+
+    Args:
+        value: the estimate.
+        error: its standard error; None or 0 where there is none.
+        sign: "+" to show the sign of gains.
+
+    Example:
+        >>> measured(0.71234, 0.0061), measured(-92.4, None), measured(0.25, 0.01, "+")
+        ('0.7123 ± 0.0061', '−92.4', '+0.250 ± 0.010')
+    """
+    text = with_error(value, error) if error else f"{value:.4g}"
+    return (f"+{text}" if sign and value > 0 else text).replace("-", "−")
+
+
+def _guard(value: float | Mapping[str, float]) -> str:
+    """A guard's value, with its standard error if it was recorded."""
+    if isinstance(value, (int, float)):
+        return measured(value, None)
+    return measured(value["value"], value.get("std_error"))
+
+
+def _best(members: Sequence[Mapping[str, Any]], index: int) -> Mapping[str, Any]:
+    """The policy with the largest return in one objective."""
+    policies = [member for member in members if member["kind"] == "policy"]
+    return max(policies, key=lambda member: member["returns"][index])
+
+
+def _payload(data: Mapping[str, Any]) -> Markup:
+    """JSON that can stand inside a script element: no `<`, so nothing in it ends the element."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
+
+
+def _own_text(name: str) -> Markup:
+    """A file of the templates, which is ours and goes into the page as it is."""
+    text = (_TEMPLATES / name).read_text(encoding="utf-8").strip()
+    if "</script" in text or "</style" in text or ("--" in text and "LICENSE" in name):
+        raise ValueError(f"{name} would end the element that it stands in")
+    return Markup(text)
+
+
+def _hash(script: str) -> str:
+    """How a content security policy names a script that may run."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path} is damaged: {error}") from error
+    return content
+
+
+def _seconds(path: Path) -> float:
+    """Wall-clock seconds of a run by its `metrics.jsonl`; a resumed run counts from 0 again."""
+    total = last = 0.0
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            seconds = float(json.loads(line)["seconds"])
+        except (ValueError, KeyError):  # a line that is being written while we read
+            continue
+        total += seconds - last if seconds >= last else seconds
+        last = seconds
+    return total
