@@ -109,6 +109,9 @@ def get_config() -> ml_collections.ConfigDict:
     train.num_inner_epochs = 1  # passes over a rollout
     train.updates_per_epoch = 4  # optimiser steps per pass
     train.clip_nats = 1.64  # gate on a step's true log-ratio: DDPO's 1e-4 at 4x64x64 latents
+    # Weight of the KL divergence from the base model in the loss (DPOK): keeps policies near it. 0
+    # is none; above, every training pass needs a second one without gradient.
+    train.kl_coef = 0.0
     train.timestep_fraction = 1.0  # share of the steps trained, drawn anew for each sample
     # Steps left untrained at the end. There x_{t-1} follows from x_t almost surely: of 10 steps the
     # last but one has a log-probability 8 times as sensitive to the prediction as the others, and

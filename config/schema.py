@@ -118,6 +118,7 @@ class TrainSettings:
     num_inner_epochs: Annotated[int, AtLeast(1)]
     updates_per_epoch: Annotated[int, AtLeast(1)]
     clip_nats: Annotated[float, Above(0)]
+    kl_coef: Annotated[float, AtLeast(0)]
     timestep_fraction: Annotated[float, Above(0), AtMost(1)]
     skip_last_steps: Annotated[int, AtLeast(0)]
     rows_per_pass: Annotated[int, AtLeast(1)]

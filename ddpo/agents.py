@@ -8,6 +8,7 @@ adapted layer adds two batched matrix products, in which every row meets its own
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,12 +80,15 @@ class StackedLoRALinear(nn.Module):
 
     def __init__(self, base: nn.Linear, scale: float) -> None:
         super().__init__()
+        self.is_adapted = True
         self.base = base
         self.scale = scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output plus each row's low-rank update: (..., in) to (..., out)."""
         out: torch.Tensor = self.base(x)
+        if not self.is_adapted:
+            return out
         a, b = self.a.to(x.dtype), self.b.to(x.dtype)
         hidden = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
         # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
@@ -203,6 +207,17 @@ class Agents:
             latents.to(dtype), timesteps, return_dict=False, **conditioning.unet_arguments(dtype)
         )[0]
         return out.to(self.dtype)
+
+    @contextmanager
+    def base_model(self) -> Iterator[None]:
+        """Predictions inside are the base model's: the adapters, whatever they hold, are off."""
+        for layer in self._layers:
+            layer.is_adapted = False
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.is_adapted = True
 
     def _show_weights(self, num_active: int) -> None:
         """Hand every layer its matrices, as one split: backward fills the block in one piece."""

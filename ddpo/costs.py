@@ -105,7 +105,8 @@ class Plan:
         generations = evolution.num_generations
         iterations = generations * evolution.iterations_per_generation
         evaluation, prompts = settings.evaluation, settings.evaluation.calibration_prompts
-        extra = guided * trainable if train.recompute_log_probs == "always" else 0
+        recomputed = guided * trainable if train.recompute_log_probs == "always" else 0
+        base = train.num_inner_epochs * trained if train.kl_coef > 0 else 0
         return cls(
             num_agents=evolution.num_agents,
             images_per_agent=sample.prompts_per_iteration * sample.images_per_prompt,
@@ -117,7 +118,7 @@ class Plan:
             report_policies=report_policies or REPORTED_POLICIES_PER_AGENT * evolution.num_agents,
             sample_rows_per_image=guided * sample.num_steps,
             train_rows_per_image=train.num_inner_epochs * trained,
-            base_rows_per_image=extra,
+            base_rows_per_image=recomputed + base,
         )
 
     @property

@@ -179,6 +179,28 @@ def gaussian_log_prob(
     return log_prob.mean(dim=tuple(range(1, log_prob.ndim)))
 
 
+def gaussian_kl(mean: torch.Tensor, other: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """KL divergence of two Gaussians of the same standard deviation, averaged over latent entries.
+
+    ||mean - other||^2 / (2 sigma^2 D) for D entries: DPOK's bound on the divergence from the base
+    model, one step of it (Fan et al. 2023, section 4.2), in the units of `gaussian_log_prob`.
+
+    Args:
+        mean: (rows, C, h, w).
+        other: (rows, C, h, w).
+        sigma: broadcastable to rows; must be positive.
+
+    Returns:
+        (rows,) float32 (float64 if the inputs are).
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> gaussian_kl(3 * one, one, 2 * one)  # (3 - 1)^2 / (2 * 2^2)
+    tensor([0.5000])
+    """
+    divergence = 0.5 * ((mean - other) / sigma) ** 2
+    return divergence.mean(dim=tuple(range(1, divergence.ndim)))
+
+
 def guide(unconditional: torch.Tensor, conditional: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance (Ho and Salimans 2022): the policy is the guided prediction."""
     return unconditional + scale * (conditional - unconditional)

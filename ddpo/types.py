@@ -255,7 +255,10 @@ class UpdateStats:
             not trained. Zero up to rounding.
         num_updates: optimiser steps taken.
         excluded_steps: denoising steps left out: those without variance and the skipped last ones.
-        unet_rows: UNet rows passed forward with gradient.
+        unet_rows: UNet rows passed forward: those with gradient and, for the divergence, the base
+            model's.
+        kl_to_base: (K,) mean KL divergence of a step from the base model's, in the
+            mean-over-entries definition; None where it is not a part of the loss.
     """
 
     loss: torch.Tensor
@@ -266,11 +269,13 @@ class UpdateStats:
     num_updates: int
     excluded_steps: int
     unet_rows: int
+    kl_to_base: torch.Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[UpdateStats]) -> UpdateStats:
         """Statistics of all agents from those of their groups, in order."""
         first = parts[0]
+        divergences = [part.kl_to_base for part in parts if part.kl_to_base is not None]
         return cls(
             loss=torch.cat([part.loss for part in parts]),
             approx_kl=torch.cat([part.approx_kl for part in parts]),
@@ -280,6 +285,7 @@ class UpdateStats:
             num_updates=first.num_updates,
             excluded_steps=first.excluded_steps,
             unet_rows=sum(part.unet_rows for part in parts),
+            kl_to_base=torch.cat(divergences) if divergences else None,
         )
 
     def metrics(self) -> dict[str, float]:
@@ -288,6 +294,8 @@ class UpdateStats:
             f"update/{name}": getattr(self, name).mean().item()
             for name in ("loss", "approx_kl", "clip_fraction", "grad_norm")
         }
+        if self.kl_to_base is not None:
+            means["update/kl_to_base"] = self.kl_to_base.mean().item()
         worst = self.ratio_error.nan_to_num(0).max().item()
         return {
             **means,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddpo.ddim import gaussian_log_prob, step_mean
+from ddpo.ddim import gaussian_kl, gaussian_log_prob, step_mean
 from ddpo.loss import clip_range_from_nats, clipped_surrogate
 from ddpo.processes import Processes, Share
 from ddpo.types import UpdateStats
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from config.schema import TrainSettings
     from ddpo.agents import Agents
+    from ddpo.loss import Surrogate
     from ddpo.sampler import Sampler
     from ddpo.types import Rollout
 
@@ -34,6 +35,10 @@ class Updater:
     Old log-probabilities are those of sampling ("never"), recomputed in the training pass's own
     shape before the first update ("always"), or recomputed once rounding has pushed the ratio
     before the first update off 1 by more than a quarter of the clip range ("auto").
+
+    With `kl_coef` above 0 the loss of a pair is the clipped surrogate plus `kl_coef` times the KL
+    divergence of its step from the base model's (DPOK: Fan et al. 2023, section 4.2), which takes a
+    second UNet pass without gradient and without adapters.
 
     Args:
         sampler: supplies the guided prediction and the schedule the rollouts were drawn with.
@@ -121,11 +126,15 @@ class Updater:
             loss=means[0],
             approx_kl=means[1],
             clip_fraction=means[2],
+            kl_to_base=means[3] if self.settings.kl_coef > 0 else None,
             grad_norm=torch.stack(norms).mean(dim=0).cpu(),
             ratio_error=ratio_error.cpu(),
             num_updates=len(minibatches),
             excluded_steps=self.excluded_steps,
-            unet_rows=num_pairs * num_agents * self.sampler.rows_per_sample,
+            unet_rows=num_pairs
+            * num_agents
+            * self.sampler.rows_per_sample
+            * (2 if self.settings.kl_coef > 0 else 1),
         )
 
     def num_passes(self, samples: int, num_agents: int) -> int:
@@ -190,12 +199,19 @@ class Updater:
         agents.zero_grad()
         flat_advantages = advantages.flatten().to(agents.device)
         for rows, steps in self._passes(rollout, pairs):
-            log_probs = self._pair_log_probs(agents, rollout, rows, steps)
+            mean, sigma = self._pair_gaussians(agents, rollout, rows, steps)
+            log_probs = gaussian_log_prob(rollout.latents[rows, steps + 1], mean, sigma)
             surrogate = clipped_surrogate(
                 log_probs, old_log_probs[rows, steps], flat_advantages[rows], self.clip_range
             )
-            (surrogate.loss.sum() / pairs_per_update).backward()
-            meter.add(steps, surrogate.loss, surrogate.log_ratio, surrogate.is_clipped)
+            loss, kl = surrogate.loss, torch.zeros_like(surrogate.loss)
+            if self.settings.kl_coef > 0:
+                with torch.no_grad(), agents.base_model():
+                    base, _ = self._pair_gaussians(agents, rollout, rows, steps)
+                kl = gaussian_kl(mean, base, sigma)
+                loss = loss + self.settings.kl_coef * kl
+            (loss.sum() / pairs_per_update).backward()
+            meter.add(steps, surrogate, kl)
             if on_pass is not None:
                 on_pass()
 
@@ -209,12 +225,12 @@ class Updater:
             rows, steps = (part[..., 0] + offset).flatten(), part[..., 1].flatten()
             yield rows.to(rollout.latents.device), steps.to(rollout.latents.device)
 
-    def _pair_log_probs(
+    def _pair_gaussians(
         self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
-    ) -> torch.Tensor:
-        """Log-probability (pairs,) of the sampled actions under the agents as they are now."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means (pairs, C, h, w) and standard deviations of x_{t-1} under the agents as set."""
         schedule, prompts = self.sampler.schedule, rollout.prompts
-        latents, actions = rollout.latents[rows, steps], rollout.latents[rows, steps + 1]
+        latents = rollout.latents[rows, steps]
         out = self.sampler.guided(
             agents,
             latents,
@@ -235,7 +251,7 @@ class Updater:
             sigma,
             schedule.prediction_type,
         )
-        return gaussian_log_prob(actions, mean, sigma)
+        return mean, sigma
 
     @torch.no_grad()
     def _log_probs(self, agents: Agents, rollout: Rollout) -> torch.Tensor:
@@ -244,7 +260,9 @@ class Updater:
         grid = torch.cartesian_prod(torch.arange(n), self.trainable_steps)
         out = rollout.log_probs.clone()
         for rows, steps in self._passes(rollout, grid.expand(rollout.prompts.num_agents, -1, -1)):
-            out[rows, steps] = self._pair_log_probs(agents, rollout, rows, steps).to(out.dtype)
+            mean, sigma = self._pair_gaussians(agents, rollout, rows, steps)
+            log_probs = gaussian_log_prob(rollout.latents[rows, steps + 1], mean, sigma)
+            out[rows, steps] = log_probs.to(out.dtype)
         return out
 
     def _must_recompute(self, ratio_error: torch.Tensor) -> bool:
@@ -269,25 +287,22 @@ class _Meter:
     def __init__(self, num_agents: int, num_steps: int, device: torch.device) -> None:
         self.num_agents = num_agents
         self.is_before_first_update = True
-        self._sums = torch.zeros(3, num_agents, device=device)  # loss, approx_kl, clip_fraction
+        # loss, approx_kl, clip_fraction, kl_to_base
+        self._sums = torch.zeros(4, num_agents, device=device)
         self._step_error = torch.zeros(2, num_steps, device=device)  # sum, count
 
-    def add(
-        self,
-        steps: torch.Tensor,
-        loss: torch.Tensor,
-        log_ratio: torch.Tensor,
-        is_clipped: torch.Tensor,
-    ) -> None:
+    def add(self, steps: torch.Tensor, surrogate: Surrogate, kl_to_base: torch.Tensor) -> None:
         """Take in one pass of agent-major pairs."""
-        values = torch.stack([loss.detach(), 0.5 * log_ratio.square(), is_clipped.to(loss.dtype)])
+        loss, log_ratio = surrogate.loss.detach(), surrogate.log_ratio
+        clipped = surrogate.is_clipped.to(loss.dtype)
+        values = torch.stack([loss, 0.5 * log_ratio.square(), clipped, kl_to_base.detach()])
         self._sums += values.unflatten(1, (self.num_agents, -1)).sum(dim=2)
         if self.is_before_first_update:
             error = log_ratio.abs().float()
             self._step_error.index_add_(1, steps, torch.stack([error, torch.ones_like(error)]))
 
     def sums(self, processes: Processes) -> torch.Tensor:
-        """(3, K) sums of loss, approx_kl and clip_fraction over the pairs of all processes."""
+        """(4, K) sums of the diagnostics over the pairs of all processes."""
         processes.sum_in_group(self._sums)
         return self._sums
 

@@ -27,6 +27,7 @@ WRONG = {
     "--config.train.learning_rate=0": "train.learning_rate=0.0 must be above 0",
     "--config.train.adam_beta2=1": "train.adam_beta2=1.0 must be below 1",
     "--config.train.weight_decay=-1": "must be at least 0",
+    "--config.train.kl_coef=-1": "train.kl_coef=-1.0 must be at least 0",
     "--config.train.timestep_fraction=1.5": "must be at most 1",
     "--config.train.timestep_fraction=0": "must be above 0",
     "--config.train.updates_per_epoch=5": "must divide the 48 images",
