@@ -33,6 +33,7 @@ _LOADING_ERRORS = (
     SafetensorError,
     SingleFileComponentError,
 )
+_FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 _OFFLINE_ADVICE = (
     "the hub cannot be reached, and this is not in the local cache. Connect, or download it where "
     "there is a network (`hf download {model} --local-dir FOLDER`) and give that folder"
@@ -45,7 +46,7 @@ def load_pipeline(settings: PretrainedSettings) -> Any:
     Raises:
         UserError: naming the model and what to do, if it cannot be found or used.
     """
-    is_file = Path(settings.model).suffix in {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+    is_file = Path(settings.model).suffix in _FILES
     try:
         pipe = _from_single_file(settings) if is_file else _from_folder_or_hub(settings)
     except _LOADING_ERRORS as error:
@@ -104,11 +105,7 @@ def _family_of(model: str, revision: str) -> Family:
 
 def _from_single_file(settings: PretrainedSettings) -> Any:
     """A checkpoint in the original layout; configurations come from a folder or the hub."""
-    path = Path(settings.model)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path.suffix} files can run code when read; convert it to .safetensors")
-    if not path.is_file():
-        raise FileNotFoundError("there is no such file")
+    path = _checked_file(settings.model)
     config = settings.single_file_config or _guess_config(path)
     try:
         family = _family_of(config, settings.revision)
@@ -131,6 +128,15 @@ def _from_single_file(settings: PretrainedSettings) -> Any:
     return pipe
 
 
+def _checked_file(name: str) -> Path:
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.suffix} files can run code when read; convert it to .safetensors")
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    return path
+
+
 def _guess_config(path: Path) -> str:
     """The hub model whose configuration files fit a checkpoint, as diffusers infers it."""
     with safe_open(path, framework="pt") as file:
@@ -148,6 +154,8 @@ def _merge_lora(pipe: Any, settings: PretrainedSettings) -> None:
     Raises:
         ValueError: if the file holds no LoRA, or one that this model has no place for.
     """
+    if Path(settings.lora).suffix in _FILES:
+        _checked_file(settings.lora)
     arguments = {
         "weight_name": settings.lora_file or None,
         "revision": settings.lora_revision or None,

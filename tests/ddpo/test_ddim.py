@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from config.errors import UserError
 from ddpo.ddim import gaussian_log_prob, guide, make_schedule, step_mean, step_std
 from tests.conftest import sd_scheduler
 
@@ -38,29 +39,66 @@ def test_no_gradient_flows_into_the_action():
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-@pytest.mark.parametrize(
-    ("spacing", "rescaled"), [("leading", False), ("trailing", False), ("trailing", True)]
-)
-def test_mean_equals_that_of_diffusers(prediction_type, set_alpha_to_one, spacing, rescaled, eta):
-    if rescaled and prediction_type == "epsilon":
-        prediction_type = "v_prediction"  # without terminal signal there is no epsilon form
+@pytest.mark.parametrize("num_steps", [10, 30])  # 30 does not divide the 1000 timesteps
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_mean_and_deviation_equal_those_of_diffusers(
+    prediction_type, set_alpha_to_one, eta, num_steps, spacing, rescaled
+):
     scheduler = sd_scheduler(
         prediction_type=prediction_type,
         set_alpha_to_one=set_alpha_to_one,
         timestep_spacing=spacing,
         rescale_betas_zero_snr=rescaled,
     )
-    schedule = make_schedule(scheduler, 10, eta)
+    has_no_signal = rescaled and spacing != "leading"  # which never asks for the last timestep
+    if has_no_signal and prediction_type == "epsilon":
+        with pytest.raises(UserError, match="no signal left at its first step"):
+            make_schedule(scheduler, num_steps, eta)
+        return
+    schedule = make_schedule(scheduler, num_steps, eta)
+    assert (schedule.alpha_bar == 0).tolist() == [has_no_signal] + [False] * (num_steps - 1)
     output, x = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    noise = torch.zeros_like(x)
     for i, t in enumerate(schedule.timesteps):
-        theirs = scheduler.step(output, t, x, eta=eta, variance_noise=noise).prev_sample
-        alphas = schedule.alpha_bar[i], schedule.alpha_bar_prev[i], schedule.sigma[i]
-        ours = step_mean(output, x, *alphas, prediction_type)
-        if rescaled and i == 0 and eta == 1:  # diffusers takes the root of -1e-8 here: NaN
-            assert ours.isfinite().all()
+
+        def step(noise, t=t):
+            return scheduler.step(output, t, x, eta=eta, variance_noise=noise).prev_sample
+
+        theirs = step(torch.zeros_like(x))
+        mean = step_mean(
+            output,
+            x,
+            schedule.alpha_bar[i],
+            schedule.alpha_bar_prev[i],
+            schedule.sigma[i],
+            prediction_type,
+        )
+        if has_no_signal and i == 0 and eta == 1:  # diffusers may take the root of -1e-8 here
+            direction = -output if prediction_type == "v_prediction" else output
+            theirs = schedule.alpha_bar_prev[i] ** 0.5 * direction
+            torch.testing.assert_close(mean, theirs, rtol=1e-3, atol=1e-3)
         else:
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(mean, theirs, rtol=1e-5, atol=1e-5)
+            moved = step(torch.ones_like(x)) - theirs
+            expected = schedule.sigma[i].expand_as(moved)
+            torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_previous_timesteps_by_hand():
+    """1000 // 30 = 33 steps back, whatever the spacing; before the start, the final alpha."""
+    for spacing, first in (("leading", 33 * 29 + 1), ("trailing", 999), ("linspace", 999)):
+        scheduler = sd_scheduler(timestep_spacing=spacing)
+        schedule = make_schedule(scheduler, 30, 1.0)
+        assert schedule.timesteps[0] == first
+        assert schedule.alpha_bar_prev[0] == scheduler.alphas_cumprod[first - 33]
+        assert schedule.alpha_bar_prev[-1] == scheduler.alphas_cumprod[0]
+    assert make_schedule(scheduler, 30, 1.0).trainable_steps == list(range(29))  # ends at t = 0
+
+
+@pytest.mark.parametrize(("num_steps", "spacing"), [(1001, "trailing"), (1000, "leading")])
+def test_more_steps_than_the_model_has_are_refused(num_steps, spacing):
+    with pytest.raises(UserError, match=rf"sample\.num_steps={num_steps} does not fit the 1000"):
+        make_schedule(sd_scheduler(timestep_spacing=spacing), num_steps, 1.0)
 
 
 def test_a_whole_step_is_bitwise_that_of_diffusers():

@@ -157,3 +157,39 @@ def test_offloaded_text_encoders_are_not_asked_again(kind, monkeypatch):
     assert len(model.encode_negative("")) == 1
     with pytest.raises(TypeError):
         model.encode_prompts(["c"])
+
+
+def test_models_that_are_no_chain_of_ddim_steps_are_refused():
+    from diffusers import (
+        DDPMScheduler,
+        EDMEulerScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        LCMScheduler,
+        UniPCMultistepScheduler,
+    )
+
+    wrong = {
+        "EDMEulerScheduler has no DDIM": EDMEulerScheduler(),
+        "FlowMatchEulerDiscreteScheduler has no DDIM": FlowMatchEulerDiscreteScheduler(),
+        "LCMScheduler has no DDIM": LCMScheduler(),
+        "prediction_type 'flow_prediction'": UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True
+        ),
+        "sigmoid is not implemented": DDPMScheduler(beta_schedule="sigmoid"),
+    }
+    for words, scheduler in wrong.items():
+        pipe = make_tiny_pipe()
+        pipe.scheduler = scheduler
+        with pytest.raises(UserError, match="cannot be sampled by DDIM") as error:
+            FrozenDiffusion(pipe)
+        assert words in str(error.value)
+    for words, change in {
+        "draws from a picture": {"in_channels": 9},
+        "guidance distilled": {"time_cond_proj_dim": 8},
+    }.items():
+        with pytest.raises(UserError, match=words):
+            FrozenDiffusion(make_tiny_pipe(**change))
+    pipe = make_tiny_pipe("sdxl")
+    pipe.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    with pytest.raises(UserError, match="shifts its latents"):
+        FrozenDiffusion(pipe)

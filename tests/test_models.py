@@ -1,0 +1,57 @@
+"""The whole program on a base model of each family, and the published models it has to fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ddpo.evaluation import EvaluationSet
+from ddpo.rewards.colorfulness import colorfulness
+from mo_loop import Run
+from mo_train import read_settings
+from tests.tiny import KINDS, draw_with_diffusers, load_plain, make_tiny_pipe
+
+SMOKE = Path(__file__).parents[1] / "config" / "smoke.py"
+
+
+def train(folder, *overrides):
+    """One warm-up generation of the smoke recipe on the model saved in `folder`."""
+    (folder / "train.txt").write_text("a\nb\n")
+    (folder / "report.txt").write_text("e\nf\n")
+    settings = read_settings(
+        [
+            f"--config={SMOKE}",
+            f"--config.pretrained.model={folder / 'model'}",
+            f"--config.prompts.train={folder / 'train.txt'}",
+            f"--config.prompts.report={folder / 'report.txt'}",
+            "--config.rewards.names=colorfulness,jpeg_compressibility",
+            "--config.num_threads=1",
+            "--config.sample.guidance_scale=3",
+            "--config.train.learning_rate=0.4",
+            "--config.evolution.evolutionary_generations=0",
+            f"--config.logdir={folder}",
+            "--config.run_name=run",
+            *(f"--config.{override}" for override in overrides),
+        ]
+    )
+    Run(settings).train()
+    return folder / "run"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_program_trains_each_family_and_its_adapters_draw_what_was_judged(tmp_path, kind):
+    make_tiny_pipe(kind).save_pretrained(tmp_path / "model")
+    run = train(tmp_path, "pretrained.offload_text_encoders=True", "pretrained.vae_slicing=True")
+    front = json.loads((run / "front.json").read_text())
+    member = next(policy for policy in front["policies"] if policy["id"] != "base")
+    pipe = load_plain(tmp_path / "model")
+    pipe.load_lora_weights(run / member["adapter"])
+    on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
+    images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=3.0)
+    saved = images.mul(255).round() / 255  # rewards see what would be saved
+    mean = colorfulness(saved, on.prompts).mean().item()
+    judged = member["report_returns"][0]
+    assert mean == pytest.approx(judged, rel=1e-5)
+    assert abs(judged - front["base"]["report_returns"][0]) > 0.05
