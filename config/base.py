@@ -98,8 +98,12 @@ def get_config() -> ml_collections.ConfigDict:
     sample.images_per_prompt = 4  # of each
     sample.rows_per_pass = 128  # UNet rows per pass, all agents together
 
-    # --- DDPO's update -------------------------------------------------------------------------
+    # --- DDPO's update ---------------------------------------------------------------------------
     config.train = train = ml_collections.ConfigDict()
+    # ddpo: clipped policy gradient on the steps that were sampled. diffusion_nft and awm: noise the
+    # finished image again and learn from how it is denoised; a UNet row a step, without guidance.
+    train.update_rule = "ddpo"  # ddpo, diffusion_nft or awm
+    train.nft_strength = 1.0  # beta of diffusion_nft; the smaller, the larger the step asked for
     train.learning_rate = 5e-3
     train.adam_beta1 = 0.9
     train.adam_beta2 = 0.999

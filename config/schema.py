@@ -107,8 +107,10 @@ class SampleSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """DDPO's update."""
+    """What an optimiser step minimises, and how it is taken."""
 
+    update_rule: Annotated[str, OneOf("ddpo", "diffusion_nft", "awm")]
+    nft_strength: Annotated[float, Above(0)]
     learning_rate: Annotated[float, Above(0)]
     adam_beta1: Annotated[float, AtLeast(0), Below(1)]
     adam_beta2: Annotated[float, AtLeast(0), Below(1)]

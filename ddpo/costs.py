@@ -101,12 +101,15 @@ class Plan:
         sample, train, evolution = settings.sample, settings.train, settings.evolution
         guided = 1 if sample.guidance_scale == 1 else 2
         trainable = sample.num_steps - train.skip_last_steps
-        trained = guided * max(1, round(train.timestep_fraction * trainable))
+        is_ddpo = train.update_rule == "ddpo"
+        trained = max(1, round(train.timestep_fraction * trainable))
+        train_rows = (guided if is_ddpo else 1) * trained * train.num_inner_epochs
+        is_measured = not is_ddpo or train.recompute_log_probs == "always"
         generations = evolution.num_generations
         iterations = generations * evolution.iterations_per_generation
         evaluation, prompts = settings.evaluation, settings.evaluation.calibration_prompts
-        recomputed = guided * trainable if train.recompute_log_probs == "always" else 0
-        base = train.num_inner_epochs * trained if train.kl_coef > 0 else 0
+        measured = train_rows if is_measured else 0
+        base = train_rows if train.kl_coef > 0 else 0
         return cls(
             num_agents=evolution.num_agents,
             images_per_agent=sample.prompts_per_iteration * sample.images_per_prompt,
@@ -117,8 +120,8 @@ class Plan:
             report_images_per_policy=evaluation.report_images,
             report_policies=report_policies or REPORTED_POLICIES_PER_AGENT * evolution.num_agents,
             sample_rows_per_image=guided * sample.num_steps,
-            train_rows_per_image=train.num_inner_epochs * trained,
-            base_rows_per_image=recomputed + base,
+            train_rows_per_image=train_rows,
+            base_rows_per_image=measured + base,
         )
 
     @property

@@ -117,6 +117,42 @@ def step_std(alpha_bar: torch.Tensor, alpha_bar_prev: torch.Tensor, eta: float) 
     return eta * variance.clamp(min=0).sqrt()
 
 
+def denoise(
+    model_output: torch.Tensor,
+    latents: torch.Tensor,
+    alpha_bar: torch.Tensor,
+    prediction_type: str = "epsilon",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clean latents and the noise that a prediction implies (Salimans and Ho 2022, app. D).
+
+    Args:
+        model_output: (rows, C, h, w) prediction of the UNet.
+        latents: (rows, C, h, w), x_t.
+        alpha_bar: broadcastable to rows.
+        prediction_type: what the UNet predicts.
+
+    Returns:
+        x_0 and eps, (rows, C, h, w) each.
+
+    Raises:
+        ValueError: for an unknown `prediction_type`.
+    """
+    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    if prediction_type == "epsilon":
+        return (latents - noise * model_output) / signal, model_output
+    if prediction_type == "v_prediction":
+        return (
+            signal * latents - noise * model_output,
+            signal * model_output + noise * latents,
+        )
+    if prediction_type == "sample":
+        return model_output, (latents - signal * model_output) / noise
+    raise ValueError(
+        f"prediction_type={prediction_type!r} is not known; "
+        "use 'epsilon', 'v_prediction' or 'sample'"
+    )
+
+
 def step_mean(
     model_output: torch.Tensor,
     latents: torch.Tensor,
@@ -141,19 +177,7 @@ def step_mean(
     Raises:
         ValueError: for an unknown `prediction_type`.
     """
-    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    if prediction_type == "epsilon":
-        x0, eps = (latents - noise * model_output) / signal, model_output
-    elif prediction_type == "v_prediction":
-        x0 = signal * latents - noise * model_output
-        eps = signal * model_output + noise * latents
-    elif prediction_type == "sample":
-        x0, eps = model_output, (latents - signal * model_output) / noise
-    else:
-        raise ValueError(
-            f"prediction_type={prediction_type!r} is not known; "
-            "use 'epsilon', 'v_prediction' or 'sample'"
-        )
+    x0, eps = denoise(model_output, latents, alpha_bar, prediction_type)
     direction = (1 - alpha_bar_prev - sigma**2).clamp(min=0) ** 0.5
     return alpha_bar_prev**0.5 * x0 + direction * eps
 

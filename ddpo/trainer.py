@@ -83,7 +83,7 @@ class Trainer:
             self.model.offload_text_encoders(
                 [*prompts.train, *prompts.selection, *prompts.report, ""]
             )
-        self.updater = Updater(self.sampler, settings.train, processes)
+        self.updater = Updater(self.sampler, settings, processes)
 
     def load(self, policies: Sequence[Policy]) -> None:
         """Put K policies into the K agents' slots, wherever they are."""

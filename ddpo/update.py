@@ -1,7 +1,8 @@
-"""DDPO's PPO-style update: inner epochs over shuffled (sample, step) pairs, all agents at once.
+"""PPO-style updates: inner epochs over shuffled (sample, step) pairs, all agents at once.
 
-Given the rollout, the loss of each (sample, step) pair is independent of every other, so pairs are
-folded into UNet passes of any number of rows; the result does not depend on that number.
+What is minimised is the business of an update rule (`ddpo/update_rules.py`). Given the rollout, the
+loss of each (sample, step) pair is independent of every other, so pairs are folded into UNet passes
+of any number of rows; the result does not depend on that number.
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddpo.ddim import gaussian_kl, gaussian_log_prob, step_mean
-from ddpo.loss import clip_range_from_nats, clipped_surrogate
 from ddpo.processes import Processes, Share
 from ddpo.types import UpdateStats
+from ddpo.update_rules import UPDATE_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from config.schema import TrainSettings
+    from config.schema import Settings
     from ddpo.agents import Agents
     from ddpo.loss import Surrogate
     from ddpo.sampler import Sampler
@@ -32,36 +32,33 @@ logger = logging.getLogger(__name__)
 class Updater:
     """Takes the optimiser steps of one iteration.
 
-    Old log-probabilities are those of sampling ("never"), recomputed in the training pass's own
-    shape before the first update ("always"), or recomputed once rounding has pushed the ratio
+    DDPO's old log-probabilities are those of sampling ("never"), recomputed in the training pass's
+    own shape before the first update ("always"), or recomputed once rounding has pushed the ratio
     before the first update off 1 by more than a quarter of the clip range ("auto").
 
-    With `kl_coef` above 0 the loss of a pair is the clipped surrogate plus `kl_coef` times the KL
-    divergence of its step from the base model's (DPOK: Fan et al. 2023, section 4.2), which takes a
+    With `kl_coef` above 0 the loss of a pair is the rule's plus `kl_coef` times the KL divergence
+    of its Gaussian from the base model's (DPOK: Fan et al. 2023, section 4.2), which takes a
     second UNet pass without gradient and without adapters.
 
     Args:
         sampler: supplies the guided prediction and the schedule the rollouts were drawn with.
-        settings: inner epochs, updates per epoch, clip range, rows per pass and so on.
+        settings: of the run: the rule, inner epochs, updates per epoch, rows per pass and so on.
         processes: of which some may share this one's agents; by default none do.
     """
 
     def __init__(
-        self, sampler: Sampler, settings: TrainSettings, processes: Processes | None = None
+        self, sampler: Sampler, settings: Settings, processes: Processes | None = None
     ) -> None:
-        self.sampler = sampler
-        self.settings = settings
+        self.rule = UPDATE_RULES[settings.train.update_rule](sampler, settings)
+        self.settings = settings.train
         self.processes = processes or Processes.alone(sampler.model.device)
-        self.clip_range = clip_range_from_nats(
-            settings.clip_nats, math.prod(sampler.model.latent_shape)
-        )
         num_steps = len(sampler.schedule.timesteps)
-        last = num_steps - settings.skip_last_steps
+        last = num_steps - self.settings.skip_last_steps
         steps = [step for step in sampler.schedule.trainable_steps if step < last]
         self.trainable_steps = torch.tensor(steps)
         self.excluded_steps = num_steps - len(steps)
-        self.steps_per_sample = max(1, round(settings.timestep_fraction * len(steps)))
-        self.recompute = settings.recompute_log_probs == "always"
+        self.steps_per_sample = max(1, round(self.settings.timestep_fraction * len(steps)))
+        self.recompute = self.settings.recompute_log_probs == "always"
 
     def update(
         self,
@@ -99,7 +96,9 @@ class Updater:
         pairs_per_update = (
             share.num_samples // self.settings.updates_per_epoch * self.steps_per_sample
         )
-        old = self._log_probs(agents, rollout) if self.recompute else rollout.log_probs
+        old = self.rule.begin(rollout)
+        if is_measured := old is None or self.recompute:
+            old = self._measures(agents, rollout, minibatches)
         meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
         norms = []
         for number, pairs in enumerate(minibatches):
@@ -108,8 +107,9 @@ class Updater:
             )
             if number == 0:
                 ratio_error = meter.ratio_error(self.processes)
-                if self._must_recompute(ratio_error):
-                    old = self._log_probs(agents, rollout)
+                if not is_measured and self._must_recompute(ratio_error):
+                    is_measured = True
+                    old = self._measures(agents, rollout, minibatches)
                     meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
                     self._differentiate(
                         agents, rollout, old, advantages, pairs, pairs_per_update, meter, on_pass
@@ -121,6 +121,7 @@ class Updater:
             if on_update is not None:
                 on_update()
         num_pairs = len(minibatches) * pairs_per_update
+        passes_per_pair = 1 + is_measured + (self.settings.kl_coef > 0)
         means = (meter.sums(self.processes) / num_pairs).cpu()
         return UpdateStats(
             loss=means[0],
@@ -131,10 +132,7 @@ class Updater:
             ratio_error=ratio_error.cpu(),
             num_updates=len(minibatches),
             excluded_steps=self.excluded_steps,
-            unet_rows=num_pairs
-            * num_agents
-            * self.sampler.rows_per_sample
-            * (2 if self.settings.kl_coef > 0 else 1),
+            unet_rows=num_pairs * num_agents * self.rule.rows_per_pair * passes_per_pair,
         )
 
     def num_passes(self, samples: int, num_agents: int) -> int:
@@ -146,7 +144,7 @@ class Updater:
 
     def _pairs_per_pass(self, num_agents: int) -> int:
         """(sample, step) pairs of each agent that one UNet pass may carry."""
-        per_pair = num_agents * self.sampler.rows_per_sample
+        per_pair = num_agents * self.rule.rows_per_pair
         return max(1, self.settings.rows_per_pass // per_pair)
 
     def _minibatches(self, share: Share, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -177,7 +175,7 @@ class Updater:
         self,
         agents: Agents,
         rollout: Rollout,
-        old_log_probs: torch.Tensor,
+        old: torch.Tensor,
         advantages: torch.Tensor,
         pairs: torch.Tensor,
         pairs_per_update: int,
@@ -189,7 +187,7 @@ class Updater:
         Args:
             agents: whose gradients are set.
             rollout: of this process's samples.
-            old_log_probs: (rows, T).
+            old: (rows, T, ...) measures under the policy that sampled.
             advantages: (K, N).
             pairs: (K, pairs, 2) of this process.
             pairs_per_update: of each agent, in all processes.
@@ -199,16 +197,14 @@ class Updater:
         agents.zero_grad()
         flat_advantages = advantages.flatten().to(agents.device)
         for rows, steps in self._passes(rollout, pairs):
-            mean, sigma = self._pair_gaussians(agents, rollout, rows, steps)
-            log_probs = gaussian_log_prob(rollout.latents[rows, steps + 1], mean, sigma)
-            surrogate = clipped_surrogate(
-                log_probs, old_log_probs[rows, steps], flat_advantages[rows], self.clip_range
-            )
+            prediction = self.rule.predict(agents, rollout, rows, steps)
+            measured = self.rule.measure(prediction, rollout, rows, steps)
+            surrogate = self.rule.surrogate(measured, old[rows, steps], flat_advantages[rows])
             loss, kl = surrogate.loss, torch.zeros_like(surrogate.loss)
             if self.settings.kl_coef > 0:
                 with torch.no_grad(), agents.base_model():
-                    base, _ = self._pair_gaussians(agents, rollout, rows, steps)
-                kl = gaussian_kl(mean, base, sigma)
+                    base = self.rule.predict(agents, rollout, rows, steps)
+                kl = self.rule.divergence(prediction, base, steps)
                 loss = loss + self.settings.kl_coef * kl
             (loss.sum() / pairs_per_update).backward()
             meter.add(steps, surrogate, kl)
@@ -225,58 +221,34 @@ class Updater:
             rows, steps = (part[..., 0] + offset).flatten(), part[..., 1].flatten()
             yield rows.to(rollout.latents.device), steps.to(rollout.latents.device)
 
-    def _pair_gaussians(
-        self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means (pairs, C, h, w) and standard deviations of x_{t-1} under the agents as set."""
-        schedule, prompts = self.sampler.schedule, rollout.prompts
-        latents = rollout.latents[rows, steps]
-        out = self.sampler.guided(
-            agents,
-            latents,
-            schedule.timesteps[steps],
-            prompts.conditioning[rows],
-            prompts.num_agents,
-        )
-
-        def column(values: torch.Tensor) -> torch.Tensor:
-            return values[steps].view(-1, 1, 1, 1)
-
-        sigma = column(schedule.sigma)
-        mean = step_mean(
-            out,
-            latents,
-            column(schedule.alpha_bar),
-            column(schedule.alpha_bar_prev),
-            sigma,
-            schedule.prediction_type,
-        )
-        return mean, sigma
-
     @torch.no_grad()
-    def _log_probs(self, agents: Agents, rollout: Rollout) -> torch.Tensor:
-        """(rows, T) old log-probabilities, computed in the training pass's own shape."""
-        n = rollout.prompts.samples_per_agent
-        grid = torch.cartesian_prod(torch.arange(n), self.trainable_steps)
-        out = rollout.log_probs.clone()
-        for rows, steps in self._passes(rollout, grid.expand(rollout.prompts.num_agents, -1, -1)):
-            mean, sigma = self._pair_gaussians(agents, rollout, rows, steps)
-            log_probs = gaussian_log_prob(rollout.latents[rows, steps + 1], mean, sigma)
-            out[rows, steps] = log_probs.to(out.dtype)
+    def _measures(
+        self, agents: Agents, rollout: Rollout, minibatches: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """(rows, T, ...) measures of all pairs to come, in the training pass's own shape."""
+        parts = [part for pairs in minibatches for part in self._passes(rollout, pairs)]
+        measured = []
+        for rows, steps in parts:
+            prediction = self.rule.predict(agents, rollout, rows, steps)
+            measured.append(self.rule.measure(prediction, rollout, rows, steps))
+        shape = (len(rollout.latents), len(rollout.timesteps), *measured[0].shape[1:])
+        out = measured[0].new_zeros(shape)
+        for (rows, steps), values in zip(parts, measured, strict=True):
+            out[rows, steps] = values
         return out
 
     def _must_recompute(self, ratio_error: torch.Tensor) -> bool:
         """Whether rounding between sampling and training has come too near the clip range."""
-        if self.recompute or self.settings.recompute_log_probs == "never":
+        if self.settings.recompute_log_probs == "never":
             return False
         worst = float(ratio_error.nan_to_num(0).max())
-        self.recompute = worst > self.clip_range / 4
+        self.recompute = worst > self.rule.clip_range / 4
         if self.recompute:
             logger.warning(
                 "the log-ratio before the first update is %.2g, over a quarter of the clip range "
                 "%.2g: old log-probabilities are recomputed from now on",
                 worst,
-                self.clip_range,
+                self.rule.clip_range,
             )
         return self.recompute
 

@@ -100,7 +100,7 @@ def make_rig(num_agents: int = 3, pipe: Any = None, **changes: dict[str, Any]) -
     model = FrozenDiffusion(pipe or make_tiny_pipe())
     agents = Agents(model.unet, num_agents, settings.adapter, settings.train)
     sampler = Sampler(model, settings.sample)
-    return Rig(settings, model, agents, sampler, Updater(sampler, settings.train))
+    return Rig(settings, model, agents, sampler, Updater(sampler, settings))
 
 
 @pytest.fixture(name="rig")

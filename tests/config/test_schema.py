@@ -32,6 +32,8 @@ WRONG = {
     "--config.train.timestep_fraction=0": "must be above 0",
     "--config.train.updates_per_epoch=5": "must divide the 48 images",
     "--config.train.updates_per_epoch=0": "must be at least 1",
+    "--config.train.update_rule=grpo": "train.update_rule: 'grpo' is not one of awm, ddpo",
+    "--config.train.nft_strength=0": "must be above 0",
     "--config.train.recompute_log_probs=maybe": "is not one of always, auto, never",
     "--config.train.skip_last_steps=10": "must be below sample.num_steps=10",
     "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 4",
