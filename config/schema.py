@@ -66,8 +66,14 @@ class RewardSettings:
     reference: tuple[float, ...]
     ideal: tuple[float, ...]
     clip_model: str
+    clip_score_model: str
     aesthetic_clip: str
     aesthetic_head: str
+    pick_model: str
+    pick_processor: str
+    hps_weights: str
+    hps_clip: str
+    dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")]
     device: Annotated[str, Device()]
     batch_size: Annotated[int, AtLeast(1)]
     timeout_seconds: Annotated[float, Above(0)]

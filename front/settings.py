@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from config import base
 from config.errors import ConfigError
 from config.parse import parse
-from ddpo.rewards import REWARDS
 from front.front import FrontError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def settings_of(front: Front, model: str = "") -> Settings:
     if model:
         values["pretrained"]["model"] = model
     try:
-        return parse(ConfigDict(values), {"rewards.names": REWARDS})
+        return parse(ConfigDict(values), {})
     except ConfigError as error:
         raise FrontError(f"the settings in {front.path / 'config.json'}: {error}") from error
 

@@ -68,15 +68,40 @@ def _colorfulness(settings: RewardSettings, device: torch.device) -> Reward:  # 
 
 
 def _clip_alignment(settings: RewardSettings, device: torch.device) -> Reward:
+    from ddpo.rewards.clip import load_clip  # noqa: PLC0415
     from ddpo.rewards.clip_alignment import ClipAlignment  # noqa: PLC0415
 
-    return ClipAlignment(settings.clip_model, device)
+    return ClipAlignment(load_clip(settings.clip_model, device, settings.dtype))
+
+
+def _clip_score(settings: RewardSettings, device: torch.device) -> Reward:
+    from ddpo.rewards.clip import load_clip  # noqa: PLC0415
+    from ddpo.rewards.clip_score import ClipScore  # noqa: PLC0415
+
+    return ClipScore(load_clip(settings.clip_score_model, device, settings.dtype))
 
 
 def _aesthetic_score(settings: RewardSettings, device: torch.device) -> Reward:
-    from ddpo.rewards.aesthetic_score import AestheticScore  # noqa: PLC0415
+    from ddpo.rewards.aesthetic_score import AestheticScore, load_head  # noqa: PLC0415
+    from ddpo.rewards.clip import load_clip  # noqa: PLC0415
 
-    return AestheticScore(settings.aesthetic_clip, settings.aesthetic_head, device)
+    head = load_head(settings.aesthetic_head)
+    return AestheticScore(load_clip(settings.aesthetic_clip, device, settings.dtype), head)
+
+
+def _pick_score(settings: RewardSettings, device: torch.device) -> Reward:
+    from ddpo.rewards.clip import load_clip  # noqa: PLC0415
+    from ddpo.rewards.pick_score import PickScore  # noqa: PLC0415
+
+    return PickScore(
+        load_clip(settings.pick_model, device, settings.dtype, settings.pick_processor)
+    )
+
+
+def _hps_v2(settings: RewardSettings, device: torch.device) -> Reward:
+    from ddpo.rewards.hps_v2 import HpsV2  # noqa: PLC0415
+
+    return HpsV2(settings.hps_weights, settings.hps_clip, device, settings.dtype)
 
 
 REWARDS: dict[str, RewardEntry] = {
@@ -86,6 +111,27 @@ REWARDS: dict[str, RewardEntry] = {
         source="Radford et al. 2021",
         weights="`rewards.clip_model`; by default emoji-clip, which ships with the project",
         build=_clip_alignment,
+    ),
+    "clip_score": RewardEntry(
+        unit="100 x cosine",
+        measures="does the picture show its prompt: CLIPScore, 100 max(cos, 0)",
+        source="Hessel et al. 2021, eq. 1, with the weight 100",
+        weights="CLIP ViT-L/14 (MIT)",
+        build=_clip_score,
+    ),
+    "pick_score": RewardEntry(
+        unit="logit",
+        measures="which picture do people pick for this prompt: PickScore",
+        source="Kirstain et al. 2023, eq. 2",
+        weights="`yuvalkirstain/PickScore_v1` (MIT)",
+        build=_pick_score,
+    ),
+    "hps_v2": RewardEntry(
+        unit="100 x cosine",
+        measures="which picture do people prefer for this prompt: HPS v2.1",
+        source="Wu et al. 2023",
+        weights="`xswu/HPSv2` (Apache 2.0)",
+        build=_hps_v2,
     ),
     "aesthetic_score": RewardEntry(
         unit="LAION 1-10",

@@ -21,10 +21,10 @@ def colorfulness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor: 
         prompts: not used.
 
     Returns:
-        (rows,) float32 on the CPU; 0 for grey images, about 100 for extremely colourful ones.
+        (rows,) float32; 0 for grey images, about 100 for extremely colourful ones.
     """
     red, green, blue = (255 * images.float()).flatten(2).unbind(dim=1)
     rg, yb = red - green, (red + green) / 2 - blue
     spread = (rg.var(dim=1, correction=0) + yb.var(dim=1, correction=0)).sqrt()
     distance = (rg.mean(dim=1).square() + yb.mean(dim=1).square()).sqrt()
-    return (spread + 0.3 * distance).cpu()
+    return spread + 0.3 * distance

@@ -27,11 +27,14 @@ class ImageBatch:
     Args:
         images: (rows, 3, H, W) in [0, 1].
         device: where rewards run; by default where the images are.
+
+    Attributes:
+        device: where rewards run.
     """
 
     def __init__(self, images: torch.Tensor, device: torch.device | None = None) -> None:
         self._images = images.detach()
-        self._device = device or images.device
+        self.device = device or images.device
         self._lock = threading.Lock()
         self._cells: dict[Hashable, _Cell] = {}
 
@@ -56,7 +59,7 @@ class ImageBatch:
 
         def convert() -> torch.Tensor:
             clean = self._images.float().nan_to_num(0).clamp(0, 1)
-            return clean.mul(255).round().to(torch.uint8).to(self._device)
+            return clean.mul(255).round().to(torch.uint8).to(self.device)
 
         return self.shared("pixels", convert)
 

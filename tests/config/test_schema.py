@@ -66,6 +66,7 @@ WRONG = {
     "--config.rewards.remote_encoding=gif": "is not one of jpeg, png",
     "--config.rewards.remote_attempt_seconds=0": "must be above 0",
     "--config.rewards.remote_retries=-1": "must be at least 0",
+    "--config.rewards.dtype=float8": "rewards.dtype: 'float8' is not one of",
     "--config.rewards.batch_size=0": "must be at least 1",
     "--config.rewards.timeout_seconds=0": "must be above 0",
     "--config.rewards.on_error=ignore": "is not one of abort, skip",

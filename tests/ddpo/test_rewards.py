@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from config.errors import UserError
 from ddpo.rewards import REWARDS
-from ddpo.rewards.clip_alignment import ClipAlignment, preprocess
+from ddpo.rewards.aesthetic_score import load_head
+from ddpo.rewards.clip import clip_pixels, load_clip
 from ddpo.rewards.colorfulness import colorfulness
+from ddpo.rewards.images import ImageBatch
 from ddpo.rewards.jpeg import JpegSize
+from ddpo.scorer import Scorer
+from tests.conftest import LETTERS, make_settings
+
+CPU = torch.device("cpu")
 
 
 def noise_and_plain():
@@ -49,120 +58,331 @@ def test_colorfulness_by_hand_and_in_order():
     assert scores[0] > scores[2] > scores[1]
 
 
+WORDS = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(c + "</w>" for c in LETTERS)]
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def make_clip(folder, seed=22, **changes):
+    """A random CLIP of the real classes, in a folder: 56 px pictures in patches of 14."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(seed)
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text = {"vocab_size": len(WORDS), "max_position_embeddings": 8, **SIZES, **special, **changes}
+    vision = {"image_size": 56, "patch_size": 14, **SIZES, **changes}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    with torch.no_grad():
+        # Initial weights are so small, and biases zero, that hardly anything depends on anything.
+        for parameter in model.parameters():
+            parameter.add_(0.4 * torch.randn(parameter.shape))
+        model.logit_scale.fill_(4.0)
+    model.save_pretrained(folder)
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8).save_pretrained(folder)
+    crop = {"height": 56, "width": 56}
+    CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=crop).save_pretrained(folder)
+    return model.eval()
+
+
 @pytest.fixture(scope="module", name="clip_folder")
 def _clip_folder(tmp_path_factory):
-    """A random CLIP of the real classes, saved and loaded from disk."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-    from tests.conftest import LETTERS
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip")
-    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(c + "</w>" for c in LETTERS)]
-    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    sizes["num_attention_heads"] = 2
-    config = CLIPConfig(
-        text_config={"vocab_size": len(words), "max_position_embeddings": 8, **sizes, **special},
-        vision_config={"image_size": 28, "patch_size": 7, **sizes},
-        projection_dim=8,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    vocabulary = {word: i for i, word in enumerate(words)}
-    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8).save_pretrained(folder)
-    crop = {"height": 28, "width": 28}
-    CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=crop).save_pretrained(folder)
+    make_clip(folder)
     return str(folder)
 
 
-def test_clip_alignment_is_the_cosine_of_plain_transformers(clip_folder):
-    from transformers import CLIPModel, CLIPTokenizer
+def smooth_images(rows, height, width, seed=1):
+    """Pictures of 8 bits a channel in which a resize has something to interpolate."""
+    coarse = torch.rand(rows, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    images = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+    return images.mul(255).round().div(255)
 
-    reward = ClipAlignment(clip_folder, torch.device("cpu"))
-    images = torch.rand(3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    prompts = ["a b", "c", "a b"]
-    model = CLIPModel.from_pretrained(clip_folder).eval()
-    tokens = CLIPTokenizer.from_pretrained(clip_folder)(prompts, padding=True, return_tensors="pt")
+
+def as_pil(images):
+    arrays = images.permute(0, 2, 3, 1).mul(255).round().byte().numpy()
+    return [Image.fromarray(array) for array in arrays]
+
+
+def plain_clip(folder, images, prompts):
+    """Unit image and text embeddings from transformers' own classes, as its documentation does."""
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(folder).eval()
+    pixels = CLIPImageProcessorPil.from_pretrained(folder)(as_pil(images), return_tensors="pt")
+    tokens = CLIPTokenizer.from_pretrained(folder)(list(prompts), padding=True, return_tensors="pt")
     with torch.no_grad():
-        out = model(pixel_values=preprocess(images, reward.processor), **tokens)
-    expected = F.cosine_similarity(out.image_embeds, out.text_embeds)
-    torch.testing.assert_close(reward(images, prompts), expected, rtol=1e-4, atol=1e-5)
+        out = model(**pixels, **tokens)
+    return out.image_embeds, out.text_embeds
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (64, 48), (20, 33)])
-def test_clip_preprocessing_agrees_with_the_image_processor(clip_folder, shape):
-    from transformers import CLIPImageProcessor
+@pytest.mark.parametrize("shape", [(64, 64), (64, 48), (60, 99), (56, 56), (512, 512)])
+def test_clip_preprocessing_is_that_of_the_image_processor(clip_folder, shape):
+    from transformers import CLIPImageProcessorPil
 
-    processor = CLIPImageProcessor.from_pretrained(clip_folder)
-    smooth = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(1))
-    image = F.interpolate(smooth, shape, mode="bicubic").clamp(0, 1).mul(255).round().div(255)
-    pil = Image.fromarray((image[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
-    theirs = processor(pil, return_tensors="pt")["pixel_values"]
-    ours = preprocess(image, processor)
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().mean() < 0.02  # Pillow rounds to bytes between the two passes
+    processor = CLIPImageProcessorPil.from_pretrained(clip_folder)
+    images = smooth_images(2, *shape)
+    theirs = processor(as_pil(images), return_tensors="pt")["pixel_values"]
+    ours = clip_pixels(ImageBatch(images), processor)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_aesthetic_score_is_the_published_predictor(tmp_path, clip_folder):
-    """Against an independent restatement: a chain of affine maps of the unit image embedding."""
-    from safetensors.torch import save_file
-    from transformers import CLIPModel
+PROMPTS = ["a b", "c", "a b"]
 
-    from ddpo.rewards.aesthetic_score import AestheticScore
 
-    widths = (8, 1024, 128, 64, 16, 1)
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for index, (n_in, n_out) in zip((0, 2, 4, 6, 7), itertools.pairwise(widths), strict=True):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("clip_alignment", lambda cosine: cosine),
+        ("clip_score", lambda cosine: 100 * cosine.clamp(min=0)),
+        ("pick_score", lambda cosine: math.exp(4.0) * cosine),
+    ],
+)
+def test_rewards_on_clip_are_what_they_say(clip_folder, name, expected):
+    model = {"clip_alignment": "clip_model", "clip_score": "clip_score_model"}
+    changes = {model.get(name, "pick_model"): clip_folder, "pick_processor": clip_folder}
+    reward = REWARDS[name].build(make_settings(rewards=changes).rewards, CPU)
+    images = smooth_images(3, 64, 64)
+    image_embeds, text_embeds = plain_clip(clip_folder, images, PROMPTS)
+    cosine = F.cosine_similarity(image_embeds, text_embeds)
+    assert cosine.min() < 0 < cosine.max()
+    torch.testing.assert_close(reward(images, PROMPTS), expected(cosine), rtol=1e-4, atol=1e-4)
+
+
+def random_head(width, seed=0):
+    """A head's tensors under the published names."""
+    generator, state = torch.Generator().manual_seed(seed), {}
+    widths = itertools.pairwise((width, 1024, 128, 64, 16, 1))
+    for index, (n_in, n_out) in zip((0, 2, 4, 6, 7), widths, strict=True):
         state[f"layers.{index}.weight"] = torch.randn(n_out, n_in, generator=generator) / n_in**0.5
         state[f"layers.{index}.bias"] = torch.randn(n_out, generator=generator)
+    return state
+
+
+@pytest.mark.parametrize("file", ["head.safetensors", "head.pth"])
+def test_aesthetic_score_is_the_published_predictor(tmp_path, clip_folder, file):
+    """Against a restatement: affine maps, in float64, of the unit image embedding."""
+    state = random_head(8)
     save_file(state, tmp_path / "head.safetensors")
     torch.save(state, tmp_path / "head.pth")
-    images = torch.rand(2, 3, 28, 28, generator=generator)
-    clip = CLIPModel.from_pretrained(clip_folder).eval()
-    scores = []
-    for name in ("head.safetensors", "head.pth"):
-        reward = AestheticScore(clip_folder, str(tmp_path / name), torch.device("cpu"))
-        scores.append(reward(images, ["", ""]))
-    with torch.no_grad():
-        pixels = preprocess((images * 255).round() / 255, reward.processor)
-        x = F.normalize(clip.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+    images = smooth_images(3, 72, 72)
+    settings = {"aesthetic_clip": clip_folder, "aesthetic_head": str(tmp_path / file)}
+    reward = REWARDS["aesthetic_score"].build(make_settings(rewards=settings).rewards, CPU)
+    x = plain_clip(clip_folder, images, ["a"] * 3)[0].double()
+    x = x / x.square().sum(dim=1, keepdim=True).sqrt()
     for index in (0, 2, 4, 6, 7):
-        x = x @ state[f"layers.{index}.weight"].T + state[f"layers.{index}.bias"]
-    torch.testing.assert_close(scores[0], x.squeeze(-1), rtol=1e-4, atol=1e-4)
-    assert torch.equal(scores[0], scores[1])
+        x = x @ state[f"layers.{index}.weight"].double().T + state[f"layers.{index}.bias"]
+    torch.testing.assert_close(reward(images, ["", "", ""]).double(), x[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_rewards_on_one_clip_load_it_once_and_embed_each_picture_once(
+    tmp_path, clip_folder, monkeypatch
+):
+    save_file(random_head(8), tmp_path / "head.safetensors")
+    settings = make_settings(
+        rewards={
+            "names": ("clip_score", "aesthetic_score", "clip_alignment"),
+            "clip_model": clip_folder,
+            "clip_score_model": clip_folder,
+            "aesthetic_clip": clip_folder,
+            "aesthetic_head": str(tmp_path / "head.safetensors"),
+        }
+    ).rewards
+    scorer = Scorer.build(settings, CPU)
+    clips = {id(reward.clip) for reward in scorer.rewards.values()}
+    assert len(clips) == 1
+    clip, embedded = scorer.rewards["clip_score"].clip, []
+    features = clip.model.get_image_features
+    monkeypatch.setattr(
+        clip.model,
+        "get_image_features",
+        lambda pixel_values: (embedded.append(len(pixel_values)), features(pixel_values))[1],
+    )
+    rewards = scorer.gather([scorer.submit(smooth_images(4, 64, 64), ["a"] * 4)], 1)
+    assert embedded == [4]
+    assert rewards.is_valid.all()
+
+
+def test_reward_models_run_in_the_precision_that_is_set(clip_folder):
+    half = load_clip(clip_folder, CPU, "bfloat16")
+    full = load_clip(clip_folder, CPU, "float32")
+    assert half is not full
+    assert half.model.dtype == torch.bfloat16
+    batch = ImageBatch(smooth_images(2, 64, 64))
+    assert half.cosine(batch, ["a", "b"]).dtype == torch.float32
+    torch.testing.assert_close(
+        half.cosine(batch, ["a", "b"]), full.cosine(batch, ["a", "b"]), rtol=0, atol=0.1
+    )
+
+
+def open_clip_names(model):
+    """A CLIPModel's tensors in open_clip's naming and layout: the published form of HPS v2."""
+    ours, out = model.state_dict(), {}
+    for prefix, half in (("", "text_model"), ("visual.", "vision_model")):
+        for i in range(SIZES["num_hidden_layers"]):
+            here, block = f"{half}.encoder.layers.{i}.", f"{prefix}transformer.resblocks.{i}."
+            for kind in ("weight", "bias"):
+                parts = [ours[f"{here}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+                out[f"{block}attn.in_proj_{kind}"] = torch.cat(parts)
+                for theirs, name in (
+                    ("attn.out_proj", "self_attn.out_proj"),
+                    ("ln_1", "layer_norm1"),
+                    ("ln_2", "layer_norm2"),
+                    ("mlp.c_fc", "mlp.fc1"),
+                    ("mlp.c_proj", "mlp.fc2"),
+                ):
+                    out[f"{block}{theirs}.{kind}"] = ours[f"{here}{name}.{kind}"]
+    for kind in ("weight", "bias"):
+        out[f"ln_final.{kind}"] = ours[f"text_model.final_layer_norm.{kind}"]
+        out[f"visual.ln_pre.{kind}"] = ours[f"vision_model.pre_layrnorm.{kind}"]
+        out[f"visual.ln_post.{kind}"] = ours[f"vision_model.post_layernorm.{kind}"]
+    embeddings = "vision_model.embeddings."
+    out["visual.class_embedding"] = ours[f"{embeddings}class_embedding"]
+    out["visual.conv1.weight"] = ours[f"{embeddings}patch_embedding.weight"]
+    out["visual.positional_embedding"] = ours[f"{embeddings}position_embedding.weight"]
+    out["visual.proj"] = ours["visual_projection.weight"].T.contiguous()
+    out["token_embedding.weight"] = ours["text_model.embeddings.token_embedding.weight"]
+    out["positional_embedding"] = ours["text_model.embeddings.position_embedding.weight"]
+    out["text_projection"] = ours["text_projection.weight"].T.contiguous()
+    out["logit_scale"] = ours["logit_scale"]
+    return out
+
+
+def open_clip_forward(state, pixels, tokens):
+    """open_clip's CLIP from its tensors: image and text embeddings before they are normalised."""
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def linear(x, name):
+        return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def blocks(x, prefix, mask=None):
+        for i in range(SIZES["num_hidden_layers"]):
+            block = f"{prefix}transformer.resblocks.{i}."
+            h = norm(x, f"{block}ln_1")
+            qkv = F.linear(
+                h, state[f"{block}attn.in_proj_weight"], state[f"{block}attn.in_proj_bias"]
+            )
+            heads = SIZES["num_attention_heads"]
+            q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
+            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+            if mask is not None:
+                scores = scores + mask
+            mixed = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+            x = x + linear(mixed, f"{block}attn.out_proj")
+            h = F.gelu(linear(norm(x, f"{block}ln_2"), f"{block}mlp.c_fc"))
+            x = x + linear(h, f"{block}mlp.c_proj")
+        return x
+
+    patches = F.conv2d(pixels, state["visual.conv1.weight"], stride=14).flatten(2).transpose(1, 2)
+    first = state["visual.class_embedding"].expand(len(pixels), 1, -1)
+    x = torch.cat([first, patches], dim=1) + state["visual.positional_embedding"]
+    x = blocks(norm(x, "visual.ln_pre"), "visual.")
+    image = norm(x[:, 0], "visual.ln_post") @ state["visual.proj"]
+    y = state["token_embedding.weight"][tokens] + state["positional_embedding"][: tokens.shape[1]]
+    causal = torch.full((tokens.shape[1],) * 2, -torch.inf).triu(1)
+    y = norm(blocks(y, "", causal), "ln_final")
+    return image, y[:, -1] @ state["text_projection"]
+
+
+def test_hps_v2_is_open_clips_model_from_its_published_names(tmp_path):
+    model = make_clip(tmp_path / "clip", hidden_act="gelu")
+    state = open_clip_names(model)
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "hps.pt")
+    settings = {"hps_weights": str(tmp_path / "hps.pt"), "hps_clip": str(tmp_path / "clip")}
+    reward = REWARDS["hps_v2"].build(make_settings(rewards=settings).rewards, CPU)
+    images = smooth_images(2, 56, 56)
+    mean, std = reward.clip.processor.image_mean, reward.clip.processor.image_std
+    pixels = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    tokens = torch.tensor([[0, WORDS.index("a</w>"), 1], [0, WORDS.index("b</w>"), 1]])
+    cosine = F.cosine_similarity(*open_clip_forward(state, pixels, tokens))
+    torch.testing.assert_close(reward(images, ["a", "b"]), 100 * cosine, rtol=1e-4, atol=1e-3)
+
+
+def test_weights_of_another_model_are_refused(tmp_path, clip_folder):
+    state = random_head(8)
+    del state["layers.7.bias"]
+    save_file(state, tmp_path / "head.safetensors")
+    with pytest.raises(UserError, match=r"(?s)aesthetic_head=.*holds other weights: .*7\.bias"):
+        load_head(str(tmp_path / "head.safetensors"))
+    settings = {"hps_weights": str(tmp_path / "head.safetensors"), "hps_clip": clip_folder}
+    with pytest.raises(UserError, match=r"rewards\.hps_weights=.*CLIP has no tensor"):
+        REWARDS["hps_v2"].build(make_settings(rewards=settings).rewards, CPU)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "/no/such/head.pth", "owner/repository"])
+def test_a_source_that_cannot_be_is_named(source):
+    with pytest.raises(UserError, match="neither a file nor owner/repository/file"):
+        load_head(source)
 
 
 def test_the_published_head_loads_where_it_is_at_hand():
-    from ddpo.rewards.aesthetic_score import load_head
-
     path = Path(__file__).parents[3] / "shared" / "data" / "aesthetic_head.pth"
     if not path.is_file():
         pytest.skip("the published aesthetic head is not on this machine")
     head = load_head(str(path))
     assert sum(p.numel() for p in head.parameters()) == 927_969
+    unit = F.normalize(torch.randn(64, 768, generator=torch.Generator().manual_seed(0)), dim=-1)
+    scores = head(unit)
+    assert 0 < scores.min() < scores.max() < 10  # a scale of 1 to 10, whatever it is shown
 
 
-def test_a_pickle_in_a_head_file_is_not_run(tmp_path):
-    import pickle
-
-    from ddpo.rewards.aesthetic_score import load_head
-
+def attack(path):
     class Attack:
         def __reduce__(self):
-            return Path.touch, (tmp_path / "run",)
+            return Path.touch, (path,)
 
-    torch.save({"0.weight": Attack()}, tmp_path / "head.pth")
-    with pytest.raises(pickle.UnpicklingError):
-        load_head(str(tmp_path / "head.pth"))
+    return Attack()
+
+
+@pytest.mark.parametrize("kind", ["inside", "whole", "plain pickle"])
+def test_a_pickle_in_a_head_file_is_not_run(tmp_path, kind):
+    import pickle
+
+    harm, file = attack(tmp_path / "run"), tmp_path / "head.pth"
+    if kind == "plain pickle":
+        file.write_bytes(pickle.dumps(harm, protocol=2))
+    else:
+        torch.save({"layers.0.weight": harm} if kind == "inside" else harm, file)
+    with pytest.raises(UserError, match="is not a file of plain tensors"):
+        load_head(str(file))
     assert not (tmp_path / "run").exists()
 
 
-def test_the_table_names_units():
-    assert {name: entry.unit for name, entry in REWARDS.items()} == {
-        "jpeg_compressibility": "-kB",
-        "jpeg_incompressibility": "kB",
-        "colorfulness": "Hasler-Suesstrunk M",
-        "clip_alignment": "cosine",
-        "aesthetic_score": "LAION 1-10",
-    }
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x02."])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_broken_head_file_is_named(tmp_path, content, suffix):
+    file = tmp_path / f"head{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"aesthetic_head=.*is not a file of plain tensors"):
+        load_head(str(file))
+
+
+def test_a_file_without_named_tensors_is_refused(tmp_path):
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="does not hold named tensors"):
+        load_head(str(tmp_path / "list.pth"))
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["clip_score", "aesthetic_score", "pick_score", "hps_v2"])
+def test_published_weights_prefer_a_picture_to_noise(name):
+    """A drawn face against noise, for its own description."""
+    from PIL import ImageDraw
+
+    picture = Image.new("RGB", (224, 224), "skyblue")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((40, 40, 184, 184), fill="yellow", outline="black", width=3)
+    draw.ellipse((80, 85, 100, 110), fill="black")
+    draw.ellipse((124, 85, 144, 110), fill="black")
+    draw.arc((75, 90, 149, 155), 20, 160, fill="black", width=5)
+    face = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1).float() / 255
+    images = torch.stack([face, torch.rand_like(face)])
+    reward = REWARDS[name].build(make_settings().rewards, CPU)
+    scores = reward(images, ["a drawing of a yellow smiling face"] * 2)
+    assert scores[0] > scores[1]

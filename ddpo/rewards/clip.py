@@ -1,0 +1,139 @@
+"""CLIP models (Radford et al. 2021) for rewards: loaded once, each picture embedded once."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from ddpo.assets import resolve_model
+from ddpo.rewards.weights import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ddpo.rewards.images import ImageBatch
+
+_MAX_PROMPTS = 4096  # text embeddings kept
+
+
+def clip_pixels(batch: ImageBatch, processor: CLIPImageProcessorPil) -> torch.Tensor:
+    """What CLIP sees of a batch: resized, cropped, normalised, as Pillow and OpenAI's code do it.
+
+    The resize is Pillow's own bicubic on 8-bit pictures, on whatever device the model runs: other
+    implementations differ by rounding between its two passes.
+
+    Returns:
+        (rows, 3, h, w) float32 where the batch's rewards run.
+    """
+    edge = processor.size["shortest_edge"]
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+
+    def compute() -> torch.Tensor:
+        arrays = np.stack([np.asarray(_fit(picture, edge, height, width)) for picture in batch.pil])
+        device = batch.device
+        pixels = torch.from_numpy(arrays).to(device).permute(0, 3, 1, 2).float().div(255)
+        centre = torch.tensor(mean, device=device).view(3, 1, 1)
+        return (pixels - centre) / torch.tensor(std, device=device).view(3, 1, 1)
+
+    return batch.shared(("clip pixels", edge, height, width, mean, std), compute)
+
+
+def _fit(picture: Image.Image, edge: int, height: int, width: int) -> Image.Image:
+    """Shortest edge to `edge` pixels, then the centre of height x width."""
+    short, long = sorted(picture.size)
+    if short != edge:
+        other = int(edge * long / short)
+        size = (edge, other) if picture.width <= picture.height else (other, edge)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+class ClipTower:
+    """A frozen CLIPModel with its tokenizer and picture processor.
+
+    Args:
+        model: the weights.
+        processor: folder or hub id of tokenizer and picture processor.
+        device: where it runs; its text half goes there with the first prompt.
+    """
+
+    def __init__(self, model: CLIPModel, processor: str, device: torch.device) -> None:
+        self.model = model.requires_grad_(False).eval()
+        for part in (model.vision_model, model.visual_projection):
+            part.to(device)
+        self.processor = CLIPImageProcessorPil.from_pretrained(processor)
+        self.tokenizer = CLIPTokenizer.from_pretrained(processor)
+        self.device = device
+        self._text_lock = threading.Lock()
+        self._embed_text = lru_cache(maxsize=_MAX_PROMPTS)(self._embed_one)
+
+    @property
+    def temperature(self) -> float:
+        """What CLIP multiplies cosines by to get logits."""
+        return float(self.model.logit_scale.float().exp())
+
+    @torch.no_grad()
+    def embed_images(self, batch: ImageBatch) -> torch.Tensor:
+        """(rows, D) float32 of length 1; computed once per batch, whoever asks."""
+
+        def compute() -> torch.Tensor:
+            pixels = clip_pixels(batch, self.processor).to(self.device, self.model.dtype)
+            embeds = self.model.get_image_features(pixel_values=pixels).pooler_output
+            return F.normalize(embeds.float(), dim=-1)
+
+        return batch.shared(("clip embedding", id(self)), compute)
+
+    @torch.no_grad()
+    def embed_texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """(rows, D) float32 of length 1; each distinct prompt is embedded once and remembered."""
+        with self._text_lock:
+            return torch.cat([self._embed_text(prompt) for prompt in prompts])
+
+    def cosine(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
+        """(rows,) cosine of each picture with its prompt."""
+        return (self.embed_images(batch) * self.embed_texts(prompts)).sum(dim=-1)
+
+    def _embed_one(self, prompt: str) -> torch.Tensor:
+        for part in (self.model.text_model, self.model.text_projection):
+            part.to(self.device)
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(prompt, truncation=True, max_length=length, return_tensors="pt")
+        embeds = self.model.get_text_features(**tokens.to(self.device)).pooler_output
+        return F.normalize(embeds.float(), dim=-1)
+
+
+_towers: WeakValueDictionary[tuple[str, str, str, str], ClipTower] = WeakValueDictionary()
+
+
+def load_clip(
+    source: str, device: torch.device, dtype: str, processor: str | None = None
+) -> ClipTower:
+    """A CLIP model; rewards that name the same one share it while any of them lives.
+
+    Args:
+        source: folder, hub id, or "emoji-clip"; its weights are safetensors.
+        device: where it runs.
+        dtype: of its weights and activations.
+        processor: where tokenizer and picture processor are, if not with the weights.
+
+    Raises:
+        OSError, ValueError: if there is no such model.
+    """
+    key = (source, processor or source, str(device), dtype)
+    tower = _towers.get(key)
+    if tower is None:
+        path = resolve_model(source)
+        model = CLIPModel.from_pretrained(path, use_safetensors=True, dtype=DTYPES[dtype])
+        tower = ClipTower(model, resolve_model(processor or source), device)
+        _towers[key] = tower
+    return tower

@@ -1,0 +1,37 @@
+"""CLIPScore: 100 max(cos, 0) of CLIP embeddings.
+
+Hessel et al. 2021, eq. 1, is `w max(cos(c, v), 0)` with w = 2.5, ViT-B/32, and captions that begin
+with "A photo depicts". The field's text-to-image tables use w = 100, ViT-L/14 and the bare prompt,
+as torchmetrics does by default; so does this reward. Weights: CLIP by OpenAI (MIT).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ddpo.rewards.images import BatchReward
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from ddpo.rewards.clip import ClipTower
+    from ddpo.rewards.images import ImageBatch
+
+WEIGHT = 100.0
+
+
+class ClipScore(BatchReward):
+    """CLIPScore, 0 to 100; Stable Diffusion's pictures of their prompts lie near 25.
+
+    Args:
+        clip: whose embeddings are compared.
+    """
+
+    def __init__(self, clip: ClipTower) -> None:
+        self.clip = clip
+
+    def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
+        """See `BatchReward`."""
+        return WEIGHT * self.clip.cosine(batch, prompts).clamp(min=0)

@@ -1,0 +1,114 @@
+"""Human Preference Score v2.1 (Wu et al. 2023): a CLIP-H tuned to human choices between pictures.
+
+Score: 100 cos of the embeddings, as in the paper's tables; its package returns the cosine. Weights:
+`HPS_v2.1_compressed.pt` of `xswu/HPSv2` (Apache 2.0), in open_clip's naming, which is translated
+here to transformers' CLIPModel, so that neither open_clip nor the package is needed. The package
+runs in half precision under autocast, this in `rewards.dtype`; pictures that are not square are
+cropped here and padded there.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from config.errors import UserError
+from ddpo.rewards.clip import ClipTower
+from ddpo.rewards.images import BatchReward
+from ddpo.rewards.weights import DTYPES, load_into, load_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ddpo.rewards.images import ImageBatch
+
+_SETTING = "rewards.hps_weights"
+_NAMES = {
+    "logit_scale": "logit_scale",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+}
+_NORMS = {
+    "ln_final": "text_model.final_layer_norm",
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # transformers' own spelling
+    "visual.ln_post": "vision_model.post_layernorm",
+}
+_PROJECTIONS = {
+    "text_projection": "text_projection.weight",
+    "visual.proj": "visual_projection.weight",
+}
+_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def from_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of open_clip's CLIP under the names of transformers' CLIPModel.
+
+    open_clip keeps the projections of query, key and value in one matrix, and its output
+    projections as (in, out).
+
+    Raises:
+        KeyError: for a tensor that open_clip's CLIP does not have.
+    """
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        layer = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name)
+        if layer is not None:
+            half = "vision_model" if layer[1] else "text_model"
+            out |= _layer(f"{half}.encoder.layers.{layer[2]}.", layer[3], tensor)
+        elif name in _PROJECTIONS:
+            out[_PROJECTIONS[name]] = tensor.T.contiguous()
+        elif name in _NAMES:
+            out[_NAMES[name]] = tensor
+        else:
+            stem, _, kind = name.rpartition(".")
+            out[f"{_NORMS[stem]}.{kind}"] = tensor
+    return out
+
+
+def _layer(prefix: str, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    if name.startswith("attn.in_proj_"):
+        kind = name.removeprefix("attn.in_proj_")
+        parts = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"{prefix}self_attn.{part}_proj.{kind}": rows for part, rows in parts}
+    stem, _, kind = name.rpartition(".")
+    return {f"{prefix}{_LAYER[stem]}.{kind}": tensor}
+
+
+class HpsV2(BatchReward):
+    """HPS v2.1 times 100, about 20 to 32.
+
+    Args:
+        weights: local file, or owner/repository/file of a hub, in open_clip's naming.
+        clip: folder or hub id of the CLIP whose configuration and processor it has.
+        device: where it runs.
+        dtype: of weights and activations.
+
+    Raises:
+        UserError: if the weights are not that model's.
+    """
+
+    def __init__(self, weights: str, clip: str, device: torch.device, dtype: str) -> None:
+        model = CLIPModel(CLIPConfig.from_pretrained(clip))
+        state = load_tensors(_SETTING, weights)
+        try:
+            translated = from_open_clip(state)
+        except KeyError as error:
+            raise UserError(f"{_SETTING}={weights!r}: CLIP has no tensor {error}") from error
+        load_into(model, translated, _SETTING, weights)
+        self.clip = ClipTower(model.to(DTYPES[dtype]), clip, device)
+
+    def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
+        """See `BatchReward`."""
+        return 100 * self.clip.cosine(batch, prompts)
