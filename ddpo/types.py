@@ -99,21 +99,21 @@ class PromptBatch:
 
     Attributes:
         texts: one prompt per row.
-        conditioning: rows of what the UNet is told of the prompts.
+        encoded: what the UNet is told, one row for each distinct prompt.
+        which: (rows,) int64, which row of `encoded` each sample has.
         seeds: one seed per row; a sample depends on its own seed only.
         num_agents: K; rows are agent-major, so agent k owns rows k*N to (k+1)*N.
     """
 
     texts: tuple[str, ...]
-    conditioning: Conditioning
+    encoded: Conditioning
+    which: torch.Tensor
     seeds: tuple[int, ...]
     num_agents: int
 
     def __post_init__(self) -> None:
         rows = len(self.texts)
-        _check(
-            len(self.conditioning) == rows, "conditioning", f"{rows} rows", len(self.conditioning)
-        )
+        _check(tuple(self.which.shape) == (rows,), "which", f"({rows},)", tuple(self.which.shape))
         _check(len(self.seeds) == rows, "seeds", f"{rows} seeds", len(self.seeds))
         _check(
             rows > 0 and rows % self.num_agents == 0,
@@ -127,13 +127,23 @@ class PromptBatch:
         """N."""
         return len(self.texts) // self.num_agents
 
+    @property
+    def conditioning(self) -> Conditioning:
+        """One row for each sample."""
+        return self.encoded[self.which]
+
+    def conditioning_of(self, rows: torch.Tensor) -> Conditioning:
+        """One row for each of these samples."""
+        return self.encoded[self.which[rows]]
+
     def chunk(self, start: int, stop: int) -> PromptBatch:
         """The samples start..stop of every agent, again agent-major."""
         n = self.samples_per_agent
         index = [k * n + i for k in range(self.num_agents) for i in range(start, min(stop, n))]
         return PromptBatch(
             texts=tuple(self.texts[i] for i in index),
-            conditioning=self.conditioning[index],
+            encoded=self.encoded,
+            which=self.which[index],
             seeds=tuple(self.seeds[i] for i in index),
             num_agents=self.num_agents,
         )

