@@ -67,8 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
     rewards.remotes = ()
     rewards.reference = ()  # one number an objective, raw units
     rewards.ideal = ()
-    # What rewards are built from: hub ids or folders; of the head and of HPS v2 one file, local or
-    # as owner/repository/file of the hub.
+    # What rewards are built from: hub ids or folders; heads and weights of one file are local
+    # or owner/repository/file of the hub.
     rewards.clip_model = "emoji-clip"  # for clip_alignment; "emoji-clip" ships with the project
     rewards.clip_score_model = "openai/clip-vit-large-patch14"
     rewards.aesthetic_clip = "openai/clip-vit-large-patch14"
@@ -77,6 +77,8 @@ def get_config() -> ml_collections.ConfigDict:
     rewards.pick_processor = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # tokenizer and picture size
     rewards.hps_weights = "xswu/HPSv2/HPS_v2.1_compressed.pt"
     rewards.hps_clip = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # its configuration and processor
+    rewards.image_reward_weights = "THUDM/ImageReward/ImageReward.pt"
+    rewards.image_reward_tokenizer = "google-bert/bert-base-uncased"
     rewards.dtype = "float32"  # of the reward models: float32, bfloat16 or float16
     rewards.device = ""  # where rewards run, e.g. "cpu" or "cuda:1"; empty: beside the base model
     rewards.batch_size = 64  # images per call of a reward

@@ -73,6 +73,8 @@ class RewardSettings:
     pick_processor: str
     hps_weights: str
     hps_clip: str
+    image_reward_weights: str
+    image_reward_tokenizer: str
     dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")]
     device: Annotated[str, Device()]
     batch_size: Annotated[int, AtLeast(1)]

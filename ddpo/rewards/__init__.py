@@ -67,6 +67,24 @@ def _colorfulness(settings: RewardSettings, device: torch.device) -> Reward:  # 
     return colorfulness
 
 
+def _sharpness(settings: RewardSettings, device: torch.device) -> Reward:  # noqa: ARG001
+    from ddpo.rewards.sharpness import sharpness  # noqa: PLC0415
+
+    return sharpness
+
+
+def _rms_contrast(settings: RewardSettings, device: torch.device) -> Reward:  # noqa: ARG001
+    from ddpo.rewards.rms_contrast import rms_contrast  # noqa: PLC0415
+
+    return rms_contrast
+
+
+def _brightness(settings: RewardSettings, device: torch.device) -> Reward:  # noqa: ARG001
+    from ddpo.rewards.brightness import brightness  # noqa: PLC0415
+
+    return brightness
+
+
 def _clip_alignment(settings: RewardSettings, device: torch.device) -> Reward:
     from ddpo.rewards.clip import load_clip  # noqa: PLC0415
     from ddpo.rewards.clip_alignment import ClipAlignment  # noqa: PLC0415
@@ -104,6 +122,13 @@ def _hps_v2(settings: RewardSettings, device: torch.device) -> Reward:
     return HpsV2(settings.hps_weights, settings.hps_clip, device, settings.dtype)
 
 
+def _image_reward(settings: RewardSettings, device: torch.device) -> Reward:
+    from ddpo.rewards.image_reward import ImageReward  # noqa: PLC0415
+
+    weights, tokenizer = settings.image_reward_weights, settings.image_reward_tokenizer
+    return ImageReward(weights, tokenizer, device, settings.dtype)
+
+
 REWARDS: dict[str, RewardEntry] = {
     "clip_alignment": RewardEntry(
         unit="cosine",
@@ -133,6 +158,13 @@ REWARDS: dict[str, RewardEntry] = {
         weights="`xswu/HPSv2` (Apache 2.0)",
         build=_hps_v2,
     ),
+    "image_reward": RewardEntry(
+        unit="standard score",
+        measures="which picture do annotators rank higher for this prompt: ImageReward",
+        source="Xu et al. 2023",
+        weights="`THUDM/ImageReward` (Apache 2.0), tokenizer of bert-base-uncased (Apache 2.0)",
+        build=_image_reward,
+    ),
     "aesthetic_score": RewardEntry(
         unit="LAION 1-10",
         measures="do people find it beautiful: LAION's improved aesthetic predictor",
@@ -157,5 +189,23 @@ REWARDS: dict[str, RewardEntry] = {
         measures="strong, varied colours",
         source="Hasler and Suesstrunk 2003, M(3)",
         build=_colorfulness,
+    ),
+    "sharpness": RewardEntry(
+        unit="grey value^2",
+        measures="sharp edges (and noise): variance of the Laplacian",
+        source="Pech-Pacheco et al. 2000, LAPV",
+        build=_sharpness,
+    ),
+    "rms_contrast": RewardEntry(
+        unit="grey value / 255",
+        measures="light beside dark: standard deviation of the grey values",
+        source="Peli 1990, root mean square contrast",
+        build=_rms_contrast,
+    ),
+    "brightness": RewardEntry(
+        unit="relative luminance",
+        measures="much light: mean relative luminance",
+        source="ITU-R Rec. 709, IEC 61966-2-1",
+        build=_brightness,
     ),
 }

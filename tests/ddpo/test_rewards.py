@@ -17,10 +17,13 @@ from torch.nn import functional as F
 from config.errors import UserError
 from ddpo.rewards import REWARDS
 from ddpo.rewards.aesthetic_score import load_head
+from ddpo.rewards.brightness import brightness
 from ddpo.rewards.clip import clip_pixels, load_clip
 from ddpo.rewards.colorfulness import colorfulness
 from ddpo.rewards.images import ImageBatch
 from ddpo.rewards.jpeg import JpegSize
+from ddpo.rewards.rms_contrast import rms_contrast
+from ddpo.rewards.sharpness import sharpness
 from ddpo.scorer import Scorer
 from tests.conftest import LETTERS, make_settings
 
@@ -56,6 +59,40 @@ def test_colorfulness_by_hand_and_in_order():
     assert scores[0].item() == pytest.approx(expected, rel=1e-5)
     assert scores[1].item() == pytest.approx(0, abs=1e-4)
     assert scores[0] > scores[2] > scores[1]
+
+
+def stripes():
+    """Rows of 4 x 4 pixels: black, grey 0.5, white, and columns of black and white."""
+    columns = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(3, 4, 4)
+    return torch.stack([torch.full((3, 4, 4), grey) for grey in (0.0, 0.5, 1.0)] + [columns])
+
+
+def test_sharpness_by_hand_and_in_order():
+    scores = sharpness(stripes(), [""] * 4)
+    # inner columns are 255 and 0 with both side neighbours 0 and 255: the Laplacian is -510, 510
+    torch.testing.assert_close(scores, torch.tensor([0.0, 0, 0, 510.0**2]), rtol=1e-4, atol=1e-4)
+    ramp = torch.linspace(0, 1, 8).expand(1, 3, 8, 8)
+    assert sharpness(ramp, [""]).item() == pytest.approx(0, abs=1e-3)
+    noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    blurred = F.avg_pool2d(noise, 3, stride=1, padding=1)
+    assert sharpness(noise, [""]) > sharpness(blurred, [""]) > 0
+
+
+def test_rms_contrast_by_hand():
+    green = torch.zeros(1, 3, 4, 4)
+    green[:, 1, :2] = 1.0  # half the picture has luma 0.587
+    scores = rms_contrast(torch.cat([stripes(), green]), [""] * 5)
+    expected = torch.tensor([0, 0, 0, 0.5, 0.587 / 2])
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_brightness_by_hand():
+    scores = brightness(stripes(), [""] * 4)
+    # sRGB 0.5 is ((0.5 + 0.055) / 1.055)^2.4 = 0.21404 of white's light
+    expected = torch.tensor([0, 0.21404, 1, 0.5])
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-6)
+    pure = torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 2, 2)
+    torch.testing.assert_close(brightness(pure, [""] * 3), torch.tensor([0.2126, 0.7152, 0.0722]))
 
 
 WORDS = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(c + "</w>" for c in LETTERS)]
@@ -370,7 +407,9 @@ def test_a_file_without_named_tensors_is_refused(tmp_path):
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("name", ["clip_score", "aesthetic_score", "pick_score", "hps_v2"])
+@pytest.mark.parametrize(
+    "name", ["clip_score", "aesthetic_score", "pick_score", "hps_v2", "image_reward"]
+)
 def test_published_weights_prefer_a_picture_to_noise(name):
     """A drawn face against noise, for its own description."""
     from PIL import ImageDraw

@@ -1,0 +1,25 @@
+"""Contrast of a picture: root mean square contrast, Peli 1990 (J. Opt. Soc. Am. A 7), eq. 4."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ddpo.rewards.luma import luma
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+
+def rms_contrast(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG001
+    """Standard deviation of the grey values, which lie in [0, 1].
+
+    Args:
+        images: (rows, 3, H, W) in [0, 1].
+        prompts: not used.
+
+    Returns:
+        (rows,) float32; 0 for an even picture, 0.5 for one half black and half white.
+    """
+    return luma(images.float()).flatten(1).std(dim=1, correction=0)

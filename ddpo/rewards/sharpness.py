@@ -1,0 +1,31 @@
+"""Sharpness as the variance of the Laplacian: Pech-Pacheco et al. 2000 (ICPR), "LAPV"."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ddpo.rewards.luma import luma
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+
+def sharpness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG001
+    """Variance over the picture of its Laplacian, grey values 0 to 255.
+
+    The Laplacian is that of the four neighbours; pixels without all four are left out. Noise counts
+    as sharpness.
+
+    Args:
+        images: (rows, 3, H, W) in [0, 1], at least 3 pixels each way.
+        prompts: not used.
+
+    Returns:
+        (rows,) float32; 0 for even pictures and linear ramps.
+    """
+    grey = 255 * luma(images.float())
+    inner = grey[:, 1:-1, 1:-1]
+    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    return (around - 4 * inner).flatten(1).var(dim=1, correction=0)
