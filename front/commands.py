@@ -435,6 +435,34 @@ def report(args: argparse.Namespace) -> None:
     say(f"wrote {write_report(args.run)}")
 
 
+# --- serve -------------------------------------------------------------------------------------
+
+
+def _configure_serve(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_model(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default: this machine alone"
+    )
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--browse", action="store_true", help="open a browser")
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serve a page with sliders, a prompt and live pictures beside the base model's.
+
+    Needs gradio: pip install -r requires-serve.txt. Whoever reaches --host may draw; requests wait
+    in a queue and are drawn one at a time.
+    """
+    from front.progress import route_logs
+    from front.serve import serve as run_server
+
+    route_logs()
+    run_server(
+        args.run, args.host, args.port, model=args.model, device=args.device, browse=args.browse
+    )
+
+
 COMMANDS: dict[str, Command] = {
     "show": Command(summary="the front as a table", configure=_configure_show, run=show),
     "pick": Command(
@@ -452,4 +480,7 @@ COMMANDS: dict[str, Command] = {
         summary="pictures beside the base model's", configure=_configure_generate, run=generate
     ),
     "report": Command(summary="a page to look at and choose from", configure=add_run, run=report),
+    "serve": Command(
+        summary="the same with live pictures, in a browser", configure=_configure_serve, run=serve
+    ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["draw_with_diffusers", "make_tiny_pipe", "sd_scheduler"]  # see tests/tiny.py
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where gradio is installed, its server leaves sockets and event loops to the collector."""
+    if importlib.util.find_spec("gradio") is not None:
+        for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):
+            config.addinivalue_line("filterwarnings", f"default::{kind}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,222 @@
+"""The live app: what it does without its server, and, where gradio is installed, with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from front.front import Front, FrontError
+from front.painter import Painter
+from front.serve import BLEND, BY_NAME, MAX_IMAGES, POLICY, Studio, told
+from mo_front import main
+from tests.browser import open_page
+
+needs_gradio = pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None,
+    reason="gradio is not installed: pip install -r requires-serve.txt, in another environment",
+)
+
+
+@pytest.fixture(scope="module", name="studio")
+def _studio(finished_run):
+    front = Front.load(finished_run)
+    studio = Studio(front, Painter(front, device="cpu"))
+    yield studio
+    studio.close()
+
+
+def pixels(images):
+    return np.stack([np.asarray(image) for image in images])
+
+
+def test_one_slider_between_two_objectives_picks_as_the_front_does(studio):
+    for share in (0.0, 0.3, 1.0):
+        assert studio.choose(POLICY, "", share).id == studio.front.pick((1 - share, share)).id
+        parts = studio.choose(BLEND, "", share).parts
+        assert parts == studio.front.blend((1 - share, share)).parts
+    last = studio.front.members[-1].id
+    assert studio.choose(BY_NAME, last, 0.5).id == last
+
+
+def test_what_is_no_choice_is_explained(studio):
+    with pytest.raises(FrontError, match="no policy 'gone' on the front"):
+        studio.choose(BY_NAME, "gone", 0.5)
+    with pytest.raises(FrontError, match="is no way to choose"):
+        studio.choose("by luck", "", 0.5)
+    with pytest.raises(FrontError, match="nothing matters to you"):
+        studio.choose(POLICY, "", 0.0, 0.0)
+
+
+def test_a_description_holds_the_published_numbers(studio):
+    policy = studio.front.policies[0]
+    text = studio.describe(policy)
+    assert policy.id in text
+    assert f"{policy.report_returns[0]:.3f}"[:4] in text
+    assert "nobody has measured" in studio.describe(studio.front.blend((0.5, 0.5)))
+
+
+def test_pictures_of_both_have_the_same_seeds(studio):
+    policy = next(p for p in studio.front.policies if p.id != "base")
+    base, chosen = studio.draw(policy, " cat ", 5, 3)
+    again, _ = studio.draw(policy, "cat", 6, 1)
+    assert len(base) == len(chosen) == 3
+    assert np.array_equal(pixels(base)[1], pixels(again)[0])
+    assert (pixels(base) != pixels(chosen)).any()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seed", "num", "message"),
+    [
+        ("  ", 0, 1, "write what to draw"),
+        (None, 0, 1, "write what to draw"),
+        ("a" * 3000, 0, 1, "3000 characters"),
+        ("cat", -1, 1, "seed must be a whole number from 0"),
+        ("cat", 0.5, 1, "seed must be a whole number"),
+        ("cat", None, 1, "seed must be a whole number"),
+        ("cat", float("nan"), 1, "seed must be a whole number"),
+        ("cat", 0, 0, "number of images must be a whole number from 1"),
+        ("cat", 0, MAX_IMAGES + 1, f"from 1 to {MAX_IMAGES}"),
+    ],
+)
+def test_a_bad_request_is_explained(studio, prompt, seed, num, message):
+    with pytest.raises(FrontError, match=message):
+        studio.draw(studio.front.policies[0], prompt, seed, num)
+
+
+def test_too_little_memory_is_explained(studio, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(studio._painter, "draw", refuse)
+    with pytest.raises(FrontError, match="fewer images at a time"):
+        studio.draw(studio.front.policies[0], "cat", 0, 1)
+
+
+def test_two_people_draw_one_after_the_other(studio, monkeypatch):
+    drawing, most = [], []
+
+    def slowly(member, prompts, seeds):
+        drawing.append(member)
+        most.append(len(drawing))
+        time.sleep(0.02)
+        drawing.pop()
+        return torch.zeros(len(prompts), 3, 4, 4, dtype=torch.uint8)
+
+    monkeypatch.setattr(studio._painter, "draw", slowly)
+    with ThreadPoolExecutor(4) as people:
+        for _ in range(4):
+            people.submit(studio.draw, studio.front.policies[0], "cat", 0, 1)
+    assert most == [1] * 8
+
+
+def test_the_file_is_the_adapter(studio):
+    policy = next(p for p in studio.front.policies if p.id != "base")
+    file = studio.adapter_file(policy)
+    assert file.name == f"finished_{policy.id}.safetensors"
+    ours, theirs = load_file(file), load_file(policy.file)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_adapter_that_is_gone_is_explained(run_copy):
+    front = Front.load(run_copy)
+    policy = next(p for p in front.policies if p.id != "base")
+    shutil.rmtree(policy.adapter)
+    studio = Studio(front, Painter(front, device="cpu"))
+    with pytest.raises(FrontError, match=f"adapter of {policy.id} is missing"):
+        studio.draw(policy, "cat", 0, 1)
+    other = next(p for p in front.policies if p is not policy)
+    assert len(studio.draw(other, "cat", 0, 1)[1]) == 1  # the app goes on
+    studio.close()
+
+
+def test_errors_become_messages_of_the_page(caplog):
+    class FakeGradio:
+        class Error(Exception):
+            def __init__(self, message, **_):
+                super().__init__(message)
+
+    def explain():
+        raise FrontError("write what to draw")
+
+    def fail():
+        raise ZeroDivisionError("secret")
+
+    with pytest.raises(FakeGradio.Error, match="write what to draw"):
+        told(FakeGradio, explain)()
+    with pytest.raises(FakeGradio.Error, match="did not work: ZeroDivisionError") as error:
+        told(FakeGradio, fail)()
+    assert "secret" not in str(error.value)
+    assert "secret" in caplog.text
+
+
+def test_without_gradio_the_command_says_how_to_get_it(finished_run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["serve", str(finished_run)]) == 1
+    assert "pip install -r requires-serve.txt" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module", name="live")
+def _live(make_run):
+    """Address of the app over a run of the embedded model, and its front."""
+    from front.serve import build_app, start
+
+    run = make_run(
+        "embedded",
+        "pretrained.model=emoji-sd",
+        "adapter.alpha=4.0",
+        "prompts.train=emoji_animals",
+        "prompts.report=emoji_report",
+    )
+    front = Front.load(run)
+    studio = Studio(front, Painter(front, device="cpu"))
+    app = build_app(studio)
+    yield start(app), front
+    app.close()
+    studio.close()
+
+
+@needs_gradio
+@pytest.mark.filterwarnings("default")
+def test_the_app_draws_with_the_embedded_model(live):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+    from PIL import Image
+
+    address, front = live
+    assert address.startswith("http://127.0.0.1:")
+    client = Client(address, verbose=False, analytics_enabled=False)
+    name = front.members[0].id
+    base, chosen = client.predict("panda", 0, 2, POLICY, name, 0.5, api_name="/draw")
+    first, second = (Image.open(part[0]["image"]) for part in (base, chosen["value"]))
+    assert first.size == second.size == (32, 32)
+    policy = front.pick((0.5, 0.5)).id
+    assert chosen["label"] == policy
+    file = client.predict(POLICY, name, 0.5, api_name="/adapter")
+    assert f"embedded_{policy}.safetensors" in str(file)
+    with pytest.raises(AppError, match="write what to draw"):
+        client.predict(" ", 0, 1, POLICY, name, 0.5, api_name="/draw")
+    client.close()
+
+
+@needs_gradio
+@pytest.mark.filterwarnings("default")
+def test_the_page_draws_beside_the_base_model_and_asks_only_its_own_server(live, browser):
+    address, front = live
+    own = (address, "data:", "blob:")
+    with open_page(browser, address, own) as page:
+        page.get_by_label("Prompt").fill("panda")
+        page.get_by_role("button", name="Draw", exact=True).click()
+        page.wait_for_function("document.querySelectorAll('.grid-container img').length === 8")
+        policy = front.pick((0.5, 0.5)).id
+        assert page.get_by_role("heading", name=policy).is_visible()
+        page.get_by_label("Prompt").fill("")
+        page.get_by_role("button", name="Draw", exact=True).click()
+        page.get_by_text("write what to draw").first.wait_for()
