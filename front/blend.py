@@ -1,4 +1,4 @@
-"""Which policies to blend, and in what proportion: geometry in z-units. Any M.
+"""Which policies to blend, in what proportion, and how good a blend is: geometry in z-units. Any M.
 
 Rewarded soups (Rame et al. 2023) average the weights of networks tuned for different rewards; here
 neighbours on the front are averaged, which lie closer together than its ends do.
@@ -6,7 +6,9 @@ neighbours on the front are averaged, which lie closer together than its ends do
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from itertools import combinations
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.optimize import linprog
@@ -77,11 +79,70 @@ def coefficients(z: Array, weights: Array) -> Array:
 
 def _anchors(z: Array) -> tuple[Array, Indices]:
     """Preferences (a, M) that policies stand for, and the owner (a,) of each."""
-    num_objectives = z.shape[1]
-    divisions = _DIVISIONS.get(num_objectives, _FEWEST_DIVISIONS)
-    preferences = simplex_lattice(divisions, num_objectives)
+    preferences = _preferences(z.shape[1])
     best = comparable(preferences @ z.T).argmax(axis=1)
     vertices = np.flatnonzero(preferences.max(axis=1) == 1.0)
     owners = np.unique(best)
     centres = [preferences[best == owner].mean(axis=0) for owner in owners]
     return np.vstack([preferences[vertices], *centres]), np.concatenate([best[vertices], owners])
+
+
+@lru_cache(maxsize=4)
+def _preferences(num_objectives: int) -> Array:
+    divisions = _DIVISIONS.get(num_objectives, _FEWEST_DIVISIONS)
+    return simplex_lattice(divisions, num_objectives)
+
+
+class Height(NamedTuple):
+    """Where a blend lies against the chord between its two parts.
+
+    Attributes:
+        value: z-units; positive above the chord, negative below.
+        share: where on the chord the comparison is made: 0 at the first part, 1 at the second.
+        weights: (M,) on the simplex, so that value = weights . (blend - chord(share)).
+    """
+
+    value: float
+    share: float
+    weights: Array
+
+
+def height_above_chord(blend: Array, first: Array, second: Array) -> Height:
+    """How far a blend lies above the chord: max over the chord of the worst objective's excess.
+
+    Above 0 the blend beats some point of the chord in every objective; at -h every objective must
+    be raised by h before it reaches the chord.
+
+    Args:
+        blend: (M,) returns of the blend.
+        first: (M,) of one part.
+        second: (M,) of the other, neither dominating the other.
+
+    Example:
+        >>> height_above_chord(np.array([0.6, 0.6]), np.array([0.0, 1.0]), np.array([1.0, 0.0]))
+        Height(value=0.1, share=0.5, weights=array([0.5, 0.5]))
+    """
+    start, slope = blend - first, second - first  # excess over chord(s) is start - s slope
+    num = len(blend)
+    places = [(s, np.eye(num)[np.argmin(start - s * slope)]) for s in (0.0, 1.0)]
+    for i, j in combinations(range(num), 2):
+        if slope[i] * slope[j] < 0:  # one rises as the other falls: they meet at the best place
+            s = float((start[i] - start[j]) / (slope[i] - slope[j]))
+            weights = np.zeros(num)
+            weights[[i, j]] = np.abs(slope[[j, i]]) / np.abs(slope[[i, j]]).sum()
+            if 0 <= s <= 1:
+                places.append((s, weights))
+    heights = [float((start - s * slope).min()) for s, _ in places]
+    best = int(np.argmax(comparable(heights)[::-1]))  # of equals the meeting, which comes last
+    share, weights = places[::-1][best]
+    return Height(value=float(comparable(heights[::-1][best])), share=share, weights=weights)
+
+
+def depth_of_corner(first: Array, second: Array) -> float:
+    """How far below the chord the point with the worse of both parts in every objective lies.
+
+    Example:
+        >>> depth_of_corner(np.array([0.0, 1.0]), np.array([1.0, 0.0]))
+        0.5
+    """
+    return -height_above_chord(np.minimum(first, second), first, second).value

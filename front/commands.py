@@ -463,6 +463,150 @@ def serve(args: argparse.Namespace) -> None:
     )
 
 
+# --- analyse -----------------------------------------------------------------------------------
+
+
+def _configure_analyse(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument(
+        "--points", type=int, default=3, help="blends between each pair of neighbours; default 3"
+    )
+    add_model(parser)
+
+
+def analyse(args: argparse.Namespace) -> None:
+    """Measure blends between all neighbours on the front, on the run's report set.
+
+    Says where interpolation holds and which policies it connects (families). Adds the blends that
+    nothing dominates to front.json, writes analysis.json and dense_front.png.
+    """
+    if args.points < 1:
+        raise ChoiceError(f"--points={args.points} must be at least 1")
+    from front.analyse import analyse as measure
+    from front.analyse import publish_analysis
+    from front.progress import route_logs
+
+    route_logs()
+    front = Front.load(args.run)
+    analysis, evaluations = measure(front, args.points, model=args.model, device=args.device)
+    publish_analysis(front, analysis, evaluations)
+    rows = []
+    for link in analysis.links:
+        worst = min(link.blends, key=lambda each: each.height)
+        verdict = "holds" if link.holds else "fails"
+        height = with_error(worst.height, worst.height_std_error)
+        names = f"{link.first.id} - {link.second.id}"
+        useful = sum(each.is_useful for each in link.blends)
+        share = f"{useful} of {len(link.blends)}"
+        rows.append([names, height, f"{-worst.depth:.3f}", verdict, share])
+    header = ["neighbours", "lowest blend", "corner", "interpolation", "non-dominated"]
+    say(terminal_table(header, rows))
+    say("")
+    say("lowest blend: height above the chord, z-units, ± 1 standard error; corner: worst of both")
+    for index, family in enumerate(analysis.families(front), start=1):
+        say(f"family {index}: {', '.join(family)}")
+    say(
+        f"hypervolume {analysis.hypervolume:.4f}, with {len(analysis.useful)} blends "
+        f"{analysis.dense_hypervolume:.4f}; {analysis.num_images} images"
+    )
+    say(f"wrote {front.path / 'dense_front.png'}, analysis.json, and blends to front.json")
+
+
+# --- push --------------------------------------------------------------------------------------
+
+
+def _configure_push(parser: argparse.ArgumentParser) -> None:
+    add_choice(parser)
+    _add_blend(parser)
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made if absent")
+    parser.add_argument("--private", action="store_true", help="if the repository is made now")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="list what would be uploaded; nothing is sent"
+    )
+
+
+def push(args: argparse.Namespace) -> None:
+    """Upload the whole front as one repository, or the one adapter that is chosen.
+
+    Needs a token that may write: `hf auth login`, or HF_TOKEN.
+    """
+    from tempfile import TemporaryDirectory
+
+    from front import share
+
+    share.check_repo(args.repo)
+    front = Front.load(args.run)
+    is_one = args.weights is not None or args.policy is not None or args.at_least or args.blend
+    member = choose_or_blend(front, args) if is_one else None
+    if args.dry_run:
+        with TemporaryDirectory() as folder:
+            for path in share.write_repository(Path(folder), front, member, args.repo):
+                say(f"{file_size((Path(folder) / path).stat().st_size):>8}  {path}")
+        say(f"nothing was sent to {args.repo}")
+        return
+    say(f"uploaded {share.push(front, member, args.repo, is_private=args.private)}")
+
+
+# --- compare -----------------------------------------------------------------------------------
+
+
+def _configure_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", help="two or more run directories")
+    parser.add_argument("--reference", type=_numbers, help="raw returns that count as z = 0")
+    parser.add_argument("--ideal", type=_numbers, help="raw returns that count as z = 1")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--out", type=Path, default=Path("comparison.png"), help="the plot; default comparison.png"
+    )
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Compare the fronts of several runs: a table, and a plot of fronts and hypervolume curves.
+
+    All hypervolumes share one reference and one ideal point: those of the runs, which must agree,
+    or --reference and --ideal.
+    """
+    from front import compare as comparing
+
+    if len(args.runs) < 2:
+        raise ChoiceError("give two or more runs to compare")
+    fronts = [Front.load(run) for run in args.runs]
+    objectives = comparing.common_objectives(fronts, args.reference, args.ideal)
+    contenders = comparing.compare(fronts, objectives)
+    if args.json:
+        say(json.dumps([contender.to_json() for contender in contenders], indent=1))
+        return
+    header = ["run", "policies", "on joint front", "hypervolume", "sparsity", "expected utility"]
+    header += [*(f"best {name}" for name in fronts[0].names), "images", "UNet rows"]
+    rows = [
+        [
+            each.label,
+            str(len(each.front.policies)),
+            str(each.num_joint),
+            f"{each.hypervolume:.4f}",
+            f"{each.sparsity:.4f}",
+            f"{each.expected_utility:.4f}",
+            *(
+                f"{max(p.report_returns[i] for p in each.front.policies):.4g}"
+                for i in range(len(objectives))
+            ),
+            str(each.front.images["train"]),
+            str(each.front.unet_rows),
+        ]
+        for each in contenders
+    ]
+    say(terminal_table(header, rows))
+    points = [f"{o.name}: 0 is {o.reference:.4g}, 1 is {o.ideal:.4g} {o.unit}" for o in objectives]
+    say(f"\nreport set, z-units: {'; '.join(points)}")
+    for line in comparing.differing_settings(fronts):
+        say(f"differs  {line}")
+    try:
+        comparing.plot_comparison(args.out, contenders)
+    except OSError as error:
+        raise FrontError(f"--out={args.out} cannot be written to: {error}") from error
+    say(f"wrote {args.out}")
+
+
 COMMANDS: dict[str, Command] = {
     "show": Command(summary="the front as a table", configure=_configure_show, run=show),
     "pick": Command(
@@ -470,6 +614,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "blend": Command(
         summary="an exact blend of neighbours on the front", configure=_configure_blend, run=blend
+    ),
+    "analyse": Command(
+        summary="measure blends along the whole front", configure=_configure_analyse, run=analyse
     ),
     "export": Command(
         summary="an adapter for diffusers, ComfyUI, A1111 or Forge",
@@ -482,5 +629,9 @@ COMMANDS: dict[str, Command] = {
     "report": Command(summary="a page to look at and choose from", configure=add_run, run=report),
     "serve": Command(
         summary="the same with live pictures, in a browser", configure=_configure_serve, run=serve
+    ),
+    "push": Command(summary="upload to a hub", configure=_configure_push, run=push),
+    "compare": Command(
+        summary="several runs in one plot and table", configure=_configure_compare, run=compare
     ),
 }

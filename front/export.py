@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
 
-from front.adapter import Adapter
+from front.adapter import Adapter, AdapterError
 from front.cards import write_adapter_card
 
 if TYPE_CHECKING:
@@ -27,6 +28,33 @@ def adapter_of(agents: Agents, policy: Policy) -> Adapter:
         alpha=settings.alpha,
         target_modules=settings.target_modules,
     )
+
+
+def policy_of(agents: Agents, adapter: Adapter) -> Policy:
+    """An adapter as a policy that `agents` can load, its optimiser state empty: for evaluation.
+
+    Args:
+        agents: of the same layers; their rank may be higher, the rest is zero.
+        adapter: of a policy or a blend.
+
+    Raises:
+        AdapterError: if the adapter belongs to other layers, or has a higher rank.
+    """
+    settings = agents.settings
+    if set(adapter.matrices) != set(agents.layer_names) or adapter.rank > settings.rank:
+        raise AdapterError(
+            f"the adapter (rank {adapter.rank}, {len(adapter.matrices)} layers) does not fit the "
+            f"base model's {len(agents.layer_names)} layers at rank {settings.rank}"
+        )
+    initial = agents.initial_policy()
+    flat = torch.zeros_like(initial.adapter)
+    for layer, (a, b) in adapter.matrices.items():
+        to_a, to_b = agents.matrices(flat, layer)
+        if to_a.shape[1] != a.shape[1] or len(to_b) != len(b):
+            raise AdapterError(f"the adapter does not fit the base model: {layer} differs")
+        to_a[: adapter.rank] = a
+        to_b[:, : adapter.rank] = adapter.scale / (settings.alpha / settings.rank) * b
+    return dataclasses.replace(initial, adapter=flat)
 
 
 def save_adapter(agents: Agents, policy: Policy, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,15 @@ class Painter:
         self._model = FrozenDiffusion.load(pretrained, where)
         self._model.pipe.scheduler = self._model.scheduler
         self._shown: FrontPolicy | Blend | None = None
+        frame = self._model.frame
+        size = {
+            "height": frame.height,
+            "width": frame.width,
+            "original_size": frame.original_size,  # this and the next are SDXL's
+            "crops_coords_top_left": frame.crop_top_left,
+        }
+        known = inspect.signature(type(self._model.pipe).__call__).parameters
+        self._size = {name: value for name, value in size.items() if name in known}
 
     @torch.inference_mode()
     def draw(
@@ -91,6 +101,7 @@ class Painter:
                 negative_prompt=None if negative is None else [negative] * len(texts),
                 generator=generators,
                 output_type="pt",
+                **self._size,
                 **settings,
             ).images
             if on_batch is not None:

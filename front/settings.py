@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from config import base
 from config.errors import ConfigError
 from config.parse import parse
+from ddpo.rewards.find import reward_problems
 from front.front import FrontError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from front.front import Front
 
 
-def settings_of(front: Front, model: str = "") -> Settings:
+def settings_of(front: Front, model: str = "", *, with_rewards: bool = False) -> Settings:
     """The settings a run was made with.
 
     Settings that the run's program did not have yet take their defaults.
@@ -27,6 +28,7 @@ def settings_of(front: Front, model: str = "") -> Settings:
     Args:
         front: of the run.
         model: where its base model is now; empty where it was then.
+        with_rewards: check that the rewards can be found, too.
 
     Raises:
         FrontError: if this program cannot read them.
@@ -35,7 +37,7 @@ def settings_of(front: Front, model: str = "") -> Settings:
     if model:
         values["pretrained"]["model"] = model
     try:
-        return parse(ConfigDict(values), {})
+        return parse(ConfigDict(values), {}, [reward_problems] if with_rewards else [])
     except ConfigError as error:
         raise FrontError(f"the settings in {front.path / 'config.json'}: {error}") from error
 

@@ -1,0 +1,184 @@
+"""Blends measured along a real front, and what is made of the numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mo_front
+from front import Front
+from front.analyse import Analysis, Link, MeasuredBlend, analyse
+from front.front import Blend, FrontError
+from front.samples import read_samples
+from morl.indicators import hypervolume
+from morl.objectives import to_z
+from tests.conftest import draw_with_diffusers, make_tiny_pipe
+
+
+@pytest.fixture(scope="module", name="analysed")
+def _analysed(finished_run, tmp_path_factory):
+    """A run after `analyse --points 2`."""
+    run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("analysed") / "run"))
+    assert mo_front.main(["analyse", str(run), "--points", "2"]) == 0
+    return run
+
+
+def test_measuring_the_policies_again_gives_the_published_numbers(finished_run):
+    front = Front.load(finished_run)
+    analysis, evaluations = analyse(front, 1)
+    for policy in front.policies:
+        again = evaluations[policy.id]
+        np.testing.assert_allclose(again.returns, policy.report_returns, rtol=1e-4)
+        np.testing.assert_allclose(again.std_error, policy.report_std_error, rtol=1e-3)
+    assert len(analysis.links) == len(front.policies) - 1  # two objectives: a chain
+    assert analysis.num_images == 16 * (2 * len(front.policies) - 1)
+
+
+def test_a_measured_blend_draws_the_pictures_its_numbers_come_from(analysed):
+    """Its returns come back from its adapter in a plain diffusers pipeline."""
+    from ddpo.evaluation import EvaluationSet
+    from ddpo.rewards.colorfulness import colorfulness
+
+    blend = Front.load(analysed).blends[0]
+    pipe = make_tiny_pipe()
+    blend.apply(pipe)
+    on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
+    images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=1.0)
+    score = colorfulness(images, on.prompts).mean().item()
+    assert score == pytest.approx(blend.report_returns[0], rel=1e-4)
+
+
+def test_useful_blends_are_added_to_the_front_and_raise_its_hypervolume(analysed, finished_run):
+    front = Front.load(analysed)
+    before = Front.load(finished_run)
+    assert front.blends
+    assert before.blends == ()
+    assert [policy.id for policy in front.policies] == [policy.id for policy in before.policies]
+    returns = np.array([member.report_returns for member in front.members])
+    for blend in front.blends:
+        others = returns[[member.id != blend.id for member in front.members]]
+        is_beaten = (others >= blend.report_returns).all(axis=1)
+        assert not (is_beaten & (others > blend.report_returns).any(axis=1)).any()
+        assert sum(share for _, share in blend.parts) == pytest.approx(1)
+        assert blend.weights.sum() == pytest.approx(1)
+    assert front.dense_hypervolume == pytest.approx(
+        hypervolume(to_z(returns, front.objectives)), rel=1e-12
+    )
+    assert front.dense_hypervolume > front.hypervolume
+    stored = json.loads((analysed / "front.json").read_text())["hypervolume"]
+    assert stored["report_with_blends"] == pytest.approx(front.dense_hypervolume)
+    assert (analysed / "dense_front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_analysis_file_has_every_blend_with_its_height(analysed):
+    front, data = Front.load(analysed), json.loads((analysed / "analysis.json").read_text())
+    blends = [blend for link in data["links"] for blend in link["blends"]]
+    assert len(blends) == 2 * (len(front.policies) - 1)
+    assert {b["id"] for b in blends if b["is_useful"]} == {blend.id for blend in front.blends}
+    members = [name for family in data["families"] for name in family]
+    assert sorted(members) == sorted(policy.id for policy in front.policies)
+    for link in data["links"]:
+        assert link["holds"] == all(blend["holds"] for blend in link["blends"])
+        for blend in link["blends"]:
+            assert blend["height"] > -blend["depth"] - 5 * blend["height_std_error"]
+
+
+def test_pictures_of_the_blends_are_stored_beside_the_policies(analysed):
+    front = Front.load(analysed)
+    blend = front.blends[0]
+    pictures = read_samples(analysed, "report", blend.id, len(front.sample_prompts))
+    pipe = make_tiny_pipe()
+    blend.apply(pipe)
+    images = draw_with_diffusers(pipe, front.sample_prompts, front.sample_seeds, guidance_scale=1.0)
+    expected = images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    # a rank of 8 in one pass rounds otherwise than two of rank 4: at most one level of 255
+    difference = np.abs(np.stack(pictures).astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+
+
+def test_analysing_again_replaces_the_blends(analysed, tmp_path, capsys):
+    run = Path(shutil.copytree(analysed, tmp_path / "run"))
+    assert mo_front.main(["analyse", str(run), "--points", "1"]) == 0
+    front = Front.load(run)
+    assert all(share == 0.5 for blend in front.blends for _, share in blend.parts)
+    pictures = {path.stem for path in (run / "samples" / "report").glob("b0*")}
+    assert pictures == {blend.id for blend in front.blends}
+    assert "family 1: " in capsys.readouterr().out
+
+
+def test_a_measured_blend_is_shown_picked_by_name_and_exported(analysed, tmp_path, capsys):
+    blend = Front.load(analysed).blends[0]
+    assert mo_front.main(["show", str(analysed)]) == 0
+    assert f"{blend.id} " in capsys.readouterr().out
+    out = tmp_path / "blend"
+    assert mo_front.main(["pick", str(analysed), "--policy", blend.id, "--out", str(out)]) == 0
+    pipe, ours = make_tiny_pipe(), make_tiny_pipe()
+    pipe.load_lora_weights(out)
+    blend.apply(ours)
+    images = [draw_with_diffusers(each, ["a"], [1]) for each in (pipe, ours)]
+    assert torch.equal(*images)
+    card = (out / "README.md").read_text()
+    assert "an exact blend of" in card
+    assert "## How good it is" in card
+
+
+def test_what_cannot_be_analysed_is_said(finished_run, run_copy, capsys):
+    front = Front.load(finished_run)
+    single = dataclasses.replace(front, policies=front.policies[:1])
+    with pytest.raises(FrontError, match="a single policy"):
+        analyse(single, 1)
+    assert mo_front.main(["analyse", str(run_copy), "--points", "0"]) == 2
+    config = json.loads((run_copy / "config.json").read_text())
+    config["settings"]["prompts"]["report"] = "/gone.txt"
+    (run_copy / "config.json").write_text(json.dumps(config))
+    assert mo_front.main(["analyse", str(run_copy)]) == 1
+    message = capsys.readouterr().err
+    assert "--points=0 must be at least 1" in message
+    assert "the report set cannot be drawn again" in message
+
+
+def link(first, second, *heights, error=0.01, depth=0.5):
+    """A link whose blends lie at the given heights."""
+    blend = Blend(id="b", parts=((first, 0.5), (second, 0.5)), weights=first.weights)
+    measured = (
+        MeasuredBlend(blend=blend, height=h, height_std_error=error, depth=depth, is_useful=False)
+        for h in heights
+    )
+    return Link(first=first, second=second, blends=tuple(measured))
+
+
+@pytest.mark.parametrize(
+    ("height", "error", "holds"),
+    [
+        (0.1, 0.01, True),  # above the chord
+        (-0.09, 0.01, True),  # below, by less than a fifth of the way to the corner at -0.5
+        (-0.11, 0.01, False),
+        (-0.11, 0.06, True),  # within two standard errors
+        (-0.5, 0.01, False),
+    ],
+)
+def test_interpolation_holds_near_the_chord_or_within_noise(finished_run, height, error, holds):
+    a, b = Front.load(finished_run).policies[:2]
+    assert link(a, b, 0.2, height, error=error).holds == holds
+
+
+def test_families_are_what_holding_links_connect(finished_run):
+    front = Front.load(finished_run)
+    a, b, c = front.policies[:3]
+    front = dataclasses.replace(front, policies=(a, b, c))
+
+    def families(*links):
+        analysis = Analysis(links=links, hypervolume=0, dense_hypervolume=0, num_images=0)
+        return analysis.families(front)
+
+    assert families(link(a, b, 0.1), link(b, c, 0.1)) == [[a.id, b.id, c.id]]
+    assert families(link(a, b, 0.1), link(b, c, -0.4)) == [[a.id, b.id], [c.id]]
+    assert families(link(b, c, 0.1), link(a, b, -0.4)) == [[a.id], [b.id, c.id]]
+    assert families(link(a, b, -0.4), link(b, c, -0.4)) == [[a.id], [b.id], [c.id]]
+    assert families(link(a, c, 0.1), link(a, b, -0.4)) == [[a.id, c.id], [b.id]]
