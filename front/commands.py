@@ -89,6 +89,9 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="smallest acceptable report return of an objective, raw units; may be repeated",
     )
+    parser.add_argument(
+        "--with-blends", action="store_true", help="choose among the measured blends, too"
+    )
 
 
 def choose(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
@@ -105,7 +108,7 @@ def choose(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
         raise ChoiceError(
             "say which policy: --weights 0.3,0.7, --policy ID or --at-least NAME=VALUE"
         )
-    return front.pick(args.weights, dict(args.at_least))
+    return front.pick(args.weights, dict(args.at_least), with_blends=bool(args.with_blends))
 
 
 # --- show --------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def describe(front: Front, member: FrontPolicy | Blend) -> None:
         between = ", ".join(
             f"{name} {value:.4g}" for name, value in zip(front.names, chord, strict=True)
         )
-        say(f"  not measured (`analyse` measures blends); midway between its parts: {between}")
+        say(f"  not measured (`analyse` measures blends); on the chord of its parts: {between}")
         return
     returns = _returns(member.report_returns, member.report_std_error)
     base = _returns(front.base.report_returns, front.base.report_std_error)

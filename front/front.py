@@ -11,12 +11,13 @@ Only numbers are read here: no deep-learning library is imported before an adapt
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -317,11 +318,31 @@ class Front:
         ids = [member.id for member in self.members]
         raise ChoiceError(f"no policy {identifier!r} on the front; there are {', '.join(ids)}")
 
+    @overload
     def pick(
         self,
         weights: ArrayLike | None = None,
         at_least: Mapping[str, float] | None = None,
-    ) -> FrontPolicy:
+        *,
+        with_blends: Literal[False] = False,
+    ) -> FrontPolicy: ...
+
+    @overload
+    def pick(
+        self,
+        weights: ArrayLike | None = None,
+        at_least: Mapping[str, float] | None = None,
+        *,
+        with_blends: bool,
+    ) -> FrontPolicy | Blend: ...
+
+    def pick(
+        self,
+        weights: ArrayLike | None = None,
+        at_least: Mapping[str, float] | None = None,
+        *,
+        with_blends: bool = False,
+    ) -> FrontPolicy | Blend:
         """The policy that is best under a preference.
 
         Best is the largest weighted sum of report returns in z-units. Without weights, the
@@ -330,6 +351,7 @@ class Front:
         Args:
             weights: (M,) non-negative, sum 1, in the order of `objectives`.
             at_least: objective name -> smallest acceptable report return, raw units.
+            with_blends: choose among the measured blends, too.
 
         Raises:
             ChoiceError: if neither is given, or the weights or a name are wrong.
@@ -345,16 +367,17 @@ class Front:
         else:
             free = [name not in floors for name in self.names]
             preference = normalise(np.array(free if any(free) else [True] * len(free), dtype=float))
-        candidates = self._above(floors)
-        scores = comparable(self.z[candidates] @ preference)
-        return self.policies[candidates[int(scores.argmax())]]
+        members = self.members if with_blends else self.policies
+        returns = np.array([_measured(member) for member in members])
+        candidates = self._above(floors, returns)
+        scores = comparable(to_z(returns[candidates], self.objectives) @ preference)
+        return members[candidates[int(scores.argmax())]]
 
-    def _above(self, floors: Mapping[str, float]) -> list[int]:
-        """Indices of the policies that reach every floor."""
+    def _above(self, floors: Mapping[str, float], returns: Array) -> list[int]:
+        """Indices of the returns (n, M) that reach every floor."""
         floor = np.full(len(self.objectives), -np.inf)
         for name, value in floors.items():
             floor[self._index(name)] = value
-        returns = np.array([policy.report_returns for policy in self.policies])
         indices = np.flatnonzero((returns >= floor).all(axis=1))
         if len(indices) == 0:
             best = dict(zip(self.names, returns.max(axis=0).tolist(), strict=True))
@@ -378,7 +401,8 @@ class Front:
             weights: (M,) non-negative, sum 1, in the order of `objectives`.
 
         Returns:
-            A blend whose returns nobody has measured; `analyse` measures.
+            A blend. Its returns are None, because nobody has measured it, unless it is one policy
+            alone; `analyse` measures blends.
 
         Raises:
             ChoiceError: if the weights are wrong.
@@ -391,7 +415,15 @@ class Front:
             if share > 0
         )
         name = "-".join(f"{policy.id}-{round(1000 * share):04d}" for policy, share in parts)
-        return Blend(id=f"blend-{name}", parts=parts, weights=preference)
+        blend = Blend(id=f"blend-{name}", parts=parts, weights=preference)
+        if len(parts) > 1:
+            return blend
+        (policy, _), *_ = parts  # one policy alone is as good as it was measured to be
+        return dataclasses.replace(
+            blend,
+            report_returns=policy.report_returns,
+            report_std_error=policy.report_std_error,
+        )
 
     def check_weights(self, weights: ArrayLike) -> Array:
         """A preference as a weight vector (M,) whose sum is exactly 1.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from front import Front
-from front.front import ADAPTER_FILE, ChoiceError, FrontError
+from front.front import ADAPTER_FILE, Blend, ChoiceError, FrontError
 from morl.objectives import to_z
 
 
@@ -83,6 +83,39 @@ def test_pick_at_least_takes_the_best_other_objective_among_those_that_reach_it(
     assert front.pick(weights=(1, 0), at_least=floor) is front.policies[-1]
     lowest = {"colorfulness": -1e9}
     assert front.pick(at_least=lowest) is front.policies[0]
+
+
+def test_measured_blends_are_picked_only_when_asked_for(finished_run):
+    front = Front.load(finished_run)
+    first, second = front.policies[:2]
+    best = np.maximum(
+        *(policy.report_returns for policy in (front.policies[0], front.policies[-1]))
+    )
+    blend = Blend(
+        id="b000",
+        parts=((first, 0.5), (second, 0.5)),
+        weights=first.weights,
+        report_returns=best,
+        report_std_error=first.report_std_error,
+    )
+    dense = dataclasses.replace(front, blends=(blend,))
+    assert dense.pick(weights=(0.5, 0.5)).id == front.pick(weights=(0.5, 0.5)).id
+    assert dense.pick(weights=(0.5, 0.5), with_blends=True) is blend
+    floor = {"colorfulness": best[0]}
+    assert dense.pick(at_least=floor, with_blends=True) is blend
+    assert dense.policy("b000") is blend
+    assert dense.dense_hypervolume > dense.hypervolume == front.hypervolume
+
+
+def test_a_blend_of_one_policy_has_its_returns_and_others_have_none(finished_run):
+    front = Front.load(finished_run)
+    alone = front.blend((1, 0))
+    assert [(policy.id, share) for policy, share in alone.parts] == [(front.policies[-1].id, 1.0)]
+    assert alone.report_returns is front.policies[-1].report_returns
+    blends = [front.blend((w, 1 - w)) for w in np.linspace(0, 1, 41)]
+    mixed = [blend for blend in blends if len(blend.parts) > 1]
+    assert mixed
+    assert all(blend.report_returns is None for blend in mixed)
 
 
 @pytest.mark.parametrize(
