@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from config.schema import AdapterSettings, TrainSettings
     from ddpo.types import Conditioning
 
+Stack = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer -> A (K, rank, in), B (K, out, rank)
+
 _ALIGNMENT = 16  # float32 entries: every adapter matrix starts on a 64-byte boundary
 
 
@@ -71,25 +73,31 @@ class _Place(NamedTuple):
 class StackedLoRALinear(nn.Module):
     """A frozen linear layer plus K low-rank updates, one per agent.
 
-    Input rows are agent-major; row block k gets base(x) + scale * x A_k^T B_k^T. The stacked
-    matrices `a` (K, rank, in) and `b` (K, out, rank) are set before every pass by `Agents`.
+    Input rows are agent-major; row block k gets base(x) + scale * x A_k^T B_k^T.
+
+    Args:
+        base: the frozen layer.
+        scale: alpha / rank.
+        stack: holds A (K, rank, in) and B (K, out, rank) of every adapted layer, as `Agents` shows
+            them for each pass.
+        name: of this layer in it.
     """
 
-    a: torch.Tensor
-    b: torch.Tensor
-
-    def __init__(self, base: nn.Linear, scale: float) -> None:
+    def __init__(self, base: nn.Linear, scale: float, stack: Stack, name: str) -> None:
         super().__init__()
         self.is_adapted = True
         self.base = base
         self.scale = scale
+        self.stack = stack
+        self.name = name
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output plus each row's low-rank update: (..., in) to (..., out)."""
         out: torch.Tensor = self.base(x)
         if not self.is_adapted:
             return out
-        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        a, b = self.stack[self.name]
+        a, b = a.to(x.dtype), b.to(x.dtype)
         hidden = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
         # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
         update = torch.bmm(hidden, b.transpose(1, 2))
@@ -138,10 +146,13 @@ class Agents:
         )
         self._grads = torch.zeros_like(self._weights)
         self._weights.grad = self._grads
+        self._stack: Stack = {}  # what every layer sees in the present pass
+        self._shown = 0  # how many agents `_stack` shows without gradient; 0: none
         self._layers: list[StackedLoRALinear] = []
         for name, base in targets.items():
-            self._layers.append(StackedLoRALinear(base, adapter.alpha / adapter.rank))
-            unet.set_submodule(name, self._layers[-1])
+            layer = StackedLoRALinear(base, adapter.alpha / adapter.rank, self._stack, name)
+            self._layers.append(layer)
+            unet.set_submodule(name, layer)
         # The optimiser sees one parameter per agent, a row of the block: agents differ in step
         # count, and a slot may be reloaded at any time.
         self._rows = [nn.Parameter(row) for row in self._weights.detach()]
@@ -220,15 +231,23 @@ class Agents:
                 layer.is_adapted = True
 
     def _show_weights(self, num_active: int) -> None:
-        """Hand every layer its matrices, as one split: backward fills the block in one piece."""
+        """Hand every layer its matrices, as one split: backward fills the block in one piece.
+
+        Without gradient they are views that stay true while the weights change in place, so the
+        steps of a rollout share them.
+        """
+        is_training = torch.is_grad_enabled()
+        if self._shown == num_active and not is_training:
+            return
         places = [place for pair in self._places.values() for place in pair]
         parts = self._weights[:num_active].split([place.aligned_size for place in places], dim=1)
         matrices = [
             part[:, : place.size].unflatten(1, place.shape)
             for part, place in zip(parts, places, strict=True)
         ]
-        for layer, a, b in zip(self._layers, matrices[::2], matrices[1::2], strict=True):
-            layer.a, layer.b = a, b
+        pairs = zip(matrices[::2], matrices[1::2], strict=True)
+        self._stack.update(zip(self._places, pairs, strict=True))
+        self._shown = 0 if is_training else num_active
 
     @property
     def gradients(self) -> torch.Tensor:

@@ -4,6 +4,7 @@ The reference point is z = 0 throughout, and larger is better.
 """
 
 import logging
+from functools import lru_cache
 
 import moocore
 import numpy as np
@@ -48,8 +49,13 @@ def hypervolume_gains(front: Array, candidates: Array) -> Array:
     front, gains = _without_nan(front), np.zeros(len(candidates))
     front = front[(front > 0).all(axis=1)]
     is_covered = weakly_dominates(front, candidates[:, None]).any(axis=1)
-    for i in np.flatnonzero((candidates > 0).all(axis=1) & ~is_covered):
-        gains[i] = candidates[i].prod() - _volume(np.minimum(front, candidates[i]))
+    rows = np.flatnonzero((candidates > 0).all(axis=1) & ~is_covered)
+    if len(front) > 0 and len(rows) > 0:
+        volume, losses = _volume_of_losses(front.shape[1]), -front
+        covered = [volume(np.maximum(losses, loss)) for loss in -candidates[rows]]
+        gains[rows] = candidates[rows].prod(axis=1) - covered
+    else:
+        gains[rows] = candidates[rows].prod(axis=1)
     return np.maximum(gains, 0.0)
 
 
@@ -102,9 +108,13 @@ def expected_utility(points: Array, weights: Array) -> float:
 
 def _volume(points: Array) -> float:
     """Hypervolume of points (n, M) that are all above the reference."""
-    if len(points) == 0:
-        return 0.0
-    return float(moocore.hypervolume(points, ref=np.zeros(points.shape[1]), maximise=True))
+    return float(_volume_of_losses(points.shape[1])(-points)) if len(points) > 0 else 0.0
+
+
+@lru_cache(maxsize=8)
+def _volume_of_losses(num_objectives: int) -> moocore.Hypervolume:
+    """Moocore's hypervolume, made once: it minimises, and turning signs itself takes it longer."""
+    return moocore.Hypervolume(np.zeros(num_objectives))
 
 
 def _without_nan(points: Array) -> Array:

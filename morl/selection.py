@@ -18,7 +18,7 @@ from morl.objectives import comparable, from_z, returns_in_z
 from morl.pareto import non_dominated, weakly_dominates
 from morl.prediction import PREDICTORS
 from morl.types import Array, Indices, Objective, Offspring, Task
-from morl.weights import even_weights, normalise, weights_around
+from morl.weights import even_weights, normalise, weights_around_each
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +147,9 @@ def candidate_weights(context: SelectionContext) -> tuple[Indices, Array]:
     """
     owner, rows = [], []
     num_objectives = len(context.objectives)
-    for i, policy in enumerate(context.population):
-        around = weights_around(policy.weights, context.settings.num_weight_candidates)
+    centres = np.array([policy.weights for policy in context.population])
+    candidates = weights_around_each(centres, context.settings.num_weight_candidates)
+    for i, (policy, around) in enumerate(zip(context.population, candidates, strict=True)):
         tried = context.history.tried(policy.policy, num_objectives)
         distance = np.linalg.norm(_unit(around)[:, None] - _unit(tried)[None], axis=2)
         fresh = around[distance.min(axis=1, initial=np.inf) >= _SAME_DIRECTION]
@@ -198,7 +199,8 @@ def choose_greedily(
             thinner = sparsities_with(front, children[extends]) - sparsity(front)
             score = gains[extends] - sparsity_coef * thinner
             best = int(extends[comparable(score).argmax()])
-            gains = gains - hypervolume_gains(front, np.minimum(children, children[best]))
+            shared = np.minimum(children[extends], children[best])
+            gains[extends] -= hypervolume_gains(front, shared)
             front = np.vstack([front[~weakly_dominates(children[best], front)], children[best]])
         else:
             free = np.flatnonzero(is_free)

@@ -90,7 +90,9 @@ def even_weights(num: int, num_objectives: int) -> Array:
         return simplex_lattice(num_divisions, num_objectives)
     pool = _pool(num_objectives, max(_MIN_POOL, 4 * num))
     vertices = np.flatnonzero(pool.max(axis=1) == 1.0)
-    return pool[_spread(pool, vertices, num)]
+    nearest = _squared_distances(pool[vertices], pool).min(axis=0)
+    others = _farthest(pool, nearest[None], num - len(vertices))[0]
+    return np.asarray(pool[np.concatenate([vertices, others])])
 
 
 def weights_around(weights: ArrayLike, num: int, max_angle: float = np.pi / 4) -> Array:
@@ -117,14 +119,23 @@ def weights_around(weights: ArrayLike, num: int, max_angle: float = np.pi / 4) -
                [0.5 , 0.5 ],
                [0.25, 0.75]])
     """
+    return weights_around_each(np.asarray(weights, dtype=np.float64)[None], num, max_angle)[0]
+
+
+def weights_around_each(centres: Array, num: int, max_angle: float = np.pi / 4) -> list[Array]:
+    """`weights_around` for every row of centres (P, M), all at once."""
     if num < 1 or not max_angle > 0:
         raise ValueError(f"num={num} and max_angle={max_angle} must be positive")
-    centre = np.asarray(weights, dtype=np.float64)
-    pool = _pool(centre.size, _MIN_POOL)
-    cosine = pool @ centre / (np.linalg.norm(pool, axis=1) * np.linalg.norm(centre))
-    cone = pool[cosine >= np.cos(max_angle) - 1e-12]
-    points = np.vstack([centre, cone[np.abs(cone - centre).max(axis=1, initial=0.0) > 1e-9]])
-    return points[_spread(points, np.array([0]), min(num, len(points)))]
+    pool = _pool(centres.shape[1], _MIN_POOL)
+    norms = np.linalg.norm(centres, axis=1)[:, None] * np.linalg.norm(pool, axis=1)
+    is_inside = centres @ pool.T / norms >= np.cos(max_angle) - 1e-12
+    is_inside &= np.abs(centres[:, None] - pool).max(axis=2) > 1e-9
+    nearest = np.where(is_inside, _squared_distances(centres, pool), -np.inf)
+    chosen = _farthest(pool, nearest, num - 1)
+    return [
+        np.vstack([centre, pool[indices[:count]]])
+        for centre, indices, count in zip(centres, chosen, is_inside.sum(axis=1), strict=True)
+    ]
 
 
 @lru_cache(maxsize=32)
@@ -136,16 +147,22 @@ def _pool(num_objectives: int, min_size: int) -> Array:
     return simplex_lattice(num_divisions, num_objectives)
 
 
-def _spread(points: Array, first: Indices, num: int) -> Indices:
-    """Indices of `num` rows: `first`, then each time the row farthest from all taken before."""
-    length = np.square(points).sum(axis=1)
+def _farthest(points: Array, nearest: Array, num: int) -> Indices:
+    """Per row (P, num) indices of points (L, M), each farthest from all that are taken before it.
 
-    def distance(i: int) -> Array:  # |p - q|^2 = |p|^2 + |q|^2 - 2 p . q
-        return comparable(length + length[i] - 2 * points @ points[i])
+    Args:
+        points: (L, M), to take from.
+        nearest: (P, L) squared distance of each to what is taken already; -inf: never take it.
+        num: how many to take for each row.
+    """
+    taken = np.empty((len(nearest), num), dtype=np.intp)
+    for i in range(num):
+        taken[:, i] = nearest.argmax(axis=1)
+        nearest = np.minimum(nearest, _squared_distances(points[taken[:, i]], points))
+    return taken
 
-    taken = [int(i) for i in first]
-    nearest = np.min([distance(i) for i in taken], axis=0)
-    while len(taken) < num:
-        taken.append(int(nearest.argmax()))
-        nearest = np.minimum(nearest, distance(taken[-1]))
-    return np.array(taken)
+
+def _squared_distances(first: Array, second: Array) -> Array:
+    """(P, L) squared distances, |p - q|^2 = |p|^2 + |q|^2 - 2 p . q, of (P, M) and (L, M)."""
+    lengths = np.square(first).sum(axis=1)[:, None] + np.square(second).sum(axis=1)
+    return comparable(lengths - 2 * first @ second.T)

@@ -159,9 +159,9 @@ def test_rank_and_alpha_scale_the_update():
     for alpha in (4.0, 8.0):
         rig = make_rig(1, adapter={"alpha": alpha})
         rig.perturb()
-        layer = rig.agents._layers[0]
         rig.agents._show_weights(1)
-        x = torch.ones(1, 3, layer.a.shape[-1])
+        layer = rig.agents.unet.get_submodule(rig.agents.layer_names[0])
+        x = torch.ones(1, 3, layer.base.in_features)
         outputs.append((layer(x) - layer.base(x)).detach())
     torch.testing.assert_close(outputs[1], 2 * outputs[0])
 

@@ -88,3 +88,16 @@ def test_a_larger_coefficient_stays_nearer_to_the_base_model():
             stats = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1])
         distances.append(stats.kl_to_base.item())
     assert distances[0] > 2 * distances[1] > 4 * distances[2] > 0
+
+
+def test_checkpointed_passes_are_run_again_with_the_adapters_and_not_as_the_base_model():
+    gradients = []
+    for is_checkpointed in (False, True):
+        rig = make_rig(2, train={"kl_coef": 1.0})
+        rig.perturb()
+        if is_checkpointed:
+            rig.model.unet.enable_gradient_checkpointing()
+        rollout = rig.rollout(rig.batch(2, 4))
+        rig.updater.update(rig.agents, rollout, torch.ones(2, 4), [1, 2])
+        gradients.append(rig.agents.gradients)
+    torch.testing.assert_close(gradients[1], gradients[0])

@@ -1,0 +1,272 @@
+"""What do more agents cost? Nothing but their images, and less than one after another.
+
+    python -m benchmarks.agents            # both models; about 10 minutes on one core
+    python -m benchmarks.agents --quick
+
+Three tables for each model, on one thread:
+
+1. K = 1..16 agents with the same number of images in all: CPU time an image.
+2. K agents in one pass against peft's adapters, one after another on the same UNet, the same images
+   a pass and agent. "lockstep" goes through the agents at every pass, as a loop does that moves all
+   agents together, with `set_adapter` before each; "in turn" finishes an agent before the next, so
+   that `set_adapter` costs nothing.
+3. Bytes that an agent more keeps: all live tensors, before and after.
+
+The last line is JSON: `*_speedup_8x1` is 8 agents with one image each against lockstep, `*_in_turn`
+against agents in turn; `time_per_image_spread` is the largest deviation from K = 1.
+"""
+
+from __future__ import annotations
+
+import gc
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig
+
+from benchmarks import common
+from benchmarks.models import MODELS, random_pipeline
+from benchmarks.rig import Rig, settings_with
+from ddpo.pipeline import FrozenDiffusion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from config.schema import AdapterSettings, Settings, TrainSettings
+    from ddpo.types import Conditioning
+
+TOTAL_IMAGES = 16
+AGENTS = (1, 2, 4, 8, 16)
+GROUPED_AGENTS = 8
+IMAGES_PER_AGENT = (1, 2, 4)
+
+
+class PeftAgents:
+    """The baseline: K adapters of peft on one UNet, one of them active at a time.
+
+    It has the methods of `ddpo.agents.Agents` that sampler and updater use, for one agent.
+
+    Args:
+        unet: gets the adapters.
+        num_adapters: K.
+        adapter: rank and target layers.
+        train: AdamW's settings.
+    """
+
+    num_agents = 1
+    dtype = torch.float32
+
+    def __init__(
+        self, unet: Any, num_adapters: int, adapter: AdapterSettings, train: TrainSettings
+    ) -> None:
+        self.unet = unet.requires_grad_(False).eval()
+        self.device = torch.device("cpu")
+        self.names = [f"agent{k}" for k in range(num_adapters)]
+        lora = LoraConfig(r=adapter.rank, target_modules=list(adapter.target_modules))
+        for name in self.names:
+            unet.add_adapter(lora, name)
+        self._parameters = {
+            name: [p for n, p in unet.named_parameters() if f".{name}." in n] for name in self.names
+        }
+        self._optimisers = {
+            name: torch.optim.AdamW(parameters, lr=train.learning_rate)
+            for name, parameters in self._parameters.items()
+        }
+        self.switches_every_pass = False
+        self.activate(0)
+
+    def activate(self, index: int) -> None:
+        """Make one agent the active one."""
+        self._active = self.names[index]
+        self.unet.set_adapter(self._active)
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: Conditioning,
+        num_active: int,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """One UNet pass of the active agent."""
+        if self.switches_every_pass:
+            self.unet.set_adapter(self._active)
+        out: torch.Tensor = self.unet(
+            latents, timesteps, return_dict=False, **conditioning.unet_arguments(self.dtype)
+        )[0]
+        return out
+
+    @property
+    def gradients(self) -> torch.Tensor:
+        """Nothing for other processes: there are none."""
+        return torch.zeros(0)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the active agent."""
+        self._optimisers[self._active].zero_grad()
+
+    def step(self, max_grad_norm: float) -> torch.Tensor:
+        """Clip and take one AdamW step of the active agent."""
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters[self._active], max_grad_norm)
+        self._optimisers[self._active].step()
+        return norm[None]
+
+
+def sizes(num_agents: int, images: int, num_steps: int) -> Settings:
+    """Settings whose passes carry `images` rows of each agent: all its images at one step."""
+    rows = num_agents * images
+    return settings_with(
+        sample={
+            "num_steps": num_steps,
+            "guidance_scale": 1.0,
+            "prompts_per_iteration": images,
+            "images_per_prompt": 1,
+            "rows_per_pass": rows,
+        },
+        train={
+            "updates_per_epoch": 1,
+            "rows_per_pass": rows,
+            "skip_last_steps": 0,
+            "recompute_log_probs": "never",  # one rollout is trained on over and over
+        },
+    )
+
+
+def make_rig(name: str, num_agents: int, images: int, num_steps: int) -> Rig:
+    """K stacked agents whose passes carry all their images at once."""
+    settings = sizes(num_agents, images, num_steps)
+    return Rig.make(FrozenDiffusion(random_pipeline(name)), settings, num_agents)
+
+
+def scaling(name: str, agents: Sequence[int], num_steps: int, rounds: int) -> float:
+    """Table 1; returns the largest relative deviation of the time an image from K = 1."""
+    cases: dict[str, Callable[[], object]] = {}
+    for k in agents:
+        rig = make_rig(name, k, TOTAL_IMAGES // k, num_steps)
+        rollout = rig.sample()
+        cases[f"sample {k}"] = rig.sample
+        cases[f"train {k}"] = partial(rig.train, rollout)
+    measured = common.interleaved(cases, rounds)
+    totals = {k: measured[f"sample {k}"].median + measured[f"train {k}"].median for k in agents}
+    common.say(f"## {name}: {TOTAL_IMAGES} images in all, {num_steps} steps\n")
+    common.print_table(
+        ["agents", "sampling [ms/image]", "training [ms/image]", "together against one agent"],
+        [
+            [
+                k,
+                1000 * measured[f"sample {k}"].median / TOTAL_IMAGES,
+                1000 * measured[f"train {k}"].median / TOTAL_IMAGES,
+                totals[k] / totals[1],
+            ]
+            for k in agents
+        ],
+    )
+    return max(abs(total / totals[1] - 1) for total in totals.values())
+
+
+def against_peft(
+    name: str, num_agents: int, images: Sequence[int], num_steps: int, rounds: int
+) -> dict[str, float]:
+    """Table 2; returns the headline figures of one image an agent."""
+    rows, headline = [], {}
+    for n in images:
+        grouped = make_rig(name, num_agents, n, num_steps)
+        settings = sizes(1, n, num_steps)
+        model = FrozenDiffusion(random_pipeline(name))
+        peft = PeftAgents(model.unet, num_agents, settings.adapter, settings.train)
+        single = Rig.make(model, settings, agents=peft)
+        rollouts = grouped.sample(), single.sample()
+
+        def in_turn(
+            what: str, switches: bool, single: Rig = single, rollouts: Any = rollouts
+        ) -> None:
+            single.agents.switches_every_pass = switches
+            for index in range(num_agents):
+                single.agents.activate(index)
+                single.sample() if what == "sample" else single.train(rollouts[1])
+
+        measured = common.interleaved(
+            {
+                "sample grouped": grouped.sample,
+                "sample lockstep": partial(in_turn, "sample", True),
+                "sample in_turn": partial(in_turn, "sample", False),
+                "train grouped": partial(grouped.train, rollouts[0]),
+                "train lockstep": partial(in_turn, "train", True),
+                "train in_turn": partial(in_turn, "train", False),
+            },
+            rounds,
+        )
+        for what in ("sample", "train"):
+            fast = measured[f"{what} grouped"]
+            lockstep = common.paired_ratio(measured[f"{what} lockstep"], fast)
+            turn = common.paired_ratio(measured[f"{what} in_turn"], fast)
+            per_image = 1000 * fast.median / (num_agents * n)
+            rows.append([n, what, per_image, lockstep, turn])
+            if n == 1:
+                headline[f"{what}_speedup_{num_agents}x1"] = lockstep
+                headline[f"{what}_speedup_{num_agents}x1_in_turn"] = turn
+    common.say(f"## {name}: {num_agents} agents in one pass against peft's adapters in sequence\n")
+    common.print_table(
+        ["images an agent", "", "grouped [ms/image]", "lockstep / grouped", "in turn / grouped"],
+        sorted(rows, key=lambda row: (row[1], row[0])),
+    )
+    return headline
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors alive, each storage counted once."""
+    gc.collect()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if issubclass(type(tensor), torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+def memory(name: str) -> float:
+    """Table 3; returns the bytes an agent more keeps, over its adapter's float32 bytes."""
+    kept = {}
+    for k in (1, 16):
+        before = live_bytes()
+        rig = make_rig(name, k, TOTAL_IMAGES // k, num_steps=2)
+        rig.train(rig.sample())
+        kept[k] = live_bytes() - before
+        adapter = 4 * len(rig.agents.initial_policy().adapter)
+        del rig
+    growth = (kept[16] - kept[1]) / 15
+    common.say(f"## {name}: memory kept by an agent more\n")
+    common.print_table(
+        ["adapter [bytes]", "an agent more [bytes]", "ratio"],
+        [[adapter, round(growth), growth / adapter]],
+    )
+    return growth / adapter
+
+
+def main() -> None:
+    """Print the tables and the headline."""
+    parser = common.parser(__doc__, rounds=5)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    arguments = parser.parse_args()
+    common.pin_to_one_thread()
+    rounds, num_steps, models = arguments.rounds, arguments.steps, arguments.models
+    agents: Sequence[int] = AGENTS
+    images: Sequence[int] = IMAGES_PER_AGENT
+    grouped = GROUPED_AGENTS
+    if arguments.quick:
+        rounds, num_steps, models, agents, images, grouped = 1, 1, ("small",), (1, 2), (1,), 2
+    common.print_header("Agents")
+    headline = {}
+    for name in models:
+        spread = scaling(name, agents, num_steps, rounds)
+        headline[name] = {
+            **against_peft(name, grouped, images, num_steps, rounds),
+            "time_per_image_spread": spread,
+            "bytes_per_agent_over_adapter": memory(name),
+        }
+    common.print_headline(headline)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""What the benchmarks share: arguments, interleaved rounds, a table, one line of JSON at the end.
+
+Cases that are compared are measured in turn within each round, so that a machine that slows down
+slows all of them, and figures are medians over the rounds. Times are process CPU time on a CPU,
+with one thread, and device events on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Clock = Callable[[Callable[[], object]], float]
+
+CACHE = Path.home() / ".cache" / "mo-ddpo"
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "numpy",
+    "scipy",
+    "moocore",
+)
+
+
+def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Arguments every benchmark takes.
+
+    Args:
+        description: the module's docstring.
+        rounds: the default number of rounds.
+    """
+    out = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    out.add_argument("--quick", action="store_true", help="small sizes: does it still run?")
+    out.add_argument("--rounds", type=int, default=rounds, help="figures are medians over these")
+    return out
+
+
+def pin_to_one_thread() -> None:
+    """One torch thread; OMP_NUM_THREADS=1 as well for libraries that are loaded later."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """CPU time of this process, all its threads together, while `function` runs."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def cuda_seconds(function: Callable[[], object]) -> float:
+    """Time between two events on the current CUDA device around `function`."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Seconds of one case, one entry a round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.seconds)
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], object]], rounds: int, clock: Clock = cpu_seconds
+) -> dict[str, Measured]:
+    """Measure every case once a round, in turn, after one unmeasured call of each.
+
+    Args:
+        cases: name -> what to run.
+        rounds: at least 1.
+        clock: runs a function and returns its seconds.
+    """
+    for case in cases.values():
+        case()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            seconds[name].append(clock(case))
+    return {name: Measured(seconds=tuple(values)) for name, values in seconds.items()}
+
+
+def paired_ratio(slow: Measured, fast: Measured) -> float:
+    """How many times as long `slow` takes: the median of the rounds' own ratios."""
+    return statistics.median(s / f for s, f in zip(slow.seconds, fast.seconds, strict=True))
+
+
+def say(line: str = "") -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def print_header(title: str) -> None:
+    """Print what was measured on: versions, processor, device, threads, load."""
+    versions = []
+    for name in _PACKAGES:
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:  # a benchmark may run with fewer packages
+            continue
+    say(f"# {title}\n")
+    say(f"Python {platform.python_version()}, {', '.join(versions)}")
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    say(f"{processor()}, {torch.get_num_threads()} threads, load average {load}")
+    if torch.cuda.is_available():
+        say(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    say()
+
+
+def processor() -> str:
+    """Name of the processor and the number of cores this process may use."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = names[0].split(":", 1)[1].strip() if names else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table; floats with three significant digits."""
+    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    rule = "| " + " | ".join("-" * max(w, 3) for w in widths) + " |"
+    say("\n".join([lines[0], rule, *lines[1:]]) + "\n")
+
+
+def _cell(value: object) -> str:
+    return f"{_rounded(value):g}" if isinstance(value, float) else str(value)
+
+
+def print_headline(headline: Mapping[str, Any]) -> None:
+    """Print the headline figures as one line of JSON: the last line of every benchmark."""
+    say(json.dumps(_rounded_all(headline)))
+
+
+def _rounded_all(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded_all(each) for name, each in value.items()}
+    return _rounded(value) if isinstance(value, float) else value
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

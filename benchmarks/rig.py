@@ -1,0 +1,78 @@
+"""This project's parts around a random model, for benchmarks that go below `mo_train.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from config import base
+from config.parse import parse
+from ddpo.agents import Agents
+from ddpo.pipeline import FrozenDiffusion
+from ddpo.sampler import Sampler
+from ddpo.seeding import keyed_seed
+from ddpo.types import Rollout
+from ddpo.update import Updater
+
+if TYPE_CHECKING:
+    from config.schema import Settings
+
+
+def settings_with(**changes: dict[str, Any]) -> Settings:
+    """Default settings with sections changed: `settings_with(sample={"num_steps": 4})`.
+
+    Not checked against each other: a benchmark may train one agent with one reward.
+    """
+    default = parse(base.get_config(), {})
+    sections = {
+        name: dataclasses.replace(getattr(default, name), **values)
+        for name, values in changes.items()
+    }
+    return dataclasses.replace(default, **sections)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rig:
+    """Agents with a sampler and an updater of their own on one model.
+
+    Attributes:
+        settings: sizes of a rollout and of a pass.
+        agents: K slots; anything with the same methods (a baseline) will do.
+        sampler: draws `sample.prompts_per_iteration` images for each agent.
+        updater: trains on them.
+    """
+
+    settings: Settings
+    agents: Any
+    sampler: Sampler
+    updater: Updater
+
+    @classmethod
+    def make(cls, model: FrozenDiffusion, settings: Settings, agents: Any | int) -> Rig:
+        """Put the parts together; a number of agents stands for so many stacked adapters."""
+        if isinstance(agents, int):
+            agents = Agents(model.unet, agents, settings.adapter, settings.train)
+        sampler = Sampler(model, settings.sample)
+        return cls(
+            settings=settings,
+            agents=agents,
+            sampler=sampler,
+            updater=Updater(sampler, settings),
+        )
+
+    def sample(self) -> Rollout:
+        """One rollout of all agents: denoising and decoding, no rewards."""
+        count, num_agents = self.settings.sample.prompts_per_iteration, self.agents.num_agents
+        texts = [chr(ord("a") + i % 26) for i in range(count)] * num_agents
+        seeds = [keyed_seed(0, k, i) for k in range(num_agents) for i in range(count)]
+        batch = self.sampler.prompt_batch(texts, seeds, num_agents)
+        return Rollout.join(batch, list(self.sampler.chunks(self.agents, batch)))
+
+    def train(self, rollout: Rollout) -> None:
+        """One update of all agents with fixed advantages."""
+        num_agents, count = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
+        advantages = torch.linspace(-1, 1, count).expand(num_agents, -1)
+        self.updater.update(self.agents, rollout, advantages, list(range(num_agents)))

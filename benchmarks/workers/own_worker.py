@@ -1,0 +1,96 @@
+"""Answers `benchmarks/peers.py` with this project: `Trainer.iterate`, as `mo_train.py` calls it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.rig import settings_with
+from benchmarks.workers.protocol import serve
+from ddpo.processes import Processes
+from ddpo.trainer import Trainer
+
+torch.set_num_threads(1)
+
+
+class Own:
+    """K agents that train towards small JPEG files.
+
+    Args:
+        model: folder of the pipeline.
+        prompts: a file with one prompt a line.
+        agents: K.
+        images: sampled for each agent in an iteration.
+        steps: denoising steps.
+        guidance: scale of it.
+        rows: UNet rows a pass.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        prompts: str,
+        agents: int,
+        images: int,
+        steps: int,
+        guidance: float,
+        rows: int,
+    ) -> None:
+        self.agents = agents
+        settings = settings_with(
+            pretrained={"model": model},
+            rewards={"names": ("jpeg_compressibility",)},
+            prompts={"train": prompts},
+            sample={
+                "num_steps": steps,
+                "guidance_scale": guidance,
+                "prompts_per_iteration": images,
+                "images_per_prompt": 1,
+                "rows_per_pass": rows,
+            },
+            train={"updates_per_epoch": 1, "rows_per_pass": rows, "skip_last_steps": 0},
+            evolution={"num_agents": agents},
+        )
+        processes = Processes.alone(torch.device("cpu"))
+        self.trainer = Trainer(settings, processes, lambda *_: lambda: None)
+        self.count = 0
+        self.training = 0.0
+        self._update = self.trainer.updater.update
+        setattr(self.trainer.updater, "update", self._timed_update)  # noqa: B010
+
+    def epoch(self) -> dict[str, Any]:
+        """One iteration of all agents: sample, score, one update."""
+        self.count += 1
+        self.training = 0.0
+        start = time.process_time()
+        weights, scales = torch.ones(self.agents, 1), torch.ones(1)
+        iteration = self.trainer.iterate(0, self.count, weights, scales)
+        rows = iteration.stats.unet_rows + self.trainer.sampler.take_unet_rows()
+        sampling = time.process_time() - start - self.training
+        return {"sampling": sampling, "training": self.training, "unet_rows": rows}
+
+    def _timed_update(self, *arguments: Any, **named: Any) -> Any:
+        start = time.process_time()
+        stats = self._update(*arguments, **named)
+        self.training = time.process_time() - start
+        return stats
+
+
+def main() -> None:
+    """Serve."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("prompts")
+    for name in ("agents", "images", "steps"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("guidance", type=float)
+    parser.add_argument("rows", type=int)
+    own = Own(**vars(parser.parse_args()))
+    serve({"epoch": own.epoch})
+
+
+if __name__ == "__main__":
+    main()
