@@ -186,10 +186,10 @@ def _adapt(unet: torch.nn.Module, adapter: AdapterSettings) -> list[torch.Tensor
     unet.requires_grad_(False).eval()
     matrices = []
     for name, base in dict(target_layers(unet, adapter.target_modules)).items():
-        layer = StackedLoRALinear(base, adapter.alpha / adapter.rank)
-        layer.a = torch.zeros(1, adapter.rank, base.in_features, requires_grad=True)
-        layer.b = torch.zeros(1, base.out_features, adapter.rank, requires_grad=True)
-        matrices += [layer.a, layer.b]
+        a = torch.zeros(1, adapter.rank, base.in_features, requires_grad=True)
+        b = torch.zeros(1, base.out_features, adapter.rank, requires_grad=True)
+        matrices += [a, b]
+        layer = StackedLoRALinear(base, adapter.alpha / adapter.rank, {name: (a, b)}, name)
         unet.set_submodule(name, layer)
     return matrices
 

@@ -76,9 +76,7 @@ class Peer:
         trainer.config.train_batch_size = batch
         accumulation = self.images // batch
         trainer.config.train_gradient_accumulation_steps = accumulation
-        trainer.accelerator.gradient_accumulation_steps = (
-            accumulation * trainer.num_train_timesteps
-        )
+        trainer.accelerator.gradient_accumulation_steps = accumulation * trainer.num_train_timesteps
         self.rows, self.sampling, self.training = 0, 0.0, 0.0
         trainer.step(epoch=0, global_step=0)
         return {"sampling": self.sampling, "training": self.training, "unet_rows": self.rows}
