@@ -22,11 +22,12 @@ from config.resume import changed_settings
 from config.rules import process_problems
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
+from ddpo.guards import excluded_policies, guard_metrics
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from front.failures import explained
 from front.progress import Progress, route_logs
-from front.publish import Costs, front_record, publish, search_record
+from front.publish import Costs, front_record, publish, search_record, with_guards
 from front.run_choice import mark_finished
 from front.run_dir import open_run_dir, version_changes, written_by
 from front.trackers import Trackers, installed_trackers
@@ -35,11 +36,12 @@ from morl.types import BASE_POLICY, Objective, Offspring, PolicyId, policy_id
 from morl.weights import even_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from config.schema import Settings
     from ddpo.agents import Policy
     from ddpo.evaluation import Evaluation
+    from ddpo.guards import GuardReading
     from ddpo.trainer import Iteration
     from front.checkpoint import Checkpoint
     from front.stop import Stop
@@ -108,6 +110,7 @@ class Run:
         )
         parts.callback(self.trackers.close)
         self.policies: dict[PolicyId, Policy] = {}
+        self.base_evaluation: Evaluation | None = None  # on the selection set, for guards
         self.warmup_archive: list[PolicyId] = []
         self.curve: list[tuple[int, float]] = []
         self.costs = Costs(train=0, selection=0, report=0, unet_rows=0)
@@ -127,22 +130,43 @@ class Run:
                 for index in range(generation.num_iterations):
                     iteration = self.trainer.iterate(generation.index, index, weights, self.scales)
                     self._record(iteration)
-                self.once(self.evolution.tell, self._offspring(generation))
+                self.once(self.evolution.tell, *self._offspring(generation))
                 self._commit(generation)
             self._publish()
 
-    def _offspring(self, generation: Generation) -> list[Offspring]:
-        """Snapshot and evaluate what the agents have become."""
+    def _offspring(self, generation: Generation) -> tuple[list[Offspring], frozenset[PolicyId]]:
+        """Snapshot and evaluate what the agents have become; which of them the guards exclude."""
         trained = self.trainer.snapshot()
         names = [policy_id(generation.index, slot) for slot in range(len(trained))]
         self.policies |= dict(zip(names, trained, strict=True))
         evaluations = self._evaluate("selection", trained, self.selection_set, self.shown)
         pictures = dict(zip(names, evaluations, strict=True))
         self.once(self.run_dir.write_samples, "selection", pictures)
-        return [
+        offspring = [
             _offspring(name, task.policy, task.weights, evaluation, generation.index)
             for name, task, evaluation in zip(names, generation.tasks, evaluations, strict=True)
         ]
+        readings = self._read_guards(self.selection_set, pictures, self.base_evaluation)
+        return offspring, self.once(self._exclude, readings)
+
+    def _read_guards(
+        self,
+        on: EvaluationSet,
+        evaluations: Mapping[PolicyId, Evaluation],
+        base: Evaluation | None,
+    ) -> dict[PolicyId, GuardReading]:
+        """What the guards say of each policy; nothing without guards."""
+        guards = self.trainer.guards
+        if guards is None or base is None:
+            return {}
+        return {name: guards.read(on, each, base) for name, each in evaluations.items()}
+
+    def _exclude(self, readings: dict[PolicyId, GuardReading]) -> frozenset[PolicyId]:
+        """Log the guards of a generation; the policies that have lost more than they may."""
+        excluded = excluded_policies(readings, self.progress.say)
+        if readings:
+            self._log(guard_metrics(readings.values(), len(excluded)))
+        return excluded
 
     def _start(self) -> None:
         """Measure the base model: scales, reference and ideal points, its own returns."""
@@ -158,6 +182,7 @@ class Run:
         statistics = initial_statistics(rewards, on.prompts, settings.advantage.buffer_size)
         self.policies[BASE_POLICY] = dataclasses.replace(initial, statistics=statistics)
         evaluation = self._evaluate("selection", [initial], self.selection_set, self.shown)[0]
+        self.base_evaluation = evaluation
         self.once(self.run_dir.write_samples, "selection", {BASE_POLICY: evaluation})
         num_objectives = len(self.objectives)
         even = even_weights(num_objectives, num_objectives).mean(axis=0)
@@ -188,6 +213,10 @@ class Run:
         self.evolution = Evolution.restore(
             self.settings.evolution, self.objectives, checkpoint.evolution
         )
+        if self.trainer.guards:  # they compare with the base model; paid for when the run began
+            base = self.policies[BASE_POLICY]
+            self.base_evaluation = self.trainer.evaluate([base], self.selection_set)[0]
+            self.trainer.take_unet_rows()
         self.once(self._reopen, record["metrics_bytes"])
         for change in changes:
             self.progress.say(f"since the run began: {change}")
@@ -259,16 +288,21 @@ class Run:
         names = self.once(self._finalists)
         shown = on.first(settings.evaluation.sample_prompts)
         evaluations = self._evaluate("report", [self.policies[name] for name in names], on, shown)
-        self.once(self._write_front, shown, dict(zip(names, evaluations, strict=True)))
+        self.once(self._write_front, on, shown, dict(zip(names, evaluations, strict=True)))
 
     def _finalists(self) -> list[PolicyId]:
         """The archive's policies, those of the warm-up's archive, and the base model."""
         archive = {member.policy for member in self.evolution.archive}
         return sorted(archive | {*self.warmup_archive, BASE_POLICY})
 
-    def _write_front(self, shown: EvaluationSet, report: dict[PolicyId, Evaluation]) -> None:
+    def _write_front(
+        self, on: EvaluationSet, shown: EvaluationSet, report: dict[PolicyId, Evaluation]
+    ) -> None:
         archive = self.evolution.archive
         front = front_record(self.objectives, archive, self.warmup_archive, report, self.costs)
+        if self.trainer.guards:
+            readings = self._read_guards(on, report, report[BASE_POLICY])
+            front = with_guards(front, readings, self.trainer.guards.units)
         history = list(self.evolution.history)
         publish(self.run_dir, front, history, self.curve, shown, report)
         volumes = front["hypervolume"]

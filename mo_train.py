@@ -21,7 +21,7 @@ from config.errors import ConfigError, StoppedError, UserError
 from config.loader import load
 from config.parse import Choices, parse
 from ddpo.prompts import load_prompts
-from ddpo.rewards.find import reward_problems
+from ddpo.rewards.find import guard_problems, reward_problems
 from front.run_choice import choose_run
 from front.stop import Stop
 from morl.prediction import PREDICTORS
@@ -54,7 +54,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     config, problems = load(arguments, DEFAULT_RECIPE)
     settings = None
     try:
-        settings = parse(config, CHOICES, [reward_problems])
+        settings = parse(config, CHOICES, [reward_problems, guard_problems])
     except ConfigError as error:
         problems += error.problems
     for key, name in config.prompts.items():

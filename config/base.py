@@ -91,6 +91,14 @@ def get_config() -> ml_collections.ConfigDict:
     rewards.remote_attempt_seconds = 60.0  # for one request; rewards.timeout_seconds for all
     rewards.remote_retries = 4  # further attempts after a failure that may pass
 
+    # --- guards: what over-optimisation shows in, measured at evaluation and never trained on ----
+    config.guards = guards = ml_collections.ConfigDict()
+    guards.names = ()  # rewards, "base_similarity", "diversity" (docs/guards.md)
+    # How far below the base model's value each may fall, in its own unit; a policy that has lost
+    # more is neither archived nor made a parent. Empty: guards are shown only.
+    guards.max_losses = ()
+    guards.clip_model = "emoji-clip"  # embeds pictures for base_similarity and diversity
+
     # --- prompts: a set that ships with the project, or a file of prompts (docs/prompts.md) ------
     # Roles that name the same set get disjoint parts of it, if it has at least 64 prompts.
     config.prompts = prompts = ml_collections.ConfigDict()

@@ -50,6 +50,7 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         )
     yield from _pretrained_problems(flat)
     yield from _update_problems(flat)
+    yield from _guard_problems(flat)
     yield from _run_name_problems(flat.get("run_name") or "")
     yield from _forced_problems(flat)
 
@@ -96,6 +97,20 @@ def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
             "it; lower it, draw more images, or start a number of processes that has more "
             f"divisors in common with evolution.num_agents={flat['evolution.num_agents']}"
         )
+
+
+def _guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Rules between guards, their limits and the objectives."""
+    names, losses = flat.get("guards.names", ()), flat.get("guards.max_losses", ())
+    for name in names:
+        if name in flat.get("rewards.names", ()):
+            yield f"guards.names: {name!r} is an objective; guard what is not optimised"
+    if len(set(names)) < len(names):
+        yield f"guards.names={names} must not repeat a guard"
+    if losses and len(losses) != len(names):
+        yield f"guards.max_losses={losses} must have one number for each of {names}, or be empty"
+    if any(loss < 0 for loss in losses):
+        yield f"guards.max_losses={losses} must not be negative; 0 allows no loss at all"
 
 
 def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:

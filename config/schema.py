@@ -92,6 +92,15 @@ class RewardSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuardSettings:
+    """What is measured at evaluation beside the objectives."""
+
+    names: tuple[str, ...]
+    max_losses: tuple[float, ...]
+    clip_model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSettings:
     """Prompt sets, by role."""
 
@@ -206,6 +215,7 @@ class Settings:
     pretrained: PretrainedSettings
     adapter: AdapterSettings
     rewards: RewardSettings
+    guards: GuardSettings
     prompts: PromptSettings
     sample: SampleSettings
     train: TrainSettings

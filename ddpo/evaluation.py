@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ddpo.agents import Agents, Policy
+    from ddpo.guards import Guards
     from ddpo.sampler import Sampler
     from ddpo.scorer import Scorer
 
@@ -78,10 +79,12 @@ class Evaluation:
         rewards: (N, M) float32, one row per image; NaN where a score is missing. Returns are
             means over the images that have all scores.
         images: (n, 3, H, W) uint8, the first n images.
+        features: (N, F) float32, what guards keep of each image (`ddpo/guards.py`).
     """
 
     rewards: torch.Tensor
     images: torch.Tensor
+    features: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     @property
     def returns(self) -> torch.Tensor:
@@ -119,6 +122,7 @@ def evaluate(
     keep_images: int = 0,
     on_step: Callable[[], object] | None = None,
     processes: Processes | None = None,
+    guards: Guards | None = None,
 ) -> list[Evaluation]:
     """Score policies on the same prompts and noise, as many at a time as there are agents.
 
@@ -133,6 +137,7 @@ def evaluate(
         keep_images: how many images per policy to return.
         on_step: called after every denoising step.
         processes: that share the work, each a part of the policies and of the samples.
+        guards: measured on the images too.
 
     Returns:
         One `Evaluation` per policy; the same in every process.
@@ -150,14 +155,20 @@ def evaluate(
     keep = min(max(keep_images - share.samples.start, 0), len(own.prompts))
     with processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
         parts = [
-            _judge(group, own, sampler, scorer, agents, keep, on_step)
+            _judge(group, own, sampler, scorer, agents, keep, on_step, guards)
             for group in _groups(policies[share.agents.start : share.agents.stop], agents)
         ]
     rewards = processes.join(torch.cat([part[0] for part in parts]), num_policies)
     if (short := rewards.isfinite().all(dim=-1).sum(dim=1).min().item()) < _MIN_IMAGES:
         raise RewardError(f"a policy has only {short} scored images of {len(prompts)}")
     images = processes.join(torch.cat([part[1] for part in parts]), num_policies)
-    return [Evaluation(rewards=r, images=i) for r, i in zip(rewards, images, strict=True)]
+    if guards is None:
+        return [Evaluation(rewards=r, images=i) for r, i in zip(rewards, images, strict=True)]
+    features = processes.join(torch.cat([part[2] for part in parts]), num_policies)
+    return [
+        Evaluation(rewards=r, images=i, features=f)
+        for r, i, f in zip(rewards, images, features, strict=True)
+    ]
 
 
 def _groups(policies: Sequence[Policy], agents: Agents) -> Iterator[Sequence[Policy]]:
@@ -174,20 +185,27 @@ def _judge(
     agents: Agents,
     keep_images: int,
     on_step: Callable[[], object] | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rewards (k, n, M) of k policies on n samples, and the first images, uint8."""
+    guards: Guards | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rewards (k, n, M) of k policies on n samples, the first images, uint8, and (k, n, F)."""
     k = len(group)
+    features = torch.empty(k, 0, guards.num_features if guards else 0)
     no_images = torch.empty(k, 0, 3, 0, 0, dtype=torch.uint8)
     if not on.prompts:  # fewer samples than processes
-        return torch.empty(k, 0, len(scorer.rewards)), no_images
+        return torch.empty(k, 0, len(scorer.rewards)), no_images, features
     for slot, policy in enumerate(group):
         agents.load(slot, policy)
     batch = sampler.prompt_batch(on.prompts * k, on.seeds * k, k)
     kept: list[torch.Tensor] = []
-    reward_futures = []
+    reward_futures, measured = [], []
     for chunk in sampler.chunks(agents, batch, on_step):
         reward_futures.append(scorer.submit(chunk.images, chunk.prompts.texts))
+        if guards is not None:
+            measured.append(guards.submit(chunk.images, chunk.prompts.texts))
         if sum(part.shape[1] for part in kept) < keep_images:
             kept.append(chunk.images.mul(255).round().byte().cpu().unflatten(0, (k, -1)))
     rewards = scorer.gather(reward_futures, k).values
-    return rewards, torch.cat(kept, dim=1)[:, :keep_images] if kept else no_images
+    if guards is not None:
+        features = guards.gather(measured, k)
+    images = torch.cat(kept, dim=1)[:, :keep_images] if kept else no_images
+    return rewards, images, features

@@ -12,6 +12,7 @@ from config.errors import StoppedError
 from ddpo.advantages import advantages
 from ddpo.agents import Agents
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
+from ddpo.guards import Guards, check_guards
 from ddpo.pipeline import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.sampler import Sampler
@@ -67,8 +68,10 @@ class Trainer:
         self.start_bar = start_bar
         self.check_stop = check_stop
         self.prompts = split_prompts(settings.prompts)
+        check_guards(settings, self.prompts)
         self.model = FrozenDiffusion.load(settings.pretrained, processes.device)
         self.scorer = Scorer.build(settings.rewards, processes.device)
+        self.guards = Guards.build(settings, processes.device)
         _, height, width = self.model.latent_shape
         factor = self.model.pipe.vae_scale_factor
         self.scorer.check(height * factor, width * factor)
@@ -183,6 +186,7 @@ class Trainer:
             keep_images,
             on_step,
             self.processes,
+            self.guards,
         )
 
     def take_unet_rows(self) -> int:
@@ -207,3 +211,5 @@ class Trainer:
     def close(self) -> None:
         """Stop the reward threads."""
         self.scorer.close()
+        if self.guards is not None:
+            self.guards.close()

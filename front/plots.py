@@ -30,6 +30,9 @@ _HEADER = 18  # pixels of the row of prompts
 def plot_front(path: Path, front: Mapping[str, Any], history: Sequence[Improvement]) -> None:
     """Draw every pair of objectives: published front with error bars, the search behind it faint.
 
+    Guards are drawn below, each against the first objective, so that one sees where a gain is
+    over-optimisation.
+
     Args:
         path: the PNG file.
         front: content of `front.json`.
@@ -37,9 +40,17 @@ def plot_front(path: Path, front: Mapping[str, Any], history: Sequence[Improveme
     """
     objectives = front["objectives"]
     pairs = [(i, j) for i in range(len(objectives)) for j in range(i + 1, len(objectives))]
-    figure, axes = plt.subplots(1, len(pairs), figsize=(6.2 * len(pairs), 5), squeeze=False)
-    for axis, (i, j) in zip(axes[0], pairs, strict=True):
+    guards = front.get("guards", [])
+    rows, columns = 2 if guards else 1, max(len(pairs), len(guards))
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(6.2 * columns, 5 + 3.5 * (rows - 1)), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for axis, (i, j) in zip(axes[0], pairs, strict=False):
         _plot_pair(axis, front, history, i, j)
+    for axis, guard in zip(axes[-1], guards, strict=False):
+        _plot_guard(axis, front, guard)
     figure.suptitle(
         f"Pareto front of {len(front['policies'])} policies (report set, ± 1 standard error)"
     )
@@ -51,6 +62,7 @@ def plot_front(path: Path, front: Mapping[str, Any], history: Sequence[Improveme
 def _plot_pair(
     axis: Any, front: Mapping[str, Any], history: Sequence[Improvement], i: int, j: int
 ) -> None:
+    axis.set_visible(True)
     if history:
         returns = np.array([record.after for record in history])
         age = np.array([record.generation for record in history])
@@ -136,6 +148,29 @@ def _plot_blends(axis: Any, analysis: Analysis, i: int, j: int) -> None:
             axis.scatter(
                 x, y, s=22, marker="D", facecolors=face, edgecolors="tab:green", label=label
             )
+
+
+def _plot_guard(axis: Any, front: Mapping[str, Any], guard: Mapping[str, Any]) -> None:
+    """One guard over the first objective, the base model's value and the limit below it."""
+    axis.set_visible(True)
+    name, objective = guard["name"], front["objectives"][0]
+    policies = sorted(front["policies"], key=lambda policy: policy["report_returns"][0])
+    axis.errorbar(
+        [policy["report_returns"][0] for policy in policies],
+        [policy["guards"][name]["value"] for policy in policies],
+        yerr=[policy["guards"][name]["std_error"] for policy in policies],
+        fmt="s-",
+        color="tab:green",
+        label="front",
+    )
+    base = front["base"]["guards"][name]["value"]
+    axis.plot(front["base"]["report_returns"][0], base, "*", color="tab:red", markersize=14)
+    if guard["max_loss"] is not None:
+        axis.axhline(base - guard["max_loss"], linestyle="--", color="tab:red", label="limit")
+    axis.set_xlabel(f"{objective['name']} [{objective['unit']}]")
+    axis.set_ylabel(f"guard {name} [{guard['unit']}]")
+    axis.legend(loc="best")
+    axis.grid(alpha=0.3)
 
 
 def plot_hypervolume(path: Path, images: Sequence[int], hypervolumes: Sequence[float]) -> None:

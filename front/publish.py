@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ddpo.evaluation import Evaluation, EvaluationSet
+    from ddpo.guards import GuardReading
     from front.run_dir import RunDir
     from morl.evolution import Evolution
     from morl.history import Improvement
@@ -105,6 +106,30 @@ def front_record(
         },
         "images": {"train": costs.train, "selection": costs.selection, "report": costs.report},
         "unet_rows": costs.unet_rows,
+    }
+
+
+def with_guards(
+    front: Mapping[str, Any], readings: Mapping[PolicyId, GuardReading], units: Mapping[str, str]
+) -> dict[str, Any]:
+    """The content of `front.json` with what the guards say of each policy and the base model.
+
+    Args:
+        front: from `front_record`.
+        readings: on the report set, of every policy in it and of the base model.
+        units: of the guards.
+    """
+    limits = dict(zip(units, readings[BASE_POLICY].max_losses, strict=False))
+    return {
+        **front,
+        "guards": [
+            {"name": name, "unit": unit, "max_loss": limits.get(name)}
+            for name, unit in units.items()
+        ],
+        "policies": [
+            {**policy, "guards": readings[policy["id"]].to_json()} for policy in front["policies"]
+        ],
+        "base": {**front["base"], "guards": readings[BASE_POLICY].to_json()},
     }
 
 

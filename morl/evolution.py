@@ -10,7 +10,7 @@ as one that was never interrupted: random choices depend on seed and generation 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class Evolution:
         self._current = (base,) * settings.num_agents
         self._pending: Generation | None = None
         self._told: list[tuple[Generation, tuple[Offspring, ...]]] = []
+        self._excluded: set[PolicyId] = set()
         self._archive = ParetoArchive(self._objectives)
         self._buffer = PerformanceBuffer(
             self._objectives, settings.num_directions, settings.slots_per_direction
@@ -135,10 +136,14 @@ class Evolution:
         )
         return self._pending
 
-    def tell(self, offspring: Sequence[Offspring]) -> None:
+    def tell(self, offspring: Sequence[Offspring], excluded: Collection[PolicyId] = ()) -> None:
         """Takes the evaluated offspring of the generation asked for, one per task in slot order.
 
         Nothing changes if an offspring is refused.
+
+        Args:
+            offspring: Of all tasks.
+            excluded: Offspring that are recorded but neither archived nor made parents.
 
         Raises:
             RuntimeError: No generation was asked for.
@@ -147,7 +152,7 @@ class Evolution:
         if self._pending is None:
             raise RuntimeError("tell without ask: there is no generation to tell about")
         _check_offspring(self._pending, offspring, self.history)
-        self._record(self._pending, tuple(offspring))
+        self._record(self._pending, tuple(offspring), excluded)
         self._pending = None
 
     def metrics(self) -> dict[str, float]:
@@ -175,6 +180,7 @@ class Evolution:
             "num_agents": self._settings.num_agents,
             "objectives": [objective.to_json() for objective in self._objectives],
             "base": self._base.to_json(),
+            "excluded": sorted(self._excluded),
             "generations": [
                 {"generation": generation.to_json(), "offspring": [o.to_json() for o in offspring]}
                 for generation, offspring in self._told
@@ -208,7 +214,7 @@ class Evolution:
             generation = Generation.from_json(entry["generation"])
             offspring = tuple(Offspring.from_json(o) for o in entry["offspring"])
             _check_offspring(generation, offspring, evolution.history)
-            evolution._record(generation, offspring)
+            evolution._record(generation, offspring, state.get("excluded", ()))
         return evolution
 
     def _context(self) -> SelectionContext:
@@ -224,7 +230,12 @@ class Evolution:
     def _rng(self, generation: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self._settings.seed, generation]))
 
-    def _record(self, generation: Generation, offspring: tuple[Offspring, ...]) -> None:
+    def _record(
+        self,
+        generation: Generation,
+        offspring: tuple[Offspring, ...],
+        excluded: Collection[PolicyId],
+    ) -> None:
         for task, child in zip(generation.tasks, offspring, strict=True):
             self.history.add(
                 Improvement(
@@ -237,8 +248,10 @@ class Evolution:
                     generation=generation.index,
                 )
             )
-        self._archive.add(offspring)
-        self._buffer.add(offspring)
+        self._excluded |= set(excluded)
+        admitted = [child for child in offspring if child.policy not in self._excluded]
+        self._archive.add(admitted)
+        self._buffer.add(admitted)
         self._archives.append(self._archive_ids())
         self._current = offspring
         self._told.append((generation, offspring))

@@ -217,3 +217,43 @@ def test_three_objectives(world):
     )
     front = read(logs / "three" / "front.json")
     assert len(front["policies"][0]["report_returns"]) == 3
+
+
+def test_guards_are_published_and_keep_policies_out(world):
+    """No loss is allowed: only policies that draw as variedly as the base model are archived."""
+    logs = world(
+        "run_name=guarded",
+        "guards.names=base_similarity,diversity,jpeg_incompressibility",
+        "guards.max_losses=2,0,1000",
+        "evolution.evolutionary_generations=1",
+    )
+    front = read(logs / "guarded" / "front.json")
+    assert [guard["name"] for guard in front["guards"]] == [
+        "base_similarity",
+        "diversity",
+        "jpeg_incompressibility",
+    ]
+    assert [guard["max_loss"] for guard in front["guards"]] == [2, 0, 1000]
+    assert front["base"]["guards"]["base_similarity"]["value"] == pytest.approx(1)
+    assert front["base"]["guards"]["diversity"]["loss"] == 0
+    for policy in front["policies"]:
+        assert set(policy["guards"]) == {guard["name"] for guard in front["guards"]}
+        size = policy["guards"]["jpeg_incompressibility"]["value"]
+        assert size == pytest.approx(-policy["report_returns"][1], rel=1e-5)
+    lines = [line for line in metrics(logs / "guarded") if "guard/num_excluded" in line]
+    excluded = read(logs / "guarded" / "search.json")["excluded"]
+    assert len(lines) == 2
+    assert sum(line["guard/num_excluded"] for line in lines) == len(excluded) > 0
+    assert not set(excluded) & {policy["id"] for policy in front["policies"]}
+    lost = [line["guard/diversity/max_loss"] > 0 for line in lines]
+    assert lost == [line["guard/num_excluded"] > 0 for line in lines]
+
+
+def test_a_guarded_run_resumes_as_if_never_stopped(world):
+    guards = ("guards.names=diversity", "guards.max_losses=0.001")
+    logs = world("run_name=guarded_whole", *guards)
+    world("run_name=guarded_parts", "evolution.evolutionary_generations=1", *guards)
+    world(f"resume_from={logs / 'guarded_parts'}", *guards)
+    for name in ("front.json", "history.json", "search.json"):
+        assert read(logs / "guarded_parts" / name) == read(logs / "guarded_whole" / name)
+    assert metrics(logs / "guarded_parts") == metrics(logs / "guarded_whole")

@@ -129,6 +129,12 @@ def _image_reward(settings: RewardSettings, device: torch.device) -> Reward:
     return ImageReward(weights, tokenizer, device, settings.dtype)
 
 
+# Guards that are no rewards, because they compare pictures: see `ddpo/guards.py`.
+PICTURE_GUARDS = {
+    "base_similarity": "cosine of CLIP embeddings with the base model's picture of the same noise",
+    "diversity": "mean 1 - cosine of CLIP embeddings between the pictures of a prompt",
+}
+
 REWARDS: dict[str, RewardEntry] = {
     "clip_alignment": RewardEntry(
         unit="cosine",

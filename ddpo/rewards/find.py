@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from config.errors import UserError
 from config.limits import OneOf
-from ddpo.rewards import REWARDS
+from ddpo.rewards import PICTURE_GUARDS, REWARDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +58,16 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         problem = name_problem("rewards.names", name, names)
         if problem is not None:
             yield problem
+
+
+def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each guard that is neither a reward nor read off pictures; see above."""
+    for name in flat.get("guards.names", ()):
+        if name in PICTURE_GUARDS:
+            continue
+        problem = name_problem("guards.names", name)
+        if problem is not None:
+            yield f"{problem}. Guards may also be {' or '.join(PICTURE_GUARDS)}"
 
 
 def name_problem(setting: str, name: str, remotes: Sequence[str] = ()) -> str | None:

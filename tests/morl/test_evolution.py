@@ -391,3 +391,36 @@ def test_prediction_beats_random_on_a_known_front(num_objectives):
             assert read == pytest.approx(evolution.metrics()["morl/hypervolume"])
         wins += volumes["prediction_guided"] > volumes["random"]
     assert wins >= 8
+
+
+def test_excluded_policies_are_recorded_but_neither_archived_nor_parents():
+    objectives = make_objectives(2)
+    evolution, toy = make_evolution(objectives), Toy(objectives)
+    excluded = set()
+    while (generation := evolution.ask()) is not None:
+        if generation.stage == "evolutionary":
+            assert not excluded & {task.policy for task in generation.tasks}
+        offspring = toy.train(generation)
+        excluded |= {child.policy for child in offspring[::2]}
+        evolution.tell(offspring, {child.policy for child in offspring[::2]})
+        admitted = {o.policy for o in (*evolution.archive, *evolution.population)}
+        assert not admitted & excluded
+        assert excluded <= {record.child for record in evolution.history}
+    state = json.loads(json.dumps(evolution.state()))
+    again = Evolution.restore(make_settings(), objectives, state)
+    assert [o.policy for o in again.archive] == [o.policy for o in evolution.archive]
+    assert [o.policy for o in again.population] == [o.policy for o in evolution.population]
+
+
+def test_a_search_whose_offspring_are_all_excluded_goes_on_from_the_base_model():
+    objectives = make_objectives(2)
+    evolution, toy = make_evolution(objectives), Toy(objectives)
+    while (generation := evolution.ask()) is not None:
+        offspring = toy.train(generation)
+        evolution.tell(offspring, {child.policy for child in offspring})
+    assert [o.policy for o in evolution.archive] == [BASE_POLICY]
+    assert {task.policy for task in generation_tasks(evolution)} == {BASE_POLICY}
+
+
+def generation_tasks(evolution):
+    return evolution._told[-1][0].tasks

@@ -1,0 +1,266 @@
+"""Guards: what over-optimisation shows in, measured at evaluation and never trained on.
+
+A policy that has learnt to please its rewards may have lost what nobody asked it to keep. Guards
+are measured on the evaluation pictures of every policy, beside the base model's pictures of the
+same prompts and noise. Two are read off CLIP embeddings of the pictures; any reward can be one.
+For all of them larger is better.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from config.errors import UserError
+from config.schema import objective_name
+from ddpo.rewards import PICTURE_GUARDS
+from ddpo.rewards.images import ImageBatch
+from ddpo.scorer import RewardError, Scorer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from config.schema import GuardSettings, Settings
+    from ddpo.evaluation import Evaluation, EvaluationSet
+    from ddpo.prompts import PromptSplit
+    from ddpo.rewards.clip import ClipTower
+    from ddpo.scorer import Submission
+
+Name = TypeVar("Name", bound=str)
+
+_UNIT = "cosine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GuardReading:
+    """What the guards say of one policy.
+
+    Attributes:
+        names: G guards.
+        values: (G,) float64 means over the evaluation pictures.
+        std_errors: (G,) float64 of the means.
+        losses: (G,) float64, how far below the base model's values.
+        max_losses: how far they may be, G numbers or none.
+    """
+
+    names: tuple[str, ...]
+    values: torch.Tensor
+    std_errors: torch.Tensor
+    losses: torch.Tensor
+    max_losses: tuple[float, ...]
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """The guards that the policy has lost more of than it may."""
+        limits = zip(self.names, self.losses.tolist(), self.max_losses, strict=False)
+        return tuple(name for name, loss, limit in limits if loss > limit)
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """As `front.json` stores it."""
+        columns = (self.values.tolist(), self.std_errors.tolist(), self.losses.tolist())
+        rows = zip(self.names, *columns, strict=True)
+        return {
+            name: {"value": value, "std_error": error, "loss": loss}
+            for name, value, error, loss in rows
+        }
+
+
+class Guards:
+    """Measures the guards of a run.
+
+    Args:
+        settings: names, at least one, and limits.
+        scorer: of those guards that are rewards; None if none is.
+        tower: embeds pictures; None if no guard needs it.
+    """
+
+    def __init__(
+        self, settings: GuardSettings, scorer: Scorer | None, tower: ClipTower | None
+    ) -> None:
+        self.settings = settings
+        self.names = tuple(objective_name(name) for name in settings.names)
+        self._scorer = scorer
+        self._tower = tower
+
+    @classmethod
+    def build(cls, settings: Settings, device: torch.device) -> Guards | None:
+        """The guards that the settings name; None if they name none.
+
+        Raises:
+            RewardError: naming the one whose weights cannot be loaded.
+        """
+        guards, rewards = settings.guards, settings.rewards
+        if not guards.names:
+            return None
+        names = tuple(name for name in guards.names if name not in PICTURE_GUARDS)
+        scorer = Scorer.build(dataclasses.replace(rewards, names=names), device) if names else None
+        tower = None
+        if len(names) < len(guards.names):
+            from ddpo.rewards.clip import load_clip  # noqa: PLC0415 - no guard, no CLIP
+
+            try:
+                tower = load_clip(guards.clip_model, device, rewards.dtype)
+            except (OSError, ValueError) as error:
+                raise RewardError(
+                    f"guards.clip_model={guards.clip_model!r} cannot be loaded: {error}"
+                ) from error
+        return cls(guards, scorer, tower)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Guard -> what one unit of it is."""
+        rewards = self._scorer.units if self._scorer else {}
+        return {name: rewards.get(name, _UNIT) for name in self.names}
+
+    @property
+    def num_features(self) -> int:
+        """F, what is kept of each picture."""
+        scores = len(self._scorer.rewards) if self._scorer else 0
+        return scores + (self._tower.model.config.projection_dim if self._tower else 0)
+
+    def submit(self, images: torch.Tensor, prompts: Sequence[str]) -> Pending:
+        """Start measuring pictures (rows, 3, H, W), agent-major; see `gather`."""
+        scores = self._scorer.submit(images, prompts) if self._scorer else []
+        embeds = None
+        if self._tower:
+            embeds = self._tower.embed_images(ImageBatch(images, self._tower.device)).cpu()
+        return Pending(scores=scores, embeds=embeds)
+
+    def gather(self, pending: Sequence[Pending], num_agents: int) -> torch.Tensor:
+        """(K, N, F) float32 features of the pictures submitted: guard scores, then embeddings.
+
+        Raises:
+            RewardError: if a reward fails.
+        """
+        columns = []
+        if self._scorer:
+            columns.append(self._scorer.gather([p.scores for p in pending], num_agents).values)
+        embeds = [p.embeds.unflatten(0, (num_agents, -1)) for p in pending if p.embeds is not None]
+        if embeds:
+            columns.append(torch.cat(embeds, dim=1).float())
+        return torch.cat(columns, dim=-1)
+
+    def read(self, on: EvaluationSet, policy: Evaluation, base: Evaluation) -> GuardReading:
+        """The guards of one policy.
+
+        Args:
+            on: the set that both were evaluated on.
+            policy: with the features of its pictures.
+            base: the base model's.
+        """
+        own = list(self._columns(on, policy.features, base.features))
+        of_base = list(self._columns(on, base.features, base.features))
+        values, reference = (torch.stack(columns, dim=-1).double() for columns in (own, of_base))
+        mean = values.nanmean(dim=0)
+        counts = values.isfinite().sum(dim=0)
+        variance = (values - mean).square().nansum(dim=0) / (counts - 1).clamp(min=1)
+        return GuardReading(
+            names=self.names,
+            values=mean,
+            std_errors=(variance / counts).sqrt(),
+            losses=(reference - values).nanmean(dim=0),
+            max_losses=self.settings.max_losses,
+        )
+
+    def _columns(
+        self, on: EvaluationSet, features: torch.Tensor, base: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """(N,) values of each guard, one per picture."""
+        scores = len(self._scorer.rewards) if self._scorer else 0
+        embeds, base_embeds = features[:, scores:], base[:, scores:]
+        column = iter(features[:, :scores].unbind(dim=1))
+        for name in self.names:
+            if name == "base_similarity":
+                yield (embeds * base_embeds).sum(dim=1)
+            elif name == "diversity":
+                yield diversity(embeds, on.prompts)
+            else:
+                yield next(column)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._scorer:
+            self._scorer.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pending:
+    """Pictures that are being measured."""
+
+    scores: Sequence[Submission]
+    embeds: torch.Tensor | None
+
+
+def check_guards(settings: Settings, prompts: PromptSplit) -> None:
+    """Refuse evaluation sets that a guard cannot be read off.
+
+    Raises:
+        UserError: naming the setting to change.
+    """
+    evaluation = settings.evaluation
+    sets = {
+        "selection": (evaluation.selection_images, prompts.selection),
+        "report": (evaluation.report_images, prompts.report),
+    }
+    for role, (images, texts) in sets.items():
+        if "diversity" in settings.guards.names and images < 2 * len(texts):
+            raise UserError(
+                f"the guard 'diversity' compares pictures of one prompt: evaluation.{role}_images="
+                f"{images} must be at least {2 * len(texts)}, two for each prompt; raise it, or "
+                f"give prompts.{role} a smaller set"
+            )
+
+
+def diversity(embeds: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """Mean of 1 - cosine to the other pictures of the same prompt.
+
+    Args:
+        embeds: (N, D) of length 1.
+        prompts: N.
+
+    Returns:
+        (N,); NaN for the only picture of a prompt.
+
+    >>> diversity(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), ["a", "a", "b"])
+    tensor([1., 1., nan])
+    """
+    out = torch.full((len(embeds),), math.nan, dtype=embeds.dtype)
+    for prompt in set(prompts):
+        where = [i for i, text in enumerate(prompts) if text == prompt]
+        if len(where) > 1:
+            cosines = embeds[where] @ embeds[where].T
+            others = (cosines.sum(dim=1) - cosines.diagonal()) / (len(where) - 1)
+            out[where] = 1 - others
+    return out
+
+
+def excluded_policies(
+    readings: Mapping[Name, GuardReading], say: Callable[[str], object]
+) -> frozenset[Name]:
+    """The policies that have lost more than a guard allows; each is told of.
+
+    Args:
+        readings: policy -> what the guards say of it.
+        say: shows a sentence.
+    """
+    broken = {name: reading for name, reading in readings.items() if reading.broken}
+    for name, reading in broken.items():
+        lost = dict(zip(reading.names, reading.losses.tolist(), strict=True))
+        which = ", ".join(f"{lost[guard]:.4g} of {guard}" for guard in reading.broken)
+        say(f"{name} is kept out of the archive: it has lost {which}")
+    return frozenset(broken)
+
+
+def guard_metrics(readings: Iterable[GuardReading], num_excluded: int) -> dict[str, float]:
+    """Over the policies of a generation: each guard's mean and its largest loss."""
+    rows = list(readings)
+    values, losses = torch.stack([r.values for r in rows]), torch.stack([r.losses for r in rows])
+    out: dict[str, Any] = {"guard/num_excluded": float(num_excluded)}
+    for index, name in enumerate(rows[0].names):
+        out[f"guard/{name}/mean"] = values[:, index].mean().item()
+        out[f"guard/{name}/max_loss"] = losses[:, index].max().item()
+    return out

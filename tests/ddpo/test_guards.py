@@ -1,0 +1,127 @@
+"""Guards: known values, their limits, and what a run does with them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from config.errors import UserError
+from config.schema import GuardSettings
+from ddpo.evaluation import Evaluation, EvaluationSet
+from ddpo.guards import Guards, check_guards, diversity, excluded_policies, guard_metrics
+from ddpo.prompts import split_prompts
+from tests.conftest import make_settings
+
+ON = EvaluationSet(prompts=("a", "a", "b", "b"), seeds=(1, 2, 3, 4))
+
+
+class Tower:
+    """Stands in for CLIP: embeds a picture as its mean colour."""
+
+    device = torch.device("cpu")
+    model = type("M", (), {"config": type("C", (), {"projection_dim": 3})})
+
+    def embed_images(self, batch):
+        return F.normalize(batch.images.mean(dim=(2, 3)), dim=-1)
+
+
+def make_guards(names, max_losses=()):
+    settings = GuardSettings(names=names, max_losses=max_losses, clip_model="")
+    return Guards(settings, None, Tower())
+
+
+def evaluation_of(features):
+    return Evaluation(
+        rewards=torch.zeros(len(features), 2), images=torch.empty(0), features=features
+    )
+
+
+def test_diversity_is_one_minus_the_cosine_to_the_others_of_the_prompt():
+    embeds = F.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 1], [1, 0]]), dim=-1)
+    values = diversity(embeds, ["a", "a", "a", "b"])
+    half = 1 - math.sqrt(0.5)
+    torch.testing.assert_close(values[:3], torch.tensor([1 + half, 1 + half, 2 * half]) / 2)
+    assert values[3].isnan()
+
+
+def test_readings_are_means_with_losses_against_the_base_model():
+    base = evaluation_of(F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0]] * 2), dim=-1))
+    same_pictures = evaluation_of(torch.tensor([[1.0, 0, 0]] * 4))
+    guards = make_guards(("base_similarity", "diversity"), (0.4, 1.0))
+    of_base = guards.read(ON, base, base)
+    assert of_base.values.tolist() == [1, 1]
+    assert of_base.losses.tolist() == [0, 0]
+    assert of_base.broken == ()
+    collapsed = guards.read(ON, same_pictures, base)
+    assert collapsed.values.tolist() == [0.5, 0]
+    assert collapsed.losses.tolist() == [0.5, 1]
+    assert collapsed.broken == ("base_similarity",)  # 1.0 of diversity may be lost, and was
+    assert collapsed.std_errors[0] == pytest.approx(math.sqrt(1 / 3) / 2)
+    assert collapsed.to_json()["diversity"] == {"value": 0, "std_error": 0, "loss": 1}
+
+
+def test_who_has_lost_too_much_is_excluded_and_told_of():
+    base = evaluation_of(F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0]] * 2), dim=-1))
+    guards = make_guards(("diversity",), (0.5,))
+    readings = {
+        "good": guards.read(ON, base, base),
+        "bad": guards.read(ON, evaluation_of(torch.tensor([[1.0, 0, 0]] * 4)), base),
+    }
+    said = []
+    assert excluded_policies(readings, said.append) == {"bad"}
+    assert said == ["bad is kept out of the archive: it has lost 1 of diversity"]
+    metrics = guard_metrics(readings.values(), 1)
+    assert metrics == {
+        "guard/num_excluded": 1,
+        "guard/diversity/mean": 0.5,
+        "guard/diversity/max_loss": 1,
+    }
+    free = make_guards(("diversity",)).read(
+        ON, evaluation_of(torch.tensor([[1.0, 0, 0]] * 4)), base
+    )
+    assert free.broken == ()  # shown only
+
+
+def test_a_missing_score_of_a_guard_is_left_out():
+    guards = Guards.build(make_settings(guards={"names": ("colorfulness",)}), torch.device("cpu"))
+    base = evaluation_of(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
+    policy = evaluation_of(torch.tensor([[0.0], [math.nan], [1.0], [2.0]]))
+    reading = guards.read(ON, policy, base)
+    guards.close()
+    assert reading.values.tolist() == [1]
+    assert reading.losses.item() == pytest.approx((1 + 2 + 2) / 3)
+    assert guards.units == {"colorfulness": "Hasler-Suesstrunk M"}
+
+
+def test_diversity_needs_two_pictures_of_a_prompt():
+    settings = make_settings(guards={"names": ("diversity",)}, evaluation={"selection_images": 89})
+    with pytest.raises(UserError, match=r"evaluation\.selection_images=89 must be at least 90"):
+        check_guards(settings, split_prompts(settings.prompts))
+    check_guards(make_settings(guards={"names": ("diversity",)}), split_prompts(settings.prompts))
+
+
+def test_features_are_those_of_the_pictures_whatever_the_pass(rig):
+    """Guards read in chunks and agent-major; each picture must meet its own embedding."""
+    from ddpo.evaluation import evaluate
+    from ddpo.scorer import Scorer
+
+    on = EvaluationSet(prompts=("a", "b", "c"), seeds=(5, 6, 7))
+    found = []
+    for rows in (8, 64):
+        rig_ = rig(2, sample={"rows_per_pass": rows})
+        rig_.perturb()
+        scorer = Scorer({"mean": lambda images, _: images.mean(dim=(1, 2, 3))})
+        policies = [rig_.agents.snapshot(slot) for slot in range(2)]
+        guards = make_guards(("base_similarity",))
+        evaluations = evaluate(policies, on, rig_.sampler, scorer, rig_.agents, 3, guards=guards)
+        scorer.close()
+        for evaluation in evaluations:
+            pictures = evaluation.images.float() / 255
+            expected = F.normalize(pictures.mean(dim=(2, 3)), dim=-1)
+            torch.testing.assert_close(evaluation.features, expected, rtol=1e-4, atol=1e-4)
+        found.append(torch.stack([e.features for e in evaluations]))
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
+    assert not torch.allclose(found[0][0], found[0][1])
