@@ -348,8 +348,7 @@ class Run:
         self.once(
             self._log,
             {
-                **iteration.rewards.metrics(),
-                **iteration.stats.metrics(),
+                **iteration.metrics(),
                 "cost/images": self.costs.train,
                 "cost/unet_rows": self.costs.unet_rows,
             },

@@ -164,6 +164,7 @@ class Agents:
             weight_decay=train.weight_decay,
         )
         self.statistics: list[PromptStatistics] = [PromptStatistics() for _ in range(num_agents)]
+        self.skipped_in_row = [0] * num_agents  # optimiser steps, since a policy was loaded
         initial = self.initial_policy()
         for slot in range(num_agents):
             self.load(slot, initial)
@@ -261,21 +262,17 @@ class Agents:
     def step(self, max_grad_norm: float) -> torch.Tensor:
         """Clip each agent's gradient by its own norm and take one AdamW step.
 
-        Returns:
-            (K,) gradient norms before clipping.
+        An agent whose gradient is not finite skips the step: its adapter, moments and step count
+        stay as they are. (A loss that is not finite has no finite gradient.)
 
-        Raises:
-            FloatingPointError: naming the agents, if a gradient is not finite; no agent moves.
+        Returns:
+            (K,) gradient norms before clipping; not finite for those that skipped.
         """
         norms: torch.Tensor = self._grads.norm(dim=1)
-        if not norms.isfinite().all():
-            bad = (~norms.isfinite()).nonzero().flatten().tolist()
-            raise FloatingPointError(
-                f"gradient of agents {bad} is not finite; lower train.learning_rate or use float32"
-            )
         self._grads.mul_((max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None])
-        for row, grad in zip(self._rows, self._grads, strict=True):
-            row.grad = grad
+        for slot, is_usable in enumerate(norms.isfinite().tolist()):
+            self._rows[slot].grad = self._grads[slot] if is_usable else None
+            self.skipped_in_row[slot] = 0 if is_usable else self.skipped_in_row[slot] + 1
         self._optimiser.step()
         return norms
 
@@ -314,6 +311,7 @@ class Agents:
         state["exp_avg"] = policy.exp_avg.to(row.device, row.dtype, copy=True)
         state["exp_avg_sq"] = policy.exp_avg_sq.to(row.device, row.dtype, copy=True)
         self.statistics[slot] = policy.statistics
+        self.skipped_in_row[slot] = 0
 
     def snapshot(self, slot: int) -> Policy:
         """A frozen copy of a slot, on the CPU."""

@@ -11,6 +11,7 @@ import torch
 from config.errors import StoppedError
 from ddpo.advantages import advantages
 from ddpo.agents import Agents
+from ddpo.collapse import CollapseWatch
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
 from ddpo.guards import Guards, check_guards
 from ddpo.pipeline import FrozenDiffusion
@@ -40,6 +41,12 @@ class Iteration:
     rewards: RewardBatch
     stats: UpdateStats
     num_images: int
+    num_collapsed: int
+
+    def metrics(self) -> dict[str, float]:
+        """Of rewards and updates, and how many agents drew the same thing over and over."""
+        collapsed = {"reward/collapsed_agents": self.num_collapsed}
+        return {**self.rewards.metrics(), **collapsed, **self.stats.metrics()}
 
 
 class Trainer:
@@ -67,6 +74,7 @@ class Trainer:
         self.processes = processes
         self.start_bar = start_bar
         self.check_stop = check_stop
+        self._collapse = CollapseWatch()
         self.prompts = split_prompts(settings.prompts)
         check_guards(settings, self.prompts)
         self.model = FrozenDiffusion.load(settings.pretrained, processes.device)
@@ -114,7 +122,7 @@ class Trainer:
 
         Raises:
             RewardError: if a reward fails.
-            FloatingPointError: if a gradient is not finite.
+            FloatingPointError: if too many gradients of an agent in a row are not finite.
             StoppedError: if the run was asked to stop.
         """
         sample, seed, num_agents = self.settings.sample, self.settings.seed, len(weights)
@@ -137,6 +145,7 @@ class Trainer:
         rewards = dataclasses.replace(
             own_rewards, values=self.processes.join(own_rewards.values, num_agents)
         )
+        num_collapsed = self._collapse.look(generation, rewards, texts, rollout, agents)
         own = slice(agents.start, agents.stop)
         values, statistics = advantages(
             rewards.values[own],
@@ -165,6 +174,7 @@ class Trainer:
             rewards=rewards,
             stats=UpdateStats.join(self.processes.each_group(stats, num_agents)),
             num_images=num_agents * len(texts),
+            num_collapsed=num_collapsed,
         )
 
     def evaluate(

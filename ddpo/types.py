@@ -261,6 +261,8 @@ class UpdateStats:
         approx_kl: (K,) half the mean squared log-ratio, in the mean-over-entries definition.
         clip_fraction: (K,) share of (sample, step) pairs outside the clip range.
         grad_norm: (K,) mean norm before clipping.
+        skipped: (K,) optimiser steps that an agent skipped, its gradient not being finite; its
+            other values are then not finite either.
         ratio_error: (T,) mean absolute log-ratio per step before the first update; NaN for steps
             not trained. Zero up to rounding.
         num_updates: optimiser steps taken.
@@ -275,6 +277,7 @@ class UpdateStats:
     approx_kl: torch.Tensor
     clip_fraction: torch.Tensor
     grad_norm: torch.Tensor
+    skipped: torch.Tensor
     ratio_error: torch.Tensor
     num_updates: int
     excluded_steps: int
@@ -291,6 +294,7 @@ class UpdateStats:
             approx_kl=torch.cat([part.approx_kl for part in parts]),
             clip_fraction=torch.cat([part.clip_fraction for part in parts]),
             grad_norm=torch.cat([part.grad_norm for part in parts]),
+            skipped=torch.cat([part.skipped for part in parts]),
             ratio_error=first.ratio_error,
             num_updates=first.num_updates,
             excluded_steps=first.excluded_steps,
@@ -299,16 +303,16 @@ class UpdateStats:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Means over agents; of the ratio error the worst step."""
-        means = {
-            f"update/{name}": getattr(self, name).mean().item()
-            for name in ("loss", "approx_kl", "clip_fraction", "grad_norm")
-        }
-        if self.kl_to_base is not None:
-            means["update/kl_to_base"] = self.kl_to_base.mean().item()
+        """Means over agents, where finite; of the ratio error the worst step."""
+        means = {}
+        for name in ("loss", "approx_kl", "clip_fraction", "grad_norm", "kl_to_base"):
+            values = getattr(self, name)
+            if values is not None:
+                means[f"update/{name}"] = values[values.isfinite()].mean().item()
         worst = self.ratio_error.nan_to_num(0).max().item()
         return {
             **means,
             "update/ratio_error": worst,
             "update/excluded_steps": self.excluded_steps,
+            "update/skipped_steps": int(self.skipped.sum()),
         }

@@ -86,7 +86,7 @@ class Updater:
             Diagnostics per agent.
 
         Raises:
-            FloatingPointError: if a gradient is not finite.
+            FloatingPointError: if too many gradients of an agent in a row are not finite.
         """
         num_agents, samples = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
         share = share or Share(
@@ -118,22 +118,36 @@ class Updater:
             meter.is_before_first_update = False
             self.processes.sum_in_group(agents.gradients)
             norms.append(agents.step(self.settings.max_grad_norm)[:num_agents])
+            self._check_skipped(agents)
             if on_update is not None:
                 on_update()
         num_pairs = len(minibatches) * pairs_per_update
         passes_per_pair = 1 + is_measured + (self.settings.kl_coef > 0)
+        grad_norms = torch.stack(norms).cpu()
         means = (meter.sums(self.processes) / num_pairs).cpu()
         return UpdateStats(
             loss=means[0],
             approx_kl=means[1],
             clip_fraction=means[2],
             kl_to_base=means[3] if self.settings.kl_coef > 0 else None,
-            grad_norm=torch.stack(norms).mean(dim=0).cpu(),
+            grad_norm=grad_norms.mean(dim=0),
+            skipped=(~grad_norms.isfinite()).sum(dim=0),
             ratio_error=ratio_error.cpu(),
             num_updates=len(minibatches),
             excluded_steps=self.excluded_steps,
             unet_rows=num_pairs * num_agents * self.rule.rows_per_pair * passes_per_pair,
         )
+
+    def _check_skipped(self, agents: Agents) -> None:
+        """Give up on an agent that skips step after step."""
+        worst = max(agents.skipped_in_row)
+        if worst > self.settings.max_skipped_steps:
+            slot = agents.skipped_in_row.index(worst)
+            raise FloatingPointError(
+                f"the gradient of agent {slot} was not finite {worst} times in a row, over "
+                f"train.max_skipped_steps={self.settings.max_skipped_steps}; lower "
+                "train.learning_rate, or use pretrained.dtype=float32"
+            )
 
     def num_passes(self, samples: int, num_agents: int) -> int:
         """UNet passes of one `update` with N samples per agent (a progress bar's length)."""
@@ -241,7 +255,7 @@ class Updater:
         """Whether rounding between sampling and training has come too near the clip range."""
         if self.settings.recompute_log_probs == "never":
             return False
-        worst = float(ratio_error.nan_to_num(0).max())
+        worst = float(ratio_error.nan_to_num(0, posinf=0).max())
         self.recompute = worst > self.rule.clip_range / 4
         if self.recompute:
             logger.warning(

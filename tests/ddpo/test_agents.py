@@ -132,13 +132,34 @@ def test_all_agents_share_one_initial_adapter_of_zero_effect():
         assert b.abs().max() == 0
 
 
-def test_non_finite_gradient_moves_nobody():
-    rig = make_rig(2)
-    before = [rig.agents.snapshot(k).adapter for k in range(2)]
-    rig.agents._grads[1, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"agents \[1\]"):
-        rig.agents.step(1.0)
-    assert all(torch.equal(rig.agents.snapshot(k).adapter, before[k]) for k in range(2))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_agent_whose_gradient_is_not_finite_skips_the_step_and_no_other_notices(value):
+    """Agent 1 of 3 meets NaN at the second of three steps; 0 and 2 move as if it had not."""
+    rigs = [make_rig(3), make_rig(3)]
+    norms = []
+    for rig, fault in zip(rigs, (value, 1.0), strict=True):
+        for step in range(3):
+            if step == 1:
+                before = rig.agents.snapshot(1)
+            generator = torch.Generator().manual_seed(step)
+            rig.agents.gradients.copy_(torch.randn(rig.agents.gradients.shape, generator=generator))
+            if step == 1:
+                rig.agents.gradients[1, 5] = fault
+            norms.append(rig.agents.step(1.0))
+            if step == 1 and fault is value:
+                assert rig.agents.skipped_in_row == [0, 1, 0]
+                assert_same(rig.agents.snapshot(1), before)
+    assert norms[1].isfinite().tolist() == [True, False, True]
+    for slot in (0, 2):
+        assert_same(rigs[0].agents.snapshot(slot), rigs[1].agents.snapshot(slot))
+    assert rigs[0].agents.snapshot(1).step == 2
+    assert rigs[0].agents.skipped_in_row == [0, 0, 0]
+
+
+def assert_same(first, second):
+    for name in ("adapter", "exp_avg", "exp_avg_sq"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert first.step == second.step
 
 
 def test_mistakes_are_refused():

@@ -157,3 +157,34 @@ def test_rounding_beyond_a_quarter_of_the_gate_makes_it_recompute(mode, recomput
     assert rig.updater.recompute is recomputes
     assert bool(stats.ratio_error.max() < 1e-5) is recomputes
     assert ("recomputed from now on" in caplog.text) is recomputes
+
+
+def poisoned_update(fault, max_skipped_steps=10):
+    """Two updates of three agents; a few of agent 1's advantages are replaced by `fault`."""
+    rig = make_rig(3, train={"max_skipped_steps": max_skipped_steps})
+    rig.perturb()
+    rollout = rig.rollout(rig.batch(3, 4))
+    values = advantages(3, 4)
+    values[1] = fault
+    return rig, rig.updater.update(rig.agents, rollout, values, [1, 2, 3])
+
+
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
+def test_a_loss_that_is_not_finite_costs_its_agent_the_step_and_no_other_anything(fault):
+    (sick, stats), (well, expected) = poisoned_update(fault), poisoned_update(1.0)
+    assert stats.skipped.tolist() == [0, 2, 0]
+    assert expected.skipped.tolist() == [0, 0, 0]
+    for slot in (0, 2):
+        first, second = sick.agents.snapshot(slot), well.agents.snapshot(slot)
+        assert torch.equal(first.adapter, second.adapter)
+        assert torch.equal(first.exp_avg_sq, second.exp_avg_sq)
+        assert stats.loss[slot] == expected.loss[slot]
+    assert sick.agents.snapshot(1).step == 0
+    metrics = stats.metrics()
+    assert metrics["update/skipped_steps"] == 2
+    assert metrics["update/loss"] == pytest.approx(stats.loss[[0, 2]].mean().item())
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run():
+    with pytest.raises(FloatingPointError, match=r"gradient of agent 1 was not finite 2 times"):
+        poisoned_update(torch.nan, max_skipped_steps=1)

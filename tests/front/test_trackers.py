@@ -1,0 +1,102 @@
+"""A tracker may fail in any way: the run hears of it once and goes on."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from front import trackers
+from front.trackers import Trackers, installed_trackers
+
+
+class FakeAccelerator:
+    """Records what trackers get; misbehaves as told: {"log": ConnectionError("gone")}."""
+
+    def __init__(self, **faults):
+        self.faults, self.calls, self.released = faults, [], threading.Event()
+
+    def _do(self, name, *content):
+        self.calls.append((name, *content))
+        fault = self.faults.get(name)
+        if fault == "hang":
+            self.released.wait(10)
+        elif fault is not None:
+            raise fault
+
+    def init_trackers(self, project, config, init_kwargs):
+        self._do("init", project, config)
+
+    def log(self, values, step):
+        self._do("log", values, step)
+
+    def end_training(self):
+        self._do("end")
+
+
+@pytest.fixture(autouse=True)
+def _impatience(monkeypatch):
+    monkeypatch.setattr(trackers, "PATIENCE", 0.3)
+
+
+def run(accelerator, names=("tensorboard",)):
+    """Start, log five times, close."""
+    tracker = Trackers(accelerator, names, "run", {"seed": 1, "names": ("a", "b")})
+    for step in range(5):
+        tracker.log({"x": float(step)}, step)
+    tracker.close()
+    accelerator.released.set()
+
+
+def test_trackers_get_settings_and_metrics_in_order(caplog):
+    accelerator = FakeAccelerator()
+    run(accelerator)
+    assert accelerator.calls == [
+        ("init", "mo-ddpo", {"seed": 1, "names": "('a', 'b')"}),
+        *(("log", {"x": float(step)}, step) for step in range(5)),
+        ("end",),
+    ]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("fault", [ConnectionError("no network"), SystemExit("no key"), "hang"])
+@pytest.mark.parametrize(
+    ("where", "words", "calls"),
+    [("init", "started", 1), ("log", "written to", 2), ("end", "closed", 7)],
+)
+def test_a_tracker_that_raises_or_hangs_is_left_out_with_one_warning(
+    where, words, calls, fault, caplog
+):
+    accelerator = FakeAccelerator(**{where: fault})
+    run(accelerator)
+    expected = "no answer within 0.3 s" if fault == "hang" else str(fault)
+    assert [record.message for record in caplog.records] == [
+        f"a tracker could not be {words} ({expected}); going on without, metrics.jsonl has "
+        "everything"
+    ]
+    assert len(accelerator.calls) == calls
+
+
+def test_a_tracker_that_is_too_slow_to_keep_up_is_left_out(monkeypatch, caplog):
+    monkeypatch.setattr(trackers, "_BACKLOG", 3)
+    accelerator = FakeAccelerator(init="hang")
+    run(accelerator)
+    assert "3 things wait for it" in caplog.text
+
+
+def test_without_trackers_nothing_is_sent():
+    accelerator = FakeAccelerator()
+    run(accelerator, names=())
+    assert accelerator.calls == []
+
+
+def test_a_tracker_that_is_not_installed_is_named(caplog):
+    assert installed_trackers(["json", "no_such_tracker"]) == ["json"]
+    assert "tracker 'no_such_tracker' is not installed" in caplog.text
+
+
+def test_wandb_may_not_wait_for_ever():
+    options = trackers._wandb_options("my_run")
+    assert options["name"] == "my_run"
+    assert options["settings"].init_timeout <= trackers.PATIENCE
+    assert options["settings"].login_timeout <= trackers.PATIENCE
