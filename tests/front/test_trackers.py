@@ -24,7 +24,7 @@ class FakeAccelerator:
         elif fault is not None:
             raise fault
 
-    def init_trackers(self, project, config, init_kwargs):
+    def init_trackers(self, project, config, init_kwargs):  # noqa: ARG002
         self._do("init", project, config)
 
     def log(self, values, step):

@@ -1,0 +1,86 @@
+"""A disk that takes no more: one clear message, and the last checkpoint stays as it was."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from front.checkpoint import CheckpointStore
+from tests.faults.conftest import content
+
+
+def test_a_full_disk_costs_checkpoints_but_not_the_run(program, whole):
+    code, output = program.run("run_name=full", fault="fill_disk_during", generations=[1, 2])
+    assert code == 0, output
+    warnings = [line for line in output.splitlines() if line.startswith("warning")]
+    assert [line.split(";")[0] for line in warnings] == [
+        f"warning: generation {generation} could not be saved ([Errno 27] File too large)"
+        for generation in (1, 2)
+    ]
+    assert "ends if 1 more generations in a row cannot be saved. The last checkpoint is" in output
+    assert "Traceback" not in output
+    assert content(whole.parent / "full") == content(whole)
+
+
+def test_too_many_failures_in_a_row_end_the_run_and_the_last_checkpoint_is_whole(program, whole):
+    code, output = program.run(
+        "run_name=fuller",
+        "checkpoint.max_failures=2",
+        fault="fill_disk_during",
+        generations=[1, 2],
+    )
+    assert code == 1
+    assert "generation 2 could not be saved ([Errno 27] File too large): 2 failures in a" in output
+    assert "Generation 0 is saved; what was done since is done again" in output
+    assert "Traceback" not in output
+    run = whole.parent / "fuller"
+    assert CheckpointStore(run).latest().generation == 0
+    assert not [p for p in run.rglob(".*.tmp")]  # half files would fill the disk further
+    code, output = program.run("run_name=fuller", "resume_from=auto")
+    assert code == 0, output
+    assert content(run) == content(whole)
+
+
+def test_a_disk_that_takes_no_policy_at_all_ends_the_run_with_a_message(program):
+    code, output = program.run("run_name=tiny", fault="limit_file_size", kilobytes=4)
+    assert code == 1
+    assert "File too large" in output
+    assert "Nothing was saved yet: start the run again." in output
+    assert "Traceback" not in output
+
+
+def test_a_full_file_system(program, whole, tmp_path):
+    """The real thing, where a small one may be mounted."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        code, output = program.run(
+            f"logdir={tmp_path}", "run_name=small", "checkpoint.max_failures=2"
+        )
+        assert code == 1
+        assert "No space left on device" in output
+        assert "Traceback" not in output
+        latest = CheckpointStore(tmp_path / "small").latest()
+        assert f"Generation {latest.generation} is saved" in output
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_out_of_memory_names_the_settings_to_lower_and_harms_nothing(program, whole):
+    code, output = program.run("run_name=memory", fault="run_out_of_memory_in", generation=2)
+    assert code == 1
+    assert "out of memory: " in output
+    assert "Lower train.rows_per_pass first" in output
+    assert "Generation 1 is saved" in output
+    assert "Traceback" not in output
+    code, output = program.run(
+        "run_name=memory", "resume_from=auto", "train.rows_per_pass=4", "sample.rows_per_pass=4"
+    )
+    assert code == 0, output
+    assert "since the run began: train.rows_per_pass was 128 and is 4 now; results stay" in output

@@ -1,0 +1,62 @@
+"""A process that dies at a chosen file operation: kill -9 at every point of a write, without one.
+
+From the chosen operation on every operation raises, so no clean-up code gets anything done: what is
+on disk is what a killed process leaves. The file being flushed at that moment loses its second
+half, as after a power cut.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+OPERATIONS = ("open", "mkdir", "rename", "replace", "unlink", "touch")
+
+
+class Dead(BaseException):
+    """No handler for `Exception` catches it."""
+
+
+class Disk:
+    """Counts the operations that change files, and lets the process die at one of them.
+
+    Args:
+        monkeypatch: restores everything.
+        die_at: number of the operation; None never.
+    """
+
+    def __init__(self, monkeypatch, die_at=None):
+        self.die_at = die_at
+        self.log = []
+        for name in OPERATIONS:
+            monkeypatch.setattr(Path, name, self._watched(name, getattr(Path, name)))
+        monkeypatch.setattr(os, "fsync", self._watched("fsync", os.fsync))
+        monkeypatch.setattr(shutil, "rmtree", self._rmtree)
+
+    def _watched(self, name, original):
+        def operation(target, *arguments, **options):
+            if name == "open" and not set("wa+") & set("".join(map(str, arguments))):
+                return original(target, *arguments, **options)
+            self._step(name, target, arguments)
+            return original(target, *arguments, **options)
+
+        return operation
+
+    def _rmtree(self, path, ignore_errors=False):
+        """One file after another, as `shutil.rmtree` does, so that half a folder can stay."""
+        if ignore_errors and not path.exists():
+            return
+        for child in path.iterdir():
+            child.unlink()
+        self._step("rmdir", path, ())
+        path.rmdir()
+
+    def _step(self, name, target, arguments):
+        where = Path(f"/proc/self/fd/{target}").readlink() if name == "fsync" else target
+        if self.die_at is not None and len(self.log) >= self.die_at:
+            if len(self.log) == self.die_at and name == "fsync" and where.is_file():
+                os.truncate(where, where.stat().st_size // 2)
+            self.log.append(("dead", where))
+            raise Dead
+        self.log.append((name, where, *[a for a in arguments if isinstance(a, Path)]))
