@@ -228,6 +228,7 @@ class Run:
         """Take back what was written after the checkpoint."""
         self.run_dir.write_config(self.settings, str(self.processes.device))
         self.run_dir.truncate_metrics(metrics_bytes)
+        self.run_dir.store.prune()
         self._write_adapters()
 
     def _commit(self, generation: Generation) -> None:

@@ -116,8 +116,6 @@ class CheckpointStore:
         Raises:
             OSError: if the disk does not take it; the checkpoints before stay as they are.
         """
-        for folder in (self.policies, self.checkpoints):
-            sweep(folder)
         files = {_SEARCH: _json_bytes(evolution), _RUN: _json_bytes(record)}
         manifest = {
             "format": FORMAT,
@@ -131,7 +129,7 @@ class CheckpointStore:
                 write_durable(folder / name, data)
             write_durable(folder / _MANIFEST, _json_bytes(_sealed(manifest)))
         self.last_generation = generation
-        self._prune()
+        self.prune()
 
     def latest(self) -> Checkpoint:
         """The newest checkpoint that is whole, with every policy it names.
@@ -183,8 +181,10 @@ class CheckpointStore:
         found = [path for path in self.checkpoints.glob("*") if path.name.isdecimal()]
         return sorted(found, key=lambda path: int(path.name))
 
-    def _prune(self) -> None:
-        """Keep the last checkpoints and the policies that they name."""
+    def prune(self) -> None:
+        """Keep the last checkpoints and the policies that they name, and nothing half done."""
+        for folder in (self.policies, self.checkpoints):
+            sweep(folder)
         folders = self._folders()
         for folder in folders[: -self._keep]:
             remove(folder)

@@ -45,12 +45,15 @@ def _whole(program):
     return program.folder / "logs" / "whole"
 
 
+_OF_THIS_RUN = {".lock", "config.json", "report.html"}  # they hold its name or process
+
+
 def content(run):
     """What must not depend on how often a run was interrupted, path -> value."""
     found = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if not path.is_file() or name in {".lock", "config.json"} or path.suffix == ".png":
+        if not path.is_file() or path.suffix == ".png" or name in _OF_THIS_RUN:
             continue
         found[name] = path.read_bytes()
         if name.startswith("adapters/"):  # whose metadata is in no fixed order

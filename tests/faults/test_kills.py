@@ -19,8 +19,7 @@ POINTS = (
     ("open", "/.00003.tmp/search.json"),
     ("open", "/.00003.tmp/manifest.json"),
     ("rename", "/checkpoints/.00003.tmp"),
-    ("rename", "/checkpoints/00002"),  # the new one is whole: pruning begins
-    ("unlink", ".safetensors"),  # of a policy that nothing needs any more
+    ("rename", "/checkpoints/00001"),  # the new one is whole: pruning begins
     ("replace", "/.front.json.tmp"),
     ("replace", "/.finished.json.tmp"),
 )
