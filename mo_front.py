@@ -39,6 +39,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _hyphenated(argument: str) -> str:
+    """`--num_images=4` as `--num-images=4`: both spellings are understood."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one command.
 
@@ -50,12 +58,20 @@ def main(arguments: Sequence[str]) -> int:
         does), 1 if it could not be answered.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision on import
-    args = make_parser().parse_args(arguments)
+    args = make_parser().parse_args([_hyphenated(argument) for argument in arguments])
     try:
         args.command(args)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2 if isinstance(error, ChoiceError) else 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is slow to import
+            raise
+        sys.stderr.write(f"{error}\nMemory ran out: lower --rows-per-pass, or take --device cpu\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130  # as shells report Ctrl-C
     except BrokenPipeError:  # `show | head`
         sys.stderr.close()
         return 0

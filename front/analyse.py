@@ -30,7 +30,7 @@ from front.files import write_json
 from front.front import Blend, Front, FrontError
 from front.plots import plot_dense_front
 from front.samples import write_samples
-from front.settings import settings_of
+from front.settings import device_of, settings_of
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
@@ -174,14 +174,17 @@ class Judge:
         front: of the run.
         model: where its base model is now; empty where it was.
         device: empty for a GPU if there is one.
+        rows_per_pass: UNet rows at a time; 0 as many as in the run.
 
     Raises:
         UserError: if the settings, the model, a reward or the prompts cannot be used.
     """
 
-    def __init__(self, front: Front, model: str = "", device: str = "") -> None:
-        settings = settings_of(front, model, with_rewards=True)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    def __init__(
+        self, front: Front, model: str = "", device: str = "", rows_per_pass: int = 0
+    ) -> None:
+        settings = settings_of(front, model, rows_per_pass, with_rewards=True)
+        where = device_of(device)
         self.on = _report_set(settings)
         shown = len(front.sample_prompts)
         is_prefix = self.on.prompts[:shown] == front.sample_prompts
@@ -190,7 +193,11 @@ class Judge:
         self._scorer = Scorer.build(settings.rewards, where)
         rank = 2 * settings.adapter.rank  # room for a blend of two
         adapter = dataclasses.replace(settings.adapter, rank=rank, alpha=float(rank))
-        num_agents = settings.evolution.num_agents
+        # As many at a time as in the run, unless a pass is to have fewer rows than that.
+        per_agent = 1 if settings.sample.guidance_scale == 1 else 2
+        num_agents = min(
+            settings.evolution.num_agents, max(1, settings.sample.rows_per_pass // per_agent)
+        )
         self._agents = Agents(diffusion.unet, num_agents, adapter, settings.train)
         self._sampler = Sampler(diffusion, settings.sample)
 
@@ -230,7 +237,7 @@ def _report_set(settings: Settings) -> EvaluationSet:
 
 
 def analyse(
-    front: Front, num_points: int, *, model: str = "", device: str = ""
+    front: Front, num_points: int, *, model: str = "", device: str = "", rows_per_pass: int = 0
 ) -> tuple[Analysis, Mapping[str, Evaluation]]:
     """Measure blends between all neighbours on the front.
 
@@ -239,6 +246,7 @@ def analyse(
         num_points: blends between each pair of neighbours, evenly spaced.
         model: where the base model is now; empty where it was.
         device: empty for a GPU if there is one.
+        rows_per_pass: UNet rows at a time; 0 as many as in the run.
 
     Returns:
         The analysis, and the evaluation of every policy and blend by its id.
@@ -255,7 +263,7 @@ def analyse(
     adapters = {str(name): adapter for name, adapter in read.items()}
     for index, parts in enumerate(recipes):
         adapters[f"b{index:03d}"] = Adapter.blend([(read[p.id], share) for p, share in parts])
-    judge = Judge(front, model, device)
+    judge = Judge(front, model, device, rows_per_pass)
     try:
         with tqdm(total=len(adapters), unit="policy", leave=False, disable=None) as bar:
             measured = judge.measure(list(adapters.values()), bar.update)

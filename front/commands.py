@@ -10,13 +10,22 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from front.front import Blend, ChoiceError, Front, FrontError, FrontPolicy
+from front.arguments import (
+    add_blend,
+    add_choice,
+    add_model,
+    add_out,
+    add_run,
+    choose,
+    choose_or_blend,
+    numbers,
+    positive,
+)
+from front.describe import front_text, member_text, summary
+from front.front import ChoiceError, Front, FrontError
 from front.tables import file_size, terminal_table, with_error
-from morl.objectives import to_z
 
 if TYPE_CHECKING:
     import argparse
@@ -45,221 +54,6 @@ def say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-# --- arguments that several commands share -----------------------------------------------------
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    """`0.3,0.7` as numbers; argparse turns a ValueError into its message."""
-    return tuple(float(part) for part in text.split(","))
-
-
-_numbers.__name__ = "list of numbers such as 0.3,0.7"
-
-
-def _bound(text: str) -> tuple[str, float]:
-    """`name=value`."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError
-    return name, float(value)
-
-
-_bound.__name__ = "bound such as aesthetic_score=5.8"
-
-
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """The run directory."""
-    parser.add_argument("run", type=Path, help="run directory, or a copy of its front")
-
-
-def add_choice(parser: argparse.ArgumentParser) -> None:
-    """The ways to say which policy is meant."""
-    add_run(parser)
-    parser.add_argument(
-        "--weights",
-        type=_numbers,
-        help="preference, one number per objective in their order, sum 1: 0.3,0.7",
-    )
-    parser.add_argument("--policy", metavar="ID", help="a policy, or a measured blend, by name")
-    parser.add_argument(
-        "--at-least",
-        type=_bound,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="smallest acceptable report return of an objective, raw units; may be repeated",
-    )
-    parser.add_argument(
-        "--with-blends", action="store_true", help="choose among the measured blends, too"
-    )
-
-
-def choose(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
-    """The policy or blend that the arguments of `add_choice` mean.
-
-    Raises:
-        FrontError: if they contradict each other, or nothing answers them.
-    """
-    if args.policy is not None:
-        if args.weights is not None or args.at_least:
-            raise ChoiceError("--policy names a policy; leave out --weights and --at-least")
-        return front.policy(args.policy)
-    if args.weights is None and not args.at_least:
-        raise ChoiceError(
-            "say which policy: --weights 0.3,0.7, --policy ID or --at-least NAME=VALUE"
-        )
-    return front.pick(args.weights, dict(args.at_least), with_blends=bool(args.with_blends))
-
-
-# --- show --------------------------------------------------------------------------------------
-
-
-def _configure_show(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-
-def show(args: argparse.Namespace) -> None:
-    """Print the front: every policy's weights, returns and size, and the quality of the whole."""
-    front = Front.load(args.run)
-    if args.json:
-        say(json.dumps(summary(front), indent=1))
-        return
-    header = ["policy", "weights", *(f"{o.name} [{o.unit}]" for o in front.objectives), "on disk"]
-    rows = [_row(member) for member in front.members]
-    base = _returns(front.base.report_returns, front.base.report_std_error)
-    rows.append(["(base model)", "", *base, ""])
-    say(terminal_table(header, rows))
-    say("")
-    say(
-        f"report set, ± 1 standard error; {len(front.policies)} policies",
-    )
-    say(f"hypervolume       {front.hypervolume:.4f}  [z-units]")
-    if front.blends:
-        say(f"  with {len(front.blends):2d} blends {front.dense_hypervolume:.4f}")
-    say(f"sparsity          {front.sparsity:.4f}  [z-units]")
-    say(f"expected utility  {front.expected_utility:.4f}  [z-units]")
-    spent = ", ".join(f"{count} to {purpose}" for purpose, count in front.images.items())
-    say(f"images            {spent}; {front.unet_rows} UNet rows")
-
-
-def _row(member: FrontPolicy | Blend) -> list[str]:
-    is_policy = isinstance(member, FrontPolicy)
-    size = file_size(member.size_bytes) if isinstance(member, FrontPolicy) else "(blend)"
-    weights = (
-        ", ".join(f"{weight:.2f}" for weight in member.weights) if is_policy else _recipe(member)
-    )
-    return [member.id, weights, *_returns(member.report_returns, member.report_std_error), size]
-
-
-def _recipe(member: FrontPolicy | Blend) -> str:
-    """What a blend is made of."""
-    return " + ".join(f"{share:.2f} {policy.id}" for policy, share in member.parts)
-
-
-def _returns(values: Any, errors: Any) -> list[str]:
-    return [with_error(value, error) for value, error in zip(values, errors, strict=True)]
-
-
-def summary(front: Front) -> dict[str, Any]:
-    """What `show --json` prints."""
-    return {
-        "run": str(front.path),
-        "objectives": [objective.to_json() for objective in front.objectives],
-        "policies": [
-            {
-                "id": policy.id,
-                "parent": policy.parent,
-                "generation": policy.generation,
-                "weights": policy.weights.tolist(),
-                "report_returns": policy.report_returns.tolist(),
-                "report_std_error": policy.report_std_error.tolist(),
-                "z": z.tolist(),
-                "adapter": str(policy.adapter),
-                "bytes": policy.size_bytes,
-            }
-            for policy, z in zip(front.policies, front.z, strict=True)
-        ],
-        "blends": [
-            {
-                "id": blend.id,
-                "parts": {policy.id: share for policy, share in blend.parts},
-                "report_returns": _list(blend.report_returns),
-                "report_std_error": _list(blend.report_std_error),
-            }
-            for blend in front.blends
-        ],
-        "base": {
-            "report_returns": front.base.report_returns.tolist(),
-            "report_std_error": front.base.report_std_error.tolist(),
-        },
-        "hypervolume": front.hypervolume,
-        "dense_hypervolume": front.dense_hypervolume,
-        "sparsity": front.sparsity,
-        "expected_utility": front.expected_utility,
-        "images": dict(front.images),
-        "unet_rows": front.unet_rows,
-    }
-
-
-def _list(vector: Any) -> list[float] | None:
-    return None if vector is None else vector.tolist()
-
-
-# --- pick --------------------------------------------------------------------------------------
-
-
-def _configure_pick(parser: argparse.ArgumentParser) -> None:
-    add_choice(parser)
-    _add_out(parser)
-
-
-def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write a ready adapter folder with a model card"
-    )
-
-
-def pick(args: argparse.Namespace) -> None:
-    """Print the policy that is best under a preference, in z-units on the report set."""
-    front = Front.load(args.run)
-    member = choose(front, args)
-    describe(front, member)
-    if args.out is not None:
-        from front.export import write_folder
-
-        write_folder(new_folder(args.out), front, member)
-        say(f"wrote {args.out}: pipe.load_lora_weights({str(args.out)!r})")
-
-
-def describe(front: Front, member: FrontPolicy | Blend) -> None:
-    """Print what a policy or blend is and how good it is."""
-    if isinstance(member, FrontPolicy):
-        weights = ",".join(f"{weight:.3g}" for weight in member.weights)
-        origin = f", from {member.parent}" if member.parent else ""
-        say(f"{member.id}: generation {member.generation}, trained along {weights}{origin}")
-    else:
-        say(f"{member.id}: {_recipe(member)}")
-    if member.report_returns is None:
-        chord = np.sum([share * policy.report_returns for policy, share in member.parts], axis=0)
-        between = ", ".join(
-            f"{name} {value:.4g}" for name, value in zip(front.names, chord, strict=True)
-        )
-        say(f"  not measured (`analyse` measures blends); on the chord of its parts: {between}")
-        return
-    returns = _returns(member.report_returns, member.report_std_error)
-    base = _returns(front.base.report_returns, front.base.report_std_error)
-    z = to_z(member.report_returns, front.objectives)
-    rows = [
-        [f"  {objective.name}", objective.unit, value, f"{score:.3f}", before]
-        for objective, value, score, before in zip(front.objectives, returns, z, base, strict=True)
-    ]
-    say(terminal_table(["  report set", "unit", "return", "z", "base model"], rows))
-    if isinstance(member, FrontPolicy):
-        say(f"  adapter {member.adapter}, {file_size(member.size_bytes)}")
-        say(f"  pipe.load_lora_weights({str(member.adapter)!r})")
-
-
 def new_folder(path: Path) -> Path:
     """A folder to write to, made if absent.
 
@@ -275,18 +69,50 @@ def new_folder(path: Path) -> Path:
     return path
 
 
+# --- show --------------------------------------------------------------------------------------
+
+
+def _configure_show(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print the front: every policy's weights, returns and size, and the quality of the whole."""
+    front = Front.load(args.run)
+    say(json.dumps(summary(front), indent=1) if args.json else front_text(front))
+
+
+# --- pick --------------------------------------------------------------------------------------
+
+
+def _configure_pick(parser: argparse.ArgumentParser) -> None:
+    add_choice(parser)
+    add_out(parser)
+
+
+def pick(args: argparse.Namespace) -> None:
+    """Print the policy that is best under a preference, in z-units on the report set."""
+    front = Front.load(args.run)
+    member = choose(front, args)
+    say(member_text(front, member))
+    if args.out is not None:
+        from front.export import write_folder
+
+        write_folder(new_folder(args.out), front, member)
+        say(f"wrote {args.out}: pipe.load_lora_weights({str(args.out)!r})")
+
+
 # --- blend -------------------------------------------------------------------------------------
 
 
 def _configure_blend(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
+    parser.add_argument("--weights", type=numbers, required=True, help="preference, sum 1: 0.3,0.7")
     parser.add_argument(
-        "--weights", type=_numbers, required=True, help="preference, sum 1: 0.3,0.7"
+        "--rank", type=positive, help="reduce to this rank by SVD; the relative error is printed"
     )
-    parser.add_argument(
-        "--rank", type=int, help="reduce to this rank by SVD; the relative error is printed"
-    )
-    _add_out(parser)
+    add_out(parser)
 
 
 def blend(args: argparse.Namespace) -> None:
@@ -301,7 +127,7 @@ def blend(args: argparse.Namespace) -> None:
     adapter, error = Adapter.of(member), 0.0
     if args.rank is not None:
         adapter, error = adapter.reduced(args.rank)
-    describe(front, member)
+    say(member_text(front, member))
     reduced = f", reduced with a relative error of {error:.2g}" if error else ", exact"
     say(f"  rank {adapter.rank}{reduced}")
     if args.out is not None:
@@ -316,7 +142,7 @@ def blend(args: argparse.Namespace) -> None:
 
 def _configure_export(parser: argparse.ArgumentParser) -> None:
     add_choice(parser)
-    _add_blend(parser)
+    add_blend(parser)
     parser.add_argument(
         "--format",
         choices=("diffusers", "kohya"),
@@ -325,27 +151,6 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new folder")
-
-
-def _add_blend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--blend",
-        action="store_true",
-        help="with --weights: the blend of the neighbours instead of the best policy",
-    )
-
-
-def choose_or_blend(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
-    """As `choose`, or with --blend the blend of the neighbours around the weights.
-
-    Raises:
-        FrontError: see `choose`.
-    """
-    if not args.blend:
-        return choose(front, args)
-    if args.weights is None or args.policy is not None or args.at_least:
-        raise ChoiceError("--blend goes with --weights alone")
-    return front.blend(args.weights)
 
 
 def export(args: argparse.Namespace) -> None:
@@ -366,28 +171,18 @@ def export(args: argparse.Namespace) -> None:
 
 def _configure_generate(parser: argparse.ArgumentParser) -> None:
     add_choice(parser)
-    _add_blend(parser)
+    add_blend(parser)
     parser.add_argument(
         "--prompt", action="append", required=True, help="what to draw; may be repeated"
     )
-    parser.add_argument("--num_images", type=int, default=4, help="pictures of each prompt")
+    parser.add_argument("--num-images", type=positive, default=4, help="pictures of each prompt")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the first picture; then seed + 1, ..."
     )
-    parser.add_argument("--steps", type=int, help="denoising steps; default: the run's")
+    parser.add_argument("--steps", type=positive, help="denoising steps; default: the run's")
     parser.add_argument("--guidance", type=float, help="guidance scale; default: the run's")
     add_model(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/generated/...")
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Where the base model is, and where to run it."""
-    parser.add_argument(
-        "--model", default="", help="folder or hub id, if the base model is not where it was"
-    )
-    parser.add_argument(
-        "--device", default="", help="cuda, cpu, ...; default: a GPU if there is one"
-    )
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -396,15 +191,11 @@ def generate(args: argparse.Namespace) -> None:
     Picture i of a prompt has the seed --seed + i. Without --steps and --guidance the sampler is
     that of the run. Writes every picture and one sheet of all.
     """
-    if args.num_images < 1:
-        raise ChoiceError(f"--num_images={args.num_images} must be at least 1")
     if args.seed < 0:
         raise ChoiceError(f"--seed={args.seed} must be at least 0")
-    if args.steps is not None and args.steps < 1:
-        raise ChoiceError(f"--steps={args.steps} must be at least 1")
     front = Front.load(args.run)
     member = choose_or_blend(front, args)
-    describe(front, member)
+    say(member_text(front, member))
     from front.generate import draw_beside_base
     from front.progress import route_logs
 
@@ -420,6 +211,7 @@ def generate(args: argparse.Namespace) -> None:
         out,
         model=args.model,
         device=args.device,
+        rows_per_pass=args.rows_per_pass,
         **{name: value for name, value in changes.items() if value is not None},
     )
     say(f"wrote {sheet}, and every picture beside it")
@@ -472,7 +264,10 @@ def serve(args: argparse.Namespace) -> None:
 def _configure_analyse(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument(
-        "--points", type=int, default=3, help="blends between each pair of neighbours; default 3"
+        "--points",
+        type=positive,
+        default=3,
+        help="blends between each pair of neighbours; default 3",
     )
     add_model(parser)
 
@@ -483,15 +278,19 @@ def analyse(args: argparse.Namespace) -> None:
     Says where interpolation holds and which policies it connects (families). Adds the blends that
     nothing dominates to front.json, writes analysis.json and dense_front.png.
     """
-    if args.points < 1:
-        raise ChoiceError(f"--points={args.points} must be at least 1")
     from front.analyse import analyse as measure
     from front.analyse import publish_analysis
     from front.progress import route_logs
 
     route_logs()
     front = Front.load(args.run)
-    analysis, evaluations = measure(front, args.points, model=args.model, device=args.device)
+    analysis, evaluations = measure(
+        front,
+        args.points,
+        model=args.model,
+        device=args.device,
+        rows_per_pass=args.rows_per_pass,
+    )
     publish_analysis(front, analysis, evaluations)
     rows = []
     for link in analysis.links:
@@ -520,11 +319,11 @@ def analyse(args: argparse.Namespace) -> None:
 
 def _configure_push(parser: argparse.ArgumentParser) -> None:
     add_choice(parser)
-    _add_blend(parser)
+    add_blend(parser)
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made if absent")
     parser.add_argument("--private", action="store_true", help="if the repository is made now")
     parser.add_argument(
-        "--dry_run", action="store_true", help="list what would be uploaded; nothing is sent"
+        "--dry-run", action="store_true", help="list what would be uploaded; nothing is sent"
     )
 
 
@@ -555,8 +354,8 @@ def push(args: argparse.Namespace) -> None:
 
 def _configure_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="two or more run directories")
-    parser.add_argument("--reference", type=_numbers, help="raw returns that count as z = 0")
-    parser.add_argument("--ideal", type=_numbers, help="raw returns that count as z = 1")
+    parser.add_argument("--reference", type=numbers, help="raw returns that count as z = 0")
+    parser.add_argument("--ideal", type=numbers, help="raw returns that count as z = 1")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--out", type=Path, default=Path("comparison.png"), help="the plot; default comparison.png"

@@ -6,9 +6,11 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
 from front.adapter import Adapter, AdapterError
 from front.cards import write_adapter_card
+from front.front import FrontError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,15 +99,19 @@ def write_folder(
         The adapter's file.
 
     Raises:
-        UserError: if an adapter is missing or damaged, or too large for the precision.
+        UserError: if an adapter is missing or damaged, or too large for the precision, or the
+            folder cannot be written to.
     """
     adapter = (adapter or Adapter.of(member)).to(PRECISIONS[precision])
-    if layout == "kohya":
-        name = f"{front.path.resolve().name}_{member.id}.safetensors"
-        file = adapter.save_kohya(folder / name)
-    else:
-        file = adapter.save(folder)
-    write_adapter_card(
-        folder, front, member, adapter, weight_name=file.name, error=error, repo=repo
-    )
+    try:
+        if layout == "kohya":
+            name = f"{front.path.resolve().name}_{member.id}.safetensors"
+            file = adapter.save_kohya(folder / name)
+        else:
+            file = adapter.save(folder)
+        write_adapter_card(
+            folder, front, member, adapter, weight_name=file.name, error=error, repo=repo
+        )
+    except (OSError, SafetensorError) as problem:
+        raise FrontError(f"{folder} could not be written: {problem}") from problem
     return file

@@ -32,6 +32,7 @@ def draw_beside_base(
     *,
     model: str = "",
     device: str = "",
+    rows_per_pass: int = 0,
     **changes: Any,
 ) -> Path:
     """Draw every prompt with every seed, by the base model and by a member of the front.
@@ -44,6 +45,7 @@ def draw_beside_base(
         out: folder for `<policy>_<prompt>_<seed>.png` and the sheet; made if absent.
         model: where the base model is now.
         device: empty for a GPU if there is one.
+        rows_per_pass: UNet rows at a time; 0 as many as in the run.
         changes: to the run's sampler settings, see `Painter.draw`.
 
     Returns:
@@ -52,7 +54,7 @@ def draw_beside_base(
     Raises:
         UserError: if the model, the adapter or the folder cannot be used.
     """
-    painter = Painter(front, model, device)
+    painter = Painter(front, model, device, rows_per_pass)
     texts = [prompt for prompt in prompts for _ in seeds]
     keys = [seed for _ in prompts for seed in seeds]
     rows = []

@@ -10,7 +10,7 @@ import torch
 
 from ddpo.pipeline import FrozenDiffusion
 from front.adapter import Adapter
-from front.settings import settings_of
+from front.settings import device_of, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,16 +27,21 @@ class Painter:
         front: of the run.
         model: where the base model is now; empty where it was when the run was made.
         device: empty for a GPU if there is one.
+        rows_per_pass: UNet rows at a time; 0 as many as in the run.
 
     Raises:
         UserError: if the run's settings or its base model cannot be read.
     """
 
-    def __init__(self, front: Front, model: str = "", device: str = "") -> None:
-        settings = settings_of(front, model)
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(
+        self, front: Front, model: str = "", device: str = "", rows_per_pass: int = 0
+    ) -> None:
+        settings = settings_of(front, model, rows_per_pass)
+        where = device_of(device)
         pretrained = settings.pretrained
-        if where == "cpu":  # a CPU has no use for half precision, and no kernels for some of it
+        if (
+            where.type == "cpu"
+        ):  # a CPU has no use for half precision, and no kernels for some of it
             pretrained = dataclasses.replace(pretrained, dtype="float32")
         self.sample = settings.sample
         self._model = FrozenDiffusion.load(pretrained, where)

@@ -1,17 +1,19 @@
-"""The typed settings of a finished run, read back from its `config.json`."""
+"""The typed settings of a finished run, read back from its `config.json`, and where to run it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+import torch
 from ml_collections import ConfigDict
 
 from config import base
 from config.errors import ConfigError
 from config.parse import parse
 from ddpo.rewards.find import reward_problems
-from front.front import FrontError
+from front.front import ChoiceError, FrontError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from front.front import Front
 
 
-def settings_of(front: Front, model: str = "", *, with_rewards: bool = False) -> Settings:
+def settings_of(
+    front: Front, model: str = "", rows_per_pass: int = 0, *, with_rewards: bool = False
+) -> Settings:
     """The settings a run was made with.
 
     Settings that the run's program did not have yet take their defaults.
@@ -28,6 +32,7 @@ def settings_of(front: Front, model: str = "", *, with_rewards: bool = False) ->
     Args:
         front: of the run.
         model: where its base model is now; empty where it was then.
+        rows_per_pass: UNet rows at a time in sampling; 0 as many as then.
         with_rewards: check that the rewards can be found, too.
 
     Raises:
@@ -37,9 +42,26 @@ def settings_of(front: Front, model: str = "", *, with_rewards: bool = False) ->
     if model:
         values["pretrained"]["model"] = model
     try:
-        return parse(ConfigDict(values), {}, [reward_problems] if with_rewards else [])
+        settings = parse(ConfigDict(values), {}, [reward_problems] if with_rewards else [])
     except ConfigError as error:
         raise FrontError(f"the settings in {front.path / 'config.json'}: {error}") from error
+    if not rows_per_pass:
+        return settings
+    sample = dataclasses.replace(settings.sample, rows_per_pass=rows_per_pass)
+    return dataclasses.replace(settings, sample=sample)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of this name; empty for a GPU if there is one.
+
+    Raises:
+        ChoiceError: if there is no such device.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ChoiceError(f"--device={name} cannot be used: {error}") from error
 
 
 def _merged(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,11 +83,12 @@ def test_show_imports_no_deep_learning_library(finished_run):
         (["pick", "--policy", "base", "--weights", "0.5,0.5"], 2, "leave out --weights"),
         (["pick", "--at-least", "colorfulness"], 2, "bound such as aesthetic_score=5.8"),
         (["pick", "--at-least", "colorfulness=1e9"], 1, "no policy reaches"),
-        (["blend", "--weights", "0.5,0.5", "--rank", "0"], 1, "rank=0 must be at least 1"),
+        (["blend", "--weights", "0.5,0.5", "--rank", "0"], 2, "whole number of at least 1"),
         (["export", "--weights", "0.5,0.5", "--out", "x", "--format", "zip"], 2, "invalid choice"),
         (["generate", "--weights", "1,0", "--prompt", "a", "--num_images", "0"], 2, "at least 1"),
         (["generate", "--weights", "1,0", "--prompt", "a", "--seed", "-1"], 2, "at least 0"),
         (["generate", "--policy", "x", "--blend", "--prompt", "a"], 2, "--weights alone"),
+        (["generate", "--weights", "1,0", "--prompt", "a", "--device", "tpu9"], 2, "--device=tpu9"),
         (["what"], 2, "invalid choice"),
     ],
 )
@@ -255,3 +256,25 @@ def test_generate_takes_other_sampler_settings_and_a_model_that_moved(
     image = draw_with_diffusers(make_tiny_pipe(), ["a"], [0], **settings)[0]
     expected = image.mul(255).round().byte().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(pixels(tmp_path / "out" / "base_a_0.png"), expected)
+
+
+def test_memory_that_runs_out_is_a_message(run_command, finished_run, monkeypatch):
+    def run_out(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("front.generate.Painter", run_out)
+    arguments = ["--weights", "1,0", "--prompt", "a"]
+    status, _, err = run_command("generate", finished_run, *arguments)
+    assert status == 1
+    assert "lower --rows-per-pass" in err
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_message(run_command, finished_run, monkeypatch):
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("front.export.write_adapter_card", no_space)
+    out = finished_run.parent / "full"
+    status, _, err = run_command("export", finished_run, "--weights", "1,0", "--out", out)
+    assert status == 1
+    assert "No space left" in err

@@ -1,0 +1,130 @@
+"""Arguments that several commands of `mo_front.py` share, and the policy they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from front.front import Blend, ChoiceError, Front, FrontPolicy
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """`0.3,0.7` as numbers; argparse turns a ValueError into its message."""
+    return tuple(float(part) for part in text.split(","))
+
+
+numbers.__name__ = "list of numbers such as 0.3,0.7"
+
+
+def _bound(text: str) -> tuple[str, float]:
+    """`name=value`."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError
+    return name, float(value)
+
+
+_bound.__name__ = "bound such as aesthetic_score=5.8"
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The run directory."""
+    parser.add_argument("run", type=Path, help="run directory, or a copy of its front")
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """The ways to say which policy is meant."""
+    add_run(parser)
+    parser.add_argument(
+        "--weights",
+        type=numbers,
+        help="preference, one number per objective in their order, sum 1: 0.3,0.7",
+    )
+    parser.add_argument("--policy", metavar="ID", help="a policy, or a measured blend, by name")
+    parser.add_argument(
+        "--at-least",
+        type=_bound,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="smallest acceptable report return of an objective, raw units; may be repeated",
+    )
+    parser.add_argument(
+        "--with-blends", action="store_true", help="choose among the measured blends, too"
+    )
+
+
+def add_blend(parser: argparse.ArgumentParser) -> None:
+    """To blend instead of picking."""
+    parser.add_argument(
+        "--blend",
+        action="store_true",
+        help="with --weights: the blend of the neighbours instead of the best policy",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Where the base model is, where to run it, and how much of it at a time."""
+    parser.add_argument(
+        "--model", default="", help="folder or hub id, if the base model is not where it was"
+    )
+    parser.add_argument(
+        "--device", default="", help="cuda, cpu, ...; default: a GPU if there is one"
+    )
+    parser.add_argument(
+        "--rows-per-pass",
+        type=positive,
+        default=0,
+        help="UNet rows at a time; lower it if memory runs out; default: the run's",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1; argparse turns a ValueError into its message."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+positive.__name__ = "whole number of at least 1"
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Where to write an adapter, if anywhere."""
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write a ready adapter folder with a model card"
+    )
+
+
+def choose(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
+    """The policy or blend that the arguments of `add_choice` mean.
+
+    Raises:
+        FrontError: if they contradict each other, or nothing answers them.
+    """
+    if args.policy is not None:
+        if args.weights is not None or args.at_least:
+            raise ChoiceError("--policy names a policy; leave out --weights and --at-least")
+        return front.policy(args.policy)
+    if args.weights is None and not args.at_least:
+        raise ChoiceError(
+            "say which policy: --weights 0.3,0.7, --policy ID or --at-least NAME=VALUE"
+        )
+    return front.pick(args.weights, dict(args.at_least), with_blends=bool(args.with_blends))
+
+
+def choose_or_blend(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
+    """As `choose`, or with --blend the blend of the neighbours around the weights.
+
+    Raises:
+        FrontError: see `choose`.
+    """
+    if not args.blend:
+        return choose(front, args)
+    if args.weights is None or args.policy is not None or args.at_least:
+        raise ChoiceError("--blend goes with --weights alone")
+    return front.blend(args.weights)

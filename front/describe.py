@@ -1,0 +1,127 @@
+"""What the commands of `mo_front.py` print of a front and of one policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from front.front import Blend, Front, FrontPolicy
+from front.tables import file_size, terminal_table, with_error
+from morl.objectives import to_z
+
+
+def front_text(front: Front) -> str:
+    """The front as a table, and the quality of the whole."""
+    header = ["policy", "weights", *(f"{o.name} [{o.unit}]" for o in front.objectives), "on disk"]
+    rows = [_row(member) for member in front.members]
+    base = _returns(front.base.report_returns, front.base.report_std_error)
+    rows.append(["(base model)", "", *base, ""])
+    spent = ", ".join(f"{count} to {purpose}" for purpose, count in front.images.items())
+    lines = [
+        terminal_table(header, rows),
+        "",
+        f"report set, ± 1 standard error; {len(front.policies)} policies",
+        f"hypervolume       {front.hypervolume:.4f}  [z-units]",
+        f"sparsity          {front.sparsity:.4f}  [z-units]",
+        f"expected utility  {front.expected_utility:.4f}  [z-units]",
+        f"images            {spent}; {front.unet_rows} UNet rows",
+    ]
+    if front.blends:
+        dense = f"hypervolume       {front.dense_hypervolume:.4f}  with {len(front.blends)} blends"
+        lines.insert(4, dense)
+    return "\n".join(lines)
+
+
+def _row(member: FrontPolicy | Blend) -> list[str]:
+    if isinstance(member, FrontPolicy):
+        origin = ", ".join(f"{weight:.2f}" for weight in member.weights)
+        size = file_size(member.size_bytes)
+    else:
+        origin, size = recipe(member), "(blend)"
+    return [member.id, origin, *_returns(member.report_returns, member.report_std_error), size]
+
+
+def recipe(member: FrontPolicy | Blend) -> str:
+    """What a blend is made of."""
+    return " + ".join(f"{share:.2f} {policy.id}" for policy, share in member.parts)
+
+
+def _returns(values: Any, errors: Any) -> list[str]:
+    return [with_error(value, error) for value, error in zip(values, errors, strict=True)]
+
+
+def summary(front: Front) -> dict[str, Any]:
+    """What `show --json` prints."""
+    return {
+        "run": str(front.path),
+        "objectives": [objective.to_json() for objective in front.objectives],
+        "policies": [
+            {
+                "id": policy.id,
+                "parent": policy.parent,
+                "generation": policy.generation,
+                "weights": policy.weights.tolist(),
+                "report_returns": policy.report_returns.tolist(),
+                "report_std_error": policy.report_std_error.tolist(),
+                "z": z.tolist(),
+                "adapter": str(policy.adapter),
+                "bytes": policy.size_bytes,
+            }
+            for policy, z in zip(front.policies, front.z, strict=True)
+        ],
+        "blends": [
+            {
+                "id": blend.id,
+                "parts": {policy.id: share for policy, share in blend.parts},
+                "report_returns": _list(blend.report_returns),
+                "report_std_error": _list(blend.report_std_error),
+            }
+            for blend in front.blends
+        ],
+        "base": {
+            "report_returns": front.base.report_returns.tolist(),
+            "report_std_error": front.base.report_std_error.tolist(),
+        },
+        "hypervolume": front.hypervolume,
+        "dense_hypervolume": front.dense_hypervolume,
+        "sparsity": front.sparsity,
+        "expected_utility": front.expected_utility,
+        "images": dict(front.images),
+        "unet_rows": front.unet_rows,
+    }
+
+
+def _list(vector: Any) -> list[float] | None:
+    return None if vector is None else vector.tolist()
+
+
+def member_text(front: Front, member: FrontPolicy | Blend) -> str:
+    """What a policy or blend is, and how good it is."""
+    if isinstance(member, FrontPolicy):
+        weights = ",".join(f"{weight:.3g}" for weight in member.weights)
+        origin = f", from {member.parent}" if member.parent else ""
+        title = f"{member.id}: generation {member.generation}, trained along {weights}{origin}"
+    else:
+        title = f"{member.id}: {recipe(member)}"
+    if member.report_returns is None:
+        chord = np.sum([share * policy.report_returns for policy, share in member.parts], axis=0)
+        between = ", ".join(
+            f"{name} {value:.4g}" for name, value in zip(front.names, chord, strict=True)
+        )
+        return (
+            f"{title}\n  not measured (`analyse` measures blends); on the chord of its parts: "
+            f"{between}"
+        )
+    returns = _returns(member.report_returns, member.report_std_error)
+    base = _returns(front.base.report_returns, front.base.report_std_error)
+    z = to_z(member.report_returns, front.objectives)
+    rows = [
+        [f"  {objective.name}", objective.unit, value, f"{score:.3f}", before]
+        for objective, value, score, before in zip(front.objectives, returns, z, base, strict=True)
+    ]
+    lines = [title, terminal_table(["  report set", "unit", "return", "z", "base model"], rows)]
+    if isinstance(member, FrontPolicy):
+        lines.append(f"  adapter {member.adapter}, {file_size(member.size_bytes)}")
+        lines.append(f"  pipe.load_lora_weights({str(member.adapter)!r})")
+    return "\n".join(lines)
