@@ -26,6 +26,7 @@ from ddpo.guards import excluded_policies, guard_metrics
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from front.failures import explained
+from front.media import generation_media, published_media
 from front.progress import Progress, route_logs
 from front.publish import Costs, front_record, publish, search_record, with_guards
 from front.run_choice import mark_finished
@@ -250,6 +251,7 @@ class Run:
             self._write_adapters()
             self.run_dir.write_json("history.json", evolution.history.to_json())
             self._save(generation.index)
+        self.trackers.show(generation_media, self.run_dir.path, self.costs.train)
         self.progress.finished(generation, metrics, self.costs.train)
         return set(self.policies)
 
@@ -308,6 +310,7 @@ class Run:
         publish(self.run_dir, front, history, self.curve, shown, report)
         volumes = front["hypervolume"]
         self._log({"report/hypervolume": volumes["report"]})
+        self.trackers.show(published_media, self.run_dir.path, self.costs.train)
         mark_finished(self.run_dir.path, self.evolution.num_generations)
         self.progress.say(
             f"front of {len(front['policies'])} policies in {self.run_dir.path}; hypervolume on "

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     import torch
 
@@ -27,7 +28,12 @@ _LABEL = 150  # pixels of the column of row labels
 _HEADER = 18  # pixels of the row of prompts
 
 
-def plot_front(path: Path, front: Mapping[str, Any], history: Sequence[Improvement]) -> None:
+def plot_front(
+    path: Path | BinaryIO,
+    front: Mapping[str, Any],
+    history: Sequence[Improvement],
+    title: str = "",
+) -> None:
     """Draw every pair of objectives: published front with error bars, the search behind it faint.
 
     Guards are drawn below, each against the first objective, so that one sees where a gain is
@@ -37,6 +43,7 @@ def plot_front(path: Path, front: Mapping[str, Any], history: Sequence[Improveme
         path: the PNG file.
         front: content of `front.json`.
         history: every policy that was evaluated on the way.
+        title: empty for that of a published front.
     """
     objectives = front["objectives"]
     pairs = [(i, j) for i in range(len(objectives)) for j in range(i + 1, len(objectives))]
@@ -51,9 +58,8 @@ def plot_front(path: Path, front: Mapping[str, Any], history: Sequence[Improveme
         _plot_pair(axis, front, history, i, j)
     for axis, guard in zip(axes[-1], guards, strict=False):
         _plot_guard(axis, front, guard)
-    figure.suptitle(
-        f"Pareto front of {len(front['policies'])} policies (report set, ± 1 standard error)"
-    )
+    num = len(front["policies"])
+    figure.suptitle(title or f"Pareto front of {num} policies (report set, ± 1 standard error)")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -186,7 +192,7 @@ def plot_hypervolume(path: Path, images: Sequence[int], hypervolumes: Sequence[f
 
 
 def plot_samples(
-    path: Path,
+    path: Path | BinaryIO,
     prompts: Sequence[str],
     rows: Sequence[tuple[str, torch.Tensor]],
     tile_size: int = _TILE,
@@ -215,4 +221,4 @@ def plot_samples(
             resample = Image.Resampling.LANCZOS if is_large else Image.Resampling.NEAREST
             where = (_LABEL + column * tile_size, top)
             sheet.paste(tile.resize((tile_size - 2, tile_size - 2), resample), where)
-    sheet.save(path)
+    sheet.save(path, "PNG")

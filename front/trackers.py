@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from accelerate import Accelerator
 
+    from front.media import Media
+
 logger = logging.getLogger(__name__)
+
+_PLAIN = (int, float, str, bool)  # settings that tensorboard takes as they are
 
 PATIENCE = 15.0  # seconds a tracker may take for one thing
 _BACKLOG = 10_000  # things that may wait for a slow tracker
@@ -54,7 +59,7 @@ class Trackers:
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         if self._is_on:
             self._thread.start()
-            values = {k: str(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+            values = {k: v if isinstance(v, _PLAIN) else str(v) for k, v in settings.items()}
 
             def start() -> None:
                 options = {"wandb": _wandb_options(run_name)} if "wandb" in names else {}
@@ -66,6 +71,28 @@ class Trackers:
         """Send one set of metrics."""
         values = dict(metrics)
         self._send("written to", lambda: self._accelerator.log(values, step=step))
+
+    def show(self, make: Callable[[Path], Media], run: Path, step: int) -> None:
+        """Send images and a table, which are made only if there is a tracker to see them.
+
+        Args:
+            make: `generation_media` or `published_media`.
+            run: the run directory they are made from.
+            step: training images sampled so far.
+        """
+        if not self._is_on:
+            return
+        try:
+            media = make(run)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("no pictures for the trackers: %r", error)
+            return
+
+        def send() -> None:
+            for tracker in self._accelerator.trackers:
+                media.send(tracker, step)
+
+        self._send("written to", send)
 
     def close(self) -> None:
         """Finish the trackers; waits no longer than they may take."""
