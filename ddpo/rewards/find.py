@@ -107,9 +107,9 @@ def build_reward(name: str, settings: RewardSettings, device: torch.device) -> t
     module, _, attribute = name.rpartition(":")
     try:
         found = getattr(_import(module), attribute)
+        reward = found(**_device_argument(found, device)) if _is_factory(found) else found
     except Exception as error:  # the user's code may raise anything
-        raise UserError(f"reward {name!r} could not be imported: {error!r}") from error
-    reward = found(**_device_argument(found, device)) if _is_factory(found) else found
+        raise UserError(f"reward {name!r} could not be made: {error!r}") from error
     if not callable(reward):
         raise UserError(
             f"reward {name!r}: expected a function of (images, prompts), got "

@@ -58,8 +58,10 @@ class ImageBatch:
         """(rows, 3, H, W) uint8 on the rewards' device, rounded to nearest."""
 
         def convert() -> torch.Tensor:
-            clean = self._images.float().nan_to_num(0).clamp(0, 1)
-            return clean.mul(255).round().to(torch.uint8).to(self.device)
+            clean = self._images.float().clamp(0, 1)
+            if not self.is_whole.all():
+                clean.nan_to_num_(0)  # such pictures get no score, see `Scorer`
+            return clean.mul_(255).round_().to(torch.uint8).to(self.device)
 
         return self.shared("pixels", convert)
 

@@ -97,7 +97,7 @@ def test_code_that_fails_on_import_and_what_is_no_reward_are_named(own, tmp_path
     with pytest.raises(ConfigError, match="names a file that is not valid Python"):
         read_settings([f"--config.rewards.names={tmp_path / 'garbled.py'}:f,colorfulness"])
     (tmp_path / "broken.py").write_text("def f(): pass\n1 / 0\n")
-    with pytest.raises(UserError, match=r"broken\.py:f' could not be imported: ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"broken\.py:f' could not be made: ZeroDivisionError"):
         build_reward(f"{tmp_path / 'broken.py'}:f", settings, device)
     with pytest.raises(UserError, match=r"expected a function of .*, got int"):
         build_reward("own_rewards:NUMBER", settings, device)
