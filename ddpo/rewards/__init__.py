@@ -215,3 +215,14 @@ REWARDS: dict[str, RewardEntry] = {
         build=_brightness,
     ),
 }
+
+
+def markdown_table() -> str:
+    """The table of rewards as docs/rewards.md shows it."""
+    rows = [
+        f"| `{name}` | {entry.unit} | {entry.measures} | {entry.source} | {entry.weights or '-'} |"
+        for name, entry in REWARDS.items()
+    ]
+    return "\n".join(
+        ["| Name | Unit | A large score means | Source | Weights |", "| --- " * 5 + "|", *rows]
+    )
