@@ -2,6 +2,7 @@
 
     accelerate launch mo_train.py --config config/base.py --config.train.learning_rate=1e-3
     python mo_train.py --config config/base.py --dry_run    # what it would do and need
+    python mo_train.py --config config/base.py --calibrate  # what the base model scores
 
 This file reads and checks the settings; the method itself is `mo_loop.py`, which is imported only
 once they are right, so that a mistake is answered at once.
@@ -91,17 +92,29 @@ def _read_command_or_exit(argv: Sequence[str]) -> Callable[[], None]:
 def dry_run(settings: Settings) -> None:
     """Print what the run would do and need, without training or downloading."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision
     from front.dry_run import dry_run as report  # noqa: PLC0415 - slow to import
 
+    _print(report, settings)
+
+
+def calibrate(settings: Settings) -> None:
+    """Print what the base model scores, and recipe lines that follow, without training."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from front.calibrate import calibration_report  # noqa: PLC0415 - slow to import
+
+    _print(calibration_report, settings)
+
+
+def _print(report: Callable[[Settings], str], settings: Settings) -> None:
     try:
         sys.stdout.write(f"{report(settings)}\n")
     except UserError as error:
         sys.stderr.write(f"{error}\n")
-        sys.exit(1)
+        sys.exit(_exit_code(error))
 
 
-_INSTEAD = {"--dry_run": dry_run}
+_INSTEAD = {"--dry_run": dry_run, "--calibrate": calibrate}
 
 
 def main(settings: Settings) -> None:

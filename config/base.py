@@ -58,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     # --- objectives --------------------------------------------------------------------------
     # z = (return - reference) / (ideal - reference) is the scale of all trade-offs. Leave both
     # empty to measure them on the base model before training: its mean return minus and plus 3
-    # standard deviations within a prompt.
+    # standard deviations within a prompt. `mo_train.py --calibrate` prints them as recipe lines.
     config.rewards = rewards = ml_collections.ConfigDict()
     # Two or more of docs/rewards.md, or functions of your own as module:function or
     # path/to/file.py:function.
@@ -67,6 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     rewards.remotes = ()
     rewards.reference = ()  # one number an objective, raw units
     rewards.ideal = ()
+    rewards.scales = ()  # what rewards are divided by before they are weighted; empty: measured
     # What rewards are built from: hub ids or folders; heads and weights of one file are local
     # or owner/repository/file of the hub.
     rewards.clip_model = "emoji-clip"  # for clip_alignment; "emoji-clip" ships with the project

@@ -49,6 +49,7 @@ _NEVER = {
     "rewards.names",
     "rewards.reference",
     "rewards.ideal",
+    "rewards.scales",
     "adapter.rank",
     "adapter.target_modules",
     "evolution.num_agents",

@@ -170,8 +170,17 @@ def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iter
             f"evolution.num_directions={directions} must be at least the {len(names)} objectives; "
             "raise it"
         )
+    yield from _point_problems(names, flat)
+
+
+def _point_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iterator[str]:
+    """Rules between the objectives and their declared points and scales."""
     reference, ideal = flat.get("rewards.reference", ()), flat.get("rewards.ideal", ())
-    for setting, point in (("rewards.reference", reference), ("rewards.ideal", ideal)):
+    scales = flat.get("rewards.scales", ())
+    if any(scale <= 0 for scale in scales):
+        yield f"rewards.scales={scales} must be above 0; rewards are divided by them"
+    points = {"rewards.reference": reference, "rewards.ideal": ideal, "rewards.scales": scales}
+    for setting, point in points.items():
         if point and len(point) != len(names):
             yield f"{setting}={point} must have one number for each of {names}, or be empty"
     if bool(reference) != bool(ideal):

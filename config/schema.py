@@ -65,6 +65,7 @@ class RewardSettings:
     remotes: tuple[str, ...]
     reference: tuple[float, ...]
     ideal: tuple[float, ...]
+    scales: tuple[float, ...]
     clip_model: str
     clip_score_model: str
     aesthetic_clip: str

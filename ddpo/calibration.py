@@ -55,15 +55,16 @@ def calibration_set(prompts: Sequence[str], max_prompts: int, run_seed: int) -> 
 def calibrate(
     rewards: torch.Tensor, prompts: Sequence[str], settings: RewardSettings
 ) -> Calibration:
-    """Scales, and the reference and ideal points unless the recipe declares them.
+    """Scales, reference and ideal points: the recipe's where it declares them.
 
     Args:
         rewards: (N, M) of the base model; NaN where a score is missing.
         prompts: N, each several times.
-        settings: the recipe's points, empty to measure.
+        settings: the recipe's points and scales, empty to measure.
     """
     mean = scored(prompts, rewards.double())[1].mean(dim=0)
-    scales = within_prompt_std(rewards, prompts)
+    measured = within_prompt_std(rewards, prompts)
+    scales = torch.tensor(settings.scales or measured.tolist(), dtype=torch.float64)
     reference = settings.reference or tuple((mean + REFERENCE_DEVIATIONS * scales).tolist())
     ideal = settings.ideal or tuple((mean + IDEAL_DEVIATIONS * scales).tolist())
     return Calibration(scales=tuple(scales.tolist()), reference=reference, ideal=ideal)

@@ -60,6 +60,8 @@ WRONG = {
     ),
     "--config.rewards.reference=1,2": "must be given together",
     "--config.rewards.reference=1,2,3": "must have one number for each",
+    "--config.rewards.scales=1": "rewards.scales=(1.0,) must have one number for each",
+    "--config.rewards.scales=1,0": "rewards.scales=(1.0, 0.0) must be above 0",
     "--config.rewards.reference=a,b": "must be a tuple of numbers",
     "--config.rewards.names=colorfulness,nowhere:f": "a module that is not on the Python path",
     "--config.rewards.remotes=judge": "must look like name=http://host:port/path",

@@ -1,0 +1,124 @@
+"""What the base model scores, and the recipe lines that follow: `mo_train.py --calibrate`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddpo.advantages import scored, within_prompt_std
+from ddpo.calibration import Calibration, calibrate, calibration_set
+from ddpo.processes import Processes
+from ddpo.trainer import Trainer
+from front.progress import Progress, route_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from config.schema import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spread:
+    """How the base model's rewards vary; each field is (M,) float64, raw units.
+
+    Attributes:
+        mean: over all pictures.
+        std_error: of the mean, from the means of the prompts.
+        within: standard deviation around the prompt's mean.
+        between: standard deviation of the prompts' true means.
+        correlation: (M, M) of two objectives within a prompt.
+    """
+
+    mean: torch.Tensor
+    std_error: torch.Tensor
+    within: torch.Tensor
+    between: torch.Tensor
+    correlation: torch.Tensor
+
+
+def reward_spread(rewards: torch.Tensor, prompts: Sequence[str]) -> Spread:
+    """Split the variance of rewards (N, M) of N prompts into that within and that between prompts.
+
+    The variance of the prompts' sample means holds the within-prompt variance over the number of
+    pictures of each, which is taken off (one-way analysis of variance).
+    """
+    prompts, values = scored(prompts, rewards.double())
+    groups = [
+        values[[i for i, text in enumerate(prompts) if text == prompt]]
+        for prompt in dict.fromkeys(prompts)
+    ]
+    means = torch.stack([group.mean(dim=0) for group in groups])
+    residuals = torch.cat([group - group.mean(dim=0) for group in groups])
+    within = within_prompt_std(values, prompts)
+    pictures = len(values) / len(groups)
+    variance = means.var(dim=0) if len(groups) > 1 else torch.zeros_like(within)
+    norms = residuals.norm(dim=0).clamp(min=1e-12)
+    return Spread(
+        mean=values.mean(dim=0),
+        std_error=(variance / len(groups)).sqrt(),
+        within=within,
+        between=(variance - within.square() / pictures).clamp(min=0).sqrt(),
+        correlation=(residuals.T @ residuals) / (norms[:, None] * norms),
+    )
+
+
+def measure(settings: Settings, device: torch.device) -> tuple[Spread, Calibration]:
+    """Draw the base model's pictures of the calibration set and score them.
+
+    Raises:
+        UserError: if the model or a reward cannot be loaded, or a reward fails.
+    """
+    route_logs()
+    progress = Progress(num_generations=1)
+    trainer = Trainer(settings, Processes.alone(device), progress.steps)
+    try:
+        on = calibration_set(
+            trainer.prompts.train, settings.evaluation.calibration_prompts, settings.seed
+        )
+        rewards = trainer.evaluate([trainer.agents.initial_policy()], on)[0].rewards
+    finally:
+        trainer.close()
+        progress.close()
+    return reward_spread(rewards, on.prompts), calibrate(rewards, on.prompts, settings.rewards)
+
+
+def calibration_report(settings: Settings, device: torch.device | None = None) -> str:
+    """Mean and spread of every reward under the base model, and lines for a recipe, as text.
+
+    Raises:
+        UserError: see `measure`.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spread, calibration = measure(settings, device)
+    names = settings.rewards.objectives
+    return "\n".join([*_table(names, spread), "", *_recipe_lines(calibration)])
+
+
+def _table(names: Sequence[str], spread: Spread) -> Iterator[str]:
+    yield f"{'objective':24} {'mean':>10} {'+-':>8} {'within a prompt':>16} {'between prompts':>16}"
+    rows = zip(names, spread.mean, spread.std_error, spread.within, spread.between, strict=True)
+    for name, mean, error, within, between in rows:
+        yield f"{name:24} {mean:10.4g} {error:8.2g} {within:16.3g} {between:16.3g}"
+    for i, first in enumerate(names):
+        for j, second in enumerate(names[:i]):
+            value = spread.correlation[i, j].item()
+            yield f"correlation of {second} and {first} within a prompt: {value:+.2f}"
+
+
+def _recipe_lines(calibration: Calibration) -> Iterator[str]:
+    """Settings to paste into a recipe, rounded to a hundredth of the scale."""
+    yield "# z = 0 and 1: the base model's mean -+ 3 standard deviations within a prompt"
+    scales = calibration.scales
+    for key in ("reference", "ideal", "scales"):
+        numbers = zip(getattr(calibration, key), scales, strict=True)
+        rounded = [_rounded(value, scale / 100) for value, scale in numbers]
+        yield f"config.rewards.{key} = ({', '.join(rounded)})"
+
+
+def _rounded(value: float, step: float) -> str:
+    """The number with as many decimals as the step has meaning."""
+    decimals = max(0, -math.floor(math.log10(step)))
+    return f"{value:.{decimals}f}"

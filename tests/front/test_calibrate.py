@@ -1,0 +1,66 @@
+"""What the base model scores: `mo_train.py --calibrate`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from config.loader import load_recipe
+from front.calibrate import reward_spread
+from mo_train import _read_command_or_exit, read_settings
+
+
+def test_the_spread_of_rewards_by_hand():
+    rewards = torch.tensor([[1.0, 5.0], [3.0, 5.0], [5.0, 5.0], [7.0, 5.0]])
+    spread = reward_spread(rewards, ["a", "a", "b", "b"])
+    assert spread.mean.tolist() == [4, 5]
+    assert spread.within[0] == pytest.approx(2**0.5)  # (1 + 1 + 1 + 1) / 2 degrees of freedom
+    # the prompts' means 2 and 6 vary by 8, of which 2 / 2 is noise of the two pictures each
+    assert spread.between.tolist() == pytest.approx([7**0.5, 0])
+    assert spread.std_error[0] == pytest.approx(2)
+    assert spread.correlation[0, 0] == pytest.approx(1)
+
+
+def test_variances_are_found_again_in_many_draws():
+    generator = torch.Generator().manual_seed(0)
+    prompts = [f"p{i}" for i in range(400) for _ in range(4)]
+    centre = 3 * torch.randn(400, 1, generator=generator).repeat_interleave(4, dim=0)
+    noise = torch.randn(1600, 2, generator=generator) @ torch.tensor([[0.5, -0.4], [0.0, 0.3]])
+    spread = reward_spread(centre + noise, prompts)
+    assert spread.between.tolist() == pytest.approx([3, 3], rel=0.1)
+    assert spread.within.tolist() == pytest.approx([0.5, 0.5], rel=0.1)
+    assert spread.correlation[0, 1] == pytest.approx(-0.8, abs=0.05)
+
+
+def test_missing_scores_are_left_out():
+    rewards = torch.tensor([[1.0], [3.0], [torch.nan], [5.0], [7.0]])
+    spread = reward_spread(rewards, ["a", "a", "a", "b", "b"])
+    assert spread.mean.item() == 4
+
+
+def test_the_lines_printed_are_settings(capsys, tmp_path):
+    """What calibration proposes, pasted into a recipe, is what a run would have measured."""
+    arguments = [
+        "mo_train.py",
+        "--calibrate",
+        "--config.sample.num_steps=4",
+        "--config.train.skip_last_steps=0",
+        "--config.evaluation.calibration_prompts=6",
+        "--config.num_threads=1",
+    ]
+    _read_command_or_exit(arguments)()
+    shown = capsys.readouterr().out
+    lines = [line for line in shown.splitlines() if line.startswith("config.rewards.")]
+    assert [line.split(" = ")[0] for line in lines] == [
+        "config.rewards.reference",
+        "config.rewards.ideal",
+        "config.rewards.scales",
+    ]
+    recipe = tmp_path / "mine.py"
+    body = "\n".join(["    config = base.get_config()", *(f"    {line}" for line in lines)])
+    recipe.write_text(f"from config import base\ndef get_config():\n{body}\n    return config\n")
+    points = load_recipe(recipe).rewards
+    for low, high, scale in zip(points.reference, points.ideal, points.scales, strict=True):
+        assert high - low == pytest.approx(6 * scale, rel=0.02)
+    assert read_settings([f"--config={recipe}"]).rewards.scales == tuple(points.scales)
+    assert "correlation of clip_alignment and jpeg_compressibility within a prompt" in shown
