@@ -44,6 +44,8 @@ def get_config() -> ml_collections.ConfigDict:
     pretrained.lora_revision = ""  # branch, tag or commit on the hub
     pretrained.lora_scale = 1.0  # its strength
     pretrained.channels_last = False  # memory layout of the UNet; faster convolutions on some GPUs
+    pretrained.tf32 = False  # on CUDA, float32 products of 10 bits: faster, see docs/scaling.md
+    pretrained.compile = ""  # backend of torch.compile for the UNet, such as "inductor"
     pretrained.vae_slicing = False  # decode one picture at a time: less memory, slower
     pretrained.vae_tiling = False  # decode large pictures in overlapping tiles; not exact
     pretrained.offload_text_encoders = False  # to the CPU, once all prompts are encoded
@@ -116,6 +118,7 @@ def get_config() -> ml_collections.ConfigDict:
     sample.prompts_per_iteration = 12  # distinct prompts per agent and iteration
     sample.images_per_prompt = 4  # of each
     sample.rows_per_pass = 128  # UNet rows per pass, all agents together
+    sample.offload_rollouts = False  # keep latents and pictures to learn from on the host
 
     # --- DDPO's update ---------------------------------------------------------------------------
     config.train = train = ml_collections.ConfigDict()

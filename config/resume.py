@@ -37,10 +37,14 @@ _FREE = {
 # rows of a pass is the way on for a run that ran out of memory.
 _ROUNDING = {
     "num_threads",
+    "processes.count",
     "pretrained.channels_last",
+    "pretrained.tf32",
+    "pretrained.compile",
     "pretrained.vae_slicing",
     "pretrained.offload_text_encoders",
     "sample.rows_per_pass",
+    "sample.offload_rollouts",
     "train.rows_per_pass",
     "train.gradient_checkpointing",
 }

@@ -42,6 +42,8 @@ class PretrainedSettings:
     lora_revision: str
     lora_scale: float
     channels_last: bool
+    tf32: bool
+    compile: str
     vae_slicing: bool
     vae_tiling: bool
     offload_text_encoders: bool
@@ -121,6 +123,7 @@ class SampleSettings:
     prompts_per_iteration: Annotated[int, AtLeast(1)]
     images_per_prompt: Annotated[int, AtLeast(1)]
     rows_per_pass: Annotated[int, AtLeast(1)]
+    offload_rollouts: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ddpo.advantages import PromptStatistics
+from ddpo.loss_scale import LossScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,15 +157,23 @@ class Agents:
         # The optimiser sees one parameter per agent, a row of the block: agents differ in step
         # count, and a slot may be reloaded at any time.
         self._rows = [nn.Parameter(row) for row in self._weights.detach()]
-        self._optimiser = torch.optim.AdamW(
-            self._rows,
-            lr=train.learning_rate,
-            betas=(train.adam_beta1, train.adam_beta2),
-            eps=train.adam_epsilon,
-            weight_decay=train.weight_decay,
+        self._optimisers = [
+            torch.optim.AdamW(
+                [row],
+                lr=train.learning_rate,
+                betas=(train.adam_beta1, train.adam_beta2),
+                eps=train.adam_epsilon,
+                weight_decay=train.weight_decay,
+                fused=True,  # it alone skips a step by what the device knows
+            )
+            for row in self._rows
+        ]
+        self.loss_scale = LossScale(
+            num_agents, reference.device, is_on=reference.dtype == torch.float16
         )
         self.statistics: list[PromptStatistics] = [PromptStatistics() for _ in range(num_agents)]
-        self.skipped_in_row = [0] * num_agents  # optimiser steps, since a policy was loaded
+        # (K,) optimiser steps that each agent has skipped since its last, or since it was loaded.
+        self.skipped_in_row = torch.zeros(num_agents, device=reference.device)
         initial = self.initial_policy()
         for slot in range(num_agents):
             self.load(slot, initial)
@@ -263,17 +272,23 @@ class Agents:
         """Clip each agent's gradient by its own norm and take one AdamW step.
 
         An agent whose gradient is not finite skips the step: its adapter, moments and step count
-        stay as they are. (A loss that is not finite has no finite gradient.)
+        stay as they are. (A loss that is not finite has no finite gradient.) The device decides;
+        the host does not wait for it.
 
         Returns:
             (K,) gradient norms before clipping; not finite for those that skipped.
         """
+        self.loss_scale.unscale(self._grads)
         norms: torch.Tensor = self._grads.norm(dim=1)
+        is_bad = ~norms.isfinite()
         self._grads.mul_((max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None])
-        for slot, is_usable in enumerate(norms.isfinite().tolist()):
-            self._rows[slot].grad = self._grads[slot] if is_usable else None
-            self.skipped_in_row[slot] = 0 if is_usable else self.skipped_in_row[slot] + 1
-        self._optimiser.step()
+        parts = zip(self._optimisers, self._rows, self._grads, is_bad.float(), strict=True)
+        for optimiser, row, grad, bad in parts:
+            row.grad = grad
+            optimiser.found_inf = bad  # type: ignore[attr-defined]
+            optimiser.step()
+        self.loss_scale.update(is_bad)
+        self.skipped_in_row = torch.where(is_bad, self.skipped_in_row + 1, 0)
         return norms
 
     def initial_policy(self) -> Policy:
@@ -306,17 +321,18 @@ class Agents:
             )
         with torch.no_grad():
             row.copy_(policy.adapter)
-        state = self._optimiser.state[row]
-        state["step"] = torch.tensor(float(policy.step))
+        state = self._optimisers[slot].state[row]
+        state["step"] = torch.tensor(float(policy.step), device=row.device)
         state["exp_avg"] = policy.exp_avg.to(row.device, row.dtype, copy=True)
         state["exp_avg_sq"] = policy.exp_avg_sq.to(row.device, row.dtype, copy=True)
         self.statistics[slot] = policy.statistics
+        self.loss_scale.reset(slot)
         self.skipped_in_row[slot] = 0
 
     def snapshot(self, slot: int) -> Policy:
         """A frozen copy of a slot, on the CPU."""
         row = self._rows[slot]
-        state = self._optimiser.state[row]
+        state = self._optimisers[slot].state[row]
         return Policy(
             adapter=row.detach().cpu().clone(),
             exp_avg=state["exp_avg"].cpu().clone(),

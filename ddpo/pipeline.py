@@ -60,6 +60,8 @@ class FrozenDiffusion:
         Raises:
             UserError: naming the model and what to do, if it cannot be found or used.
         """
+        torch.backends.cuda.matmul.allow_tf32 = settings.tf32
+        torch.backends.cudnn.allow_tf32 = settings.tf32
         pipe = load_pipeline(settings)
         if settings.channels_last:
             pipe.unet.to(memory_format=torch.channels_last)

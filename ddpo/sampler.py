@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddpo.ddim import gaussian_log_prob, guide, step_mean
+from ddpo.transfer import to_device
 from ddpo.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Sampler:
         schedule, rows = self.schedule, len(prompts.texts)
         shape = self.model.latent_shape
         noise = keyed_noise(prompts.seeds, (len(schedule.timesteps) + 1, *shape))
-        noise = noise.to(self.model.device, agents.dtype, non_blocking=True)
+        noise = to_device(noise, self.model.device, agents.dtype)
         conditioning = prompts.conditioning
         latents, log_probs = [noise[:, 0] * self.model.scheduler.init_noise_sigma], []
         for i, t in enumerate(schedule.timesteps):

@@ -297,7 +297,7 @@ def collect(
     """
     chunks, submissions = [], []
     for chunk in sampler.chunks(agents, prompts, on_step):
-        chunks.append(chunk)
         submissions.append(scorer.submit(chunk.images, chunk.prompts.texts))
+        chunks.append(chunk.offloaded() if sampler.settings.offload_rollouts else chunk)
     rewards = scorer.gather(submissions, prompts.num_agents)
     return Rollout.join(prompts, chunks), rewards

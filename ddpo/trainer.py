@@ -12,6 +12,7 @@ from config.errors import StoppedError
 from ddpo.advantages import advantages
 from ddpo.agents import Agents
 from ddpo.collapse import CollapseWatch
+from ddpo.compiling import compile_unet
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
 from ddpo.guards import Guards, check_guards
 from ddpo.pipeline import FrozenDiffusion
@@ -95,6 +96,8 @@ class Trainer:
                 [*prompts.train, *prompts.selection, *prompts.report, ""]
             )
         self.updater = Updater(self.sampler, settings, processes)
+        if settings.pretrained.compile:
+            compile_unet(self.agents, settings.pretrained.compile, self._trial_pass)
 
     def load(self, policies: Sequence[Policy]) -> None:
         """Put K policies into the K agents' slots, wherever they are."""
@@ -212,6 +215,18 @@ class Trainer:
             self.check_stop()
 
         return on_step
+
+    def _trial_pass(self) -> torch.Tensor:
+        """A prediction from zeros, in the shape of training's passes."""
+        num_agents = len(self.own)
+        rows = num_agents * self.updater.pairs_per_pass(num_agents)
+        return self.sampler.guided(
+            self.agents,
+            torch.zeros(rows, *self.model.latent_shape, device=self.processes.device),
+            self.sampler.schedule.timesteps[:1].expand(rows),
+            self.sampler.negative.expand(rows),
+            num_agents,
+        )
 
     def _num_steps(self, samples: int, num_agents: int) -> int:
         """Denoising steps that a bar will count."""

@@ -7,10 +7,12 @@ C x h x w, images of H x W pixels, M objectives. All types are frozen and check 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ddpo.transfer import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -187,6 +189,21 @@ class Rollout:
             f"({rows}, 3, H, W)",
             tuple(self.images.shape),
         )
+
+    def states(self, rows: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+        """Latents (pairs, C, h, w) before these steps, on the device of `rows`.
+
+        Where the latents are kept on the host, it waits for the device to learn which are meant.
+        """
+        home = self.latents.device
+        if home == rows.device:
+            return self.latents[rows, steps]
+        index = steps if isinstance(steps, int) else steps.to(home)
+        return to_device(self.latents[rows.to(home), index], rows.device)
+
+    def offloaded(self) -> Rollout:
+        """The same with latents and images on the host."""
+        return replace(self, latents=self.latents.cpu(), images=self.images.cpu())
 
     @classmethod
     def join(cls, prompts: PromptBatch, chunks: Sequence[Rollout]) -> Rollout:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddpo.processes import Processes, Share
+from ddpo.transfer import to_device
 from ddpo.types import UpdateStats
 from ddpo.update_rules import UPDATE_RULES
 
@@ -92,7 +93,10 @@ class Updater:
         share = share or Share(
             agents=range(num_agents), samples=range(samples), num_samples=samples
         )
-        minibatches = list(self._minibatches(share, seeds))
+        device = agents.device
+        # All indices go to the device at once: from here on only the last lines wait for it.
+        minibatches = [to_device(pairs, device) for pairs in self._minibatches(share, seeds)]
+        advantages = to_device(advantages, device)
         pairs_per_update = (
             share.num_samples // self.settings.updates_per_epoch * self.steps_per_sample
         )
@@ -118,9 +122,9 @@ class Updater:
             meter.is_before_first_update = False
             self.processes.sum_in_group(agents.gradients)
             norms.append(agents.step(self.settings.max_grad_norm)[:num_agents])
-            self._check_skipped(agents)
             if on_update is not None:
                 on_update()
+        self._check_skipped(agents, share)
         num_pairs = len(minibatches) * pairs_per_update
         passes_per_pair = 1 + is_measured + (self.settings.kl_coef > 0)
         grad_norms = torch.stack(norms).cpu()
@@ -138,13 +142,14 @@ class Updater:
             unet_rows=num_pairs * num_agents * self.rule.rows_per_pair * passes_per_pair,
         )
 
-    def _check_skipped(self, agents: Agents) -> None:
+    def _check_skipped(self, agents: Agents, share: Share) -> None:
         """Give up on an agent that skips step after step."""
-        worst = max(agents.skipped_in_row)
+        counts = [int(count) for count in agents.skipped_in_row.tolist()]
+        worst = max(counts)
         if worst > self.settings.max_skipped_steps:
-            slot = agents.skipped_in_row.index(worst)
+            agent = share.agents[counts.index(worst)]
             raise FloatingPointError(
-                f"the gradient of agent {slot} was not finite {worst} times in a row, over "
+                f"the gradient of agent {agent} was not finite {worst} times in a row, over "
                 f"train.max_skipped_steps={self.settings.max_skipped_steps}; lower "
                 "train.learning_rate, or use pretrained.dtype=float32"
             )
@@ -153,11 +158,11 @@ class Updater:
         """UNet passes of one `update` with N samples per agent (a progress bar's length)."""
         settings = self.settings
         pairs = samples // settings.updates_per_epoch * self.steps_per_sample
-        passes = math.ceil(pairs / self._pairs_per_pass(num_agents))
+        passes = math.ceil(pairs / self.pairs_per_pass(num_agents))
         return settings.num_inner_epochs * settings.updates_per_epoch * passes
 
-    def _pairs_per_pass(self, num_agents: int) -> int:
-        """(sample, step) pairs of each agent that one UNet pass may carry."""
+    def pairs_per_pass(self, num_agents: int) -> int:
+        """(sample, step) pairs of each agent that one UNet pass carries, unless it is the last."""
         per_pair = num_agents * self.rule.rows_per_pair
         return max(1, self.settings.rows_per_pass // per_pair)
 
@@ -209,17 +214,20 @@ class Updater:
             on_pass: called after every UNet pass.
         """
         agents.zero_grad()
-        flat_advantages = advantages.flatten().to(agents.device)
+        num_agents, flat_advantages = rollout.prompts.num_agents, advantages.flatten()
         for rows, steps in self._passes(rollout, pairs):
+            if self.settings.kl_coef > 0:
+                # Before the policy's pass: gradient checkpointing repeats the latest one.
+                with torch.no_grad(), agents.base_model():
+                    base = self.rule.predict(agents, rollout, rows, steps)
             prediction = self.rule.predict(agents, rollout, rows, steps)
             measured = self.rule.measure(prediction, rollout, rows, steps)
             surrogate = self.rule.surrogate(measured, old[rows, steps], flat_advantages[rows])
             loss, kl = surrogate.loss, torch.zeros_like(surrogate.loss)
             if self.settings.kl_coef > 0:
-                with torch.no_grad(), agents.base_model():
-                    base = self.rule.predict(agents, rollout, rows, steps)
                 kl = self.rule.divergence(prediction, base, steps)
                 loss = loss + self.settings.kl_coef * kl
+            loss = agents.loss_scale.scaled(loss, num_agents)
             (loss.sum() / pairs_per_update).backward()
             meter.add(steps, surrogate, kl)
             if on_pass is not None:
@@ -230,10 +238,9 @@ class Updater:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Agent-major rollout rows and steps, as many at a time as one UNet pass may carry."""
         num_agents, n = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
-        offset = torch.arange(num_agents)[:, None] * n
-        for part in pairs.split(self._pairs_per_pass(num_agents), dim=1):
-            rows, steps = (part[..., 0] + offset).flatten(), part[..., 1].flatten()
-            yield rows.to(rollout.latents.device), steps.to(rollout.latents.device)
+        offset = torch.arange(num_agents, device=pairs.device)[:, None] * n
+        for part in pairs.split(self.pairs_per_pass(num_agents), dim=1):
+            yield (part[..., 0] + offset).flatten(), part[..., 1].flatten()
 
     @torch.no_grad()
     def _measures(

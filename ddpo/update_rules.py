@@ -18,6 +18,7 @@ from ddpo.forward_process import add_noise, mean_square, negative_aware_loss, op
 from ddpo.loss import Surrogate, clip_range_from_nats, clipped_surrogate
 from ddpo.sampler import keyed_noise
 from ddpo.seeding import keyed_seed
+from ddpo.transfer import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +101,7 @@ class Ddpo:
     ) -> torch.Tensor:
         """Means of x_{t-1}."""
         schedule, prompts = self.sampler.schedule, rollout.prompts
-        latents = rollout.latents[rows, steps]
+        latents = rollout.states(rows, steps)
         out = self.sampler.guided(
             agents,
             latents,
@@ -122,7 +123,7 @@ class Ddpo:
     ) -> torch.Tensor:
         """Log-probabilities (pairs,) of the sampled x_{t-1}."""
         sigma = _column(self.sampler.schedule.sigma, steps)
-        return gaussian_log_prob(rollout.latents[rows, steps + 1], prediction, sigma)
+        return gaussian_log_prob(rollout.states(rows, steps + 1), prediction, sigma)
 
     def divergence(
         self, prediction: torch.Tensor, other: torch.Tensor, steps: torch.Tensor
@@ -150,7 +151,8 @@ class _ForwardProcess:
         """Draw the noise to add; sampling saw other noise, so it has left no measures."""
         seeds = [keyed_seed(seed, _NOISE_KEY) for seed in rollout.prompts.seeds]
         shape = (len(rollout.timesteps), *rollout.latents.shape[2:])
-        self._noise = keyed_noise(seeds, shape).to(rollout.latents)
+        noise = keyed_noise(seeds, shape)
+        self._noise = to_device(noise, self.sampler.model.device, rollout.latents.dtype)
         return None
 
     def predict(
@@ -158,7 +160,7 @@ class _ForwardProcess:
     ) -> torch.Tensor:
         """Predicted minus added noise, at the timesteps of the steps."""
         schedule, prompts = self.sampler.schedule, rollout.prompts
-        clean, noise = rollout.latents[rows, -1], self._noise[rows, steps]
+        clean, noise = rollout.states(rows, -1), self._noise[rows, steps]
         alpha_bar = _column(schedule.alpha_bar, steps)
         noisy = add_noise(clean, noise, alpha_bar)
         out = agents.predict(

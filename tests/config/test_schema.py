@@ -39,6 +39,8 @@ WRONG = {
     "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 4",
     "--config.train.gradient_checkpointing=perhaps": "must be True or False",
     "--config.train.max_grad_norm=-1": "must be above 0",
+    "--config.processes.count=-1": "must be at least 0",
+    "--config.processes.timeout_seconds=0": "must be above 0",
     "--config.train.max_skipped_steps=-1": "must be at least 0",
     "--config.checkpoint.keep=1": "checkpoint.keep=1 must be at least 2",
     "--config.checkpoint.max_failures=0": "must be at least 1",

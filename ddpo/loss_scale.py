@@ -1,0 +1,59 @@
+"""Loss scaling for half precision, an agent at a time, without asking the device.
+
+Gradients that pass through float16 activations vanish below 6e-8. A large factor on the loss lifts
+them, and is divided out before they are clipped (Micikevicius et al. 2018, section 3.2). Each
+agent has a factor of its own: one whose gradient overflows makes no other skip a step.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_START = 2.0**16
+_GROW_AFTER = 200  # finite gradients in a row
+
+
+class LossScale:
+    """A power of two per agent: halved when its gradient overflows, doubled when it long has not.
+
+    Args:
+        num_agents: K.
+        device: of the agents.
+        is_on: False leaves every factor at 1.
+
+    Attributes:
+        values: (K,) float32 factors.
+    """
+
+    def __init__(self, num_agents: int, device: torch.device, *, is_on: bool) -> None:
+        self.is_on = is_on
+        self.values = torch.full((num_agents,), _START if is_on else 1.0, device=device)
+        self._finite = torch.zeros(num_agents, device=device)
+
+    def scaled(self, losses: torch.Tensor, num_agents: int) -> torch.Tensor:
+        """Losses (pairs,) of the first agents' pairs, agent-major, times the agents' factors."""
+        if not self.is_on:
+            return losses
+        factors = self.values[:num_agents].repeat_interleave(len(losses) // num_agents)
+        return losses * factors
+
+    def unscale(self, gradients: torch.Tensor) -> None:
+        """Divide gradients (K, P) by the factors, in place; powers of two round nothing."""
+        if self.is_on:
+            gradients.div_(self.values[:, None])
+
+    def update(self, is_overflow: torch.Tensor) -> None:
+        """Take in whether each agent's (K,) gradient was not finite."""
+        if not self.is_on:
+            return
+        finite = torch.where(is_overflow, 0, self._finite + 1)
+        grows = finite == _GROW_AFTER
+        factor = torch.where(is_overflow, 0.5, torch.where(grows, 2.0, 1.0))
+        self.values = self.values * factor
+        self._finite = torch.where(grows, 0, finite)
+
+    def reset(self, slot: int) -> None:
+        """Begin anew for one agent, as after a restart of the run."""
+        if self.is_on:
+            self.values[slot] = _START
+            self._finite[slot] = 0

@@ -1,0 +1,112 @@
+"""The settings that trade memory for time leave the results as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddpo.compiling import compile_unet
+from ddpo.scorer import Scorer, collect
+from tests.conftest import make_rig, make_tiny_pipe
+
+
+def advantages():
+    return torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+
+
+def saved_bytes(rig, batch):
+    """Memory that one training pass keeps for its backward pass, and the gradient."""
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = rig.agents.predict(latents, torch.full((8,), 500), batch.conditioning, 2)
+    weights = {p.untyped_storage().data_ptr() for p in rig.model.unet.parameters()}
+    rig.agents.zero_grad()
+    out.square().sum().backward()
+    return sum(kept[key] for key in kept.keys() - weights), rig.agents.gradients.clone()
+
+
+def test_gradient_checkpointing_keeps_a_fraction_and_changes_no_bit_of_the_gradient():
+    rig = make_rig(2)
+    rig.perturb()
+    batch = rig.batch(2, 4)
+    plain, expected = saved_bytes(rig, batch)
+    rig.model.pipe.unet.enable_gradient_checkpointing()
+    checkpointed, gradient = saved_bytes(rig, batch)
+    assert not rig.model.unet.training
+    assert checkpointed < plain / 3
+    assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.5])
+def test_gradient_checkpointing_changes_no_bit_of_an_update(kl_coef):
+    """With a divergence from the base model, a pass of which lies between, too."""
+    adapters = []
+    for is_on in (False, True):
+        rig = make_rig(2, train={"kl_coef": kl_coef})
+        rig.perturb()
+        if is_on:
+            rig.model.pipe.unet.enable_gradient_checkpointing()
+        rollout = rig.rollout(rig.batch(2, 4))
+        rig.updater.update(rig.agents, rollout, advantages(), [1, 2])
+        adapters.append(rig.agents.snapshot(1).adapter)
+    assert torch.equal(*adapters)
+
+
+@pytest.mark.parametrize("rule", ["ddpo", "diffusion_nft"])
+def test_a_rollout_on_the_host_makes_the_same_update(rule):
+    adapters = []
+    for offload in (False, True):
+        rig = make_rig(2, sample={"offload_rollouts": offload}, train={"update_rule": rule})
+        scorer = Scorer({"r": lambda images, _: images.mean(dim=(1, 2, 3))})
+        rollout, _ = collect(rig.sampler, scorer, rig.agents, rig.batch(2, 4))
+        scorer.close()
+        rig.updater.update(rig.agents, rollout, advantages(), [1, 2])
+        adapters.append(rig.agents.snapshot(1).adapter)
+    assert torch.equal(*adapters)
+
+
+def test_attention_is_pytorchs_own():
+    processors = make_tiny_pipe().unet.attn_processors.values()
+    assert {type(processor).__name__ for processor in processors} == {"AttnProcessor2_0"}
+
+
+def predict(rig):
+    batch = rig.batch(2, 2)
+    latents = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return rig.agents.predict(latents, torch.full((4,), 500), batch.conditioning, 2)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_unet_predicts_and_learns_the_same(backend):
+    rig = make_rig(2)
+    rig.perturb()
+    plain = predict(rig)
+    plain.square().sum().backward()
+    gradient = rig.agents.gradients.clone()
+    rig.agents.zero_grad()
+    assert compile_unet(rig.agents, backend, lambda: predict(rig)) is True
+    assert rig.agents.gradients.count_nonzero() == 0
+    compiled = predict(rig)
+    compiled.square().sum().backward()
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rig.agents.gradients, gradient, rtol=1e-3, atol=1e-5)
+    rig.perturb()  # other weights, same graph
+    expected = rig.agents.unet._orig_mod
+    compiled, rig.agents.unet = predict(rig), expected
+    torch.testing.assert_close(compiled, predict(rig), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_runs_without_and_says_so(caplog):
+    rig = make_rig(2)
+    plain, unet = predict(rig), rig.agents.unet
+    assert compile_unet(rig.agents, "no_such_backend", lambda: predict(rig)) is False
+    assert "the UNet could not be compiled and runs without: " in caplog.text
+    assert rig.agents.unet is unet
+    assert torch.equal(predict(rig), plain)

@@ -1,0 +1,97 @@
+"""Nothing waits for the device inside the loops over denoising steps, passes and updates.
+
+On a CPU nobody has to wait, so what is counted are the operations that would wait on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.conftest import make_rig, make_tiny_pipe
+
+# Python's ways from a tensor to a number, and the operations that have to know values.
+METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
+OPERATIONS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, counts):
+        super().__init__()
+        self.counts = counts
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        # one boolean index is one `nonzero`
+        is_masked = name == "index" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if name in OPERATIONS or is_masked:
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted_waits():
+    counts = Counter()
+    with pytest.MonkeyPatch.context() as patch, _Operations(counts):
+        for name in METHODS:
+            original = getattr(torch.Tensor, name)
+
+            def counting(self, *args, _original=original, _name=name, **kwargs):
+                counts[_name] += 1
+                return _original(self, *args, **kwargs)
+
+            patch.setattr(torch.Tensor, name, counting)
+        yield counts
+
+
+@pytest.mark.parametrize("method", [*METHODS, "nonzero"])
+def test_the_counter_counts(method):
+    values = torch.tensor(1)
+    with counted_waits() as counts:
+        getattr(values, method)()
+    assert counts.total() > 0
+    with counted_waits() as counts:
+        torch.ones(2)[torch.tensor([True, False])]
+        torch.where(torch.ones(2))
+    assert counts.total() == 2
+
+
+def test_denoising_never_waits():
+    rig = make_rig(2)
+    batch = rig.batch(2, 3)
+    with counted_waits() as counts, torch.inference_mode():
+        rig.sampler._denoise(rig.agents, batch, None)
+    assert not counts
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+@pytest.mark.parametrize("rule", ["ddpo", "diffusion_nft", "awm"])
+def test_an_update_waits_as_often_whatever_its_number_of_steps_and_passes(rule, kl_coef):
+    totals = []
+    for updates, rows in ((1, 64), (4, 8)):
+        train = {"updates_per_epoch": updates, "rows_per_pass": rows, "update_rule": rule}
+        rig = make_rig(2, train={**train, "kl_coef": kl_coef})
+        rollout = rig.rollout(rig.batch(2, 4))
+        values = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+        passes = []
+        with counted_waits() as counts:
+            rig.updater.update(rig.agents, rollout, values, [1, 2], lambda p=passes: p.append(1))
+        totals.append((len(passes), counts))
+    (few, first), (many, second) = totals
+    assert many >= 4 * few
+    assert first == second
+    assert first.total() < 20
+
+
+def test_half_precision_waits_no_more():
+    rig = make_rig(2, make_tiny_pipe().to(torch.float16))
+    rig.agents.gradients.fill_(0.1)
+    with counted_waits() as counts:
+        rig.agents.step(1.0)
+    assert not counts
