@@ -1,0 +1,202 @@
+"""Several processes: who owns what, the same results whatever their number, and failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.rules import process_problems
+from ddpo.processes import Processes, Share
+from ddpo.rewards import REWARDS, RewardEntry
+from tests.conftest import make_settings, make_tiny_pipe
+from tests.processes import run_processes, values
+
+
+@pytest.fixture(scope="module", name="folder")
+def _folder(tmp_path_factory):
+    """A tiny model and prompts."""
+    folder = tmp_path_factory.mktemp("processes")
+    make_tiny_pipe().save_pretrained(folder / "model")
+    (folder / "train.txt").write_text("a\nb\nc\nd\n")
+    (folder / "report.txt").write_text("e\nf\n")
+    return folder
+
+
+@given(
+    num_agents=st.integers(1, 12),
+    count=st.integers(1, 12),
+    blocks=st.integers(1, 30),
+    block=st.integers(1, 4),
+)
+def test_every_sample_of_every_agent_is_owned_once_and_evenly(num_agents, count, blocks, block):
+    samples = blocks * block
+    shares = [
+        Share.of(rank, count, num_agents=num_agents, num_samples=samples, block=block)
+        for rank in range(count)
+    ]
+    owned = Counter((k, i) for share in shares for k in share.agents for i in share.samples)
+    assert owned == Counter((k, i) for k in range(num_agents) for i in range(samples))
+    assert {len(share.agents) for share in shares} == {num_agents // math.gcd(num_agents, count)}
+    sizes = {len(share.samples) for share in shares}
+    assert max(sizes) - min(sizes) <= block
+    assert all(share.samples.start % block == 0 for share in shares)
+
+
+def test_more_processes_than_images_of_an_update_is_a_clear_error():
+    flat = make_settings().flat()
+    assert list(process_problems(flat, 48)) == []  # 4 agents, 12 images an update: 12 share one
+    (problem,) = process_problems(flat, 52)
+    assert "leaves 12 of an agent's 48 images to an update, fewer than the 13 processes" in problem
+
+
+# --- the same results whatever the number of processes --------------------------------------------
+
+
+def brightness(images, prompts):
+    return images.mean(dim=(1, 2, 3))
+
+
+def redness(images, prompts):
+    return 100 * images[:, 0].mean(dim=(1, 2))
+
+
+def settings_for(folder, num_agents, bright=brightness, timeout_seconds=60.0, generations=2, **top):
+    """A tiny run with two smooth rewards; 5 images an update, which 2 processes share unevenly."""
+    for name, reward in {"bright": bright, "red": redness}.items():
+        REWARDS[name] = RewardEntry(unit="1", build=lambda *_, reward=reward: reward)
+    settings = make_settings(
+        processes={"timeout_seconds": timeout_seconds},
+        pretrained={"model": str(folder / "model")},
+        prompts={"train": str(folder / "train.txt"), "report": str(folder / "report.txt")},
+        rewards={"names": ("bright", "red")},
+        sample={
+            "num_steps": 3,
+            "guidance_scale": 3.0,
+            "rows_per_pass": 16,
+            "prompts_per_iteration": 5,
+            "images_per_prompt": 2,
+        },
+        train={
+            "learning_rate": 0.02,
+            "adam_epsilon": 1e-4,  # the step is then no sign of a gradient that is rounding
+            "skip_last_steps": 0,
+            "updates_per_epoch": 2,
+            "num_inner_epochs": 2,
+            "timestep_fraction": 0.67,
+            "rows_per_pass": 16,
+        },
+        evaluation={"selection_images": 8, "report_images": 8, "sample_prompts": 3},
+        evolution={
+            "num_agents": max(2, num_agents),
+            "warmup_generations": 1,
+            "evolutionary_generations": generations - 1,
+            "iterations_per_generation": 1,
+        },
+    )
+    evolution = dataclasses.replace(settings.evolution, num_agents=num_agents)
+    return dataclasses.replace(settings, evolution=evolution, num_threads=1, **top)
+
+
+def train(folder, num_agents, count):
+    """Two iterations and an evaluation in float64: everything that a process knows afterwards."""
+    from ddpo import loading
+    from ddpo.evaluation import EvaluationSet
+    from ddpo.trainer import Trainer
+
+    loading.DTYPES["float32"] = torch.float64
+
+    settings = settings_for(folder, num_agents)
+    processes = Processes.start(settings.processes, num_agents)
+    assert (processes.count, processes.rank) == (count, int(os.environ["RANK"]))
+    trainer = Trainer(settings, processes, lambda *_: lambda: None)
+    trainer.load([trainer.agents.initial_policy()] * num_agents)
+    first = torch.linspace(0, 1, num_agents)
+    weights, scales = torch.stack([first, 1 - first], dim=1), torch.tensor([0.01, 1.0])
+    iterations = [trainer.iterate(0, index, weights, scales) for index in range(2)]
+    policies = trainer.snapshot()
+    on = EvaluationSet.make("selection", ["a", "b"], 5, run_seed=3)
+    evaluations = trainer.evaluate([*policies, trainer.agents.initial_policy()], on, 3)
+    rows = trainer.take_unet_rows()
+    trainer.close()
+    processes.close()
+    buffers = [policy.statistics.buffers for policy in policies]
+    return {
+        "rewards": torch.stack([iteration.rewards.values for iteration in iterations]).numpy(),
+        "update": [list(iteration.stats.metrics().values()) for iteration in iterations],
+        "adapters": torch.stack([policy.adapter for policy in policies]).numpy(),
+        "moments": torch.stack([policy.exp_avg for policy in policies]).numpy(),
+        "statistics": [row for b in buffers for prompt in sorted(b) for row in b[prompt]],
+        "evaluations": torch.stack([e.rewards for e in evaluations]).numpy(),
+        "images": torch.stack([e.images for e in evaluations]).numpy().astype(int),
+        "counts": [rows, *(iteration.stats.unet_rows for iteration in iterations)]
+        + [policy.step for policy in policies],
+    }
+
+
+@pytest.mark.parametrize(("num_agents", "counts"), [(4, (1, 2, 4)), (3, (1, 2)), (1, (1, 2))])
+def test_the_result_does_not_depend_on_the_number_of_processes(folder, num_agents, counts):
+    (alone,), *several = (
+        values(run_processes(count, train, folder, num_agents, count)) for count in counts
+    )
+    assert alone["adapters"].dtype == np.float64
+    for one in (result for results in several for result in results):
+        assert one["counts"] == alone["counts"]
+        assert one["images"].shape == (num_agents + 1, 3, 3, 16, 16)
+        assert np.array_equal(one["images"], alone["images"])
+        for name in ("rewards", "evaluations", "statistics"):  # they are float32
+            np.testing.assert_allclose(one[name], alone[name], rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(one["update"], alone["update"], rtol=1e-5, atol=1e-6)
+        for name in ("adapters", "moments"):
+            error = np.abs(one[name] - alone[name]).max() / np.abs(alone[name]).max()
+            assert error < 1e-6, name
+    for results in several:  # not only nearly: what one process knows, all know
+        assert all(np.array_equal(one["adapters"], results[0]["adapters"]) for one in results)
+
+
+def run(folder, num_agents, resume_from="", **changes):
+    """The whole program."""
+    from mo_loop import Run
+
+    settings = settings_for(
+        folder, num_agents, logdir=str(folder / "logs"), resume_from=resume_from, **changes
+    )
+    Run(settings).train()
+
+
+def read(folder, run_name):
+    path = folder / "logs" / run_name
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((path / "search.json").read_text()), lines
+
+
+def close(one, other):
+    """Whether two JSON values are the same, numbers up to float32 rounding."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    if isinstance(one, float):
+        return one == pytest.approx(other, rel=1e-2, abs=2e-4)
+    return one == other
+
+
+def test_a_run_and_its_continuation_do_not_depend_on_the_number_of_processes(folder):
+    whole = {"run_name": "whole"}
+    first = {"run_name": "parts", "generations": 1}
+    rest = {"resume_from": str(folder / "logs" / "parts")}
+    for count, changes in ((1, whole), (2, first), (1, rest)):
+        assert values(run_processes(count, run, folder, 4, **changes)) == [None] * count
+    (search, lines), (parts, part_lines) = read(folder, "whole"), read(folder, "parts")
+    assert close(search, parts)
+    assert [line["step"] for line in lines] == [line["step"] for line in part_lines]
+    for name in ("reward/bright/mean", "update/grad_norm", "update/loss"):
+        assert close([line.get(name) for line in lines], [line.get(name) for line in part_lines])
