@@ -6,7 +6,11 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +18,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.errors import UserError
 from config.rules import process_problems
 from ddpo.processes import Processes, Share
 from ddpo.rewards import REWARDS, RewardEntry
 from tests.conftest import make_settings, make_tiny_pipe
 from tests.processes import run_processes, values
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -200,3 +207,109 @@ def test_a_run_and_its_continuation_do_not_depend_on_the_number_of_processes(fol
     assert [line["step"] for line in lines] == [line["step"] for line in part_lines]
     for name in ("reward/bright/mean", "update/grad_norm", "update/loss"):
         assert close([line.get(name) for line in lines], [line.get(name) for line in part_lines])
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+_calls: list[int] = []
+
+
+def is_time(rank):
+    """Whether this process is to fail now: in training, after the base model's evaluation."""
+    _calls.append(1)
+    return len(_calls) > 8 and os.environ["RANK"] == str(rank)
+
+
+def failing(images, prompts):
+    if is_time(1):
+        raise ConnectionError("judge is gone")
+    return brightness(images, prompts)
+
+
+def dying(images, prompts):
+    if is_time(1):
+        os._exit(3)
+    return brightness(images, prompts)
+
+
+def hanging(images, prompts):
+    if is_time(1):
+        time.sleep(100)
+    return brightness(images, prompts)
+
+
+def test_a_reward_that_fails_in_one_process_is_an_orderly_error_in_all(folder):
+    ended = run_processes(2, run, folder, 2, run_name="fails", bright=failing)
+    resume = f"go on from it with --config.resume_from={folder / 'logs' / 'fails'}"
+    for rank, message in enumerate(("process 1 failed: reward 'bright'", "reward 'bright' failed")):
+        assert ended[rank].exit_code == 1
+        assert ended[rank].error.startswith(f"UserError: {message}")
+        assert "judge is gone" in ended[rank].error
+        assert resume in ended[rank].error
+
+
+@pytest.mark.parametrize(("how", "limit"), [(dying, 1000), (hanging, 10)])
+def test_a_process_that_dies_or_hangs_ends_the_others_and_is_named(folder, how, limit):
+    """A dead process is noticed at once: the test would not live to see the time limit."""
+    ended = run_processes(
+        2, run, folder, 2, run_name=how.__name__, bright=how, timeout_seconds=limit, wait_for=0
+    )
+    assert "process 0 waited for the results of all processes, in vain" in ended[0].error
+    assert f"process 1 did not come: it died, or hung for {limit} s" in ended[0].error
+    assert ended[1].exit_code == (3 if how is dying else None)
+
+
+def test_torchrun_starts_two_processes_of_which_one_speaks(folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    settings = {
+        "processes.count": 2,
+        "num_threads": 1,
+        "pretrained.model": folder / "model",
+        "prompts.train": folder / "train.txt",
+        "prompts.report": folder / "report.txt",
+        "rewards.names": "colorfulness,jpeg_compressibility",
+        "logdir": folder / "logs",
+        "run_name": "torchrun",
+    }
+    arguments = [f"--config.{name}={value}" for name, value in settings.items()]
+    done = subprocess.run(
+        [*command, "mo_train.py", "--config=config/smoke.py", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("generation  1 evolutionary") == 1
+    assert "Traceback" not in done.stderr
+    front = json.loads((folder / "logs" / "torchrun" / "front.json").read_text())
+    assert front["images"]["train"] == 2 * 2 * 8  # of both processes
+
+
+def test_a_decision_that_fails_fails_everywhere():
+    ended = run_processes(2, decide)
+    assert ended[0].error == "OSError: disk is full"
+    assert ended[1].error == "ProcessError: process 0 failed: disk is full"
+
+
+def decide():
+    processes = Processes.start(settings_for_processes(), num_agents=2)
+    assert processes.once(os.environ.get, "RANK") == "0"
+    processes.once(fill_the_disk)
+
+
+def fill_the_disk():
+    assert os.environ["RANK"] == "0"  # nobody else comes here
+    raise OSError("disk is full")
+
+
+def settings_for_processes(**changes):
+    return make_settings(processes={"timeout_seconds": 60.0, **changes}).processes
+
+
+def test_another_number_of_processes_than_asked_for_is_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"processes.count=2, but 1 were started: launch with"):
+        Processes.start(settings_for_processes(count=2), num_agents=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"the 2 processes could not meet: .*RANK expected"):
+        Processes.start(settings_for_processes(), num_agents=2)
