@@ -23,7 +23,7 @@ from config.errors import UserError
 from ddpo.agents import StackedLoRALinear, target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.costs import Footprint
-from ddpo.loading import DTYPES
+from ddpo.loading import DTYPES, configuration_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -93,7 +93,7 @@ def measure_footprint(settings: Settings) -> Footprint:
     Raises:
         UserError: see `load_architecture`.
     """
-    architecture = load_architecture(settings.pretrained.model)
+    architecture = load_architecture(configuration_source(settings.pretrained))
     return _measure(
         json.dumps(architecture),
         settings.pretrained,

@@ -108,7 +108,7 @@ def _family_of(model: str, revision: str) -> Family:
 def _from_single_file(settings: PretrainedSettings) -> Any:
     """A checkpoint in the original layout; configurations come from a folder or the hub."""
     path = _checked_file(settings.model)
-    config = settings.single_file_config or _guess_config(path)
+    config = settings.single_file_config or guess_config(path)
     try:
         family = _family_of(config, settings.revision)
     except LocalEntryNotFoundError as error:
@@ -139,7 +139,21 @@ def _checked_file(name: str) -> Path:
     return path
 
 
-def _guess_config(path: Path) -> str:
+def configuration_source(settings: PretrainedSettings) -> str:
+    """The folder or hub id whose configuration files describe the model.
+
+    Raises:
+        UserError: if it is a single file that cannot be read.
+    """
+    if settings.single_file_config or Path(settings.model).suffix not in _FILES:
+        return settings.single_file_config or settings.model
+    try:
+        return guess_config(_checked_file(settings.model))
+    except _LOADING_ERRORS as error:
+        raise UserError(f"pretrained.model={settings.model!r} cannot be read: {error}") from error
+
+
+def guess_config(path: Path) -> str:
     """The hub model whose configuration files fit a checkpoint, as diffusers infers it."""
     with safe_open(path, framework="pt") as file:
         weights = {

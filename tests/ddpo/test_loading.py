@@ -10,6 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from config.errors import UserError
+from ddpo.footprint import measure_footprint
 from ddpo.loading import load_pipeline
 from tests.conftest import make_settings
 from tests.original_layout import original_state_dict
@@ -44,6 +45,16 @@ def test_a_single_file_in_the_original_layout_is_the_model_bit_for_bit(tmp_path,
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert pipe.scheduler.config.prediction_type == original.scheduler.config.prediction_type
+
+
+def test_the_cost_model_knows_a_single_file_by_its_configuration(tmp_path):
+    cross = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+    save_file({cross: torch.ones(1, 1024)}, tmp_path / "model.safetensors")
+    pretrained = {"model": str(tmp_path / "model.safetensors")}
+    found = measure_footprint(make_settings(pretrained=pretrained))
+    assert found.unet_parameters == 865_910_724  # Stable Diffusion 2.1's
+    with pytest.raises(UserError, match="there is no such file"):
+        measure_footprint(make_settings(pretrained={"model": "/nowhere.safetensors"}))
 
 
 def lora_of(pipe, seed=0):
