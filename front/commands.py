@@ -281,6 +281,7 @@ def analyse(args: argparse.Namespace) -> None:
     from front.analyse import analyse as measure
     from front.analyse import publish_analysis
     from front.progress import route_logs
+    from front.report import ReportError, write_report
 
     route_logs()
     front = Front.load(args.run)
@@ -312,6 +313,10 @@ def analyse(args: argparse.Namespace) -> None:
         f"{analysis.dense_hypervolume:.4f}; {analysis.num_images} images"
     )
     say(f"wrote {front.path / 'dense_front.png'}, analysis.json, and blends to front.json")
+    try:
+        say(f"wrote {write_report(front.path)}, with the blends")
+    except ReportError as error:
+        say(f"report.html stays as it was: {error}")
 
 
 # --- push --------------------------------------------------------------------------------------

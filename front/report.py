@@ -118,6 +118,7 @@ def report_data(files: RunFiles) -> dict[str, Any]:
         "run": files.path.name,
         "set": which,
         "objectives": search["objectives"],
+        "guards": front.get("guards", []) if front else [],
         "members": members,
         "base": base,
         "policies": {record["policy"]: record for record in _with_predictions(search)},
@@ -291,7 +292,7 @@ def render(files: RunFiles, data: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"measured": measured, "guard": _guard}
+    environment.filters["measured"] = measured
     scripts = [_own_text(name) for name in _SCRIPTS]
     settings = files.config["settings"]
     costs = dict(files.search["costs"])
@@ -313,7 +314,6 @@ def render(files: RunFiles, data: Mapping[str, Any]) -> str:
         minutes=files.seconds / 60,
         front=files.front,
         best=[_best(data["members"], index) for index in range(len(data["objectives"]))],
-        guards=sorted({name for member in data["members"] for name in member["guards"]}),
     )
 
 
@@ -331,13 +331,6 @@ def measured(value: float, error: float | None, sign: str = "") -> str:
     """
     text = with_error(value, error) if error else f"{value:.4g}"
     return (f"+{text}" if sign and value > 0 else text).replace("-", "−")
-
-
-def _guard(value: float | Mapping[str, float]) -> str:
-    """A guard's value, with its standard error if it was recorded."""
-    if isinstance(value, (int, float)):
-        return measured(value, None)
-    return measured(value["value"], value.get("std_error"))
 
 
 def _best(members: Sequence[Mapping[str, Any]], index: int) -> Mapping[str, Any]:

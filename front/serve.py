@@ -75,7 +75,7 @@ class Studio:
         if way == BLEND:
             return self.front.blend(normalise(weights))
         if way == POLICY:
-            return self.front.pick(normalise(weights))
+            return self.front.pick(normalise(weights), with_blends=True)
         raise FrontError(f"{way!r} is no way to choose; there are {', '.join(WAYS)}")
 
     def describe(self, member: FrontPolicy | Blend) -> str:

@@ -148,6 +148,7 @@ function errorBars(data, mean, error, style = {}) {
   ];
 }
 
+const coordinates = (d) => [d.returns[state.x], d.returns[state.y]];
 const returnsOf = (d) => d.returns;
 const errorOf = (d) => d.std_error;
 
@@ -155,7 +156,7 @@ function ring(svg, at) {
   svg.querySelector(".ring")?.remove();
   if (!at) return;
   const node = d3.select(svg).append("circle").attr("class", "ring").attr("r", 11);
-  node.attr("cx", svg.plotScales.x.apply(at[state.x])).attr("cy", svg.plotScales.y.apply(at[state.y]));
+  node.attr("cx", svg.plotScales.x.apply(at[0])).attr("cy", svg.plotScales.y.apply(at[1]));
 }
 
 function keepScales(svg) {
@@ -164,8 +165,8 @@ function keepScales(svg) {
 }
 
 /** Hover and click on whatever point is nearest; arrows walk along the points in order of x. */
-function makeInteractive(figure, svg, points, which) {
-  const place = (d) => [svg.plotScales.x.apply(d.returns[state.x]), svg.plotScales.y.apply(d.returns[state.y])];
+function makeInteractive(figure, svg, points, which, at = coordinates) {
+  const place = (d) => [svg.plotScales.x.apply(at(d)[0]), svg.plotScales.y.apply(at(d)[1])];
   const nearest = (event) => {
     const box = svg.getBoundingClientRect();
     const scale = svg.viewBox.baseVal.width / box.width;
@@ -248,6 +249,40 @@ function drawFront() {
   markChosen();
 }
 
+let guardSvgs = [];
+const guardPlace = (k) => (d) => [d.returns[state.x], d.guards[DATA.guards[k].name].value];
+
+/** Each guard over the objective of the x axis, with the limit below which policies are refused. */
+function drawGuards() {
+  guardSvgs = DATA.guards.map((guard, k) => {
+    const at = guardPlace(k);
+    const shown = MEMBERS.filter((d) => guard.name in d.guards);
+    const base = DATA.base.guards[guard.name].value;
+    const error = (d) => d.guards[guard.name].std_error;
+    const limit = guard.max_loss === null ? [] : [base - guard.max_loss];
+    const figure = $(`guard-${k}`);
+    const svg = keepScales(
+      draw(figure, {
+        marks: [
+          ...axes(axisLabel(state.x), `${guard.name} [${guard.unit}]`),
+          Plot.ruleY(limit, { stroke: "var(--limit)", strokeDasharray: "5,4", strokeWidth: 1.6 }),
+          Plot.ruleX([...shown, DATA.base], { x: (d) => at(d)[0], y1: (d) => at(d)[1] - error(d), y2: (d) => at(d)[1] + error(d), stroke: "var(--soft)", strokeOpacity: 0.75 }),
+          Plot.dot(shown, { x: (d) => at(d)[0], y: (d) => at(d)[1], r: 6, stroke: "var(--card)", ...each(shown, pointNode) }),
+          Plot.dot([DATA.base], { x: (d) => at(d)[0], y: (d) => at(d)[1], symbol: "star", r: 6, fill: "var(--base)", stroke: "var(--card)" }),
+        ],
+      }),
+    );
+    makeInteractive(figure, svg, shown, DATA.set, at);
+    legend(`guard-${k}-legend`, [
+      [symbol(d3.symbolStar, "fill:var(--base)"), "base model"],
+      [stroke("stroke:var(--soft);stroke-width:1.2"), `± 1 standard error, ${DATA.set} set`],
+      ...(limit.length ? [[stroke("stroke:var(--limit);stroke-width:1.6;stroke-dasharray:5,4"), "limit"]] : []),
+    ]);
+    return svg;
+  });
+  markChosen();
+}
+
 let searchSvg = null;
 function drawSearch() {
   const [x, y] = [state.x, state.y];
@@ -299,7 +334,7 @@ function drawSearch() {
     [symbol(d3.symbolStar, "fill:var(--base)"), "base model"],
   ]);
   const at = POLICIES.get(state.id);
-  ring(searchSvg, at && at.generation <= now ? at.returns : null);
+  ring(searchSvg, at && at.generation <= now ? coordinates(at) : null);
 }
 
 function drawVolume() {
@@ -424,8 +459,11 @@ function showChosen() {
     const line = element("div", { class: "measure-head" }, element("span", {}, objective.name), element("b", {}, number(member.returns[k], member.std_error[k]), " ", element("small", {}, objective.unit)));
     measures.append(element("div", { class: "measure" }, line, gauge(k, member), element("span", { class: "gain" }, `${gain} over the base model`)));
   });
-  for (const [name, value] of Object.entries(member.guards)) {
-    const line = element("div", { class: "measure-head" }, element("span", {}, name, " ", element("span", { class: "tag" }, "guard")), element("b", {}, guardText(value)));
+  for (const guard of DATA.guards.filter(({ name }) => name in member.guards)) {
+    const { value, std_error: error, loss } = member.guards[guard.name];
+    const isBroken = guard.max_loss !== null && loss > guard.max_loss;
+    const name = element("span", {}, guard.name, " ", element("span", { class: "tag" }, isBroken ? "guard, below its limit" : "guard"));
+    const line = element("div", { class: "measure-head" }, name, element("b", {}, number(value, error), " ", element("small", {}, guard.unit)));
     measures.append(element("div", { class: "measure" }, line));
   }
   const parts = [head, measures];
@@ -434,11 +472,6 @@ function showChosen() {
   else if (member.kind === "blend") parts.push(element("p", { class: "use" }, element("code", {}, `python mo_front.py pick ${DATA.run} --policy ${member.id} --out my_adapter`)));
   box.replaceChildren(...parts);
   box.dataset.preference = preference;
-}
-
-function guardText(value) {
-  if (typeof value === "number") return number(value, null);
-  return number(value.value ?? value.mean, value.std_error);
 }
 
 function showPictures() {
@@ -457,7 +490,10 @@ function showPictures() {
     ...base.map((source, i) => {
       const prompt = DATA.prompts[which][i];
       const pair = element("figure", { class: "pair" }, picture(source, `base model: ${prompt}`));
-      pair.append(chosen[i] ? picture(chosen[i], `${titleOf(state.id)}: ${prompt}`) : element("p", { class: "empty" }, "no picture"));
+      if (chosen[i]) {
+        pair.append(picture(chosen[i], `${titleOf(state.id)}: ${prompt}`));
+        pair.lastChild.classList.add("is-chosen");
+      } else pair.append(element("p", { class: "empty" }, "no picture"));
       pair.append(element("figcaption", {}, prompt));
       return pair;
     }),
@@ -508,8 +544,9 @@ function showGeneration() {
 
 function markChosen() {
   const member = BY_ID.get(state.id);
-  ring(frontSvg, member?.returns);
-  for (const svg of [frontSvg, searchSvg]) {
+  ring(frontSvg, member ? coordinates(member) : null);
+  guardSvgs.forEach((svg, k) => ring(svg, member?.guards[DATA.guards[k].name] ? guardPlace(k)(member) : null));
+  for (const svg of [frontSvg, searchSvg, ...guardSvgs]) {
     if (!svg) continue;
     const nodes = [...svg.querySelectorAll("[data-id]")];
     const focusable = nodes.find((node) => node.dataset.id === state.id) ?? nodes[0];
@@ -528,7 +565,7 @@ function choose(id, isFromSlider = false) {
   showPictures();
   const active = document.activeElement;
   const isFocusInSearch = searchSvg?.contains(active);
-  if (isFocusInSearch) ring(searchSvg, POLICIES.get(id)?.returns);
+  if (isFocusInSearch) ring(searchSvg, POLICIES.has(id) ? coordinates(POLICIES.get(id)) : null);
   else drawSearch();
   showAncestry();
   markChosen();
@@ -606,6 +643,7 @@ function buildAxes() {
     select.addEventListener("change", () => {
       state[axis] = Number(select.value);
       drawFront();
+      drawGuards();
       drawSearch();
     });
     $("axes").append(element("label", {}, `${axis} `, select));
@@ -640,6 +678,7 @@ function switchTheme() {
 
 function drawAll() {
   drawFront();
+  drawGuards();
   showGeneration();
   drawPredictions();
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -146,6 +147,38 @@ def test_markup_in_prompts_is_text_in_the_browser(browser, run_copy):
         assert page.locator("#pictures figcaption >> nth=0").inner_text() == evil
         assert page.locator("img[src='x']").count() == 0
         assert page.title() != "owned"
+
+
+def test_blends_that_were_measured_are_on_the_slider(browser, run_copy):
+    first, second = Front.load(run_copy).policies[:2]
+    blend = {
+        "id": "blend-1",
+        "parts": [
+            {"policy": first.id, "coefficient": 0.25},
+            {"policy": second.id, "coefficient": 0.75},
+        ],
+        "weights": [0.5, 0.5],
+        "report_returns": np.maximum(first.report_returns, second.report_returns).tolist(),
+        "report_std_error": [0.1, 0.1],
+    }
+    record = json.loads((run_copy / "front.json").read_text())
+    (run_copy / "front.json").write_text(json.dumps({**record, "blends": [blend]}))
+    samples = run_copy / "samples" / "report"
+    shutil.copy(samples / f"{second.id}.webp", samples / "blend-1.webp")
+    front = Front.load(run_copy)
+    with open_page(browser, write_report(run_copy).resolve().as_uri()) as page:
+        seen = set()
+        for step in range(0, 1001, 20):
+            page.fill("#preference", str(step))
+            expected = front.pick((1 - step / 1000, step / 1000), with_blends=True).id
+            assert chosen(page).replace("base model", "base") == expected
+            seen.add(expected)
+        assert "blend-1" in seen
+        page.click('tr[data-policy="blend-1"] button')
+        assert page.inner_text("#chosen .tag") == f"blend of {first.id} 25 % and {second.id} 75 %"
+        assert len(pictures(page)) == 8
+        assert page.inner_text("#ancestry-of") == "blend-1 (of its largest part)"
+        assert page.locator("#ancestry b").last.inner_text() == second.id
 
 
 def test_three_objectives_have_a_slider_each_and_axes_to_choose(browser, make_run):

@@ -194,12 +194,15 @@ def test_prompts_and_settings_with_markup_do_not_become_markup(run_copy):
 
 def test_guards_are_shown_where_they_were_measured(run_copy):
     def measure(front):
+        front["guards"] = [{"name": "diversity", "unit": "cosine", "max_loss": 0.2}]
         for policy in front["policies"]:
-            policy["guards"] = {"diversity": {"value": 0.5, "std_error": 0.01}, "steps": 3.0}
-        front["base"]["guards"] = {"diversity": {"value": 0.75, "std_error": 0.02}}
+            policy["guards"] = {"diversity": {"value": 0.5, "std_error": 0.01, "loss": 0.25}}
+        front["base"]["guards"] = {"diversity": {"value": 0.75, "std_error": 0.02, "loss": 0.0}}
 
     edit(run_copy / "front.json", measure)
-    assert build(run_copy).payload["members"][0]["guards"]["diversity"]["value"] == 0.5
+    page = build(run_copy)
+    assert page.payload["members"][0]["guards"]["diversity"]["value"] == 0.5
+    assert "guard-0" in {attributes.get("id") for _, attributes in page.elements}
     text = (run_copy / "report.html").read_text()
     assert "0.500 ± 0.010" in text
     assert "0.750 ± 0.020" in text
@@ -230,7 +233,15 @@ def test_blends_are_members_with_their_parts(run_copy):
     assert members["blend-1"]["gain_std_error"] is None
 
 
-def test_a_run_without_pictures_has_a_report(make_run, run_copy):
+def test_analysing_writes_the_report_again(run_copy, capsys):
+    (run_copy / "report.html").unlink()
+    assert main(["analyse", str(run_copy), "--points", "1", "--device", "cpu"]) == 0
+    assert "report.html, with the blends" in capsys.readouterr().out
+    shown = Page((run_copy / "report.html").read_text()).payload["members"]
+    assert [member["id"] for member in shown] == [m.id for m in Front.load(run_copy).members]
+
+
+def test_a_run_without_pictures_has_a_report(run_copy):
     for path in (run_copy / "samples").glob("*/*"):
         path.unlink()
     assert build(run_copy).payload["pictures"] == {"selection": {}, "report": {}}
