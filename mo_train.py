@@ -122,6 +122,8 @@ def main(settings: Settings) -> None:
     try:
         choice = choose_run(settings)
         if choice.is_finished:
+            if os.environ.get("RANK", "0") != "0":  # one process of several says it
+                return
             sys.stdout.write(
                 f"{choice.path} is finished; raise evolution.evolutionary_generations to go on\n"
             )

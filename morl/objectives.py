@@ -14,6 +14,8 @@ from morl.types import Array, Objective, Offspring, stack
 # z is kept to this many decimals and choices are compared to this many: far below any evaluation
 # noise, far above rounding, so that kilobytes and bytes break ties alike.
 _Z_DECIMALS = 12
+# Farther than this from the reference all is alike: volumes and squares of z stay finite.
+_Z_LIMIT = 1e6
 _CHOICE_DECIMALS = 9
 
 
@@ -35,7 +37,7 @@ def _points(objectives: Sequence[Objective]) -> tuple[Array, Array]:
 
 
 def to_z(returns: ArrayLike, objectives: Sequence[Objective]) -> Array:
-    """Normalises raw returns (..., M).
+    """Normalises raw returns (..., M), which may be any finite numbers; |z| is at most a million.
 
     Example:
         >>> size = Objective(name="size", unit="kB", reference=-120.0, ideal=-20.0)
@@ -43,7 +45,9 @@ def to_z(returns: ArrayLike, objectives: Sequence[Objective]) -> Array:
         array([0.5, 0. ])
     """
     reference, scale = _points(objectives)
-    return np.round((np.asarray(returns, dtype=np.float64) - reference) / scale, _Z_DECIMALS)
+    with np.errstate(over="ignore"):
+        z = (np.asarray(returns, dtype=np.float64) - reference) / scale
+    return np.asarray(np.round(np.clip(z, -_Z_LIMIT, _Z_LIMIT), _Z_DECIMALS), dtype=np.float64)
 
 
 def from_z(z: ArrayLike, objectives: Sequence[Objective]) -> Array:
@@ -55,7 +59,9 @@ def from_z(z: ArrayLike, objectives: Sequence[Objective]) -> Array:
 def error_to_z(std_error: ArrayLike, objectives: Sequence[Objective]) -> Array:
     """Scales raw standard errors (..., M) to z-units; a constant added to a reward is no error."""
     _, scale = _points(objectives)
-    return np.round(np.asarray(std_error, dtype=np.float64) / scale, _Z_DECIMALS)
+    with np.errstate(over="ignore"):
+        z = np.asarray(std_error, dtype=np.float64) / scale
+    return np.asarray(np.round(np.minimum(z, _Z_LIMIT), _Z_DECIMALS), dtype=np.float64)
 
 
 def returns_in_z(members: Sequence[Offspring], objectives: Sequence[Objective]) -> Array:

@@ -56,11 +56,15 @@ def same_reading(first: Offspring, second: Offspring, objectives: Sequence[Objec
 
     The rule: |f1 - f2| <= 0.5 sqrt(e1^2 + e2^2) for each objective, with standard errors e.
     """
-    noise = np.hypot(
-        error_to_z(first.std_error, objectives), error_to_z(second.std_error, objectives)
-    )
-    gap = np.abs(to_z(first.returns, objectives) - to_z(second.returns, objectives))
-    return bool((gap <= DUPLICATE_STD_ERRORS * noise + _ROUNDING).all())
+    z = [to_z(each.returns, objectives) for each in (first, second)]
+    error = [error_to_z(each.std_error, objectives) for each in (first, second)]
+    return bool(_is_same(z[0], error[0], z[1], error[1]))
+
+
+def _is_same(z: Array, error: Array, other_z: Array, other_error: Array) -> Mask:
+    """`same_reading` of returns and standard errors in z; (..., M) broadcast."""
+    gap, noise = np.abs(z - other_z), np.hypot(error, other_error)
+    return np.asarray((gap <= DUPLICATE_STD_ERRORS * noise + _ROUNDING).all(axis=-1))
 
 
 class ParetoArchive:
@@ -80,6 +84,8 @@ class ParetoArchive:
         self._objectives = check_objectives(objectives)
         self.members: tuple[Offspring, ...] = ()
         self.num_duplicates = 0
+        self._z: Array = np.empty((0, len(self._objectives)))  # of the members, as are
+        self._error: Array = np.empty((0, len(self._objectives)))  # their standard errors
 
     def add(self, batch: Iterable[Offspring]) -> None:
         """Offers policies; those of one batch are taken by name, so their order is irrelevant."""
@@ -88,21 +94,21 @@ class ParetoArchive:
 
     def _offer(self, newcomer: Offspring) -> None:
         z = to_z(newcomer.returns, self._objectives)
-        kept = []
-        for member in self.members:
-            member_z = to_z(member.returns, self._objectives)
-            if weakly_dominates(member_z, z):
-                return
-            if not weakly_dominates(z, member_z):
-                kept.append(member)
-        for member in kept:
-            if same_reading(newcomer, member, self._objectives):
-                self.num_duplicates += 1
-                logger.info(
-                    "%s is within evaluation noise of %s: not archived (%d so far)",
-                    newcomer.policy,
-                    member.policy,
-                    self.num_duplicates,
-                )
-                return
+        error = error_to_z(newcomer.std_error, self._objectives)
+        if weakly_dominates(self._z, z).any():
+            return
+        stays = ~weakly_dominates(z, self._z)
+        same = np.flatnonzero(stays & _is_same(z, error, self._z, self._error))
+        if len(same) > 0:
+            self.num_duplicates += 1
+            logger.info(
+                "%s is within evaluation noise of %s: not archived (%d so far)",
+                newcomer.policy,
+                self.members[same[0]].policy,
+                self.num_duplicates,
+            )
+            return
+        kept = (self.members[i] for i in np.flatnonzero(stays))
         self.members = (*kept, newcomer)
+        self._z = np.vstack([self._z[stays], z])
+        self._error = np.vstack([self._error[stays], error])

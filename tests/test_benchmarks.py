@@ -11,6 +11,13 @@ import pytest
 HEADLINES = {
     "agents": {"small"},
     "selection": {"seconds"},
+    "soak": {
+        "generations",
+        "generation_seconds",
+        "saving_seconds",
+        "megabytes",
+        "checkpoint_kilobytes",
+    },
 }
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,12 +77,19 @@ class Program:
         self._helper.stdin.flush()
         return json.loads(self._helper.stdout.readline())
 
-    def start(self, *overrides: str, fault: str = "", **arguments: object) -> Process:
+    def start(
+        self,
+        *overrides: str,
+        fault: str = "",
+        environment: dict[str, str] | None = None,
+        **arguments: object,
+    ) -> Process:
         """Start a run.
 
         Args:
             overrides: settings, without `--config.`.
             fault: a function of `tests/faults/injected.py` to call in the process first.
+            environment: variables that a launcher would set.
             arguments: of that function.
         """
         self._count += 1
@@ -92,9 +100,29 @@ class Program:
             command=[*self.options, *(f"--config.{override}" for override in overrides)],
             log=str(log),
             fault=fault,
+            environment=environment or {},
             arguments=arguments,
         )["pid"]
         return Process(self, pid, log)
+
+    def start_together(self, count: int, *overrides: str) -> list[Process]:
+        """Start one run in several processes, as torchrun would."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        return [
+            self.start(
+                *overrides,
+                environment={
+                    "MASTER_ADDR": "localhost",
+                    **{name: str(value) for name, value in shared.items()},
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                },
+            )
+            for rank in range(count)
+        ]
 
     def run(self, *overrides: str, fault: str = "", **arguments: object) -> tuple[int, str]:
         """Run to the end: exit code and output."""
@@ -133,6 +161,7 @@ def _become(request: dict) -> None:
     sys.argv = ["mo_train.py", *request["command"]]
     code = 1
     try:
+        os.environ.update(request["environment"])
         if request["fault"]:
             injected = importlib.import_module("tests.faults.injected")
             getattr(injected, request["fault"])(**request["arguments"])

@@ -1,0 +1,115 @@
+"""Does a long run stay as fast and as small as it began? The whole program, over and over.
+
+    python -m benchmarks.soak           # 240 generations; about 5 minutes on one core
+    python -m benchmarks.soak --quick   # 12 generations
+
+The embedded model, two agents, the rewards that cost least: every generation samples, updates,
+evaluates, selects and saves as any other run, only with few and small rollouts, so that whatever
+grows with the number of generations (history, archive, checkpoints) shows beside it. CPU time, so
+that a busy machine does not.
+
+The last line is JSON: CPU seconds of a generation and of saving it, and memory, in the first and
+in the last quarter of the run; the sizes of the last checkpoint's files.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import ml_collections
+
+from benchmarks import common
+from config import base
+from config.parse import parse
+from mo_loop import Run
+from morl.types import Generation, PolicyId
+
+QUICK_GENERATIONS, GENERATIONS = 12, 240
+
+
+def recipe(num_generations: int, logdir: Path) -> ml_collections.ConfigDict:
+    """Settings under which a generation takes about a second."""
+    config = base.get_config()
+    config.logdir, config.run_name, config.num_threads = str(logdir), "soak", 1
+    config.rewards.names = ("colorfulness", "jpeg_compressibility")
+    config.sample.update(num_steps=3, prompts_per_iteration=2, images_per_prompt=2)
+    # so bold a step that policies differ, and archive and population fill
+    config.train.update(updates_per_epoch=1, skip_last_steps=1, learning_rate=0.05)
+    config.evaluation.update(calibration_prompts=8, selection_images=16, report_images=8)
+    config.evolution.update(
+        num_agents=2,
+        warmup_generations=2,
+        evolutionary_generations=num_generations - 2,
+        iterations_per_generation=1,
+    )
+    return config
+
+
+class Soak(Run):
+    """A run that notes what each generation took."""
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        self.seconds: list[float] = []
+        self.saving: list[float] = []
+        self.megabytes: list[float] = []
+        super().__init__(parse(config, {}))
+        self._started = time.process_time()
+
+    def _conclude(self, generation: Generation) -> set[PolicyId]:
+        begin = time.process_time()
+        live = super()._conclude(generation)
+        end = time.process_time()
+        self.saving.append(end - begin)
+        self.seconds.append(end - self._started)
+        self.megabytes.append(resident_megabytes())
+        self._started = end
+        return live
+
+
+def resident_megabytes() -> float:
+    """Memory of this process that is in RAM now."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def quarters(values: list[float]) -> tuple[float, float]:
+    """Medians of the first and of the last quarter, without the first two values."""
+    size = max(1, len(values) // 4)
+    return statistics.median(values[2 : 2 + size]), statistics.median(values[-size:])
+
+
+def main() -> None:
+    """Run, and print what grew."""
+    arguments = common.parser(__doc__, rounds=1).parse_args()
+    common.pin_to_one_thread()
+    common.print_header("Soak")
+    count = QUICK_GENERATIONS if arguments.quick else GENERATIONS
+    with tempfile.TemporaryDirectory() as folder:
+        run = Soak(recipe(count, Path(folder)))
+        run.train()
+        saved = max((Path(folder) / "soak" / "checkpoints").iterdir())
+        sizes = {path.name: path.stat().st_size / 1024 for path in sorted(saved.iterdir())}
+    measured = {
+        "generation_seconds": quarters(run.seconds),
+        "saving_seconds": quarters(run.saving),
+        "megabytes": quarters(run.megabytes),
+    }
+    common.print_table(
+        ["", "first quarter", "last quarter", "ratio"],
+        [[name, first, last, last / first] for name, (first, last) in measured.items()],
+    )
+    common.print_headline(
+        {
+            "generations": count,
+            **{name: {"first": a, "last": b} for name, (a, b) in measured.items()},
+            "checkpoint_kilobytes": sizes,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
