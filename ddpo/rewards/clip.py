@@ -97,19 +97,20 @@ class ClipTower:
     def embed_texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """(rows, D) float32 of length 1; each distinct prompt is embedded once and remembered."""
         with self._text_lock:
-            return torch.cat([self._embed_text(prompt) for prompt in prompts])
+            return torch.cat([self._embed_text(prompt) for prompt in prompts]).to(self.device)
 
     def cosine(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """(rows,) cosine of each picture with its prompt."""
         return (self.embed_images(batch) * self.embed_texts(prompts)).sum(dim=-1)
 
     def _embed_one(self, prompt: str) -> torch.Tensor:
+        """(1, D) on the CPU: scorers that share this model have CUDA streams of their own."""
         for part in (self.model.text_model, self.model.text_projection):
             part.to(self.device)
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(prompt, truncation=True, max_length=length, return_tensors="pt")
         embeds = self.model.get_text_features(**tokens.to(self.device)).pooler_output
-        return F.normalize(embeds.float(), dim=-1)
+        return F.normalize(embeds.float(), dim=-1).cpu()
 
 
 _towers: WeakValueDictionary[tuple[str, str, str, str], ClipTower] = WeakValueDictionary()

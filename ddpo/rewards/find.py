@@ -51,7 +51,7 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 f"rewards.remotes: {remote!r} must look like name=http://host:port/path, where "
                 "name is a word that rewards.names can use"
             )
-    names = [remote.partition("=")[0] for remote in remotes]
+    names = _remote_names(flat)
     if len(set(names)) < len(names):
         yield f"rewards.remotes={remotes} must not give a name twice"
     for name in flat.get("rewards.names", ()):
@@ -65,9 +65,13 @@ def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     for name in flat.get("guards.names", ()):
         if name in PICTURE_GUARDS:
             continue
-        problem = name_problem("guards.names", name)
+        problem = name_problem("guards.names", name, _remote_names(flat))
         if problem is not None:
             yield f"{problem}. Guards may also be {' or '.join(PICTURE_GUARDS)}"
+
+
+def _remote_names(flat: Mapping[str, Any]) -> list[str]:
+    return [remote.partition("=")[0] for remote in flat.get("rewards.remotes", ())]
 
 
 def name_problem(setting: str, name: str, remotes: Sequence[str] = ()) -> str | None:

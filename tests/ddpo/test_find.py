@@ -76,6 +76,8 @@ def test_settings_take_own_rewards_beside_those_of_the_table(own):
         ("own_rewards:", "must look like module:function"),
         (":warmth", "must look like module:function"),
         ("own_rewards:a.b", "must look like module:function"),
+        ("own_rewards:../../x", "must look like module:function"),
+        ("own_rewards:" + 300 * "x", "does not define"),
         ("jpeg_compresibility", "did you mean 'jpeg_compressibility'?"),
     ],
 )
@@ -84,6 +86,14 @@ def test_a_name_that_leads_nowhere_is_a_wrong_setting(own, name, message):
         read_settings([f"--config.rewards.names={name},colorfulness"])
     assert message in str(error.value)
     assert len(error.value.problems) == 1
+
+
+def test_guards_may_be_remote_or_of_the_user(own):
+    options = ["--config.rewards.remotes=judge=http://127.0.0.1:1/judge"]
+    settings = read_settings([*options, f"--config.guards.names=judge,{own}:warmth"])
+    assert settings.guards.names == ("judge", f"{own}:warmth")
+    with pytest.raises(ConfigError, match=r"guards\.names: 'jugde' .* did you mean 'judge'"):
+        read_settings([*options, "--config.guards.names=jugde"])
 
 
 def test_two_own_rewards_of_one_name_are_refused(own):

@@ -342,7 +342,16 @@ def test_an_answer_is_numbers_only():
 
 
 @pytest.mark.parametrize(
-    "remote", ["nowhere", "a=ftp://x/y", "a=http://", "a b=http://x", "=http://x", "a=http://[x"]
+    "remote",
+    [
+        "nowhere",
+        "a=ftp://x/y",
+        "a=http://",
+        "a b=http://x",
+        "=http://x",
+        "../a=http://x",
+        "a=http://[x",
+    ],
 )
 def test_a_wrong_url_is_a_wrong_setting(remote):
     with pytest.raises(ConfigError, match=r"rewards\.remotes: .* must look like name=http"):

@@ -1,0 +1,80 @@
+"""Calls in threads of their own."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ddpo.worker import Worker
+
+
+def test_calls_run_in_order_off_the_main_thread():
+    worker, seen = Worker("w"), []
+    calls = [
+        worker.submit(lambda i=i: (seen.append(i), threading.current_thread())[1])
+        for i in range(20)
+    ]
+    threads = {call.result(5) for call in calls}
+    assert seen == list(range(20))
+    assert [thread.name for thread in threads] == ["w"]
+    assert threads.pop().daemon
+
+
+def test_what_a_call_raises_is_raised_where_its_result_is_asked_for():
+    worker = Worker("w")
+    failing, next_one = worker.submit(lambda: 1 / 0), worker.submit(lambda: 7)
+    with pytest.raises(ZeroDivisionError):
+        failing.result(5)
+    assert next_one.result(5) == 7
+
+
+def test_a_new_thread_goes_on_where_one_hangs():
+    worker, is_over, ran = Worker("w"), threading.Event(), []
+    hanging = worker.submit(lambda: is_over.wait(30))
+    waiting = worker.submit(lambda: ran.append(1))
+    with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
+        hanging.result(0.01)
+    worker.abandon(hanging)
+    waiting.result(5)
+    is_over.set()
+    assert hanging.result(5) is True  # late, and nobody needs it
+    assert [worker.submit(lambda i=i: ran.append(i)).result(5) for i in range(3)] == [None] * 3
+    assert ran == [1, 0, 1, 2]
+
+
+def test_a_call_that_answered_after_all_keeps_its_thread():
+    worker = Worker("w")
+    first = worker.submit(threading.current_thread)
+    thread = first.result(5)
+    worker.abandon(first)
+    assert worker.submit(threading.current_thread).result(5) is thread
+
+
+def test_the_time_limit_of_a_call_starts_when_it_does():
+    worker, is_over = Worker("w"), threading.Event()
+    before = worker.submit(lambda: is_over.wait(30))
+    call = worker.submit(lambda: 3)
+    is_over.set()
+    assert before.result(5) is True
+    assert call.result(5) == 3
+    assert call.seconds < 5
+
+
+def test_a_closed_worker_ends_its_thread_and_drops_what_waits():
+    worker, has_begun, is_over, ran = Worker("w"), threading.Event(), threading.Event(), []
+
+    def run():
+        has_begun.set()
+        is_over.wait(30)
+        return threading.current_thread()
+
+    running = worker.submit(run)
+    worker.submit(lambda: ran.append(1))
+    assert has_begun.wait(5)
+    worker.close()
+    is_over.set()
+    thread = running.result(5)
+    thread.join(5)
+    assert not thread.is_alive()
+    assert ran == []
