@@ -91,9 +91,9 @@ class Trainer:
         self.agents = Agents(self.model.unet, len(self.own), settings.adapter, settings.train)
         self.sampler = Sampler(self.model, settings.sample)
         if settings.pretrained.offload_text_encoders:
-            prompts = self.prompts
+            prompts, negative = self.prompts, settings.sample.negative_prompt
             self.model.offload_text_encoders(
-                [*prompts.train, *prompts.selection, *prompts.report, ""]
+                [*prompts.train, *prompts.selection, *prompts.report, negative]
             )
         self.updater = Updater(self.sampler, settings, processes)
         if settings.pretrained.compile:

