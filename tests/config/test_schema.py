@@ -165,6 +165,7 @@ def test_overrides_reach_the_settings():
             "--config.rewards.reference=(1, -2.5)",
             "--config.rewards.ideal=2,-1",
             "--config.pretrained.channels_last=true",
+            "--config.pretrained.original_size=1024,768",
             "--config.seed=7",
         ]
     )
@@ -172,6 +173,7 @@ def test_overrides_reach_the_settings():
     assert settings.rewards.names == ("colorfulness", "jpeg_compressibility")
     assert settings.rewards.reference == (1.0, -2.5)
     assert settings.pretrained.channels_last is True
+    assert settings.pretrained.original_size == (1024, 768)
     assert settings.seed == settings.evolution.seed == 7
 
 
