@@ -226,7 +226,9 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
     return Memory(
         weights=footprint.weight_bytes,
         adapters=_ADAPTER_COPIES * _FLOAT32 * plan.num_agents * footprint.adapter_parameters,
-        rollout=_FLOAT32 * samples * (trajectory + footprint.image_entries),
+        rollout=0
+        if settings.sample.offload_rollouts
+        else _FLOAT32 * samples * (trajectory + footprint.image_entries),
         sampling=settings.sample.rows_per_pass * footprint.sample_bytes,
         decoding=footprint.decode_bytes
         * (1 if settings.pretrained.vae_slicing else pictures_per_pass),

@@ -142,9 +142,7 @@ class Processes:
         try:
             store, rank, count = next(rendezvous("env://", timeout=timeout))
             dist.init_process_group(
-                backend=dist.get_default_backend_for_device(device.type)
-                if device.type == "cpu"
-                else f"cpu:gloo,{dist.get_default_backend_for_device(device.type)}",
+                backend=backends_for(device.type),
                 store=store,
                 rank=rank,
                 world_size=count,
@@ -306,6 +304,16 @@ class Processes:
         assert self._board is not None
         key = f"meeting/{rank}"
         return int(self._board.get(key)) if self._board.check([key]) else 0
+
+
+def backends_for(device_type: str) -> str:
+    """Gloo for what is on the host, and the device's own way for what is on it.
+
+    >>> backends_for("cuda")
+    'cpu:gloo,cuda:nccl'
+    """
+    names = {kind: dist.get_default_backend_for_device(kind) for kind in ("cpu", device_type)}
+    return ",".join(f"{kind}:{name}" for kind, name in names.items())
 
 
 def _own_device() -> torch.device:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from config.errors import UserError
 from config.rules import process_problems
-from ddpo.processes import Processes, Share
+from ddpo.processes import Processes, Share, backends_for
 from ddpo.rewards import REWARDS, RewardEntry
 from tests.conftest import make_settings, make_tiny_pipe
 from tests.processes import run_processes, values
@@ -122,6 +122,14 @@ def train(folder, num_agents, count):
     loading.DTYPES["float32"] = torch.float64
 
     settings = settings_for(folder, num_agents)
+    reductions = []
+    all_reduce = torch.distributed.all_reduce
+
+    def counting(values, group=None):
+        reductions.append((tuple(values.shape), group and group.size()))
+        return all_reduce(values, group=group)
+
+    torch.distributed.all_reduce = counting
     processes = Processes.start(settings.processes, num_agents)
     assert (processes.count, processes.rank) == (count, int(os.environ["RANK"]))
     trainer = Trainer(settings, processes, lambda *_: lambda: None)
@@ -129,6 +137,9 @@ def train(folder, num_agents, count):
     first = torch.linspace(0, 1, num_agents)
     weights, scales = torch.stack([first, 1 - first], dim=1), torch.tensor([0.01, 1.0])
     iterations = [trainer.iterate(0, index, weights, scales) for index in range(2)]
+    members = count // math.gcd(num_agents, count)
+    blocks = [group for shape, group in reductions if shape == trainer.agents.gradients.shape]
+    assert blocks == ([members] * 8 if members > 1 else [])  # 2 iterations x 2 epochs x 2 updates
     policies = trainer.snapshot()
     on = EvaluationSet.make("selection", ["a", "b"], 5, run_seed=3)
     evaluations = trainer.evaluate([*policies, trainer.agents.initial_policy()], on, 3)
@@ -300,6 +311,30 @@ def decide():
 def fill_the_disk():
     assert os.environ["RANK"] == "0"  # nobody else comes here
     raise OSError("disk is full")
+
+
+def test_what_a_process_died_of_is_told_by_the_others():
+    ended = run_processes(2, crash)
+    assert ended[0].error.startswith("ProcessError: process 0 waited for the results")
+    assert "process 1 failed: MemoryError: 3 bytes were missing" in ended[0].error
+
+
+def crash():
+    processes = Processes.start(settings_for_processes(), num_agents=2)
+    try:
+        processes.gather("well" if processes.rank == 0 else run_out_of_memory())
+    except Exception as error:
+        processes.close(error)
+        raise
+
+
+def run_out_of_memory():
+    raise MemoryError("3 bytes were missing")
+
+
+def test_what_is_on_a_gpu_goes_by_nccl_and_what_is_on_the_host_by_gloo():
+    assert backends_for("cuda") == "cpu:gloo,cuda:nccl"
+    assert backends_for("cpu") == "cpu:gloo"
 
 
 def settings_for_processes(**changes):

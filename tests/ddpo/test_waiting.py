@@ -5,6 +5,7 @@ On a CPU nobody has to wait, so what is counted are the operations that would wa
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddpo.scorer import Scorer, collect
 from tests.conftest import make_rig, make_tiny_pipe
 
 # Python's ways from a tensor to a number, and the operations that have to know values.
@@ -87,6 +89,27 @@ def test_an_update_waits_as_often_whatever_its_number_of_steps_and_passes(rule, 
     assert many >= 4 * few
     assert first == second
     assert first.total() < 20
+
+
+def test_rewards_are_computed_while_the_next_pictures_are_drawn():
+    """The first reward waits for a step of the second batch: in turns it would wait for ever."""
+    rig = make_rig(1, sample={"rows_per_pass": 8})  # batches of 4 samples
+    begun, steps = threading.Event(), []
+
+    def reward(images, prompts):
+        assert begun.wait(30)
+        return images.mean(dim=(1, 2, 3))
+
+    def on_step():
+        steps.append(1)
+        if len(steps) > 4:
+            begun.set()
+
+    scorer = Scorer({"r": reward})
+    _, rewards = collect(rig.sampler, scorer, rig.agents, rig.batch(1, 8), on_step)
+    scorer.close()
+    assert rewards.values.isfinite().all()
+    assert len(steps) == 8
 
 
 def test_half_precision_waits_no_more():
