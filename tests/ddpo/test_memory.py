@@ -83,6 +83,7 @@ def predict(rig):
     return rig.agents.predict(latents, torch.full((4,), 500), batch.conditioning, 2)
 
 
+@pytest.mark.filterwarnings("default")  # compilers have their own
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_unet_predicts_and_learns_the_same(backend):
     rig = make_rig(2)
