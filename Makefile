@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train smoke test check clean
+.PHONY: train smoke test test-serve check clean
 
 train: $(VENV)/.run-ready
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no mo_train.py $(ARGS)
@@ -16,6 +16,10 @@ smoke: $(VENV)/.run-ready
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+# The live app with gradio, in an environment of its own: gradio needs pillow < 13.
+test-serve: $(VENV)-serve/.ready
+	$(VENV)-serve/bin/python -m pytest tests/front/test_serve.py $(ARGS)
 
 check: $(VENV)/.dev-ready
 	$(BIN)/ruff check .
@@ -32,5 +36,10 @@ $(VENV)/.dev-ready: $(VENV)/.run-ready requires-dev.txt
 	$(BIN)/python -m pip install --quiet -r requires-dev.txt
 	touch $@
 
+$(VENV)-serve/.ready: requires.txt requires-serve.txt requires-dev.txt
+	$(PYTHON) -m venv $(VENV)-serve
+	$(VENV)-serve/bin/python -m pip install --quiet -r requires-serve.txt -r requires-dev.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-serve .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

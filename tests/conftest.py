@@ -26,6 +26,22 @@ def pytest_configure(config: pytest.Config) -> None:
             config.addinivalue_line("filterwarnings", f"default::{kind}")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many browser tests ran, and why others did not."""
+    stats = terminalreporter.stats
+    ran = [
+        report
+        for outcome in ("passed", "failed")
+        for report in stats.get(outcome, [])
+        if "browser" in report.keywords and report.when == "call"
+    ]
+    skipped = [report for report in stats.get("skipped", []) if "browser" in report.keywords]
+    reasons = {report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)}
+    if ran or skipped:
+        why = f", {len(skipped)} skipped ({'; '.join(sorted(reasons))})" if skipped else ""
+        terminalreporter.write_line(f"browser tests: {len(ran)} ran{why}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     torch.set_num_threads(1)

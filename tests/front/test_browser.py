@@ -13,6 +13,8 @@ from front.report import write_report
 from front.tables import with_error
 from tests.browser import open_page
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module", name="page")
 def _page(browser, finished_run):

@@ -207,6 +207,7 @@ def test_the_app_draws_with_the_embedded_model(live):
 
 
 @needs_gradio
+@pytest.mark.browser
 @pytest.mark.filterwarnings("default")
 def test_the_page_draws_beside_the_base_model_and_asks_only_its_own_server(live, browser):
     address, front = live
