@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.errors import UserError
 from front.arguments import (
     add_blend,
     add_choice,
@@ -281,7 +282,7 @@ def analyse(args: argparse.Namespace) -> None:
     from front.analyse import analyse as measure
     from front.analyse import publish_analysis
     from front.progress import route_logs
-    from front.report import ReportError, write_report
+    from front.report import write_report
 
     route_logs()
     front = Front.load(args.run)
@@ -315,7 +316,7 @@ def analyse(args: argparse.Namespace) -> None:
     say(f"wrote {front.path / 'dense_front.png'}, analysis.json, and blends to front.json")
     try:
         say(f"wrote {write_report(front.path)}, with the blends")
-    except ReportError as error:
+    except UserError as error:
         say(f"report.html stays as it was: {error}")
 
 

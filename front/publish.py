@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from config.errors import UserError
 from front.plots import plot_front, plot_hypervolume, plot_samples
-from front.report import ReportError, write_report
+from front.report import write_report
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
@@ -180,7 +181,7 @@ def publish(
     run_dir.write_samples("report", report)
     try:
         write_report(run_dir.path)
-    except (ReportError, OSError) as error:  # everything it shows is on disk already
+    except UserError as error:  # everything it shows is on disk already
         logger.warning("report.html could not be written: %s", error)
 
 

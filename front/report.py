@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
@@ -91,15 +91,18 @@ def write_report(run: Path) -> Path:
     """Write `report.html` into a run directory and return its path.
 
     Raises:
-        ReportError: if the folder holds no run, or a file of it is damaged.
+        UserError: if the folder holds no run, a file of it is damaged, or it cannot be written to.
     """
     files = RunFiles.read(run)
     try:
         page = render(files, report_data(files))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, TemplateError) as error:
         raise ReportError(f"the records of {run} do not fit together: {error!r}") from error
     path = run / "report.html"
-    write_atomic(path, page.encode())
+    try:
+        write_atomic(path, page.encode())
+    except OSError as error:
+        raise ReportError(f"{path} cannot be written: {error}") from error
     return path
 
 
@@ -115,7 +118,7 @@ def report_data(files: RunFiles) -> dict[str, Any]:
     if front:
         shown["report"] = [BASE_POLICY, *(member["id"] for member in members)]
     return {
-        "run": files.path.name,
+        "run": files.path.resolve().name,
         "set": which,
         "objectives": search["objectives"],
         "guards": front.get("guards", []) if front else [],

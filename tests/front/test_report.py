@@ -151,7 +151,7 @@ def test_a_run_that_goes_on_shows_the_selection_set_and_says_so(run_copy):
     (run_copy / "front.json").unlink()
     page = build(run_copy)
     assert page.payload["set"] == "selection"
-    assert "Still running" in (run_copy / "report.html").read_text()
+    assert "Not finished" in (run_copy / "report.html").read_text()
     search = json.loads((run_copy / "search.json").read_text())
     returns = {c["policy"]: c["returns"] for g in search["generations"] for c in g["offspring"]}
     returns["base"] = search["base"]["returns"]
