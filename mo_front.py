@@ -39,12 +39,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _hyphenated(argument: str) -> str:
-    """`--num_images=4` as `--num-images=4`: both spellings are understood."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+def hyphenated(arguments: Sequence[str]) -> list[str]:
+    """`--num_images=4` as `--num-images=4`: both spellings are understood.
+
+    Example:
+        >>> hyphenated(["pick", "my_run", "--num_images=4"])
+        ['pick', 'my_run', '--num-images=4']
+    """
+    out = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        is_option = argument.startswith("--")
+        out.append(name.replace("_", "-") + equals + value if is_option else argument)
+    return out
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         does), 1 if it could not be answered.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision on import
-    args = make_parser().parse_args([_hyphenated(argument) for argument in arguments])
+    args = make_parser().parse_args(hyphenated(arguments))
     try:
         args.command(args)
     except UserError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,13 +10,19 @@ from front.front import Blend, Front, FrontPolicy
 from front.tables import file_size, terminal_table, with_error
 from morl.objectives import to_z
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from front.front import GuardValue
+
 
 def front_text(front: Front) -> str:
     """The front as a table, and the quality of the whole."""
-    header = ["policy", "weights", *(f"{o.name} [{o.unit}]" for o in front.objectives), "on disk"]
-    rows = [_row(member) for member in front.members]
+    header = ["policy", "weights", *(f"{o.name} [{o.unit}]" for o in front.objectives)]
+    header += [*(f"guard {guard.name} [{guard.unit}]" for guard in front.guards), "on disk"]
+    rows = [_row(front, member) for member in front.members]
     base = _returns(front.base.report_returns, front.base.report_std_error)
-    rows.append(["(base model)", "", *base, ""])
+    rows.append(["(base model)", "", *base, *_guards(front, front.base.guards), ""])
     spent = ", ".join(f"{count} to {purpose}" for purpose, count in front.images.items())
     lines = [
         terminal_table(header, rows),
@@ -33,13 +39,22 @@ def front_text(front: Front) -> str:
     return "\n".join(lines)
 
 
-def _row(member: FrontPolicy | Blend) -> list[str]:
+def _row(front: Front, member: FrontPolicy | Blend) -> list[str]:
     if isinstance(member, FrontPolicy):
         origin = ", ".join(f"{weight:.2f}" for weight in member.weights)
         size = file_size(member.size_bytes)
+        guards = member.guards
     else:
         origin, size = recipe(member), "(blend)"
-    return [member.id, origin, *_returns(member.report_returns, member.report_std_error), size]
+        guards = {}
+    returns = _returns(member.report_returns, member.report_std_error)
+    return [member.id, origin, *returns, *_guards(front, guards), size]
+
+
+def _guards(front: Front, values: Mapping[str, GuardValue]) -> list[str]:
+    """A cell for every guard; empty where it was not measured, as on blends."""
+    found = [values.get(guard.name) for guard in front.guards]
+    return ["" if each is None else with_error(each.value, each.std_error) for each in found]
 
 
 def recipe(member: FrontPolicy | Blend) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -52,6 +52,30 @@ class ChoiceError(FrontError):
     """The question is wrong: weights or names that this front does not have."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """Something that policies should keep, though nothing trains it; see docs/guards.md.
+
+    Attributes:
+        name: unique within a run.
+        unit: of its values.
+        max_loss: how far below the base model's value a policy may be; None for no limit.
+    """
+
+    name: str
+    unit: str
+    max_loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardValue:
+    """What a guard says of a policy on the report set, and how far that is below the base model."""
+
+    value: float
+    std_error: float
+    loss: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrontPolicy:
     """A policy on the published front.
@@ -66,6 +90,7 @@ class FrontPolicy:
         report_returns: (M,) on the report set, raw units: the published numbers.
         report_std_error: (M,) of `report_returns`.
         adapter: folder of its LoRA adapter, in diffusers' format.
+        guards: by name; empty in a run without guards.
     """
 
     id: PolicyId
@@ -77,6 +102,7 @@ class FrontPolicy:
     report_returns: Array
     report_std_error: Array
     adapter: Path
+    guards: Mapping[str, GuardValue] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[tuple[FrontPolicy, float], ...]:
@@ -152,10 +178,11 @@ def _apply(member: FrontPolicy | Blend, pipe: Any, name: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BaseModel:
-    """The base model's returns (M,) on the report set and their standard errors, raw units."""
+    """The base model's returns (M,) on the report set, their standard errors, and its guards."""
 
     report_returns: Array
     report_std_error: Array
+    guards: Mapping[str, GuardValue]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,6 +195,7 @@ class Front:
         policies: from the lowest to the highest report return in the first objective.
         blends: measured blends that `analyse` added, in the same order.
         base: the base model.
+        guards: what else was measured on the report set.
         dominated_on_report: archive members that another member dominates on the report set.
         sample_prompts: of the pictures in `samples/report/`, the same for every policy.
         sample_seeds: of the same pictures.
@@ -182,6 +210,7 @@ class Front:
     policies: tuple[FrontPolicy, ...]
     blends: tuple[Blend, ...]
     base: BaseModel
+    guards: tuple[Guard, ...]
     dominated_on_report: tuple[PolicyId, ...]
     sample_prompts: tuple[str, ...]
     sample_seeds: tuple[int, ...]
@@ -241,6 +270,7 @@ class Front:
         base = BaseModel(
             report_returns=frozen_vector("base", data["base"]["report_returns"], num),
             report_std_error=frozen_vector("base", data["base"]["report_std_error"], num),
+            guards=_guards(data["base"]),
         )
         return cls(
             path=path,
@@ -248,6 +278,7 @@ class Front:
             policies=tuple(policies),
             blends=tuple(blends),
             base=base,
+            guards=tuple(Guard(**guard) for guard in data.get("guards", [])),
             dominated_on_report=tuple(data["dominated_on_report"]),
             sample_prompts=tuple(data.get("samples", {}).get("prompts", ())),
             sample_seeds=tuple(data.get("samples", {}).get("seeds", ())),
@@ -498,8 +529,13 @@ def _policy(run: Path, entry: Mapping[str, Any], num: int) -> FrontPolicy:
         generation=int(entry["generation"]),
         weights=frozen_weights("weights", entry["weights"]),
         adapter=adapter,
+        guards=_guards(entry),
         **vectors,
     )
+
+
+def _guards(entry: Mapping[str, Any]) -> dict[str, GuardValue]:
+    return {name: GuardValue(**value) for name, value in entry.get("guards", {}).items()}
 
 
 def _blend(entry: Mapping[str, Any], policies: Mapping[PolicyId, FrontPolicy], num: int) -> Blend:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from front import Front
-from front.front import ADAPTER_FILE, Blend, ChoiceError, FrontError
+from front.describe import front_text
+from front.front import ADAPTER_FILE, Blend, ChoiceError, FrontError, Guard
 from morl.objectives import to_z
 
 
@@ -52,6 +53,21 @@ def test_the_front_holds_what_front_json_says(finished_run):
     assert len(front.history) == 9
     assert front.images == data["images"]
     assert front.sample_prompts == ("e", "f", "e", "f")
+
+
+def test_guards_are_read_and_shown(run_copy):
+    def add(data):
+        data["guards"] = [{"name": "diversity", "unit": "1 - cosine", "max_loss": 0.2}]
+        for entry in (data["base"], *data["policies"]):
+            entry["guards"] = {"diversity": {"value": 0.5, "std_error": 0.01, "loss": 0.1}}
+
+    edit(run_copy, "front.json", add)
+    front = Front.load(run_copy)
+    assert front.guards == (Guard(name="diversity", unit="1 - cosine", max_loss=0.2),)
+    assert front.policies[0].guards["diversity"].loss == 0.1
+    text = front_text(front)
+    assert "guard diversity [1 - cosine]" in text
+    assert text.count("0.500 ± 0.010") == len(front.policies) + 1
 
 
 def test_values_are_frozen(finished_run):
