@@ -176,7 +176,7 @@ class Scorer:
         return rewards
 
     def close(self) -> None:
-        """Let the worker threads end; one that hangs is left behind."""
+        """End the worker threads; one that hangs is left behind."""
         for worker in self._workers.values():
             worker.close()
 

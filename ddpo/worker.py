@@ -1,20 +1,27 @@
 """Calls in a thread of their own, which can hang without taking the program with them.
 
 `concurrent.futures` joins its threads when the program ends, so a call that never returns would
-keep it alive for ever. These threads are daemons, and one that hangs is left behind.
+keep it alive for ever. These threads are daemons, and one that hangs is left behind. All others end
+before the interpreter does: a daemon that is inside torch when Python shuts down can abort the
+process.
 """
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+_PATIENCE_SECONDS = 5.0  # for a call that is under way when its worker is closed
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
 class Call(Generic[T]):
@@ -79,6 +86,7 @@ class Worker:
         self._lock = threading.Lock()
         self._calls: queue.SimpleQueue[Call[object] | None] = queue.SimpleQueue()
         self._start()
+        _workers.add(self)
 
     def submit(self, function: Callable[[], T]) -> Call[T]:
         """Queue a call."""
@@ -94,16 +102,18 @@ class Worker:
                 self._start()
 
     def close(self) -> None:
-        """Drop what is queued and let the thread end once its call returns, if ever."""
+        """Drop what is queued and wait for the thread to end, but not for a call that hangs."""
         while True:
             try:
                 self._calls.get_nowait()
             except queue.Empty:
                 break
         self._calls.put(None)
+        self._thread.join(_PATIENCE_SECONDS)
 
     def _start(self) -> None:
-        threading.Thread(target=self._loop, name=self._name, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
+        self._thread.start()
 
     def _loop(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -111,3 +121,10 @@ class Worker:
             with self._lock:
                 if call.is_abandoned:
                     return
+
+
+@atexit.register
+def _close_all() -> None:
+    """End the threads of workers that nobody has closed."""
+    for worker in list(_workers):
+        worker.close()

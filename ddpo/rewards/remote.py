@@ -144,6 +144,7 @@ class RemoteReward(BatchReward):
                 answer = response.read(_MAX_ANSWER_BYTES + 1)
             finally:
                 alarm.cancel()
+                alarm.join()
         except ssl.SSLCertVerificationError as error:
             raise RemoteError(f"{self.url}: {error}") from error
         except (OSError, http.client.HTTPException) as error:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from ddpo.worker import Worker
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_calls_run_in_order_off_the_main_thread():
@@ -61,20 +67,49 @@ def test_the_time_limit_of_a_call_starts_when_it_does():
     assert call.seconds < 5
 
 
-def test_a_closed_worker_ends_its_thread_and_drops_what_waits():
-    worker, has_begun, is_over, ran = Worker("w"), threading.Event(), threading.Event(), []
+def test_a_closed_worker_waits_for_its_thread_and_drops_what_waits():
+    worker, has_begun, ran = Worker("w"), threading.Event(), []
 
     def run():
         has_begun.set()
-        is_over.wait(30)
+        time.sleep(0.05)
         return threading.current_thread()
 
     running = worker.submit(run)
     worker.submit(lambda: ran.append(1))
     assert has_begun.wait(5)
     worker.close()
-    is_over.set()
-    thread = running.result(5)
-    thread.join(5)
-    assert not thread.is_alive()
+    assert not running.result(5).is_alive()
     assert ran == []
+    worker.close()  # again, as at the end of the program
+
+
+def test_closing_does_not_wait_for_a_call_that_hangs(monkeypatch):
+    monkeypatch.setattr("ddpo.worker._PATIENCE_SECONDS", 0.01)
+    worker, is_over, has_begun = Worker("w"), threading.Event(), threading.Event()
+    hanging = worker.submit(lambda: (has_begun.set(), is_over.wait(30)))
+    assert has_begun.wait(5)
+    worker.close()
+    assert not hanging.is_done
+    is_over.set()
+
+
+def test_a_program_ends_although_a_call_hangs_and_nobody_closed_its_worker():
+    code = (
+        "import time; from ddpo.worker import Worker; import ddpo.worker as w\n"
+        "w._PATIENCE_SECONDS = 0.1\n"
+        "Worker('idle'); worker = Worker('hangs'); call = worker.submit(lambda: time.sleep(1000))\n"
+        "try: call.result(0.1)\n"
+        "except TimeoutError: worker.abandon(call)\n"
+        "print('end')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+    )
+    assert run.stdout == "end\n"
+    assert run.stderr == ""
