@@ -37,7 +37,7 @@ def original_state_dict(pipe: Any) -> dict[str, torch.Tensor]:
     """All weights of a Stable Diffusion (XL) pipeline as one checkpoint in its authors' layout."""
     layers = pipe.unet.config.layers_per_block
     out = {
-        f"model.diffusion_model.{_unet_name(name, layers)}": value
+        f"model.diffusion_model.{unet_name(name, layers)}": value
         for name, value in pipe.unet.state_dict().items()
     }
     num_blocks = len(pipe.vae.config.block_out_channels)
@@ -61,7 +61,8 @@ def _replace(name: str, table: dict[str, str]) -> str:
     return name
 
 
-def _unet_name(name: str, layers: int) -> str:
+def unet_name(name: str, layers: int) -> str:
+    """The original name of a weight or layer of a UNet with `layers` layers a block."""
     match = re.match(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(\w+)\.(\d+)\.(.*)", name)
     if match is None:
         return _replace(name, _UNET_ENDS)

@@ -13,7 +13,7 @@ from config.errors import UserError
 from ddpo.footprint import load_architecture
 from ddpo.loading import configuration_source, load_pipeline
 from tests.conftest import make_settings
-from tests.original_layout import original_state_dict
+from tests.original_layout import original_state_dict, unet_name
 from tests.tiny import KINDS, draw_with_diffusers, load_plain, make_tiny_pipe
 
 TEXTS, SEEDS = ["a b", "c"], [3, 4]
@@ -93,13 +93,21 @@ def write_diffusers_layout(pipe, lora, path):
 
 
 def write_kohya_layout(pipe, lora, path):
-    """As kohya's sd-scripts write it, with an alpha of 2: half the strength."""
+    """As kohya's sd-scripts write it, with an alpha of 2: half the strength.
+
+    Of SDXL's UNet they keep the authors' names, of the others' those of diffusers.
+    """
     prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
     if hasattr(pipe, "text_encoder_2"):
         prefixes["text_encoder"] = "lora_te1_"
     state = {}
     for (part, name), (down, up) in lora.items():
-        old = name if part == "unet" else "text_model." + name.removeprefix("text_model.")
+        if part != "unet":
+            old = "text_model." + name.removeprefix("text_model.")
+        elif hasattr(pipe, "text_encoder_2"):
+            old = unet_name(name, pipe.unet.config.layers_per_block)
+        else:
+            old = name
         key = prefixes[part] + old.replace(".", "_")
         state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = down, up
         state[f"{key}.alpha"] = torch.tensor(2.0)

@@ -11,7 +11,7 @@ from ddpo.pipeline import FrozenDiffusion
 from ddpo.sampler import Sampler
 from ddpo.types import Rollout
 from tests.conftest import make_rig, make_settings
-from tests.tiny import KINDS, draw_with_diffusers, load_plain, make_tiny_pipe
+from tests.tiny import KINDS, draw_with_diffusers, load_plain, make_tiny_pipe, sd_scheduler
 
 TEXTS, SEEDS = ["a b", "c", "d e f"], [3, 4, 5]
 
@@ -193,3 +193,27 @@ def test_models_that_are_no_chain_of_ddim_steps_are_refused():
     pipe.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     with pytest.raises(UserError, match="shifts its latents"):
         FrozenDiffusion(pipe)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_a_model_with_zero_terminal_snr_is_drawn_with_and_trained(eta):
+    def pipe():
+        made = make_tiny_pipe("sd2")
+        made.scheduler = sd_scheduler(
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+            rescale_betas_zero_snr=True,
+        )
+        return made
+
+    rig = make_rig(1, pipe(), sample={"eta": eta})
+    batch = rig.batch(1, 4)
+    rollout = rig.rollout(batch)
+    assert rollout.images.isfinite().all()
+    if eta < 1:  # at eta = 1 diffusers may take the root of -1e-8 in the first step
+        drawn = draw_with_diffusers(pipe(), batch.texts, batch.seeds, eta=eta)
+        assert torch.equal(rollout.images, drawn)
+    stats = rig.updater.update(rig.agents, rollout, torch.tensor([[1.0, -1.0, 0.5, -0.5]]), [1])
+    assert stats.excluded_steps == 0
+    assert stats.ratio_error.max() < 1e-5
+    assert rig.agents.snapshot(0).adapter.isfinite().all()
