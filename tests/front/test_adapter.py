@@ -14,11 +14,11 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXTS, SEEDS = ["a", "b", "c"], [3, 4, 5]
 
 
-def random_adapter(seed, rank=4, alpha=6.0):
+def random_adapter(seed, rank=4, alpha=6.0, kind="sd1"):
     """An adapter for the tiny model that changes its pictures visibly."""
     generator = torch.Generator().manual_seed(seed)
     matrices = {}
-    for name, module in make_tiny_pipe().unet.named_modules():
+    for name, module in make_tiny_pipe(kind).unet.named_modules():
         if name.endswith(TARGETS) and isinstance(module, torch.nn.Linear):
             a = torch.randn(rank, module.in_features, generator=generator)
             b = 0.1 * torch.randn(module.out_features, rank, generator=generator)
@@ -26,9 +26,9 @@ def random_adapter(seed, rank=4, alpha=6.0):
     return Adapter(matrices=matrices, rank=rank, alpha=alpha, target_modules=TARGETS)
 
 
-def draw(folder_or_apply, **options):
+def draw(folder_or_apply, kind="sd1", **options):
     """Pictures of a fresh pipeline with an adapter."""
-    pipe = make_tiny_pipe()
+    pipe = make_tiny_pipe(kind)
     if callable(folder_or_apply):
         folder_or_apply(pipe)
     else:
@@ -166,6 +166,15 @@ def test_every_layout_draws_the_same_pictures_in_a_fresh_pipeline(tmp_path):
     ):
         torch.testing.assert_close(images, pictures, rtol=0, atol=1 / 255)
         assert not torch.equal(images, pictures)
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+def test_kohya_adapters_of_other_families_draw_the_same_pictures(tmp_path, kind):
+    adapter = random_adapter(0, kind=kind)
+    pictures = draw(lambda pipe: adapter.apply(pipe, "mine"), kind)
+    adapter.save_kohya(tmp_path / "a.safetensors")
+    assert torch.equal(draw(tmp_path, kind, weight_name="a.safetensors"), pictures)
+    assert (pictures - draw(lambda _: None, kind)).abs().max() > 1e-2
 
 
 def test_what_half_precision_cannot_hold_is_refused():

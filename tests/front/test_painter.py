@@ -1,0 +1,42 @@
+"""Live pictures of a run are those that the run was judged by."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from front import Front
+from front.painter import Painter
+from front.samples import read_samples
+from tests.tiny import make_tiny_pipe
+
+
+@pytest.fixture(scope="module", name="sdxl_run")
+def _sdxl_run(make_run, tmp_path_factory):
+    model = tmp_path_factory.mktemp("sdxl") / "model"
+    make_tiny_pipe("sdxl").save_pretrained(model)
+    guided = ("sample.guidance_scale=3.0", "evolution.evolutionary_generations=1")
+    return make_run("sdxl", f"pretrained.model={model}", *guided)
+
+
+@pytest.mark.parametrize("which", ["finished_run", "sdxl_run"])
+def test_every_policy_and_the_base_model_draw_their_stored_pictures(which, request):
+    front = Front.load(request.getfixturevalue(which))
+    painter = Painter(front, device="cpu")
+    for member in (*front.policies, None, front.policies[0]):  # back and forth
+        identifier = member.id if member is not None else "base"
+        stored = read_samples(front.path, "report", identifier, len(front.sample_prompts))
+        images = painter.draw(member, front.sample_prompts, front.sample_seeds)
+        np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), np.stack(stored))
+
+
+def test_a_picture_does_not_depend_on_the_batch(finished_run):
+    front = Front.load(finished_run)
+    texts, seeds = ["a", "b", "c"], [5, 6, 7]
+    whole = Painter(front, device="cpu").draw(front.policies[0], texts, seeds)
+    batches = []
+    parts = Painter(front, device="cpu", rows_per_pass=2).draw(
+        front.policies[0], texts, seeds, on_batch=batches.append
+    )
+    assert batches == [2, 1]
+    np.testing.assert_allclose(parts.int(), whole.int(), atol=1)
