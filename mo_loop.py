@@ -31,6 +31,7 @@ from front.progress import Progress, route_logs
 from front.publish import Costs, front_record, publish, search_record, with_guards
 from front.run_choice import mark_finished
 from front.run_dir import open_run_dir, version_changes, written_by
+from front.soup import blend_policies
 from front.trackers import Trackers, installed_trackers
 from morl.evolution import Evolution
 from morl.types import BASE_POLICY, Objective, Offspring, PolicyId, policy_id
@@ -126,7 +127,7 @@ class Run:
         with self._parts, explained(self.run_dir, self.processes.is_first):
             while (generation := self.once(self.evolution.ask)) is not None:
                 self.progress.generation(generation)
-                self.trainer.load([self.policies[task.policy] for task in generation.tasks])
+                self.trainer.load(self._starting_points(generation))
                 weights = torch.from_numpy(np.stack([task.weights for task in generation.tasks]))
                 for index in range(generation.num_iterations):
                     iteration = self.trainer.iterate(generation.index, index, weights, self.scales)
@@ -134,6 +135,15 @@ class Run:
                 self.once(self.evolution.tell, *self._offspring(generation))
                 self._commit(generation)
             self._publish()
+
+    def _starting_points(self, generation: Generation) -> list[Policy]:
+        """The policy that each task starts from, blended where it has several ingredients."""
+        return [
+            blend_policies(
+                self.trainer.agents, [(self.policies[name], share) for name, share in parts.items()]
+            )
+            for parts in self.once(self.evolution.ingredients, generation)
+        ]
 
     def _offspring(self, generation: Generation) -> tuple[list[Offspring], frozenset[PolicyId]]:
         """Snapshot and evaluate what the agents have become; which of them the guards exclude."""
@@ -242,7 +252,7 @@ class Run:
         evolution = self.evolution
         metrics = evolution.metrics()
         self.curve.append((self.costs.train, metrics["morl/hypervolume"]))
-        if generation.stage == "warmup":
+        if generation.stage != "evolutionary":
             self.warmup_archive = [member.policy for member in evolution.archive]
         self._log(metrics)
         live = evolution.live_policies | {*self.warmup_archive, BASE_POLICY}

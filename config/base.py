@@ -170,9 +170,12 @@ def get_config() -> ml_collections.ConfigDict:
     # --- PGMORL --------------------------------------------------------------------------------
     config.evolution = evolution = ml_collections.ConfigDict()
     evolution.num_agents = 4  # policies trained at a time
+    # even_weights: the warm-up trains all agents along even weights. soup: it trains one agent per
+    # objective, and all others then start as blends of these, evenly between them.
+    evolution.start = "even_weights"  # even_weights or soup
     evolution.strategy = "prediction_guided"  # prediction_guided, random, fixed_weights or moead
     evolution.predictor = "scale_free"  # scale_free or authors
-    evolution.warmup_generations = 3  # agents keep the even weights they start with
+    evolution.warmup_generations = 3  # agents keep the weights they start with
     evolution.evolutionary_generations = 3  # the prediction model chooses policies and weights
     evolution.iterations_per_generation = 6  # sample, then update
     evolution.num_weight_candidates = 7  # weights tried per policy

@@ -34,6 +34,11 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     stages = ("evolution.warmup_generations", "evolution.evolutionary_generations")
     if (got := get(*stages)) and sum(got) == 0:
         yield f"{' + '.join(stages)} must be at least 1; raise one"
+    if (got := get("evolution.start", stages[0])) == ("soup", 0):
+        yield (
+            "evolution.warmup_generations=0 leaves a soup without ingredients; raise it, or set "
+            "evolution.start=even_weights"
+        )
     if (got := get("evolution.num_agents", "sample.guidance_scale")) and got[0] > 0:
         rows = got[0] * (1 if got[1] == 1 else 2)
         for setting in ("sample.rows_per_pass", "train.rows_per_pass"):

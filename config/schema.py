@@ -186,6 +186,7 @@ class EvolutionSettings:
     """
 
     num_agents: Annotated[int, AtLeast(1)]
+    start: Annotated[str, OneOf("even_weights", "soup")]
     strategy: str
     predictor: str
     warmup_generations: Annotated[int, AtLeast(0)]
@@ -200,8 +201,9 @@ class EvolutionSettings:
 
     @property
     def num_generations(self) -> int:
-        """Warm-up and evolutionary generations together."""
-        return self.warmup_generations + self.evolutionary_generations
+        """Of all stages together; mixing a soup counts as one."""
+        soup = 1 if self.start == "soup" else 0
+        return self.warmup_generations + soup + self.evolutionary_generations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

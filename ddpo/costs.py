@@ -65,6 +65,7 @@ class Plan:
         images_per_agent: N, of one agent in an iteration.
         num_iterations: in all generations together.
         optimiser_steps: of each agent, in all.
+        train_images: sampled to learn from.
         calibration_images: of the base model.
         selection_images: of the base model and of every offspring.
         report_images_per_policy: of each policy of the final front.
@@ -79,6 +80,7 @@ class Plan:
     images_per_agent: int
     num_iterations: int
     optimiser_steps: int
+    train_images: int
     calibration_images: int
     selection_images: int
     report_images_per_policy: int
@@ -105,18 +107,24 @@ class Plan:
         trained = max(1, round(train.timestep_fraction * trainable))
         train_rows = (guided if is_ddpo else 1) * trained * train.num_inner_epochs
         is_measured = not is_ddpo or train.recompute_log_probs == "always"
-        generations = evolution.num_generations
-        iterations = generations * evolution.iterations_per_generation
+        stages = (evolution.warmup_generations, evolution.evolutionary_generations)
+        is_soup = evolution.start == "soup"  # M agents warm up, K start from their blends
+        warmup_agents = len(settings.rewards.objectives) if is_soup else evolution.num_agents
+        tasks = stages[0] * warmup_agents + stages[1] * evolution.num_agents
+        offspring = tasks + (evolution.num_agents if is_soup else 0)
+        iterations = sum(stages) * evolution.iterations_per_generation
+        images_per_agent = sample.prompts_per_iteration * sample.images_per_prompt
         evaluation, prompts = settings.evaluation, settings.evaluation.calibration_prompts
         measured = train_rows if is_measured else 0
         base = train_rows if train.kl_coef > 0 else 0
         return cls(
             num_agents=evolution.num_agents,
-            images_per_agent=sample.prompts_per_iteration * sample.images_per_prompt,
+            images_per_agent=images_per_agent,
             num_iterations=iterations,
             optimiser_steps=iterations * train.num_inner_epochs * train.updates_per_epoch,
+            train_images=tasks * evolution.iterations_per_generation * images_per_agent,
             calibration_images=IMAGES_PER_PROMPT * min(prompts, num_train_prompts),
-            selection_images=evaluation.selection_images * (1 + generations * evolution.num_agents),
+            selection_images=evaluation.selection_images * (1 + offspring),
             report_images_per_policy=evaluation.report_images,
             report_policies=report_policies or REPORTED_POLICIES_PER_AGENT * evolution.num_agents,
             sample_rows_per_image=guided * sample.num_steps,
@@ -128,11 +136,6 @@ class Plan:
     def images_per_iteration(self) -> int:
         """Of all agents together."""
         return self.num_agents * self.images_per_agent
-
-    @property
-    def train_images(self) -> int:
-        """Sampled to learn from."""
-        return self.num_iterations * self.images_per_iteration
 
     @property
     def report_images(self) -> int:

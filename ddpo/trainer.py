@@ -86,9 +86,11 @@ class Trainer:
         self.scorer.check(height * factor, width * factor)
         if settings.train.gradient_checkpointing:
             self.model.pipe.unet.enable_gradient_checkpointing()
-        # Which of the K agents this process has.
-        self.own = processes.share(settings.evolution.num_agents, 1).agents
-        self.agents = Agents(self.model.unet, len(self.own), settings.adapter, settings.train)
+        num_tasks = {settings.evolution.num_agents}
+        if settings.evolution.start == "soup":  # whose warm-up has a task per objective
+            num_tasks.add(len(settings.rewards.objectives))
+        slots = max(len(processes.share(num, 1).agents) for num in num_tasks)
+        self.agents = Agents(self.model.unet, slots, settings.adapter, settings.train)
         self.sampler = Sampler(self.model, settings.sample)
         if settings.pretrained.offload_text_encoders:
             prompts, negative = self.prompts, settings.sample.negative_prompt
@@ -100,14 +102,16 @@ class Trainer:
             compile_unet(self.agents, settings.pretrained.compile, self._trial_pass)
 
     def load(self, policies: Sequence[Policy]) -> None:
-        """Put K policies into the K agents' slots, wherever they are."""
-        for slot, agent in enumerate(self.own):
+        """Put K policies into K agents' slots, wherever they are."""
+        self._num_loaded = len(policies)
+        for slot, agent in enumerate(self.processes.share(len(policies), 1).agents):
             self.agents.load(slot, policies[agent])
 
     def snapshot(self) -> list[Policy]:
-        """What the K agents have become; the same in every process."""
-        own = [self.agents.snapshot(slot) for slot in range(len(self.own))]
-        groups = self.processes.each_group(own, self.settings.evolution.num_agents)
+        """What the K policies loaded have become; the same in every process."""
+        share = self.processes.share(self._num_loaded, 1)
+        own = [self.agents.snapshot(slot) for slot in range(len(share.agents))]
+        groups = self.processes.each_group(own, self._num_loaded)
         return [policy for group in groups for policy in group]
 
     def iterate(

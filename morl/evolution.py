@@ -1,5 +1,9 @@
 """The search as ask and tell: which tasks come next, from nothing but evaluated returns.
 
+Warm-up generations keep the weights they start with, evolutionary ones are chosen by a strategy.
+With a soup start the warm-up trains one policy per objective, and a generation between the two
+stages blends them into one policy per agent (rewarded soups: Rame et al. 2023).
+
     while (generation := evolution.ask()) is not None:
         offspring = train_and_evaluate(generation)
         evolution.tell(offspring)
@@ -22,8 +26,17 @@ from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import check_objectives, returns_in_z, to_z
 from morl.pareto import ParetoArchive
 from morl.prediction import PREDICTORS
-from morl.selection import STRATEGIES, SelectionContext, fixed_weights
-from morl.types import BASE_POLICY, Array, Generation, Objective, Offspring, PolicyId, Stage
+from morl.selection import STRATEGIES, SelectionContext, keep_on
+from morl.types import (
+    BASE_POLICY,
+    Array,
+    Generation,
+    Objective,
+    Offspring,
+    PolicyId,
+    Stage,
+    Task,
+)
 from morl.weights import even_weights
 
 logger = logging.getLogger(__name__)
@@ -57,7 +70,7 @@ class Evolution:
             )
         self._users = even_weights(_NUM_USERS, len(self._objectives))
         self._base = base
-        self._current = (base,) * settings.num_agents
+        self._current = (base,) * len(self._warmup_weights)
         self._pending: Generation | None = None
         self._told: list[tuple[Generation, tuple[Offspring, ...]]] = []
         self._excluded: set[PolicyId] = set()
@@ -100,7 +113,7 @@ class Evolution:
     @property
     def num_generations(self) -> int:
         """How many generations a whole run has."""
-        return self._settings.warmup_generations + self._settings.evolutionary_generations
+        return self._settings.num_generations
 
     @property
     def num_generations_done(self) -> int:
@@ -126,15 +139,47 @@ class Evolution:
         if self.is_finished:
             return None
         index = self.num_generations_done
-        stage: Stage = "warmup" if index < self._settings.warmup_generations else "evolutionary"
-        select = fixed_weights if stage == "warmup" else STRATEGIES[self._settings.strategy]
+        stage = self._stage(index)
         self._pending = Generation(
             index=index,
             stage=stage,
-            tasks=select(self._context(), self._rng(index)),
-            num_iterations=self._settings.iterations_per_generation,
+            tasks=self._tasks(stage, index),
+            num_iterations=0 if stage == "soup" else self._settings.iterations_per_generation,
         )
         return self._pending
+
+    def ingredients(self, generation: Generation) -> list[dict[PolicyId, float]]:
+        """What each task starts from: its policy, or the shares of the policies it is a blend of.
+
+        In the soup stage the shares of the M extreme policies are the task's own weights.
+        """
+        if generation.stage != "soup":
+            return [{task.policy: 1.0} for task in generation.tasks]
+        extremes = [policy.policy for policy in self._current]
+        shares = [zip(extremes, task.weights.tolist(), strict=True) for task in generation.tasks]
+        return [{name: share for name, share in pairs if share > 0} for pairs in shares]
+
+    def _stage(self, index: int) -> Stage:
+        if index < self._settings.warmup_generations:
+            return "warmup"
+        is_soup = self._settings.start == "soup" and index == self._settings.warmup_generations
+        return "soup" if is_soup else "evolutionary"
+
+    def _tasks(self, stage: Stage, index: int) -> tuple[Task, ...]:
+        if stage == "warmup":
+            return keep_on(self._current, self._warmup_weights)
+        if stage == "soup":
+            even = self._context().slot_weights
+            return keep_on([self._current[w.argmax()] for w in even], even)
+        return STRATEGIES[self._settings.strategy](self._context(), self._rng(index))
+
+    @property
+    def _warmup_weights(self) -> Array:
+        """Weights of the warm-up's tasks: even ones, or with a soup start the extremes alone."""
+        num_objectives = len(self._objectives)
+        if self._settings.start == "soup":
+            return np.eye(num_objectives)
+        return even_weights(self._settings.num_agents, num_objectives)
 
     def tell(self, offspring: Sequence[Offspring], excluded: Collection[PolicyId] = ()) -> None:
         """Takes the evaluated offspring of the generation asked for, one per task in slot order.
@@ -237,6 +282,9 @@ class Evolution:
         excluded: Collection[PolicyId],
     ) -> None:
         for task, child in zip(generation.tasks, offspring, strict=True):
+            if generation.stage == "soup":
+                self.history.introduce(child)
+                continue
             self.history.add(
                 Improvement(
                     parent=task.policy,

@@ -81,6 +81,16 @@ class History:
         """The evaluation (M,) of a known policy, raw units."""
         return self._returns[policy]
 
+    def introduce(self, offspring: Offspring) -> None:
+        """Makes a policy that was not trained, but blended, a possible parent.
+
+        Raises:
+            ValueError: It is known already.
+        """
+        if offspring.policy in self._returns:
+            raise ValueError(f"policy={offspring.policy!r} was evaluated before; name each once")
+        self._returns[offspring.policy] = offspring.returns
+
     def add(self, record: Improvement) -> None:
         """Appends an improvement; its child becomes a possible parent.
 

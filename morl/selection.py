@@ -6,7 +6,7 @@ function and its line in `STRATEGIES`.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,13 +64,18 @@ class SelectionContext:
 Strategy = Callable[[SelectionContext, np.random.Generator], tuple[Task, ...]]
 
 
-def fixed_weights(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
-    """Every slot goes on with its own last policy along its own even weights; also the warm-up."""
-    del rng
+def keep_on(policies: Sequence[Offspring], weights: Array) -> tuple[Task, ...]:
+    """The tasks that improve each policy along its own row of the weights (n, M)."""
     return tuple(
-        Task(policy=policy.policy, weights=weights)
-        for policy, weights in zip(context.current, context.slot_weights, strict=True)
+        Task(policy=policy.policy, weights=row)
+        for policy, row in zip(policies, weights, strict=True)
     )
+
+
+def fixed_weights(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
+    """Every slot goes on with its own last policy along its own even weights."""
+    del rng
+    return keep_on(context.current, context.slot_weights)
 
 
 def random(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:

@@ -15,11 +15,11 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 PolicyId = NewType("PolicyId", str)
-Stage = Literal["warmup", "evolutionary"]
+Stage = Literal["warmup", "soup", "evolutionary"]
 RecordT = TypeVar("RecordT", bound="Record")
 
 BASE_POLICY = PolicyId("base")
-STAGES: tuple[Stage, ...] = ("warmup", "evolutionary")
+STAGES: tuple[Stage, ...] = ("warmup", "soup", "evolutionary")
 
 
 def policy_id(generation: int, slot: int) -> PolicyId:
@@ -178,7 +178,10 @@ class Task(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Generation(Record):
-    """All tasks that are trained at the same time, one per agent slot, for `num_iterations`."""
+    """All tasks that are trained at the same time, one per agent slot, for `num_iterations`.
+
+    In the soup stage nothing is trained, hence no iterations: see `Evolution.ingredients`.
+    """
 
     index: int
     stage: Stage
@@ -195,10 +198,12 @@ class Generation(Record):
         self._set(tasks=tasks)
         if self.stage not in STAGES:
             raise ValueError(f"stage={self.stage!r} must be one of {STAGES}")
-        if not tasks or self.index < 0 or self.num_iterations < 1:
+        has_right_length = (self.num_iterations == 0) == (self.stage == "soup")
+        if not tasks or self.index < 0 or self.num_iterations < 0 or not has_right_length:
             raise ValueError(
                 f"generation index={self.index} needs index >= 0, at least one task (has "
-                f"{len(tasks)}) and num_iterations >= 1 (has {self.num_iterations})"
+                f"{len(tasks)}) and num_iterations >= 1, 0 in the soup stage (has "
+                f"{self.num_iterations})"
             )
 
 

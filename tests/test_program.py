@@ -257,3 +257,12 @@ def test_a_guarded_run_resumes_as_if_never_stopped(world):
     for name in ("front.json", "history.json", "search.json"):
         assert read(logs / "guarded_parts" / name) == read(logs / "guarded_whole" / name)
     assert metrics(logs / "guarded_parts") == metrics(logs / "guarded_whole")
+
+
+def test_a_soup_of_the_extremes_starts_the_other_agents(world):
+    logs = world("run_name=soup", "evolution.start=soup", "evolution.num_agents=3")
+    search = read(logs / "soup" / "search.json")
+    stages = [entry["generation"]["stage"] for entry in search["generations"]]
+    assert stages == ["warmup", "soup", "evolutionary", "evolutionary"]
+    assert [len(entry["offspring"]) for entry in search["generations"]] == [2, 3, 3, 3]
+    assert read(logs / "soup" / "front.json")["images"]["train"] == (2 + 3 + 3) * 8

@@ -48,6 +48,47 @@ def test_evolution_without_warm_up_starts_from_the_base_model():
     assert len({tuple(task.weights) for task in generation.tasks}) == 6
 
 
+@pytest.mark.parametrize("num_objectives", [2, 3])
+def test_a_soup_warms_up_the_extremes_and_blends_them_into_one_policy_an_agent(num_objectives):
+    objectives = make_objectives(num_objectives)
+    evolution = make_evolution(objectives, start="soup", warmup_generations=2)
+    toy, stages = Toy(objectives), []
+    while (generation := evolution.ask()) is not None:
+        stages.append(generation.stage)
+        parts = evolution.ingredients(generation)
+        if generation.stage == "warmup":
+            np.testing.assert_array_equal(
+                [task.weights for task in generation.tasks], np.eye(num_objectives)
+            )
+        if generation.stage == "soup":
+            assert generation.num_iterations == 0
+            assert len(generation.tasks) == 6
+            for task, shares in zip(generation.tasks, parts, strict=True):
+                expected = [shares.get(policy_id(1, k), 0) for k in range(num_objectives)]
+                assert expected == task.weights.tolist()
+                assert sum(shares.values()) == pytest.approx(1)
+                assert shares[task.policy] == max(shares.values())
+        else:
+            assert parts == [{task.policy: 1.0} for task in generation.tasks]
+        evolution.tell(toy.train(generation, evolution))
+    assert stages == ["warmup", "warmup", "soup", *["evolutionary"] * 8]
+    assert evolution.num_generations == len(stages)
+    # a blend is no improvement: the prediction model learns from trained offspring only
+    assert len(evolution.history) == 2 * num_objectives + 8 * 6
+    assert policy_id(2, 5) in evolution.history
+
+
+def test_a_soup_continues_with_fixed_weights_from_its_own_blends():
+    objectives = make_objectives(2)
+    evolution = make_evolution(objectives, start="soup", strategy="fixed_weights")
+    generations = list(run(evolution, Toy(objectives)))
+    soup, first, second = generations[3:6]
+    assert (soup.stage, first.stage) == ("soup", "evolutionary")
+    assert [task.policy for task in first.tasks] == [policy_id(3, slot) for slot in range(6)]
+    weights = [[task.weights.tolist() for task in each.tasks] for each in (soup, second)]
+    assert weights[0] == weights[1]
+
+
 def test_asking_twice_and_telling_unasked_are_refused():
     objectives = make_objectives(2)
     evolution, toy = make_evolution(objectives), Toy(objectives)
@@ -199,21 +240,21 @@ def test_the_archive_never_loses_hypervolume(strategy, num_objectives):
 
 
 @pytest.mark.parametrize("num_objectives", [2, 3])
+@pytest.mark.parametrize("start", ["even_weights", "soup"])
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
-def test_stopping_and_resuming_changes_no_decision(num_objectives, strategy):
+def test_stopping_and_resuming_changes_no_decision(num_objectives, strategy, start):
     objectives = make_objectives(num_objectives)
-    through, stopped = (make_evolution(objectives, strategy=strategy, seed=7) for _ in range(2))
+    changes = {"strategy": strategy, "start": start, "seed": 7}
+    through, stopped = (make_evolution(objectives, **changes) for _ in range(2))
     toy = Toy(objectives)
     whole = [decisions(generation) for generation in run(through, toy)]
     parts = []
     while (generation := stopped.ask()) is not None:
         text = json.dumps(stopped.state())  # in the middle of a generation: it is asked for again
-        stopped = Evolution.restore(
-            make_settings(strategy=strategy, seed=7), objectives, json.loads(text)
-        )
+        stopped = Evolution.restore(make_settings(**changes), objectives, json.loads(text))
         generation = stopped.ask()
         parts.append(decisions(generation))
-        stopped.tell(toy.train(generation))
+        stopped.tell(toy.train(generation, stopped))
     assert parts == whole
     assert stopped.state() == through.state()
     assert stopped.metrics() == through.metrics()

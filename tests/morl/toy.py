@@ -18,6 +18,7 @@ NOISE = 0.01
 def make_settings(**changes) -> EvolutionSettings:
     values = {
         "num_agents": 6,
+        "start": "even_weights",
         "strategy": "prediction_guided",
         "predictor": "scale_free",
         "warmup_generations": 3,
@@ -67,14 +68,16 @@ class Toy:
         self.objectives, self.seed, self.noise = objectives, seed, noise
         self.true_z = {BASE_POLICY: np.full(len(objectives), base_z)}
 
-    def train(self, generation) -> list[Offspring]:
+    def train(self, generation, evolution=None) -> list[Offspring]:
         offspring = []
         for slot, task in enumerate(generation.tasks):
             rng = np.random.default_rng([self.seed, generation.index, slot])
-            z = self.true_z[task.policy]
+            parts = evolution.ingredients(generation)[slot] if evolution else {task.policy: 1.0}
+            z = sum(share * self.true_z[name] for name, share in parts.items())
             way = task.weights / np.linalg.norm(task.weights) - z
             distance = np.linalg.norm(way)
-            z = z + way * STEP * np.tanh(distance / STEP) / max(distance, 1e-12)
+            if generation.num_iterations > 0:
+                z = z + way * STEP * np.tanh(distance / STEP) / max(distance, 1e-12)
             policy = policy_id(generation.index, slot)
             self.true_z[policy] = z
             noisy = z + self.noise * rng.normal(size=z.size)
@@ -98,5 +101,5 @@ class Toy:
 def run(evolution, toy):
     """Runs to the end; yields after each generation."""
     while (generation := evolution.ask()) is not None:
-        evolution.tell(toy.train(generation))
+        evolution.tell(toy.train(generation, evolution))
         yield generation
