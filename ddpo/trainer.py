@@ -222,7 +222,7 @@ class Trainer:
 
     def _trial_pass(self) -> torch.Tensor:
         """A prediction from zeros, in the shape of training's passes."""
-        num_agents = len(self.own)
+        num_agents = self.agents.num_agents
         rows = num_agents * self.updater.pairs_per_pass(num_agents)
         return self.sampler.guided(
             self.agents,
