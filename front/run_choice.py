@@ -107,7 +107,10 @@ def _runs_in(logdir: Path) -> Iterator[Path]:
 
 
 def _has_checkpoint(path: Path) -> bool:
-    return any(path.glob("checkpoints/[0-9]*"))
+    try:
+        return any(path.glob("checkpoints/[0-9]*"))
+    except OSError:  # a name too long, a folder that may not be read
+        return False
 
 
 def _last_worked_on(path: Path) -> int:

@@ -135,9 +135,9 @@ class RunDir:
         }
         self.write_json("config.json", record)
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write one of the run's JSON records, atomically."""
-        write_json(self.path / name, value)
+    def write_json(self, name: str, value: Any, *, for_people: bool = True) -> None:
+        """Write one of the run's JSON records, atomically; see `front.files.write_json`."""
+        write_json(self.path / name, value, for_people=for_people)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line to `metrics.jsonl`; what a full disk refuses is written with a later one.

@@ -73,6 +73,7 @@ class Evolution:
         self._current = (base,) * len(self._warmup_weights)
         self._pending: Generation | None = None
         self._told: list[tuple[Generation, tuple[Offspring, ...]]] = []
+        self._told_json: list[dict[str, Any]] = []  # made once: it is asked for every generation
         self._excluded: set[PolicyId] = set()
         self._archive = ParetoArchive(self._objectives)
         self._buffer = PerformanceBuffer(
@@ -226,10 +227,7 @@ class Evolution:
             "objectives": [objective.to_json() for objective in self._objectives],
             "base": self._base.to_json(),
             "excluded": sorted(self._excluded),
-            "generations": [
-                {"generation": generation.to_json(), "offspring": [o.to_json() for o in offspring]}
-                for generation, offspring in self._told
-            ],
+            "generations": list(self._told_json),
         }
 
     @classmethod
@@ -303,6 +301,9 @@ class Evolution:
         self._archives.append(self._archive_ids())
         self._current = offspring
         self._told.append((generation, offspring))
+        self._told_json.append(
+            {"generation": generation.to_json(), "offspring": [o.to_json() for o in offspring]}
+        )
         logger.debug(
             "generation %d (%s): archive %d, population %d",
             generation.index,

@@ -16,6 +16,7 @@ HEADLINES = {
         "generation_seconds",
         "saving_seconds",
         "megabytes",
+        "policies",
         "checkpoint_kilobytes",
     },
 }

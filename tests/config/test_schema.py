@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,33 @@ def test_the_program_answers_with_exit_code_2_and_no_traceback_before_torch_is_i
     assert run.returncode == 2
     assert "Traceback" not in run.stderr
     assert "2 settings are wrong" in run.stderr
+
+
+def test_every_mistake_of_the_table_is_met_without_importing_torch():
+    """One process that imports nothing else: the table above in a second, start included."""
+    code = (
+        "import json, sys\n"
+        "from config.errors import ConfigError\n"
+        "from mo_train import read_settings\n"
+        "messages = []\n"
+        "for argument in json.load(sys.stdin):\n"
+        "    try: read_settings([argument])\n"
+        "    except ConfigError as error: messages.append(str(error))\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'accelerate'} & set(sys.modules)\n"
+        "json.dump(messages, sys.stdout)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(list(WRONG)),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    messages = json.loads(run.stdout)
+    assert len(messages) == len(WRONG) > 40
+    for message, expected in zip(messages, WRONG.values(), strict=True):
+        assert expected in message
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,9 @@ class Program:
             for rank in range(count)
         ]
 
-    def run(self, *overrides: str, fault: str = "", **arguments: object) -> tuple[int, str]:
-        """Run to the end: exit code and output."""
-        process = self.start(*overrides, fault=fault, **arguments)
+    def run(self, *overrides: str, **options: object) -> tuple[int, str]:
+        """Run to the end: exit code and output; options as for `start`."""
+        process = self.start(*overrides, **options)
         return process.wait(), process.output
 
     def close(self) -> None:

@@ -1,0 +1,90 @@
+"""Which run directory a start means, and where run directories may lie."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from config.errors import ConfigError, UserError
+from front.run_choice import RunChoice, choose_run, mark_finished
+from mo_train import read_settings
+
+
+@pytest.fixture(name="choose")
+def _choose(tmp_path):
+    def choose(*arguments):
+        options = [f"--config.{argument}" for argument in (f"logdir={tmp_path}", *arguments)]
+        return choose_run(read_settings(options))
+
+    return choose
+
+
+def make_run(folder, name, *, age=0, generations=None):
+    """A run directory as far as a choice looks at it; finished if `generations` are."""
+    checkpoints = folder / name / "checkpoints"
+    (checkpoints / "00001").mkdir(parents=True)
+    if generations is not None:
+        (folder / name / "front.json").write_text("{}")
+        mark_finished(folder / name, generations)
+    os.utime(checkpoints, (10**9 - age, 10**9 - age))
+    return folder / name
+
+
+def test_without_resume_from_the_run_is_new(choose, tmp_path):
+    assert choose("run_name=a") == RunChoice(path=tmp_path / "a", is_new=True)
+    assert choose().path.parent == tmp_path
+    make_run(tmp_path, "a")
+    with pytest.raises(UserError, match=r"holds a run already.*--config.resume_from="):
+        choose("run_name=a")
+
+
+def test_auto_takes_the_run_worked_on_last_unfinished_ones_first(choose, tmp_path):
+    assert choose("resume_from=auto").is_new
+    done = make_run(tmp_path, "done", age=0, generations=6)
+    assert choose("resume_from=auto") == RunChoice(path=done, is_new=False, is_finished=True)
+    make_run(tmp_path, "older", age=20)
+    newer = make_run(tmp_path, "newer", age=10)
+    assert choose("resume_from=auto") == RunChoice(path=newer, is_new=False)
+    (tmp_path / "link").symlink_to(newer)
+    (tmp_path / "empty").mkdir()
+    assert choose("resume_from=auto") == RunChoice(path=newer, is_new=False)
+
+
+def test_auto_with_a_name_takes_that_run_or_begins_it(choose, tmp_path):
+    make_run(tmp_path, "other")
+    assert choose("resume_from=auto", "run_name=a") == RunChoice(path=tmp_path / "a", is_new=True)
+    run = make_run(tmp_path, "a", age=50)
+    assert choose("resume_from=auto", "run_name=a") == RunChoice(path=run, is_new=False)
+
+
+def test_a_finished_run_is_not_finished_for_more_generations_or_without_its_front(choose, tmp_path):
+    run = make_run(tmp_path, "a", generations=6)
+    assert choose(f"resume_from={run}").is_finished
+    assert not choose(f"resume_from={run}", "evolution.evolutionary_generations=4").is_finished
+    (run / "front.json").unlink()
+    assert not choose(f"resume_from={run}").is_finished
+
+
+def test_there_must_be_something_to_go_on_with(choose, tmp_path):
+    for path in (tmp_path / "nothing", tmp_path, "x" * 300):
+        with pytest.raises(UserError, match="it has no checkpoint"):
+            choose(f"resume_from={path}")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "a\\b", "..", "x" * 300, "a\0b"])
+def test_a_run_name_stays_in_the_log_directory(choose, name):
+    with pytest.raises(ConfigError, match=r"run_name=.* must be a"):
+        choose(f"run_name={name}")
+
+
+def test_a_link_out_of_the_log_directory_is_refused(choose, tmp_path):
+    inside, outside = tmp_path / "b", tmp_path.parent / "elsewhere"
+    outside.mkdir()
+    (tmp_path / "a").symlink_to(outside)
+    for arguments in (["run_name=a"], ["run_name=a", "resume_from=auto"]):
+        with pytest.raises(UserError, match="is a symbolic link out of logdir"):
+            choose(*arguments)
+    inside.mkdir()
+    (tmp_path / "c").symlink_to(inside)
+    assert choose("run_name=c").is_new
