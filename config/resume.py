@@ -43,6 +43,8 @@ _ROUNDING = {
     "pretrained.compile",
     "pretrained.vae_slicing",
     "pretrained.offload_text_encoders",
+    "rewards.batch_size",
+    "rewards.device",
     "sample.rows_per_pass",
     "sample.offload_rollouts",
     "train.rows_per_pass",
