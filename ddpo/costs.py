@@ -192,7 +192,7 @@ class Memory:
     Attributes:
         weights: UNet, VAE and text encoders; the rewards' models come on top.
         adapters: of all agents, with gradient and Adam's moments.
-        rollout: trajectories and pictures of one iteration.
+        rollout: trajectories and pictures of one iteration; 0 if they are offloaded to the host.
         sampling: one UNet pass without gradient.
         decoding: the pictures of one pass.
         training: one UNet pass with gradient.
@@ -207,15 +207,18 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Weights + adapters + rollout + the largest of the three that take turns."""
-        turns = max(self.sampling, self.decoding, self.training)
+        """Weights + adapters + rollout + the largest of what takes turns.
+
+        These are the three passes, and a second copy of the rollout while its chunks are joined.
+        """
+        turns = max(self.sampling, self.decoding, self.training, self.rollout)
         return self.weights + self.adapters + self.rollout + turns
 
 
 def rows_that_fit(memory: Memory, footprint: Footprint, budget_bytes: float) -> int:
     """The largest `train.rows_per_pass` within a budget, a tenth of which is kept free."""
     left = 0.9 * budget_bytes - memory.weights - memory.adapters - memory.rollout
-    if left < max(memory.sampling, memory.decoding):
+    if left < max(memory.sampling, memory.decoding, memory.rollout):
         return 0
     return int(left // footprint.train_bytes)
 

@@ -148,7 +148,7 @@ def _memory(settings: Settings, plan: Plan, footprint: Footprint) -> Iterator[st
     )
     yield (
         f"+ the largest of sampling {_gb(memory.sampling)}, decoding {_gb(memory.decoding)}, "
-        f"training {_gb(memory.training)}"
+        f"training {_gb(memory.training)}, joining the rollout {_gb(memory.rollout)}"
     )
     yield from _fits(settings, memory, footprint)
 
