@@ -95,3 +95,21 @@ def impatient_with_trackers() -> None:
     from front import trackers
 
     trackers.PATIENCE = 1.0
+
+
+def fill_disk_while_publishing() -> None:
+    """No file of the published front can be written."""
+    import mo_loop
+
+    original = mo_loop.publish
+
+    def publish(*arguments: object, **options: object) -> object:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        try:
+            return original(*arguments, **options)
+        finally:  # what is printed goes to a file as well
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
+
+    mo_loop.publish = publish

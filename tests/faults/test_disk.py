@@ -87,3 +87,14 @@ def test_out_of_memory_names_the_settings_to_lower_and_harms_nothing(program, wh
     )
     assert code == 0, output
     assert "since the run began: train.rows_per_pass was 128 and is 4 now; results stay" in output
+
+
+def test_a_disk_that_is_full_when_the_front_is_published_costs_nothing_but_time(program, whole):
+    code, output = program.run("run_name=last", fault="fill_disk_while_publishing")
+    assert code == 1
+    assert "File too large" in output
+    assert "Generation 3 is saved" in output
+    assert "Traceback" not in output
+    code, output = program.run("run_name=last", "resume_from=auto")
+    assert code == 0, output
+    assert content(whole.parent / "last") == content(whole)

@@ -1,0 +1,77 @@
+"""The run directory outlasts a disk that takes nothing for a while."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from config.errors import UserError
+from front.run_dir import open_run_dir, version_changes, written_by
+from tests.conftest import make_settings
+
+
+@pytest.fixture(name="run_dir")
+def _run_dir(tmp_path):
+    settings = make_settings(checkpoint={"max_failures": 2})
+    with ExitStack() as parts:
+        yield open_run_dir(replace_logdir(settings, tmp_path), parts)
+
+
+def replace_logdir(settings, folder):
+    return dataclasses.replace(settings, logdir=str(folder), run_name="run")
+
+
+def lines(run_dir):
+    text = (run_dir.path / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_lines_that_a_full_disk_refused_are_written_later_in_order(run_dir):
+    run_dir.log(1, {"x": 1.0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        run_dir.log(2, {"x": 2.0})
+        run_dir.log(3, {"x": 3.0})
+        with pytest.raises(OSError, match="No space"):
+            run_dir.flush_metrics()
+    assert [line["step"] for line in lines(run_dir)] == [1]
+    run_dir.log(4, {"x": 4.0, "y": float("nan")})
+    assert [(line["step"], line["x"]) for line in lines(run_dir)] == [(i, i) for i in range(1, 5)]
+    assert "y" not in lines(run_dir)[-1]
+    assert run_dir.flush_metrics() == (run_dir.path / "metrics.jsonl").stat().st_size
+
+
+def refuse(*arguments, **options):
+    raise OSError(28, "No space left on device")
+
+
+def test_failures_are_counted_in_a_row(run_dir, caplog):
+    def fail(generation):
+        with run_dir.outlasting_a_full_disk(generation):
+            refuse()
+
+    fail(0)
+    with run_dir.outlasting_a_full_disk(1):
+        pass
+    fail(2)
+    assert "generation 2 could not be saved" in caplog.text
+    with pytest.raises(UserError, match=r"generation 3 could not be saved .* 2 failures in a row"):
+        fail(3)
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    settings = replace_logdir(make_settings(), tmp_path / "file")
+    with ExitStack() as parts, pytest.raises(UserError, match=r"cannot be written .* logdir"):
+        open_run_dir(settings, parts)
+
+
+def test_other_versions_than_those_that_wrote_a_checkpoint_are_told():
+    before = written_by()
+    assert version_changes(before) == []
+    before["packages"]["torch"] = "1.0"
+    assert version_changes(before)[0].startswith("torch was 1.0 and is ")
