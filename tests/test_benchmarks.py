@@ -9,6 +9,7 @@ import sys
 import pytest
 
 HEADLINES = {
+    "peers": {"small"},
     "agents": {"small"},
     "selection": {"seconds"},
     "soak": {

@@ -54,6 +54,7 @@ class Peer:
                 per_prompt_stat_tracking=True,
                 save_freq=10**9,
                 log_with=None,
+                mixed_precision="no",  # its default, float16, is slow on a CPU
                 accelerator_kwargs={"cpu": True},
             ),
             lambda images, prompts, _: (reward(images, prompts), {}),
@@ -77,6 +78,7 @@ class Peer:
         accumulation = self.images // batch
         trainer.config.train_gradient_accumulation_steps = accumulation
         trainer.accelerator.gradient_accumulation_steps = accumulation * trainer.num_train_timesteps
+        trainer.accelerator.step = 0  # passes so far: the last one of the epoch takes the step
         self.rows, self.sampling, self.training = 0, 0.0, 0.0
         trainer.step(epoch=0, global_step=0)
         return {"sampling": self.sampling, "training": self.training, "unet_rows": self.rows}

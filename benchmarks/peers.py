@@ -1,0 +1,165 @@
+"""The same training with TRL's DDPOTrainer and with this project, on one thread.
+
+    python -m benchmarks.peers                 # both models; about half an hour
+    python -m benchmarks.peers --models small  # about 8 minutes
+    python -m benchmarks.peers --quick         # two policies, two steps, small model, no peer
+
+Both load the same random Stable Diffusion and train rank-4 adapters on its attention projections
+towards small JPEG files: the same number of images, denoising steps with eta 1, guidance in
+sampling and in training, prompts, one optimiser step. TRL 0.23.1 is the newest release that has
+the trainer; it runs unchanged, with the libraries of its time, in a virtual environment that this
+script makes. Each is called at its own entry point, `DDPOTrainer.step` and `Trainer.iterate`.
+
+Counted: CPU time of the whole process, all threads, while an epoch runs: prompts, denoising,
+decoding, rewards, advantages, update, each with its own bookkeeping. Not counted: loading, and
+files, which TRL writes at the end of some epochs only. TRL trains six policies one after another,
+in one process; this project six agents at once. Peak memory is that of each process.
+
+The last line is JSON: how many times the CPU time TRL takes for an epoch of six policies, at one
+sample a pass and at its best number.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import common
+from benchmarks.models import MODELS, save_random_pipeline
+from benchmarks.worker import Worker, virtual_environment
+
+PACKAGES = (
+    "torch==2.13.0",
+    "trl==0.23.1",
+    "diffusers==0.35.2",
+    "transformers==4.56.2",
+    "peft==0.17.1",
+    "accelerate==1.10.1",
+)
+POLICIES = 6
+IMAGES = 8  # of each policy
+GUIDANCE = 5.0
+BATCHES = (1, 2, 4, 8)  # samples a pass of the peer's training
+# UNet rows a pass of this project, as memory allows; the peer's is one step of at most all images.
+ROWS = {"small": 96, "larger": 32}
+ALONE, TOGETHER = "this project, one agent", f"this project, {POLICIES} agents"
+
+
+def measure(
+    workers: dict[str, Worker], batches: tuple[int, ...], rounds: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Answers to "epoch" of every case, one a round after one that is not counted.
+
+    A peer's answer is the sum over six policies in turn.
+    """
+    out: dict[str, list[dict[str, Any]]] = {}
+    for number in range(rounds + 1):
+        for name, worker in workers.items():
+            if name != "TRL":
+                out.setdefault(name, []).append(worker.ask("epoch"))
+                continue
+            for batch in batches:
+                runs = [worker.ask("epoch", batch=batch) for _ in range(POLICIES if number else 1)]
+                total = {key: sum(run[key] for run in runs) for key in runs[0]}
+                total["peak_mb"] = runs[-1]["peak_mb"]
+                out.setdefault(f"TRL, {batch} a pass", []).append(total)
+        common.say(f"round {number} of {rounds}")
+    return {name: answers[1:] for name, answers in out.items()}
+
+
+def compare(name: str, steps: int, rounds: int, python: Path | None) -> dict[str, float]:
+    """Both projects on one model; returns the headline figures."""
+    policies = POLICIES if python else 2
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        model, prompts = Path(temporary) / name, Path(temporary) / "prompts.txt"
+        save_random_pipeline(name, model)
+        prompts.write_text("\n".join("abcdefgh"), encoding="utf-8")
+        sizes = (str(IMAGES), str(steps), str(GUIDANCE))
+        workers = {
+            title: Worker.own(
+                "own_worker.py", [str(model), str(prompts), str(agents), *sizes, str(ROWS[name])]
+            )
+            for title, agents in ((ALONE, 1), (TOGETHER, policies))
+        }
+        if python:
+            workers["TRL"] = Worker(python, "trl_worker.py", [str(model), *sizes])
+        for worker in workers.values():
+            stack.enter_context(worker)
+        answers = measure(workers, BATCHES, rounds)
+    return report(name, steps, answers)
+
+
+def report(name: str, steps: int, answers: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Print one model's table; returns the headline figures."""
+    ours = answers[TOGETHER]
+    ratios = {
+        case: median(
+            theirs["seconds"] / own["seconds"] for theirs, own in zip(runs, ours, strict=True)
+        )
+        for case, runs in answers.items()
+    }
+    rows = []
+    for case, runs in answers.items():
+        middle = {key: median(run[key] for run in runs) for key in runs[0]}
+        images = IMAGES * (1 if case == ALONE else POLICIES)
+        epoch = [middle["seconds"], ratios[case]] if case != ALONE else ["", ""]
+        rows.append(
+            [
+                case,
+                images / middle["sampling"],
+                images * steps / middle["training"],
+                *epoch,
+                int(middle["unet_rows"]) // images,
+                round(middle["peak_mb"]),
+            ]
+        )
+    common.say(f"\n## {name}: {IMAGES} images a policy, {steps} guided steps\n")
+    common.print_table(
+        [
+            "",
+            "sampling [images/s]",
+            "training [samples x steps/s]",
+            f"epoch of {POLICIES} policies [s]",
+            "against six agents",
+            "UNet rows an image",
+            "peak memory [MB]",
+        ],
+        rows,
+    )
+    peers = {case: ratio for case, ratio in ratios.items() if case.startswith("TRL")}
+    if not peers:
+        return {}
+    peak = {case: max(run["peak_mb"] for run in runs) for case, runs in answers.items()}
+    return {
+        "epoch_speedup_batch1": peers["TRL, 1 a pass"],
+        "epoch_speedup_best": min(peers.values()),
+        "memory_ratio": peak[TOGETHER] / min(peak[case] for case in peers),
+    }
+
+
+def main() -> None:
+    """Print the tables and the headline."""
+    parser = common.parser(__doc__, rounds=3)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--cache", type=Path, default=common.CACHE, help="for the peer's packages")
+    arguments = parser.parse_args()
+    common.pin_to_one_thread()
+    common.print_header("Six policies: TRL's DDPOTrainer and this project")
+    if arguments.quick:
+        headline = {"small": compare("small", 2, 1, python=None)}
+    else:
+        python = virtual_environment("peers", PACKAGES, arguments.cache)
+        common.say(f"TRL's environment: {', '.join(PACKAGES)}\n")
+        headline = {
+            name: compare(name, arguments.steps, arguments.rounds, python)
+            for name in arguments.models
+        }
+    common.print_headline(headline)
+
+
+if __name__ == "__main__":
+    main()
