@@ -320,13 +320,18 @@ class Run:
         history = list(self.evolution.history)
         publish(self.run_dir, front, history, self.curve, shown, report)
         volumes = front["hypervolume"]
-        self._log({"report/hypervolume": volumes["report"]})
+        overhead = self.trainer.work.overhead_fraction
+        self._log({"report/hypervolume": volumes["report"], "cost/overhead_fraction": overhead})
         self.trackers.show(published_media, self.run_dir.path, self.costs.train)
         mark_finished(self.run_dir.path, self.evolution.num_generations)
         self.progress.say(
             f"front of {len(front['policies'])} policies in {self.run_dir.path}; hypervolume on "
             f"the report set {volumes['report']:.4f} (base model {volumes['report_base']:.4f}, "
             f"after warm-up {volumes['report_warmup']:.4f})"
+        )
+        self.progress.say(
+            f"{overhead:.1%} of the time went to search, files, logs and plots, all else to "
+            "drawing, scoring and updates"
         )
 
     @property

@@ -20,6 +20,7 @@ from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.sampler import Sampler
 from ddpo.scorer import RewardError, Scorer, collect
 from ddpo.seeding import keyed_seed
+from ddpo.stopwatch import Stopwatch
 from ddpo.types import RewardBatch, UpdateStats
 from ddpo.update import Updater
 
@@ -98,6 +99,7 @@ class Trainer:
                 [*prompts.train, *prompts.selection, *prompts.report, negative]
             )
         self.updater = Updater(self.sampler, settings, processes)
+        self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
         if settings.pretrained.compile:
             compile_unet(self.agents, settings.pretrained.compile, self._trial_pass)
 
@@ -147,7 +149,7 @@ class Trainer:
             len(agents),
         )
         on_step = self._denoising_bar("sampling", self._num_steps(len(samples), len(agents)))
-        with self.processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
+        with self.work, self.processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
             rollout, own_rewards = collect(self.sampler, self.scorer, self.agents, batch, on_step)
         rewards = dataclasses.replace(
             own_rewards, values=self.processes.join(own_rewards.values, num_agents)
@@ -163,7 +165,7 @@ class Trainer:
             self.settings.advantage,
         )
         self.agents.statistics[: len(agents)] = statistics
-        with self.processes.together(FloatingPointError, StoppedError):
+        with self.work, self.processes.together(FloatingPointError, StoppedError):
             stats = self.updater.update(
                 self.agents,
                 rollout,
@@ -194,17 +196,18 @@ class Trainer:
         on_step = self._denoising_bar(
             "evaluating", groups * self._num_steps(len(share.samples), per_pass)
         )
-        return evaluate(
-            policies,
-            on,
-            self.sampler,
-            self.scorer,
-            self.agents,
-            keep_images,
-            on_step,
-            self.processes,
-            self.guards,
-        )
+        with self.work:
+            return evaluate(
+                policies,
+                on,
+                self.sampler,
+                self.scorer,
+                self.agents,
+                keep_images,
+                on_step,
+                self.processes,
+                self.guards,
+            )
 
     def take_unet_rows(self) -> int:
         """UNet rows that all processes have sampled since the last call."""

@@ -55,7 +55,10 @@ def read(path):
 
 def metrics(path):
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+    timed = ("seconds", "overhead")
+    return [
+        {k: v for k, v in line.items() if not any(word in k for word in timed)} for line in lines
+    ]
 
 
 @pytest.fixture(scope="module", name="finished")
@@ -128,6 +131,8 @@ def test_metrics_say_what_happened(finished):
     assert [line["cost/images"] for line in updates] == [16, 32, 48]
     volumes = [line["morl/hypervolume"] for line in searches]
     assert volumes == sorted(volumes)
+    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["cost/overhead_fraction"] < 1
     assert any("morl/prediction_error/colorfulness" in line for line in searches[1:])
 
 
