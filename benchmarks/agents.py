@@ -28,6 +28,7 @@ from peft import LoraConfig
 from benchmarks import common
 from benchmarks.models import MODELS, random_pipeline
 from benchmarks.rig import Rig, settings_with
+from ddpo.loss_scale import LossScale
 from ddpo.pipeline import FrozenDiffusion
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class PeftAgents:
             name: torch.optim.AdamW(parameters, lr=train.learning_rate)
             for name, parameters in self._parameters.items()
         }
+        self.loss_scale = LossScale(1, self.device, is_on=False)
         self.switches_every_pass = False
         self.activate(0)
 

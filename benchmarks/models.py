@@ -64,23 +64,30 @@ def random_pipeline(name: str) -> Any:
         unet=unet.eval(),
         vae=vae.eval(),
         text_encoder=text_encoder.eval(),
-        tokenizer=CLIPTokenizer(
-            vocab={word: i for i, word in enumerate(_WORDS)},
-            merges=[],
-            model_max_length=PROMPT_LENGTH,
-        ),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        tokenizer=letter_tokenizer(PROMPT_LENGTH),
+        scheduler=DDIMScheduler(**sd_scheduler_settings()),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def letter_tokenizer(length: int) -> Any:
+    """A CLIPTokenizer that knows letters, for prompts of `length` tokens."""
+    vocabulary = {word: i for i, word in enumerate(_WORDS)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
+
+
+def sd_scheduler_settings() -> dict[str, Any]:
+    """Stable Diffusion 1.5's noise schedule."""
+    return {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
 
 
 def save_random_pipeline(name: str, folder: Path) -> None:

@@ -44,8 +44,8 @@ IMAGES = 8  # of each policy
 GUIDANCE = 5.0
 BATCHES = (1, 2, 4, 8)  # samples a pass of the peer's training
 # UNet rows a pass of this project, as memory allows; the peer's is one step of at most all images.
-ROWS = {"small": 96, "larger": 32}
-ALONE, TOGETHER = "this project, one agent", f"this project, {POLICIES} agents"
+ROWS = {"small": 48, "larger": 32}
+ALONE, TOGETHER = "this project, one agent", "this project, all agents"
 
 
 def measure(
@@ -89,10 +89,12 @@ def compare(name: str, steps: int, rounds: int, python: Path | None) -> dict[str
         for worker in workers.values():
             stack.enter_context(worker)
         answers = measure(workers, BATCHES, rounds)
-    return report(name, steps, answers)
+    return report(name, steps, policies, answers)
 
 
-def report(name: str, steps: int, answers: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+def report(
+    name: str, steps: int, policies: int, answers: dict[str, list[dict[str, Any]]]
+) -> dict[str, float]:
     """Print one model's table; returns the headline figures."""
     ours = answers[TOGETHER]
     ratios = {
@@ -104,7 +106,7 @@ def report(name: str, steps: int, answers: dict[str, list[dict[str, Any]]]) -> d
     rows = []
     for case, runs in answers.items():
         middle = {key: median(run[key] for run in runs) for key in runs[0]}
-        images = IMAGES * (1 if case == ALONE else POLICIES)
+        images = IMAGES * (1 if case == ALONE else policies)
         epoch = [middle["seconds"], ratios[case]] if case != ALONE else ["", ""]
         rows.append(
             [
@@ -122,8 +124,8 @@ def report(name: str, steps: int, answers: dict[str, list[dict[str, Any]]]) -> d
             "",
             "sampling [images/s]",
             "training [samples x steps/s]",
-            f"epoch of {POLICIES} policies [s]",
-            "against six agents",
+            f"epoch of {policies} policies [s]",
+            "against them together",
             "UNet rows an image",
             "peak memory [MB]",
         ],

@@ -20,11 +20,27 @@ HEADLINES = {
         "policies",
         "checkpoint_kilobytes",
     },
+    "processes": {"speedup", "speedup_cpu", "max_difference"},
+    "gpu": {
+        "ceiling_tflops",
+        "sample_images_per_s",
+        "train_images_per_s",
+        "ceiling_share",
+        "grouped_sample_speedup",
+        "grouped_train_speedup",
+        "memory_gb",
+        "within_10_gb",
+        "within_24_gb",
+    },
 }
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
-@pytest.mark.parametrize("name", HEADLINES)
+@pytest.mark.parametrize(
+    "name",
+    # torchrun is tried by other tests
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "processes")) for n in HEADLINES],
+)
 def test_the_quick_form_ends_with_its_headline(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--quick"])
     importlib.import_module(f"benchmarks.{name}").main()
