@@ -10,6 +10,8 @@ sampling and in training, prompts, one optimiser step. TRL 0.23.1 is the newest 
 the trainer; it runs unchanged, with the libraries of its time, in a virtual environment that this
 script makes. Each is called at its own entry point, `DDPOTrainer.step` and `Trainer.iterate`.
 
+This project's settings differ by model (`OWN`): rows a pass and memory layout, which TRL has not.
+
 Counted: CPU time of the whole process, all threads, while an epoch runs: prompts, denoising,
 decoding, rewards, advantages, update, each with its own bookkeeping. Not counted: loading, and
 files, which TRL writes at the end of some epochs only. TRL trains six policies one after another,
@@ -43,8 +45,8 @@ POLICIES = 6
 IMAGES = 8  # of each policy
 GUIDANCE = 5.0
 BATCHES = (1, 2, 4, 8)  # samples a pass of the peer's training
-# UNet rows a pass of this project, as memory allows; the peer's is one step of at most all images.
-ROWS = {"small": 48, "larger": 32}
+# Settings of this project: UNet rows a pass, without and with gradient, and the UNet's layout.
+OWN = {"small": ("96", "36", "contiguous"), "larger": ("48", "24", "channels_last")}
 ALONE, TOGETHER = "this project, one agent", "this project, all agents"
 
 
@@ -80,7 +82,7 @@ def compare(name: str, steps: int, rounds: int, python: Path | None) -> dict[str
         sizes = (str(IMAGES), str(steps), str(GUIDANCE))
         workers = {
             title: Worker.own(
-                "own_worker.py", [str(model), str(prompts), str(agents), *sizes, str(ROWS[name])]
+                "own_worker.py", [str(model), str(prompts), str(agents), *sizes, *OWN[name]]
             )
             for title, agents in ((ALONE, 1), (TOGETHER, policies))
         }

@@ -12,6 +12,7 @@ HEADLINES = {
     "peers": {"small"},
     "agents": {"small"},
     "selection": {"seconds"},
+    "costs": {"base"},
     "soak": {
         "generations",
         "generation_seconds",

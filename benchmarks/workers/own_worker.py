@@ -26,7 +26,9 @@ class Own:
         images: sampled for each agent in an iteration.
         steps: denoising steps.
         guidance: scale of it.
-        rows: UNet rows a pass.
+        sample_rows: UNet rows a pass without gradient.
+        train_rows: with gradient.
+        layout: "channels_last" or "contiguous" memory of the UNet.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class Own:
         images: int,
         steps: int,
         guidance: float,
-        rows: int,
+        sample_rows: int,
+        train_rows: int,
+        layout: str,
     ) -> None:
         self.agents = agents
         settings = settings_with(
-            pretrained={"model": model},
+            pretrained={"model": model, "channels_last": layout == "channels_last"},
             rewards={"names": ("jpeg_compressibility",)},
             prompts={"train": prompts},
             sample={
@@ -49,9 +53,9 @@ class Own:
                 "guidance_scale": guidance,
                 "prompts_per_iteration": images,
                 "images_per_prompt": 1,
-                "rows_per_pass": rows,
+                "rows_per_pass": sample_rows,
             },
-            train={"updates_per_epoch": 1, "rows_per_pass": rows, "skip_last_steps": 0},
+            train={"updates_per_epoch": 1, "rows_per_pass": train_rows, "skip_last_steps": 0},
             evolution={"num_agents": agents},
         )
         processes = Processes.alone(torch.device("cpu"))
@@ -87,7 +91,9 @@ def main() -> None:
     for name in ("agents", "images", "steps"):
         parser.add_argument(name, type=int)
     parser.add_argument("guidance", type=float)
-    parser.add_argument("rows", type=int)
+    parser.add_argument("sample_rows", type=int)
+    parser.add_argument("train_rows", type=int)
+    parser.add_argument("layout", choices=["channels_last", "contiguous"])
     own = Own(**vars(parser.parse_args()))
     serve({"epoch": own.epoch})
 

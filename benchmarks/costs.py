@@ -1,0 +1,80 @@
+"""What every recipe costs on common cards: UNet rows, FLOPs, hours. Arithmetic; nothing is run.
+
+    python -m benchmarks.costs             # the recipes of config/
+    python -m benchmarks.costs --quick     # the default recipe alone
+    python -m benchmarks.costs --utilisation 0.5
+
+Numbers come from the cost model behind `mo_train.py --dry_run`, which gives one recipe in detail.
+Hours are of one card of which `--utilisation` of the bfloat16 peak is reached; `benchmarks.gpu`
+measures that share. Rewards come on top.
+
+The last line is JSON: hours by recipe and card.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import common
+from benchmarks.worker import ROOT
+from config.errors import ConfigError, UserError
+from ddpo.costs import CARDS, Plan, hours, total_flops
+from ddpo.footprint import measure_footprint
+from ddpo.prompts import split_prompts
+from mo_train import read_settings
+
+
+def recipes() -> list[Path]:
+    """The files of `config/` that are recipes: they define `get_config`."""
+    files = sorted((ROOT / "config").glob("*.py"))
+    return [file for file in files if "def get_config" in file.read_text(encoding="utf-8")]
+
+
+def main() -> None:
+    """Print the table and the headline."""
+    parser = common.parser(__doc__, rounds=1)
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of a card's peak")
+    arguments = parser.parse_args()
+    chosen = [ROOT / "config" / "base.py"] if arguments.quick else recipes()
+    common.say(f"One card at {arguments.utilisation:.0%} of its bfloat16 peak.\n")
+    rows, headline = [], {}
+    for recipe in chosen:
+        name = recipe.stem
+        try:
+            settings = read_settings(["--config", str(recipe)])
+            footprint = measure_footprint(settings)
+        except (ConfigError, UserError) as error:
+            common.say(f"{name}: left out, {error}")
+            continue
+        plan = Plan.of(settings, len(split_prompts(settings.prompts).train))
+        flops = total_flops(plan, footprint)
+        spent = {card: hours(flops, peak, arguments.utilisation) for card, peak in CARDS.items()}
+        headline[name] = spent
+        rows.append(
+            [
+                name,
+                plan.num_agents,
+                plan.images,
+                plan.sample_rows,
+                plan.train_rows,
+                flops / 1e15,
+                *spent.values(),
+            ]
+        )
+    common.print_table(
+        [
+            "recipe",
+            "agents",
+            "images",
+            "UNet rows without gradient",
+            "with gradient",
+            "PFLOP",
+            *(f"{card} [h]" for card in CARDS),
+        ],
+        rows,
+    )
+    common.print_headline(headline)
+
+
+if __name__ == "__main__":
+    main()
