@@ -75,6 +75,7 @@ class PeftAgents:
             for name, parameters in self._parameters.items()
         }
         self.loss_scale = LossScale(1, self.device, is_on=False)
+        self.skipped_in_row = torch.zeros(1)
         self.switches_every_pass = False
         self.activate(0)
 
