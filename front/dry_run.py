@@ -20,7 +20,7 @@ from front.progress import route_logs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from config.schema import RewardSettings, Settings
+    from config.schema import PretrainedSettings, RewardSettings, Settings
     from ddpo.costs import Footprint, Memory
     from ddpo.prompts import PromptSplit
 
@@ -183,20 +183,30 @@ def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
     pretrained = settings.pretrained
     if Path(resolve_model(pretrained.model)).exists():
         yield "none for the base model: it is on this machine"
-        return
+    else:
+        yield _model_download(pretrained, footprint)
+    if pretrained.lora and not Path(pretrained.lora).exists():
+        file = pretrained.lora_file or "its .safetensors file"
+        revision = pretrained.lora_revision or None
+        if _is_cached(pretrained.lora, pretrained.lora_file, revision):
+            yield "none for the LoRA: it is in the hub's cache"
+        else:
+            yield f"{pretrained.lora}: {file}, the LoRA that is merged into the base model"
+
+
+def _model_download(pretrained: PretrainedSettings, footprint: Footprint) -> str:
     variant = f".{pretrained.variant}" if pretrained.variant else ""
     files = [f"{part}/{file}{variant}.safetensors" for part, file in _WEIGHT_FILES.items()]
     if KNOWN_MODELS.get(pretrained.model) != "sdxl":
         files = [file for file in files if not file.startswith("text_encoder_2")]
     revision = pretrained.revision or None
-    missing = [
-        file
-        for file in files
-        if not isinstance(try_to_load_from_cache(pretrained.model, file, revision=revision), str)
-    ]
-    if missing:
-        parts = footprint.unet_parameters + footprint.vae_parameters + footprint.text_parameters
-        size = parts * (2 if pretrained.variant == "fp16" else 4)
-        yield f"{pretrained.model}: {', '.join(missing)}; {_gb(size)} in all"
-    else:
-        yield "none for the base model: it is in the hub's cache"
+    missing = [file for file in files if not _is_cached(pretrained.model, file, revision)]
+    if not missing:
+        return "none for the base model: it is in the hub's cache"
+    parts = footprint.unet_parameters + footprint.vae_parameters + footprint.text_parameters
+    size = parts * (2 if pretrained.variant == "fp16" else 4)
+    return f"{pretrained.model}: {', '.join(missing)}; {_gb(size)} in all"
+
+
+def _is_cached(model: str, file: str, revision: str | None) -> bool:
+    return bool(file) and isinstance(try_to_load_from_cache(model, file, revision=revision), str)

@@ -42,12 +42,13 @@ _MODELS = {
     "embedded": "emoji-sd",
 }
 _SHOWN_CARDS = ("RTX 4090", "A100", "H100")
+_HOURS = [f"{card} hours" for card in _SHOWN_CARDS]
 
 
 def recipe_table() -> str:
     """One row per recipe: what it trades off, how much it draws, what it needs."""
-    cards = [f"{card} hours" for card in _SHOWN_CARDS]
-    head = ("Recipe", "Model", "Objectives", "Agents", "Images, training", "Peak GB", *cards)
+    counts = ("Agents", "Images, training", "UNet rows", "PFLOP", "Peak GB")
+    head = ("Recipe", "Model", "Objectives", *counts, *_HOURS)
     paths = sorted((ROOT / "config").glob("*.py"))
     recipes = [path for path in paths if "def get_config" in path.read_text(encoding="utf-8")]
     return _markdown(head, [_recipe_row(path) for path in recipes])
@@ -55,7 +56,13 @@ def recipe_table() -> str:
 
 def short_recipe_table() -> str:
     """One row per recipe: what it trades off, and what it needs."""
-    return _columns(recipe_table(), "Recipe", "Model", "Objectives", "Images, training", "Peak GB")
+    counts = ("Images, training", "UNet rows", "PFLOP", "Peak GB")
+    return _columns(recipe_table(), "Recipe", "Objectives", *counts, *_HOURS)
+
+
+def _large(count: int) -> str:
+    """A count with two digits or more before its unit: 12 k, 46 M."""
+    return f"{count / 1e6:,.0f} M" if count >= 10e6 else f"{count / 1e3:,.0f} k"
 
 
 def model_table() -> str:
@@ -108,6 +115,8 @@ def _recipe_row(path: Path) -> list[str]:
         ", ".join(f"`{name}`" for name in settings.rewards.names),
         str(settings.evolution.num_agents),
         f"{plan.train_images:,}",
+        _large(plan.sample_rows + plan.train_rows),
+        f"{flops / 1e15:,.0f}" if flops >= 1e15 else "-",
         f"{expected_memory(settings, plan, footprint).peak / 1e9:.1f}",
         *(f"{each:.0f}" if each >= 1 else "-" for each in spent),
     ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -223,3 +226,31 @@ def test_a_file_that_is_no_whole_adapter_is_named(tmp_path, damage):
         file.write_bytes(data[: len(data) // 2] if damage == "truncate" else b"")
     with pytest.raises(AdapterError, match=f"{file.name} is not a whole adapter"):
         Adapter.read(file)
+
+
+class Touch:
+    """A pickle of it writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (self.path.touch, ())
+
+
+def test_a_pickle_in_an_adapters_place_has_no_effect(tmp_path):
+    trap = tmp_path / "written"
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    for data in (pickle.dumps(Touch(trap)), _torch_bytes(Touch(trap))):
+        path.write_bytes(data)
+        with pytest.raises(AdapterError, match="is not a whole adapter"):
+            Adapter.read(path)
+    assert not trap.exists()
+    pickle.loads(pickle.dumps(Touch(trap)))
+    assert trap.exists()  # the trap works
+
+
+def _torch_bytes(value):
+    file = io.BytesIO()
+    torch.save({"weights": value}, file)
+    return file.getvalue()

@@ -38,6 +38,14 @@ def test_wrong_settings_are_met_by_a_dry_run_too(capsys):
     assert "seed=-1 must be at least 0" in capsys.readouterr().err
 
 
+def test_a_lora_that_is_merged_first_is_downloaded_too(tmp_path):
+    def downloads(lora):
+        return dry_run(make_settings(pretrained={"lora": lora}))
+
+    assert "someone/style: its .safetensors file" in downloads("someone/style")
+    assert "LoRA" not in downloads(str(tmp_path))
+
+
 def test_an_unknown_model_ends_a_dry_run_with_its_name():
     with pytest.raises(UserError, match=r"the architecture of pretrained\.model='nobody/nothing'"):
         dry_run(make_settings(pretrained={"model": "nobody/nothing"}))
