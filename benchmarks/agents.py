@@ -222,7 +222,7 @@ def live_bytes() -> int:
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in gc.get_objects()
-        if issubclass(type(tensor), torch.Tensor)
+        if type(tensor) in {torch.Tensor, torch.nn.Parameter} and not tensor.is_meta
     }
     return sum(storages.values())
 

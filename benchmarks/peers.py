@@ -46,7 +46,7 @@ IMAGES = 8  # of each policy
 GUIDANCE = 5.0
 BATCHES = (1, 2, 4, 8)  # samples a pass of the peer's training
 # Settings of this project: UNet rows a pass, without and with gradient, and the UNet's layout.
-OWN = {"small": ("36", "24", "contiguous"), "larger": ("24", "12", "channels_last")}
+OWN = {"small": ("36", "24", "contiguous"), "larger": ("36", "24", "channels_last")}
 ALONE, TOGETHER = "this project, one agent", "this project, all agents"
 
 

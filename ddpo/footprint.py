@@ -104,7 +104,7 @@ def measure_footprint(settings: Settings) -> Footprint:
     )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _measure(
     architecture_json: str,
     pretrained: PretrainedSettings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -63,6 +64,15 @@ def _settings() -> Callable[..., schema.Settings]:
 @pytest.fixture(name="tiny_pipe")
 def _tiny_pipe() -> Any:
     return make_tiny_pipe()
+
+
+def timeless_metrics(text: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl without what a clock has measured."""
+    timed = ("seconds", "overhead")
+    return [
+        {name: value for name, value in line.items() if not any(word in name for word in timed)}
+        for line in map(json.loads, text.splitlines())
+    ]
 
 
 @dataclasses.dataclass

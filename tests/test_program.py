@@ -15,7 +15,7 @@ from config.parse import parse
 from ddpo.rewards import REWARDS, RewardEntry
 from mo_loop import Run
 from mo_train import read_settings
-from tests.conftest import draw_with_diffusers, make_tiny_pipe
+from tests.conftest import draw_with_diffusers, make_tiny_pipe, timeless_metrics
 
 SMOKE = Path(__file__).parents[1] / "config" / "smoke.py"
 
@@ -54,11 +54,7 @@ def read(path):
 
 
 def metrics(path):
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "overhead")
-    return [
-        {k: v for k, v in line.items() if not any(word in k for word in timed)} for line in lines
-    ]
+    return timeless_metrics((path / "metrics.jsonl").read_text())
 
 
 @pytest.fixture(scope="module", name="finished")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from safetensors.torch import load
 
-from tests.conftest import make_tiny_pipe
+from tests.conftest import make_tiny_pipe, timeless_metrics
 from tests.faults.program import ROOT, Program
 
 
@@ -59,10 +57,7 @@ def content(run):
         if name.startswith("adapters/"):  # whose metadata is in no fixed order
             tensors = load(found[name])
             found[name] = {key: tensor.numpy().tobytes() for key, tensor in tensors.items()}
-    lines = [json.loads(line) for line in found.pop("metrics.jsonl").decode().splitlines()]
-    found["metrics.jsonl"] = [
-        {key: value for key, value in line.items() if "seconds" not in key} for line in lines
-    ]
+    found["metrics.jsonl"] = timeless_metrics(found["metrics.jsonl"].decode())
     for name in [name for name in found if name.startswith("checkpoints/")]:
         del found[name]  # they hold the times' lengths and the settings, resume_from among them
     return found
