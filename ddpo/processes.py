@@ -235,7 +235,8 @@ class Processes:
     def together(self, *errors: type[Exception]) -> Iterator[None]:
         """A part that may fail in one process: if it does, all stop at its end with the cause.
 
-        Nothing inside may wait for another process.
+        Nothing inside may wait for a process that could fail alone: the members of a group may
+        exchange gradients, because what fails there fails in all of them.
 
         Args:
             errors: the failures that are told; others end this process at once.
