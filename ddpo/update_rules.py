@@ -75,10 +75,8 @@ class UpdateRule(Protocol):
         ...
 
 
-class Ddpo:
-    """Clipped policy gradient on the steps that were sampled: DDPO (Black et al. 2024, 4.3).
-
-    The measure is the step's log-probability.
+class _Rule:
+    """What every rule keeps.
 
     Args:
         sampler: the rollouts' own.
@@ -87,10 +85,34 @@ class Ddpo:
 
     def __init__(self, sampler: Sampler, settings: Settings) -> None:
         self.sampler = sampler
-        self.rows_per_pair = sampler.rows_per_sample
+        self.settings = settings
+
+
+class _Clipped(_Rule):
+    """PPO's clipped surrogate, for rules whose measure is a log-density."""
+
+    def __init__(self, sampler: Sampler, settings: Settings) -> None:
+        super().__init__(sampler, settings)
         self.clip_range = clip_range_from_nats(
             settings.train.clip_nats, math.prod(sampler.model.latent_shape)
         )
+
+    def surrogate(
+        self, measured: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
+    ) -> Surrogate:
+        """The clipped surrogate on the ratio of the two policies."""
+        return clipped_surrogate(measured, old, advantages, self.clip_range)
+
+
+class Ddpo(_Clipped):
+    """Clipped policy gradient on the steps that were sampled: DDPO (Black et al. 2024, 4.3).
+
+    The measure is the step's log-probability.
+    """
+
+    def __init__(self, sampler: Sampler, settings: Settings) -> None:
+        super().__init__(sampler, settings)
+        self.rows_per_pair = sampler.rows_per_sample
 
     def begin(self, rollout: Rollout) -> torch.Tensor | None:
         """(rows, T) log-probabilities of sampling."""
@@ -131,21 +153,11 @@ class Ddpo:
         """Between the two policies' steps."""
         return gaussian_kl(prediction, other, _column(self.sampler.schedule.sigma, steps))
 
-    def surrogate(
-        self, measured: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
-    ) -> Surrogate:
-        """The clipped surrogate on the ratio of the two policies."""
-        return clipped_surrogate(measured, old, advantages, self.clip_range)
 
-
-class _ForwardProcess:
+class _ForwardProcess(_Rule):
     """The noise that the policy predicts in noised images, without guidance."""
 
     rows_per_pair = 1
-
-    def __init__(self, sampler: Sampler, settings: Settings) -> None:
-        self.sampler = sampler
-        self.settings = settings
 
     def begin(self, rollout: Rollout) -> torch.Tensor | None:
         """Draw the noise to add; sampling saw other noise, so it has left no measures."""
@@ -210,19 +222,13 @@ class DiffusionNft(_ForwardProcess):
         )
 
 
-class AdvantageWeightedMatching(_ForwardProcess):
+class AdvantageWeightedMatching(_Clipped, _ForwardProcess):
     """Policy gradient with the denoising error as the likelihood: AWM (Xue et al. 2025).
 
     The measure is -|eps_theta - eps|^2 / 2, averaged over the latent entries: the log-density that
     a unit Gaussian around the prediction gives to the noise, up to a constant. It enters the same
     clipped surrogate, behind the same gate, as DDPO's.
     """
-
-    def __init__(self, sampler: Sampler, settings: Settings) -> None:
-        super().__init__(sampler, settings)
-        self.clip_range = clip_range_from_nats(
-            settings.train.clip_nats, math.prod(sampler.model.latent_shape)
-        )
 
     def measure(
         self,
@@ -233,12 +239,6 @@ class AdvantageWeightedMatching(_ForwardProcess):
     ) -> torch.Tensor:
         """Log-densities (pairs,)."""
         return -0.5 * mean_square(prediction)
-
-    def surrogate(
-        self, measured: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
-    ) -> Surrogate:
-        """The clipped surrogate on the ratio of the two densities."""
-        return clipped_surrogate(measured, old, advantages, self.clip_range)
 
 
 def _column(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
