@@ -27,7 +27,7 @@ from peft import LoraConfig
 
 from benchmarks import common
 from benchmarks.models import MODELS, random_pipeline
-from benchmarks.rig import Rig, settings_with
+from benchmarks.rig import Rig, one_rollout
 from ddpo.loss_scale import LossScale
 from ddpo.pipeline import FrozenDiffusion
 
@@ -117,22 +117,7 @@ class PeftAgents:
 
 def sizes(num_agents: int, images: int, num_steps: int) -> Settings:
     """Settings whose passes carry `images` rows of each agent: all its images at one step."""
-    rows = num_agents * images
-    return settings_with(
-        sample={
-            "num_steps": num_steps,
-            "guidance_scale": 1.0,
-            "prompts_per_iteration": images,
-            "images_per_prompt": 1,
-            "rows_per_pass": rows,
-        },
-        train={
-            "updates_per_epoch": 1,
-            "rows_per_pass": rows,
-            "skip_last_steps": 0,
-            "recompute_log_probs": "never",  # one rollout is trained on over and over
-        },
-    )
+    return one_rollout(images, num_steps, num_agents * images, 1.0, {})
 
 
 def make_rig(name: str, num_agents: int, images: int, num_steps: int) -> Rig:

@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks import common
 from benchmarks.models import letter_tokenizer, save_random_pipeline, sd_scheduler_settings
-from benchmarks.rig import Rig, settings_with
+from benchmarks.rig import Rig, one_rollout
 from config.errors import UserError
 from ddpo.footprint import known_architecture, measure_footprint
 from ddpo.loading import DTYPES
@@ -74,22 +74,13 @@ class Bench:
 
     def settings(self, steps: int, images: int, rows: int, *, checkpointing: bool) -> Settings:
         """Of one rollout of `images` an agent, with at most `rows` UNet rows in a pass."""
-        return settings_with(
+        return one_rollout(
+            images,
+            steps,
+            rows,
+            5.0,
+            {"gradient_checkpointing": checkpointing},
             pretrained={"model": self.model, "dtype": self.dtype},
-            sample={
-                "num_steps": steps,
-                "guidance_scale": 5.0,
-                "prompts_per_iteration": images,
-                "images_per_prompt": 1,
-                "rows_per_pass": rows,
-            },
-            train={
-                "updates_per_epoch": 1,
-                "rows_per_pass": rows,
-                "skip_last_steps": 0,
-                "recompute_log_probs": "never",  # one rollout is trained on over and over
-                "gradient_checkpointing": checkpointing,
-            },
         )
 
     def rig(self, agents: int, settings: Settings) -> Rig:

@@ -34,6 +34,38 @@ def settings_with(**changes: dict[str, Any]) -> Settings:
     return dataclasses.replace(default, **sections)
 
 
+def one_rollout(
+    images: int, steps: int, rows: int, guidance: float, train: dict[str, Any], **changes: Any
+) -> Settings:
+    """Settings for a rollout of `images` an agent that is trained on over and over.
+
+    Args:
+        images: of each agent.
+        steps: denoising steps, all of them trained.
+        rows: UNet rows a pass, at most.
+        guidance: scale of it.
+        train: further keys of that section.
+        changes: further sections, as for `settings_with`.
+    """
+    return settings_with(
+        sample={
+            "num_steps": steps,
+            "guidance_scale": guidance,
+            "prompts_per_iteration": images,
+            "images_per_prompt": 1,
+            "rows_per_pass": rows,
+        },
+        train={
+            "updates_per_epoch": 1,
+            "rows_per_pass": rows,
+            "skip_last_steps": 0,
+            "recompute_log_probs": "never",
+            **train,
+        },
+        **changes,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rig:
     """Agents with a sampler and an updater of their own on one model.
