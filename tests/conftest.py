@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,8 @@ from tests.tiny import LETTERS, draw_with_diffusers, make_tiny_pipe, sd_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+SMOKE = Path(__file__).parents[1] / "config" / "smoke.py"
 
 __all__ = ["draw_with_diffusers", "make_tiny_pipe", "sd_scheduler"]  # see tests/tiny.py
 
@@ -64,6 +67,23 @@ def _settings() -> Callable[..., schema.Settings]:
 @pytest.fixture(name="tiny_pipe")
 def _tiny_pipe() -> Any:
     return make_tiny_pipe()
+
+
+def small_world(folder: Path) -> list[str]:
+    """A tiny model and prompt files in `folder`; the words that run the smoke recipe on them."""
+    make_tiny_pipe().save_pretrained(folder / "model")
+    (folder / "train.txt").write_text("a\nb\nc\nd\n")
+    (folder / "report.txt").write_text("e\nf\n")
+    return [
+        f"--config={SMOKE}",
+        f"--config.pretrained.model={folder / 'model'}",
+        f"--config.prompts.train={folder / 'train.txt'}",
+        f"--config.prompts.report={folder / 'report.txt'}",
+        "--config.rewards.names=colorfulness,jpeg_compressibility",
+        "--config.num_threads=1",
+        "--config.train.learning_rate=0.1",
+        f"--config.logdir={folder / 'logs'}",
+    ]
 
 
 def timeless_metrics(text: str) -> list[dict[str, Any]]:

@@ -15,34 +15,18 @@ from config.parse import parse
 from ddpo.rewards import REWARDS, RewardEntry
 from mo_loop import Run
 from mo_train import read_settings
-from tests.conftest import draw_with_diffusers, make_tiny_pipe, timeless_metrics
-
-SMOKE = Path(__file__).parents[1] / "config" / "smoke.py"
+from tests.conftest import draw_with_diffusers, make_tiny_pipe, small_world, timeless_metrics
 
 
 @pytest.fixture(scope="module", name="world")
 def _world(tmp_path_factory):
     """Folder with a tiny model and prompt files; returns a function that runs the program."""
     folder = tmp_path_factory.mktemp("world")
-    make_tiny_pipe().save_pretrained(folder / "model")
-    (folder / "train.txt").write_text("a\nb\nc\nd\n")
-    (folder / "report.txt").write_text("e\nf\n")
+    words = small_world(folder)
 
     def run(*overrides):
-        settings = read_settings(
-            [
-                f"--config={SMOKE}",
-                f"--config.pretrained.model={folder / 'model'}",
-                f"--config.prompts.train={folder / 'train.txt'}",
-                f"--config.prompts.report={folder / 'report.txt'}",
-                "--config.rewards.names=colorfulness,jpeg_compressibility",
-                "--config.num_threads=1",
-                "--config.train.learning_rate=0.1",
-                "--config.evolution.evolutionary_generations=2",
-                f"--config.logdir={folder / 'logs'}",
-                *(f"--config.{override}" for override in overrides),
-            ]
-        )
+        changes = ("evolution.evolutionary_generations=2", *overrides)
+        settings = read_settings([*words, *(f"--config.{change}" for change in changes)])
         Run(settings).train()
         return folder / "logs"
 

@@ -5,30 +5,20 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import load
 
-from tests.conftest import make_tiny_pipe, timeless_metrics
-from tests.faults.program import ROOT, Program
+from tests.conftest import small_world, timeless_metrics
+from tests.faults.program import Program
 
 
 @pytest.fixture(scope="session", name="program")
 def _program(tmp_path_factory):
     folder = tmp_path_factory.mktemp("program")
-    make_tiny_pipe().save_pretrained(folder / "model")
-    (folder / "train.txt").write_text("a\nb\nc\nd\n")
-    (folder / "report.txt").write_text("e\nf\n")
     program = Program(
         folder,
         [
-            f"--config={ROOT / 'config' / 'smoke.py'}",
-            f"--config.pretrained.model={folder / 'model'}",
-            f"--config.prompts.train={folder / 'train.txt'}",
-            f"--config.prompts.report={folder / 'report.txt'}",
-            "--config.rewards.names=colorfulness,jpeg_compressibility",
-            "--config.num_threads=1",
-            "--config.train.learning_rate=0.1",
+            *small_world(folder),
             "--config.evolution.evolutionary_generations=3",
             "--config.evaluation.selection_images=8",
             "--config.evaluation.report_images=8",
-            f"--config.logdir={folder / 'logs'}",
         ],
     )
     yield program
