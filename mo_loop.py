@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ddpo.agents import Policy
     from ddpo.evaluation import Evaluation
     from ddpo.guards import GuardReading
+    from ddpo.pipeline import BaseModel
     from ddpo.trainer import Iteration
     from front.checkpoint import Checkpoint
     from front.stop import Stop
@@ -63,18 +64,23 @@ class Run:
     Args:
         settings: checked already.
         stop: tells when a signal asks for an end.
+        model: the base model; by default that of `settings.pretrained` is loaded.
 
     Raises:
         UserError: if the processes, the run directory, the model or the checkpoint cannot be used.
     """
 
-    def __init__(self, settings: Settings, stop: Stop | None = None) -> None:
+    def __init__(
+        self, settings: Settings, stop: Stop | None = None, model: BaseModel | None = None
+    ) -> None:
         self.settings = settings
         with ExitStack() as parts:
-            self._open(settings, stop, parts)
+            self._open(settings, stop, model, parts)
             self._parts = parts.pop_all()  # closed by `train`, or above if something fails
 
-    def _open(self, settings: Settings, stop: Stop | None, parts: ExitStack) -> None:
+    def _open(
+        self, settings: Settings, stop: Stop | None, model: BaseModel | None, parts: ExitStack
+    ) -> None:
         """Make the parts, those first that fail fast; each is closed with `parts`."""
         self.processes = Processes.start(settings.processes, settings.evolution.num_agents)
         parts.push(lambda _kind, error, _trace: self.processes.close(error))
@@ -98,7 +104,7 @@ class Run:
         parts.callback(self.progress.close)
         check_stop = stop.check if stop else lambda: None
         with self.processes.together(UserError):
-            self.trainer = Trainer(settings, self.processes, self.progress.steps, check_stop)
+            self.trainer = Trainer(settings, self.processes, self.progress.steps, check_stop, model)
         parts.callback(self.trainer.close)
         self.selection_set = EvaluationSet.make(
             "selection",

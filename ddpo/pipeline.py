@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from diffusers import DDIMScheduler
@@ -23,6 +23,49 @@ if TYPE_CHECKING:
 _REMEMBERED_PROMPTS = 4096
 # Samplers of one and the same discrete noise schedule, which DDIM can take over.
 _SCHEDULERS = {each.name for each in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}
+
+
+class BaseModel(Protocol):
+    """What sampling and training ask of a base model, whatever it draws.
+
+    Attributes:
+        device: where it runs.
+        scheduler: a DDIMScheduler.
+    """
+
+    device: torch.device
+    scheduler: DDIMScheduler
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        """Called as a UNet2DConditionModel; `Agents` wraps its target layers in place."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latents."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of what `decode` makes."""
+        ...
+
+    def schedule(self, settings: SampleSettings) -> Schedule:
+        """The denoising steps, on the device."""
+        ...
+
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        """One row a text."""
+        ...
+
+    def encode_negative(self, text: str) -> Conditioning:
+        """The one row that guidance leads away from."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images (rows, 3, H, W) float32 from latents (rows, C, h, w)."""
+        ...
 
 
 class FrozenDiffusion:
@@ -83,6 +126,11 @@ class FrozenDiffusion:
         factor = self.pipe.vae_scale_factor
         channels = self.pipe.unet.config.in_channels
         return channels, self.frame.height // factor, self.frame.width // factor
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the pictures."""
+        return self.frame.height, self.frame.width
 
     def schedule(self, settings: SampleSettings) -> Schedule:
         """The denoising steps, on the device.

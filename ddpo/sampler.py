@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from config.schema import SampleSettings
     from ddpo.agents import Agents
-    from ddpo.pipeline import FrozenDiffusion
+    from ddpo.pipeline import BaseModel
     from ddpo.types import Conditioning
 
 
@@ -43,7 +43,7 @@ class Sampler:
         settings: steps, guidance, eta, negative prompt, rows per pass.
     """
 
-    def __init__(self, model: FrozenDiffusion, settings: SampleSettings) -> None:
+    def __init__(self, model: BaseModel, settings: SampleSettings) -> None:
         self.model = model
         self.settings = settings
         self.schedule = model.schedule(settings)

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
     from config.schema import Settings
     from ddpo.agents import Policy
+    from ddpo.pipeline import BaseModel
     from ddpo.processes import Processes
+    from ddpo.prompts import PromptSplit
 
     StartBar = Callable[[str, int], Callable[[], object]]  # (name, total) -> call once a step
 
@@ -60,6 +62,7 @@ class Trainer:
         start_bar: shows progress.
         check_stop: called where nothing is half done, between denoising steps and after optimiser
             steps; raises StoppedError to end the run there.
+        model: the base model; by default that of `settings.pretrained` is loaded.
 
     Raises:
         UserError: if the model or a reward cannot be loaded.
@@ -71,6 +74,7 @@ class Trainer:
         processes: Processes,
         start_bar: StartBar,
         check_stop: Callable[[], object] = lambda: None,
+        model: BaseModel | None = None,
     ) -> None:
         self.settings = settings
         self.processes = processes
@@ -79,25 +83,16 @@ class Trainer:
         self._collapse = CollapseWatch()
         self.prompts = split_prompts(settings.prompts)
         check_guards(settings, self.prompts)
-        self.model = FrozenDiffusion.load(settings.pretrained, processes.device)
+        self.model = model or _load_model(settings, self.prompts, processes.device)
         self.scorer = Scorer.build(settings.rewards, processes.device)
         self.guards = Guards.build(settings, processes.device)
-        _, height, width = self.model.latent_shape
-        factor = self.model.pipe.vae_scale_factor
-        self.scorer.check(height * factor, width * factor)
-        if settings.train.gradient_checkpointing:
-            self.model.pipe.unet.enable_gradient_checkpointing()
+        self.scorer.check(*self.model.image_size)
         num_tasks = {settings.evolution.num_agents}
         if settings.evolution.start == "soup":  # whose warm-up has a task per objective
             num_tasks.add(len(settings.rewards.objectives))
         slots = max(len(processes.share(num, 1).agents) for num in num_tasks)
         self.agents = Agents(self.model.unet, slots, settings.adapter, settings.train)
         self.sampler = Sampler(self.model, settings.sample)
-        if settings.pretrained.offload_text_encoders:
-            prompts, negative = self.prompts, settings.sample.negative_prompt
-            self.model.offload_text_encoders(
-                [*prompts.train, *prompts.selection, *prompts.report, negative]
-            )
         self.updater = Updater(self.sampler, settings, processes)
         self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
         if settings.pretrained.compile:
@@ -245,3 +240,18 @@ class Trainer:
         self.scorer.close()
         if self.guards is not None:
             self.guards.close()
+
+
+def _load_model(settings: Settings, prompts: PromptSplit, device: torch.device) -> FrozenDiffusion:
+    """The base model that the settings name, ready to be trained on.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    model = FrozenDiffusion.load(settings.pretrained, device)
+    if settings.train.gradient_checkpointing:
+        model.pipe.unet.enable_gradient_checkpointing()
+    if settings.pretrained.offload_text_encoders:
+        negative = settings.sample.negative_prompt
+        model.offload_text_encoders([*prompts.train, *prompts.selection, *prompts.report, negative])
+    return model
