@@ -133,8 +133,8 @@ class Run:
         with self._parts, explained(self.run_dir, self.processes.is_first):
             while (generation := self.once(self.evolution.ask)) is not None:
                 self.progress.generation(generation)
-                self.trainer.load(self._starting_points(generation))
                 weights = torch.from_numpy(np.stack([task.weights for task in generation.tasks]))
+                self.trainer.load(self._starting_points(generation), weights)
                 for index in range(generation.num_iterations):
                     iteration = self.trainer.iterate(generation.index, index, weights, self.scales)
                     self._record(iteration)

@@ -50,9 +50,16 @@ def get_config() -> ml_collections.ConfigDict:
     pretrained.vae_tiling = False  # decode large pictures in overlapping tiles; not exact
     pretrained.offload_text_encoders = False  # to the CPU, once all prompts are encoded
 
+    # --- agents ----------------------------------------------------------------------------------
+    # population: every agent has an adapter of its own. conditioned: all are members of one family,
+    # trained along weights drawn anew in every iteration and archived at even weights; it has
+    # fixed tasks: evolution.strategy=fixed_weights, evolution.start=even_weights (docs/front.md).
+    config.agents = agents = ml_collections.ConfigDict()
+    agents.kind = "population"  # population or conditioned
+
     # --- one LoRA adapter per agent ------------------------------------------------------------
     config.adapter = adapter = ml_collections.ConfigDict()
-    adapter.rank = 4
+    adapter.rank = 4  # of each of the M + 1 parts of a conditioned adapter
     adapter.alpha = 4.0  # strength of the update is alpha / rank
     adapter.target_modules = ("to_q", "to_k", "to_v", "to_out.0")  # attention projections
     adapter.seed = 0  # draws the initial A, which all agents share

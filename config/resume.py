@@ -56,6 +56,7 @@ _NEVER = {
     "rewards.reference",
     "rewards.ideal",
     "rewards.scales",
+    "agents.kind",
     "adapter.rank",
     "adapter.target_modules",
     "evolution.num_agents",

@@ -54,6 +54,7 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             "the guidance or leave the prompt empty"
         )
     yield from _pretrained_problems(flat)
+    yield from _agent_problems(flat)
     yield from _update_problems(flat)
     yield from _guard_problems(flat)
     yield from _run_name_problems(flat.get("run_name") or "")
@@ -102,6 +103,19 @@ def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
             "it; lower it, draw more images, or start a number of processes that has more "
             f"divisors in common with evolution.num_agents={flat['evolution.num_agents']}"
         )
+
+
+def _agent_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Rules between the kind of agents and what the search does with them."""
+    if flat.get("agents.kind") != "conditioned":
+        return
+    for setting, only in (("strategy", "fixed_weights"), ("start", "even_weights")):
+        value = flat.get(f"evolution.{setting}", only)
+        if value != only:
+            yield (
+                f"evolution.{setting}={value} needs agents that have policies of their own; with "
+                f"agents.kind=conditioned, set evolution.{setting}={only}"
+            )
 
 
 def _guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:

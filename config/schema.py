@@ -50,6 +50,13 @@ class PretrainedSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """What the agents have of their own and what they share."""
+
+    kind: Annotated[str, OneOf("population", "conditioned")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSettings:
     """The LoRA adapter of each agent."""
 
@@ -219,6 +226,7 @@ class Settings:
     num_threads: Annotated[int, AtLeast(0)]
     processes: ProcessSettings
     pretrained: PretrainedSettings
+    agents: AgentSettings
     adapter: AdapterSettings
     rewards: RewardSettings
     guards: GuardSettings
@@ -229,6 +237,17 @@ class Settings:
     evaluation: EvaluationSettings
     checkpoint: CheckpointSettings
     evolution: EvolutionSettings
+
+    @property
+    def policy_adapter(self) -> AdapterSettings:
+        """The adapter that a policy is.
+
+        A member of the conditioned family holds M + 1 adapters side by side (`ddpo/conditioned.py`)
+        and has their strength, alpha / rank.
+        """
+        num = 1 + len(self.rewards.names) if self.agents.kind == "conditioned" else 1
+        adapter = self.adapter
+        return dataclasses.replace(adapter, rank=num * adapter.rank, alpha=num * adapter.alpha)
 
     def to_json(self) -> dict[str, Any]:
         """Nested dictionaries of JSON values, as `config.json` stores them."""

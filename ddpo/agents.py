@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from ddpo.adam import AdapterAdam
 from ddpo.advantages import PromptStatistics
 from ddpo.loss_scale import LossScale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from config.schema import AdapterSettings, TrainSettings
     from ddpo.types import Conditioning
@@ -154,26 +155,14 @@ class Agents:
             layer = StackedLoRALinear(base, adapter.alpha / adapter.rank, self._stack, name)
             self._layers.append(layer)
             unet.set_submodule(name, layer)
-        # The optimiser sees one parameter per agent, a row of the block: agents differ in step
-        # count, and a slot may be reloaded at any time.
-        self._rows = [nn.Parameter(row) for row in self._weights.detach()]
-        self._optimisers = [
-            torch.optim.AdamW(
-                [row],
-                lr=train.learning_rate,
-                betas=(train.adam_beta1, train.adam_beta2),
-                eps=train.adam_epsilon,
-                weight_decay=train.weight_decay,
-                fused=True,  # it alone skips a step by what the device knows
-            )
-            for row in self._rows
-        ]
+        self._adam = AdapterAdam(self._weights, train)
         self.loss_scale = LossScale(
             num_agents, reference.device, is_on=reference.dtype == torch.float16
         )
         self.statistics: list[PromptStatistics] = [PromptStatistics() for _ in range(num_agents)]
         # (K,) optimiser steps that each agent has skipped since its last, or since it was loaded.
         self.skipped_in_row = torch.zeros(num_agents, device=reference.device)
+        self._own = range(num_agents)  # the tasks of this process, a slot each
         initial = self.initial_policy()
         for slot in range(num_agents):
             self.load(slot, initial)
@@ -279,14 +268,8 @@ class Agents:
             (K,) gradient norms before clipping; not finite for those that skipped.
         """
         self.loss_scale.unscale(self._grads)
-        norms: torch.Tensor = self._grads.norm(dim=1)
+        norms = self._adam.step(self._grads, max_grad_norm)
         is_bad = ~norms.isfinite()
-        self._grads.mul_((max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None])
-        parts = zip(self._optimisers, self._rows, self._grads, is_bad.float(), strict=True)
-        for optimiser, row, grad, bad in parts:
-            row.grad = grad
-            optimiser.found_inf = bad  # type: ignore[attr-defined]
-            optimiser.step()
         self.loss_scale.update(is_bad)
         self.skipped_in_row = torch.where(is_bad, self.skipped_in_row + 1, 0)
         return norms
@@ -313,33 +296,61 @@ class Agents:
         Raises:
             ValueError: if the policy was made for other layers or another rank.
         """
-        row = self._rows[slot]
+        self._put(slot, policy)
+        self._adam.load(slot, policy)
+
+    def _put(self, slot: int, policy: Policy) -> None:
+        """Copy a policy's adapter and prompt statistics into a slot, in place."""
+        row = self._weights.detach()[slot]
         if policy.adapter.shape != row.shape:
             raise ValueError(
                 f"the policy has {len(policy.adapter)} adapter entries, this model's have "
                 f"{len(row)}; it was made with another model, rank or target_modules"
             )
-        with torch.no_grad():
-            row.copy_(policy.adapter)
-        state = self._optimisers[slot].state[row]
-        state["step"] = torch.tensor(float(policy.step), device=row.device)
-        state["exp_avg"] = policy.exp_avg.to(row.device, row.dtype, copy=True)
-        state["exp_avg_sq"] = policy.exp_avg_sq.to(row.device, row.dtype, copy=True)
+        row.copy_(policy.adapter)
         self.statistics[slot] = policy.statistics
         self.loss_scale.reset(slot)
         self.skipped_in_row[slot] = 0
 
     def snapshot(self, slot: int) -> Policy:
         """A frozen copy of a slot, on the CPU."""
-        row = self._rows[slot]
-        state = self._optimisers[slot].state[row]
         return Policy(
-            adapter=row.detach().cpu().clone(),
-            exp_avg=state["exp_avg"].cpu().clone(),
-            exp_avg_sq=state["exp_avg_sq"].cpu().clone(),
-            step=int(state["step"]),
+            adapter=self._weights.detach()[slot].cpu().clone(),
             statistics=self.statistics[slot],
+            **self._adam.snapshot(slot),
         )
+
+    def load_tasks(
+        self, policies: Sequence[Policy], weights: torch.Tensor, own: range | None = None
+    ) -> None:
+        """Begin a generation: one policy a slot, to be improved along its weights.
+
+        Args:
+            policies: K, of all tasks.
+            weights: (K, M), of all tasks.
+            own: tasks that this process works on, the first of them in slot 0; by default all.
+        """
+        del weights  # what is improved is a matter of advantages alone
+        self._own = range(len(policies)) if own is None else own
+        for slot, task in enumerate(self._own):
+            self.load(slot, policies[task])
+
+    def aim(self, weights: torch.Tensor, seed: int) -> torch.Tensor:
+        """Begin an iteration.
+
+        Args:
+            weights: (K, M), of all tasks.
+            seed: keys what is random about the directions.
+
+        Returns:
+            (K, M), what the agents are improved along in this iteration: here their tasks' weights.
+        """
+        del seed
+        return weights
+
+    def snapshot_tasks(self) -> list[Policy]:
+        """What the policies of this process's tasks have become."""
+        return [self.snapshot(slot) for slot in range(len(self._own))]
 
 
 def target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:

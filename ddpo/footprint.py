@@ -99,7 +99,7 @@ def measure_footprint(settings: Settings) -> Footprint:
     return _measure(
         json.dumps(architecture),
         settings.pretrained,
-        settings.adapter,
+        settings.policy_adapter,
         is_checkpointed=settings.train.gradient_checkpointing,
     )
 

@@ -10,9 +10,9 @@ import torch
 
 from config.errors import StoppedError
 from ddpo.advantages import advantages
-from ddpo.agents import Agents
 from ddpo.collapse import CollapseWatch
 from ddpo.compiling import compile_unet
+from ddpo.conditioned import make_agents
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
 from ddpo.guards import Guards, check_guards
 from ddpo.pipeline import FrozenDiffusion
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     StartBar = Callable[[str, int], Callable[[], object]]  # (name, total) -> call once a step
 
 _UPDATE_KEY = 1  # keys the shuffles of an update apart from the noise of its samples
+_WEIGHTS_KEY = 2  # keys the weights that an iteration draws
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,24 +92,22 @@ class Trainer:
         if settings.evolution.start == "soup":  # whose warm-up has a task per objective
             num_tasks.add(len(settings.rewards.objectives))
         slots = max(len(processes.share(num, 1).agents) for num in num_tasks)
-        self.agents = Agents(self.model.unet, slots, settings.adapter, settings.train)
+        self.agents = make_agents(self.model.unet, slots, settings, processes)
         self.sampler = Sampler(self.model, settings.sample)
         self.updater = Updater(self.sampler, settings, processes)
         self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
         if settings.pretrained.compile:
             compile_unet(self.agents, settings.pretrained.compile, self._trial_pass)
 
-    def load(self, policies: Sequence[Policy]) -> None:
-        """Put K policies into K agents' slots, wherever they are."""
+    def load(self, policies: Sequence[Policy], weights: torch.Tensor) -> None:
+        """Put K policies, to be improved along weights (K, M), into slots, wherever they are."""
         self._num_loaded = len(policies)
-        for slot, agent in enumerate(self.processes.share(len(policies), 1).agents):
-            self.agents.load(slot, policies[agent])
+        own = self.processes.share(len(policies), 1).agents
+        self.agents.load_tasks(policies, weights, own)
 
     def snapshot(self) -> list[Policy]:
         """What the K policies loaded have become; the same in every process."""
-        share = self.processes.share(self._num_loaded, 1)
-        own = [self.agents.snapshot(slot) for slot in range(len(share.agents))]
-        groups = self.processes.each_group(own, self._num_loaded)
+        groups = self.processes.each_group(self.agents.snapshot_tasks(), self._num_loaded)
         return [policy for group in groups for policy in group]
 
     def iterate(
@@ -121,7 +120,7 @@ class Trainer:
         Args:
             generation: keys the randomness, as does `iteration`.
             iteration: within the generation.
-            weights: (K, M), what each agent is improved along.
+            weights: (K, M) of the tasks, what each agent is improved along (see `Agents.aim`).
             scales: (M,) of the objectives, see `advantages`.
 
         Raises:
@@ -131,6 +130,7 @@ class Trainer:
         """
         sample, seed, num_agents = self.settings.sample, self.settings.seed, len(weights)
         key = (seed, generation, iteration)
+        weights = self.agents.aim(weights, keyed_seed(*key, _WEIGHTS_KEY))
         draw = generation * self.settings.evolution.iterations_per_generation + iteration
         distinct = draw_prompts(self.prompts.train, sample.prompts_per_iteration, draw, seed)
         texts = [text for text in distinct for _ in range(sample.images_per_prompt)]

@@ -191,7 +191,7 @@ class Judge:
         self._num_shown = shown if is_prefix and self.on.seeds[:shown] == front.sample_seeds else 0
         diffusion = FrozenDiffusion.load(settings.pretrained, where)
         self._scorer = Scorer.build(settings.rewards, where)
-        rank = 2 * settings.adapter.rank  # room for a blend of two
+        rank = 2 * settings.policy_adapter.rank  # room for a blend of two
         adapter = dataclasses.replace(settings.adapter, rank=rank, alpha=float(rank))
         # As many at a time as in the run, unless a pass is to have fewer rows than that.
         per_agent = 1 if settings.sample.guidance_scale == 1 else 2

@@ -131,8 +131,8 @@ def _model(settings: Settings, footprint: Footprint) -> Iterator[str]:
     )
     size = 4 * footprint.adapter_parameters / 1e6
     yield (
-        f"adapter of rank {settings.adapter.rank}: {footprint.adapter_parameters:,} parameters, "
-        f"{size:.1f} MB on disk, {4 * size:.1f} MB an agent while it trains"
+        f"adapter of rank {settings.policy_adapter.rank}: {footprint.adapter_parameters:,} "
+        f"parameters, {size:.1f} MB on disk, {4 * size:.1f} MB an agent while it trains"
     )
     yield (
         f"a UNet row: {footprint.sample_flops / 1e12:.3g} TFLOP forward, "

@@ -131,8 +131,9 @@ class Rig:
 
 def make_rig(num_agents: int = 3, pipe: Any = None, **changes: dict[str, Any]) -> Rig:
     """Model, agents, sampler and updater with settings changed by section."""
-    from ddpo.agents import Agents
+    from ddpo.conditioned import make_agents
     from ddpo.pipeline import FrozenDiffusion
+    from ddpo.processes import Processes
     from ddpo.sampler import Sampler
     from ddpo.update import Updater
 
@@ -152,7 +153,7 @@ def make_rig(num_agents: int = 3, pipe: Any = None, **changes: dict[str, Any]) -
     }
     settings = make_settings(sample=sample, train=train, **changes)
     model = FrozenDiffusion(pipe or make_tiny_pipe())
-    agents = Agents(model.unet, num_agents, settings.adapter, settings.train)
+    agents = make_agents(model.unet, num_agents, settings, Processes.alone())
     sampler = Sampler(model, settings.sample)
     return Rig(settings, model, agents, sampler, Updater(sampler, settings))
 

@@ -54,6 +54,8 @@ WRONG = {
     "--config.sample.negative_prompt=ugly": "has no effect at sample.guidance_scale=1",
     "--config.sample.rows_per_pass=2": "one sample of each agent",
     "--config.sample.images_per_prompt=-4": "must be at least 1",
+    "--config.agents.kind=solo": "agents.kind: 'solo' is not one of conditioned, population",
+    "--config.agents.kind=conditioned": "set evolution.strategy=fixed_weights",
     "--config.adapter.rank=0": "must be at least 1",
     "--config.adapter.alpha=0": "must be above 0",
     "--config.rewards.names=jpeg_compressibility": "must name at least 2 objectives",

@@ -76,7 +76,15 @@ def redness(images, prompts):
     return 100 * images[:, 0].mean(dim=(1, 2))
 
 
-def settings_for(folder, num_agents, bright=brightness, timeout_seconds=60.0, generations=2, **top):
+def settings_for(
+    folder,
+    num_agents,
+    bright=brightness,
+    timeout_seconds=60.0,
+    generations=2,
+    kind="population",
+    **top,
+):
     """A tiny run with two smooth rewards; 5 images an update, which 2 processes share unevenly."""
     for name, reward in {"bright": bright, "red": redness}.items():
         REWARDS[name] = RewardEntry(unit="1", build=lambda *_, reward=reward: reward)
@@ -85,6 +93,7 @@ def settings_for(folder, num_agents, bright=brightness, timeout_seconds=60.0, ge
         pretrained={"model": str(folder / "model")},
         prompts={"train": str(folder / "train.txt"), "report": str(folder / "report.txt")},
         rewards={"names": ("bright", "red")},
+        agents={"kind": kind},
         sample={
             "num_steps": 3,
             "guidance_scale": 3.0,
@@ -104,6 +113,7 @@ def settings_for(folder, num_agents, bright=brightness, timeout_seconds=60.0, ge
         evaluation={"selection_images": 8, "report_images": 8, "sample_prompts": 3},
         evolution={
             "num_agents": max(2, num_agents),
+            "strategy": "fixed_weights" if kind == "conditioned" else "prediction_guided",
             "warmup_generations": 1,
             "evolutionary_generations": generations - 1,
             "iterations_per_generation": 1,
@@ -113,7 +123,7 @@ def settings_for(folder, num_agents, bright=brightness, timeout_seconds=60.0, ge
     return dataclasses.replace(settings, evolution=evolution, num_threads=1, **top)
 
 
-def train(folder, num_agents, count):
+def train(folder, num_agents, count, kind):
     """Two iterations and an evaluation in float64: everything that a process knows afterwards."""
     from ddpo import loading
     from ddpo.evaluation import EvaluationSet
@@ -121,7 +131,7 @@ def train(folder, num_agents, count):
 
     loading.DTYPES["float32"] = torch.float64
 
-    settings = settings_for(folder, num_agents)
+    settings = settings_for(folder, num_agents, kind=kind)
     reductions = []
     all_reduce = torch.distributed.all_reduce
 
@@ -133,12 +143,13 @@ def train(folder, num_agents, count):
     processes = Processes.start(settings.processes, num_agents)
     assert (processes.count, processes.rank) == (count, int(os.environ["RANK"]))
     trainer = Trainer(settings, processes, lambda *_: lambda: None)
-    trainer.load([trainer.agents.initial_policy()] * num_agents)
     first = torch.linspace(0, 1, num_agents)
     weights, scales = torch.stack([first, 1 - first], dim=1), torch.tensor([0.01, 1.0])
+    trainer.load([trainer.agents.initial_policy()] * num_agents, weights)
     iterations = [trainer.iterate(0, index, weights, scales) for index in range(2)]
     members = count // math.gcd(num_agents, count)
-    blocks = [group for shape, group in reductions if shape == trainer.agents.gradients.shape]
+    shape = trainer.agents.gradients.shape
+    blocks = [size for reduced, size in reductions if reduced == shape and size is not None]
     assert blocks == ([members] * 8 if members > 1 else [])  # 2 iterations x 2 epochs x 2 updates
     policies = trainer.snapshot()
     on = EvaluationSet.make("selection", ["a", "b"], 5, run_seed=3)
@@ -160,10 +171,18 @@ def train(folder, num_agents, count):
     }
 
 
-@pytest.mark.parametrize(("num_agents", "counts"), [(4, (1, 2, 4)), (3, (1, 2)), (1, (1, 2))])
-def test_the_result_does_not_depend_on_the_number_of_processes(folder, num_agents, counts):
+@pytest.mark.parametrize(
+    ("num_agents", "counts", "kind"),
+    [
+        (4, (1, 2, 4), "population"),
+        (3, (1, 2), "population"),
+        (1, (1, 2), "population"),
+        (2, (1, 4), "conditioned"),  # two groups of two processes, all with the whole family
+    ],
+)
+def test_the_result_does_not_depend_on_the_number_of_processes(folder, num_agents, counts, kind):
     (alone,), *several = (
-        values(run_processes(count, train, folder, num_agents, count)) for count in counts
+        values(run_processes(count, train, folder, num_agents, count, kind)) for count in counts
     )
     assert alone["adapters"].dtype == np.float64
     for one in (result for results in several for result in results):
