@@ -196,7 +196,7 @@ class Run:
         on = calibration_set(prompts.train, settings.evaluation.calibration_prompts, settings.seed)
         rewards = self._evaluate("selection", [initial], on)[0].rewards
         self.calibration = calibrate(rewards, on.prompts, settings.rewards)
-        statistics = initial_statistics(rewards, on.prompts, settings.advantage.buffer_size)
+        statistics = initial_statistics(rewards, on.prompts, settings)
         self.policies[BASE_POLICY] = dataclasses.replace(initial, statistics=statistics)
         evaluation = self._evaluate("selection", [initial], self.selection_set, self.shown)[0]
         self.base_evaluation = evaluation

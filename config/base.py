@@ -164,6 +164,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     # --- evaluation: same prompts and same noise for every policy ------------------------------
     config.evaluation = evaluation = ml_collections.ConfigDict()
+    # Denoising steps of all pictures that policies are judged by, and of whatever is drawn from a
+    # finished front; 0: sample.num_steps. So training may draw with fewer.
+    evaluation.num_steps = 0
     evaluation.calibration_prompts = 64  # at most; the base model draws 4 pictures of each
     evaluation.selection_images = 96  # per policy and generation; decides the search
     evaluation.report_images = 512  # per policy of the final front; what is published

@@ -121,7 +121,7 @@ class PromptSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleSettings:
-    """How pictures are drawn, in training and evaluation alike."""
+    """How pictures are drawn to learn from; `Settings.evaluation_sample` says how to judge by."""
 
     num_steps: Annotated[int, AtLeast(1)]
     guidance_scale: Annotated[float, AtLeast(1)]
@@ -169,8 +169,9 @@ class AdvantageSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSettings:
-    """How many images a policy's returns are estimated from."""
+    """What a policy's returns are estimated from."""
 
+    num_steps: Annotated[int, AtLeast(0)]
     calibration_prompts: Annotated[int, AtLeast(2)]
     selection_images: Annotated[int, AtLeast(2)]
     report_images: Annotated[int, AtLeast(2)]
@@ -248,6 +249,12 @@ class Settings:
         num = 1 + len(self.rewards.names) if self.agents.kind == "conditioned" else 1
         adapter = self.adapter
         return dataclasses.replace(adapter, rank=num * adapter.rank, alpha=num * adapter.alpha)
+
+    @property
+    def evaluation_sample(self) -> SampleSettings:
+        """How pictures are drawn by which policies are judged, and from finished policies."""
+        steps = self.evaluation.num_steps or self.sample.num_steps
+        return dataclasses.replace(self.sample, num_steps=steps)
 
     def to_json(self) -> dict[str, Any]:
         """Nested dictionaries of JSON values, as `config.json` stores them."""

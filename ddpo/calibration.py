@@ -15,7 +15,7 @@ from ddpo.prompts import spread
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.schema import RewardSettings
+    from config.schema import RewardSettings, Settings
 
 # Where z = 0 and z = 1 lie when a recipe does not say: in standard deviations within a prompt.
 REFERENCE_DEVIATIONS = -3.0
@@ -71,7 +71,13 @@ def calibrate(
 
 
 def initial_statistics(
-    rewards: torch.Tensor, prompts: Sequence[str], buffer_size: int
+    rewards: torch.Tensor, prompts: Sequence[str], settings: Settings
 ) -> PromptStatistics:
-    """Prompt statistics that every agent starts with: the base model's rewards."""
-    return PromptStatistics().add(prompts, rewards, buffer_size)
+    """Prompt statistics that every agent starts with: the base model's rewards.
+
+    None where training draws otherwise than calibration did, say with fewer denoising steps: those
+    rewards would be the wrong baseline.
+    """
+    if settings.evaluation_sample != settings.sample:
+        return PromptStatistics()
+    return PromptStatistics().add(prompts, rewards, settings.advantage.buffer_size)

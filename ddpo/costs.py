@@ -70,7 +70,8 @@ class Plan:
         selection_images: of the base model and of every offspring.
         report_images_per_policy: of each policy of the final front.
         report_policies: how many there will be: an estimate, unlike all else here.
-        sample_rows_per_image: UNet rows without gradient.
+        sample_rows_per_image: UNet rows without gradient, of an image to learn from.
+        evaluation_rows_per_image: likewise, of every other image.
         train_rows_per_image: UNet rows with gradient.
         base_rows_per_image: UNet rows without gradient that the update adds (KL to the base model,
             recomputed log-probabilities).
@@ -86,6 +87,7 @@ class Plan:
     report_images_per_policy: int
     report_policies: int
     sample_rows_per_image: int
+    evaluation_rows_per_image: int
     train_rows_per_image: int
     base_rows_per_image: int
 
@@ -128,6 +130,7 @@ class Plan:
             report_images_per_policy=evaluation.report_images,
             report_policies=report_policies or REPORTED_POLICIES_PER_AGENT * evolution.num_agents,
             sample_rows_per_image=guided * sample.num_steps,
+            evaluation_rows_per_image=guided * settings.evaluation_sample.num_steps,
             train_rows_per_image=train_rows,
             base_rows_per_image=measured + base,
         )
@@ -152,9 +155,9 @@ class Plan:
     @property
     def sample_rows(self) -> int:
         """UNet rows without gradient, in all."""
-        return (
-            self.images * self.sample_rows_per_image + self.train_images * self.base_rows_per_image
-        )
+        per_trained = self.sample_rows_per_image + self.base_rows_per_image
+        judged = self.images - self.train_images
+        return self.train_images * per_trained + judged * self.evaluation_rows_per_image
 
     @property
     def train_rows(self) -> int:

@@ -79,9 +79,9 @@ def make_schedule(scheduler: DDIMScheduler, num_steps: int, eta: float) -> Sched
         scheduler.set_timesteps(num_steps)
     if num_steps > train_steps or scheduler.timesteps.max() >= train_steps:
         raise UserError(
-            f"sample.num_steps={num_steps} does not fit the {train_steps} timesteps of the model's "
+            f"num_steps={num_steps} does not fit the {train_steps} timesteps of the model's "
             f"scheduler (spacing {scheduler.config.timestep_spacing!r}, offset "
-            f"{scheduler.config.steps_offset}); lower it"
+            f"{scheduler.config.steps_offset}); lower sample.num_steps or evaluation.num_steps"
         )
     timesteps = scheduler.timesteps.long().cpu()
     previous = timesteps - train_steps // num_steps

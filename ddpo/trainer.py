@@ -94,6 +94,9 @@ class Trainer:
         slots = max(len(processes.share(num, 1).agents) for num in num_tasks)
         self.agents = make_agents(self.model.unet, slots, settings, processes)
         self.sampler = Sampler(self.model, settings.sample)
+        self.evaluation_sampler = self.sampler
+        if settings.evaluation_sample != settings.sample:
+            self.evaluation_sampler = Sampler(self.model, settings.evaluation_sample)
         self.updater = Updater(self.sampler, settings, processes)
         self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
         if settings.pretrained.compile:
@@ -143,7 +146,8 @@ class Trainer:
             [keyed_seed(*key, k, i) for k in agents for i in samples],
             len(agents),
         )
-        on_step = self._denoising_bar("sampling", self._num_steps(len(samples), len(agents)))
+        num_steps = _num_steps(self.sampler, len(samples), len(agents))
+        on_step = self._denoising_bar("sampling", num_steps)
         with self.work, self.processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
             rollout, own_rewards = collect(self.sampler, self.scorer, self.agents, batch, on_step)
         rewards = dataclasses.replace(
@@ -188,14 +192,13 @@ class Trainer:
         share = self.processes.share(len(policies), len(on.prompts))
         groups = -(-len(share.agents) // self.agents.num_agents)
         per_pass = min(len(share.agents), self.agents.num_agents)
-        on_step = self._denoising_bar(
-            "evaluating", groups * self._num_steps(len(share.samples), per_pass)
-        )
+        num_steps = _num_steps(self.evaluation_sampler, len(share.samples), per_pass)
+        on_step = self._denoising_bar("evaluating", groups * num_steps)
         with self.work:
             return evaluate(
                 policies,
                 on,
-                self.sampler,
+                self.evaluation_sampler,
                 self.scorer,
                 self.agents,
                 keep_images,
@@ -206,7 +209,9 @@ class Trainer:
 
     def take_unet_rows(self) -> int:
         """UNet rows that all processes have sampled since the last call."""
-        return sum(self.processes.gather(self.sampler.take_unet_rows()))
+        samplers = {self.sampler, self.evaluation_sampler}
+        own = sum(sampler.take_unet_rows() for sampler in samplers)
+        return sum(self.processes.gather(own))
 
     def _denoising_bar(self, name: str, total: int) -> Callable[[], None]:
         """A bar to call after every denoising step, where a run may be stopped."""
@@ -230,11 +235,6 @@ class Trainer:
             num_agents,
         )
 
-    def _num_steps(self, samples: int, num_agents: int) -> int:
-        """Denoising steps that a bar will count."""
-        passes = -(-samples // self.sampler.samples_per_pass(num_agents))
-        return passes * len(self.sampler.schedule.timesteps)
-
     def close(self) -> None:
         """Stop the reward threads."""
         self.scorer.close()
@@ -255,3 +255,9 @@ def _load_model(settings: Settings, prompts: PromptSplit, device: torch.device) 
         negative = settings.sample.negative_prompt
         model.offload_text_encoders([*prompts.train, *prompts.selection, *prompts.report, negative])
     return model
+
+
+def _num_steps(sampler: Sampler, samples: int, num_agents: int) -> int:
+    """Denoising steps that a bar will count."""
+    passes = -(-samples // sampler.samples_per_pass(num_agents))
+    return passes * len(sampler.schedule.timesteps)

@@ -199,7 +199,7 @@ class Judge:
             settings.evolution.num_agents, max(1, settings.sample.rows_per_pass // per_agent)
         )
         self._agents = Agents(diffusion.unet, num_agents, adapter, settings.train)
-        self._sampler = Sampler(diffusion, settings.sample)
+        self._sampler = Sampler(diffusion, settings.evaluation_sample)
 
     def measure(
         self, adapters: Sequence[Adapter], on_group: Callable[[int], object]

@@ -14,6 +14,7 @@ from ddpo.assets import resolve_model
 from front.front import ADAPTER_FILE, FrontPolicy
 from front.plots import plot_samples
 from front.samples import read_samples
+from front.settings import settings_of
 from front.tables import file_size, markdown_table, with_error
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _write(folder: Path, front: Front, pictures: list[str], repo: str, **content
         sheet=SHEET if pictures else "",
         plot=_copy_plot(folder, front),
         prompt=prompts[0].replace("\\", "").replace('"', "'"),
-        sample=front.settings["sample"],
+        sample=settings_of(front).evaluation_sample,
         front=front,
         front_table=front_table(front),
         licence=licence,

@@ -112,6 +112,7 @@ def _counts(settings: Settings, plan: Plan) -> Iterator[str]:
     )
     yield (
         f"UNet rows an image: {plan.sample_rows_per_image:,} to sample, "
+        f"{plan.evaluation_rows_per_image:,} in evaluations, "
         f"{plan.train_rows_per_image:,} with gradient"
         + (f", {plan.base_rows_per_image:,} more" if plan.base_rows_per_image else "")
     )

@@ -43,7 +43,7 @@ class Painter:
             where.type == "cpu"
         ):  # a CPU has no use for half precision, and no kernels for some of it
             pretrained = dataclasses.replace(pretrained, dtype="float32")
-        self.sample = settings.sample
+        self.sample = settings.evaluation_sample
         self._model = FrozenDiffusion.load(pretrained, where)
         self._model.pipe.scheduler = self._model.scheduler
         self._shown: FrontPolicy | Blend | None = None

@@ -49,7 +49,7 @@ def main() -> None:
     initial = trainer.agents.initial_policy()
     base = trainer.evaluate([initial], on)[0].rewards
     scales = within_prompt_std(base, on.prompts)
-    statistics = initial_statistics(base, on.prompts, settings.advantage.buffer_size)
+    statistics = initial_statistics(base, on.prompts, settings)
     trainer.agents.load(0, dataclasses.replace(initial, statistics=statistics))
     lines = []
     for iteration in tqdm(range(arguments.iterations + 1)):

@@ -89,6 +89,7 @@ WRONG = {
     "--config.guards.max_losses=-0.1": "must not be negative",
     "--config.advantage.normalisation=none": "is not one of frozen, per_prompt, raw",
     "--config.advantage.min_count=50": "must be at most advantage.buffer_size=16",
+    "--config.evaluation.num_steps=-1": "evaluation.num_steps=-1 must be at least 0",
     "--config.evaluation.calibration_prompts=1": "must be at least 2",
     "--config.evaluation.report_images=1": "must be at least 2",
     "--config.evolution.num_agents=1": "must be at least the 2 objectives",

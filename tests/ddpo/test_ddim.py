@@ -98,7 +98,7 @@ def test_previous_timesteps_by_hand():
 
 @pytest.mark.parametrize(("num_steps", "spacing"), [(1001, "trailing"), (1000, "leading")])
 def test_more_steps_than_the_model_has_are_refused(num_steps, spacing):
-    with pytest.raises(UserError, match=rf"sample\.num_steps={num_steps} does not fit the 1000"):
+    with pytest.raises(UserError, match=rf"num_steps={num_steps} does not fit the 1000"):
         make_schedule(sd_scheduler(timestep_spacing=spacing), num_steps, 1.0)
 
 
