@@ -109,6 +109,9 @@ class Adapter:
     def blend(cls, parts: Sequence[tuple[Adapter, float]]) -> Adapter:
         """The adapter whose update is sum_i c_i dW_i, exactly: ranks are stacked.
 
+        Parts that share their A's, as members of one conditioned family do, keep their rank: their
+        B's are added.
+
         Args:
             parts: adapters of the same layers, and their coefficients c_i.
 
@@ -120,14 +123,21 @@ class Adapter:
             return first
         if any(part.matrices.keys() != first.matrices.keys() for part, _ in parts):
             raise AdapterError("only adapters of the same layers can be blended")
-        rank = sum(part.rank for part, _ in parts)
+        factors = [share * part.scale / first.scale for part, share in parts]
+        share_a = all(
+            torch.equal(part.matrices[layer][0], a)
+            for layer, (a, _) in first.matrices.items()
+            for part, _ in parts[1:]
+        )
+        rank = first.rank if share_a else sum(part.rank for part, _ in parts)
         matrices = {}
-        for layer in first.matrices:
+        for layer, (first_a, _) in first.matrices.items():
             pairs = [part.matrices[layer] for part, _ in parts]
-            factors = [share * part.scale / first.scale for part, share in parts]
-            a = torch.cat([a for a, _ in pairs], dim=0)
-            b = torch.cat([c * b for (_, b), c in zip(pairs, factors, strict=True)], dim=1)
-            matrices[layer] = (a, b)
+            scaled = [c * b for (_, b), c in zip(pairs, factors, strict=True)]
+            if share_a:
+                matrices[layer] = (first_a, torch.stack(scaled).sum(dim=0))
+            else:
+                matrices[layer] = (torch.cat([a for a, _ in pairs]), torch.cat(scaled, dim=1))
         return cls(
             matrices=matrices,
             rank=rank,

@@ -59,10 +59,16 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
 
 def add_blend(parser: argparse.ArgumentParser) -> None:
     """To blend instead of picking."""
-    parser.add_argument(
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "--blend",
         action="store_true",
         help="with --weights: the blend of the neighbours instead of the best policy",
+    )
+    group.add_argument(
+        "--member",
+        action="store_true",
+        help="with --weights, of a run with agents.kind=conditioned: the family's member there",
     )
 
 
@@ -118,13 +124,13 @@ def choose(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
 
 
 def choose_or_blend(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
-    """As `choose`, or with --blend the blend of the neighbours around the weights.
+    """As `choose`, or with --blend or --member what these make of the weights.
 
     Raises:
         FrontError: see `choose`.
     """
-    if not args.blend:
+    if not (args.blend or args.member):
         return choose(front, args)
     if args.weights is None or args.policy is not None or args.at_least:
-        raise ChoiceError("--blend goes with --weights alone")
-    return front.blend(args.weights)
+        raise ChoiceError(f"--{'blend' if args.blend else 'member'} goes with --weights alone")
+    return front.blend(args.weights) if args.blend else front.member(args.weights)

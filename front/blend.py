@@ -77,6 +77,40 @@ def coefficients(z: Array, weights: Array) -> Array:
     return np.asarray(shares / shares.sum())
 
 
+def affine_shares(anchors: Array, weights: Array) -> Array | None:
+    """Shares, of either sign, in which anchors add up to a weight vector.
+
+    What is affine in the weights, as the update of a conditioned family's members is, adds up to
+    its value there in the same shares.
+
+    Args:
+        anchors: (n, M) weight vectors, each of sum 1.
+        weights: (M,) of sum 1.
+
+    Returns:
+        (n,) of sum 1, at most M not zero, those near `weights` rather than others; None where the
+        anchors cannot reach it.
+
+    Example:
+        >>> anchors = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
+        >>> affine_shares(anchors, np.array([0.3, 0.7])).round(2)
+        array([0.4, 0.6, 0. ])
+        >>> affine_shares(anchors[:2], np.array([1.0, 0.0])).round(2)
+        array([-1.,  2.])
+        >>> affine_shares(anchors[:1], np.array([1.0, 0.0])) is None
+        True
+    """
+    spread = np.square(anchors - weights).sum(axis=1)
+    signed = np.hstack([anchors.T, -anchors.T])
+    solution = linprog(np.tile(spread, 2), A_eq=signed, b_eq=weights, method="highs-ds")
+    if solution.x is None:
+        return None
+    above, below = np.split(solution.x, 2)
+    shares = above - below
+    shares[np.abs(shares) < _NEGLIGIBLE] = 0.0
+    return np.asarray(shares / shares.sum())
+
+
 def _anchors(z: Array) -> tuple[Array, Indices]:
     """Preferences (a, M) that policies stand for, and the owner (a,) of each."""
     preferences = _preferences(z.shape[1])

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from ddpo.assets import resolve_model
+from front.adapter import Adapter
 from front.front import ADAPTER_FILE, FrontPolicy
 from front.plots import plot_samples
 from front.samples import read_samples
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from front.adapter import Adapter
     from front.front import Blend, Front
 
 CARD = "README.md"
@@ -111,7 +111,7 @@ def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
         repo: on a hub; empty for a folder.
     """
     middle = front.policies[len(front.policies) // 2]
-    settings = front.settings["adapter"]
+    adapter = Adapter.read(middle.file)
     _write(
         folder,
         front,
@@ -123,8 +123,8 @@ def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
         returns="",
         example=f"adapters/{middle.id}",
         weight_name=ADAPTER_FILE,
-        rank=settings["rank"],
-        alpha=f"{settings['alpha']:g}",
+        rank=adapter.rank,
+        alpha=f"{adapter.alpha:g}",
     )
 
 

@@ -11,7 +11,6 @@ Only numbers are read here: no deep-learning library is imported before an adapt
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from config.errors import UserError
-from front.blend import coefficients
+from front.blend import affine_shares, coefficients
 from morl.history import Improvement
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import check_objectives, comparable, to_z
@@ -149,7 +148,7 @@ class FrontPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blend:
-    """A convex combination of policies: their weight updates dW, added in proportion.
+    """A combination of policies: their weight updates dW, added in shares that sum to 1.
 
     Attributes:
         id: its name: that in `front.json`, or one made of the parts.
@@ -445,15 +444,38 @@ class Front:
             for policy, share in zip(self.policies, shares, strict=True)
             if share > 0
         )
-        name = "-".join(f"{policy.id}-{round(1000 * share):04d}" for policy, share in parts)
-        blend = Blend(id=f"blend-{name}", parts=parts, weights=preference)
-        if len(parts) > 1:
-            return blend
-        (policy, _), *_ = parts  # one policy alone is as good as it was measured to be
-        return dataclasses.replace(
-            blend,
-            report_returns=policy.report_returns,
-            report_std_error=policy.report_std_error,
+        return _mix(parts, preference)
+
+    def member(self, weights: ArrayLike) -> Blend:
+        """The member of a conditioned run's family at any weights, not only those archived.
+
+        The family is that of the newest generation whose policies on the front span the weights.
+        Its members' updates are affine in the weights, so the blend is the member, up to rounding.
+
+        Args:
+            weights: (M,) non-negative, sum 1, in the order of `objectives`.
+
+        Raises:
+            ChoiceError: if the weights are wrong, or the run's agents are no family.
+            FrontError: if no generation has enough policies on the front.
+        """
+        preference = self.check_weights(weights)
+        if self.settings.get("agents", {}).get("kind") != "conditioned":
+            raise ChoiceError(
+                "this run's agents have adapters of their own (agents.kind=population): there is "
+                "no member for every weight vector; blend policies instead"
+            )
+        trained = [policy for policy in self.policies if policy.generation >= 0]
+        for generation in sorted({policy.generation for policy in trained}, reverse=True):
+            members = [policy for policy in trained if policy.generation == generation]
+            shares = affine_shares(np.array([policy.weights for policy in members]), preference)
+            if shares is not None:
+                pairs = zip(members, shares.tolist(), strict=True)
+                return _mix(tuple((policy, share) for policy, share in pairs if share), preference)
+        raise FrontError(
+            f"the family's member at {','.join(f'{weight:g}' for weight in preference)} cannot be "
+            f"had from this front: it takes {len(self.objectives)} policies of one generation; "
+            "blend policies instead"
         )
 
     def check_weights(self, weights: ArrayLike) -> Array:
@@ -486,6 +508,19 @@ class Front:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ChoiceError(f"{name!r} is not one of this run's {', '.join(self.names)}{hint}")
         return self.names.index(name)
+
+
+def _mix(parts: tuple[tuple[FrontPolicy, float], ...], preference: Array) -> Blend:
+    """The blend of these parts; one policy alone is as good as it was measured to be."""
+    name = "-".join(f"{policy.id}-{round(1000 * share):04d}" for policy, share in parts)
+    (policy, _), *others = parts
+    return Blend(
+        id=f"blend-{name}",
+        parts=parts,
+        weights=preference,
+        report_returns=None if others else policy.report_returns,
+        report_std_error=None if others else policy.report_std_error,
+    )
 
 
 def _measured(member: FrontPolicy | Blend) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -10,22 +11,28 @@ import pytest
 import torch
 
 import ddpo.trainer
+import mo_front
 from ddpo.conditioned import ConditionedAgents
 from ddpo.evaluation import EvaluationSet
 from ddpo.rewards.colorfulness import colorfulness
 from front import Front
 from front.adapter import Adapter
 from front.checkpoint import CheckpointStore
+from front.export import adapter_of, save_adapter
+from front.front import ChoiceError, FrontError
 from mo_loop import Run
 from mo_train import read_settings
 from morl.weights import even_weights
 from tests.conftest import draw_with_diffusers, make_tiny_pipe, small_world, timeless_metrics
+from tests.family import family_rig
 
 CONDITIONED = (
     "agents.kind=conditioned",
     "evolution.strategy=fixed_weights",
     "evolution.num_agents=3",
     "evolution.iterations_per_generation=2",
+    "train.updates_per_epoch=4",
+    "train.num_inner_epochs=1",
     "adapter.rank=2",
     "adapter.alpha=3.0",
 )
@@ -91,6 +98,83 @@ def test_an_archived_member_is_an_ordinary_adapter_that_draws_what_it_was_judged
     images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=1.0)
     mean = colorfulness(images, on.prompts).mean().item()
     assert mean == pytest.approx(member.report_returns[0], rel=1e-4)
+
+
+@pytest.fixture(name="siblings")
+def _siblings(finished, tmp_path):
+    """A front whose policies are three members of one family, and that family."""
+    rig = family_rig(3)
+    template = Front.load(finished).policies[0]
+    policies = []
+    for slot, weights in enumerate(even_weights(3, 2)):
+        folder = tmp_path / f"m{slot}"
+        rig.agents.show(torch.from_numpy(weights)[None])
+        save_adapter(rig.agents, rig.agents.snapshot(0), folder)
+        policies.append(
+            dataclasses.replace(
+                template, id=f"m{slot}", generation=4, weights=weights, adapter=folder
+            )
+        )
+    return dataclasses.replace(Front.load(finished), policies=tuple(policies)), rig.agents
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 2), (0, 1), (1, 2)])
+@pytest.mark.parametrize("weights", [(0.3, 0.7), (0.9, 0.1), (0.5, 0.5)])
+def test_the_member_at_any_weights_comes_from_a_front_of_a_few(siblings, kept, weights):
+    """Between archived members and beyond them, as one adapter of a member's rank."""
+    front, agents = siblings
+    front = dataclasses.replace(front, policies=tuple(front.policies[i] for i in kept))
+    member = front.member(weights)
+    agents.show(torch.tensor([weights]))
+    expected, found = adapter_of(agents, agents.snapshot(0)), Adapter.of(member)
+    assert (found.rank, found.alpha) == (expected.rank, expected.alpha)
+    assert len(member.parts) <= 2
+    for layer in agents.layer_names:
+        torch.testing.assert_close(
+            found.update(layer), expected.update(layer), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_the_newest_family_that_suffices_is_taken(siblings):
+    front, _ = siblings
+    old = [dataclasses.replace(each, id=f"old{each.id}", generation=2) for each in front.policies]
+    new = dataclasses.replace(front.policies[1], id="new", generation=5)
+    front = dataclasses.replace(front, policies=(*old, new, *front.policies))
+    assert {policy.id for policy, _ in front.member((0.3, 0.7)).parts} == {"m0", "m1"}
+    assert [policy.id for policy, _ in front.member((0.5, 0.5)).parts] == ["new"]
+
+
+def test_a_member_that_cannot_be_had_is_refused(siblings):
+    front, _ = siblings
+    lonely = dataclasses.replace(front, policies=front.policies[:1])
+    with pytest.raises(FrontError, match="it takes 2 policies of one generation"):
+        lonely.member((0.3, 0.7))
+    with pytest.raises(ChoiceError, match="must sum to 1"):
+        front.member((0.3, 0.3))
+    plain = dataclasses.replace(front, config={"settings": {"agents": {"kind": "population"}}})
+    for config in (plain.config, {"settings": {}}):
+        with pytest.raises(ChoiceError, match="adapters of their own"):
+            dataclasses.replace(front, config=config).member((0.3, 0.7))
+
+
+def test_the_command_exports_a_member(siblings, monkeypatch, tmp_path, capsys):
+    front, agents = siblings
+    monkeypatch.setattr(Front, "load", lambda _: front)
+    words = ["export", str(front.path), "--member", "--out", str(tmp_path / "out")]
+    assert mo_front.main([*words, "--weights", "0.3,0.7"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "an exact blend of 0.4 m0 and 0.6 m1" in " ".join(card.split())
+    agents.show(torch.tensor([[0.3, 0.7]]))
+    batch = ["a", "b"], [1, 2]
+    pipe, exact = make_tiny_pipe(), make_tiny_pipe()
+    pipe.load_lora_weights(tmp_path / "out")
+    save_adapter(agents, agents.snapshot(0), tmp_path / "exact")
+    exact.load_lora_weights(tmp_path / "exact")
+    torch.testing.assert_close(
+        draw_with_diffusers(pipe, *batch), draw_with_diffusers(exact, *batch)
+    )
+    assert mo_front.main([*words, "--policy", "m1"]) == 2
+    assert "--member goes with --weights alone" in capsys.readouterr().err
 
 
 def test_every_iteration_learns_along_weights_of_its_own(world, monkeypatch):

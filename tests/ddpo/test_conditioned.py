@@ -12,39 +12,8 @@ from config.errors import ConfigError
 from ddpo.conditioned import stratified_weights
 from front.adapter import Adapter
 from front.export import adapter_of, save_adapter
-from morl.weights import even_weights
 from tests.conftest import draw_with_diffusers, make_rig, make_settings, make_tiny_pipe
-
-THREE = ("colorfulness", "jpeg_compressibility", "jpeg_incompressibility")
-
-
-def family_rig(num_agents=3, pipe=None, num_objectives=2, **changes):
-    """A rig whose agents are members of one family, its B's not zero."""
-    rig = make_rig(
-        num_agents,
-        pipe,
-        agents={"kind": "conditioned"},
-        evolution={"strategy": "fixed_weights"},
-        rewards={"names": THREE[:num_objectives]},
-        **changes,
-    )
-    agents = rig.agents
-    generator = torch.Generator().manual_seed(1)
-    agents._family += 0.05 * torch.randn(agents._family.shape, generator=generator)
-    agents.load_tasks(
-        members(agents, even(num_agents, num_objectives)), even(num_agents, num_objectives)
-    )
-    return rig
-
-
-def even(num, num_objectives=2):
-    return torch.from_numpy(even_weights(num, num_objectives))
-
-
-def members(agents, weights):
-    """The family's policies at these weights."""
-    agents.show(weights)
-    return [agents.snapshot(slot) for slot in range(len(weights))]
+from tests.family import even, family_rig, members
 
 
 def train(rig, generation=0):
@@ -117,7 +86,7 @@ def test_a_family_without_its_vertices_is_refused():
 
 def test_the_gradient_is_that_of_the_mean_loss_of_the_members():
     """Against finite differences of a loss of the family, in float64, entry by entry."""
-    rig = family_rig(2, make_tiny_pipe().to(torch.float64))
+    rig = family_rig(2, make_tiny_pipe().to(torch.float64), adapter={"rank": 4})
     agents = rig.agents
     weights = torch.tensor([[0.3, 0.7], [0.9, 0.1]])
     batch = rig.batch(2, 1)
@@ -196,6 +165,7 @@ def test_one_step_is_one_adam_step_of_one_clipped_gradient():
     norms = agents.step(0.5)
     torch.testing.assert_close(norms, norm.expand(3))
     torch.testing.assert_close(agents._family, family.detach(), rtol=1e-5, atol=1e-7)
+    assert torch.equal(agents._weights.detach(), agents._family * factors)  # shown at once
     assert [policy.step for policy in agents.snapshot_tasks()] == [1, 1, 1]
 
 
