@@ -121,6 +121,9 @@ def get_config() -> ml_collections.ConfigDict:
     sample.num_steps = 10  # denoising steps
     sample.guidance_scale = 1.0  # classifier-free guidance; 1 is none, at half the cost
     sample.eta = 1.0  # 1: the variance of DDPM; must be positive, or there is no policy
+    # Only so many consecutive steps are drawn with noise, and trained; all others are deterministic
+    # (DDIM with eta = 0). Where they lie is drawn anew for every iteration. 0: noise in all steps.
+    sample.noisy_steps = 0
     sample.negative_prompt = ""
     sample.prompts_per_iteration = 12  # distinct prompts per agent and iteration
     sample.images_per_prompt = 4  # of each

@@ -145,11 +145,25 @@ def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 "(sample.prompts_per_iteration x sample.images_per_prompt); "
                 f"try {_listing(fits)}"
             )
+    yield from _step_problems(flat)
+
+
+def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Rules between the steps that are drawn and those that are trained."""
     skipped, steps = flat.get("train.skip_last_steps"), flat.get("sample.num_steps")
-    if skipped is not None and steps is not None and skipped >= steps > 0:
+    if skipped is None or steps is None:
+        return
+    noisy = flat.get("sample.noisy_steps", 0)
+    if skipped >= steps:
         yield (
             f"train.skip_last_steps={skipped} must be below sample.num_steps={steps}, or no step "
             "is trained; lower it"
+        )
+    elif noisy > steps - skipped:
+        yield (
+            f"sample.noisy_steps={noisy} must be at most the {steps - skipped} steps that are "
+            f"trained (sample.num_steps={steps} - train.skip_last_steps={skipped}); lower it, or "
+            "set it to 0 for noise in all steps"
         )
 
 

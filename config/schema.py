@@ -126,6 +126,7 @@ class SampleSettings:
     num_steps: Annotated[int, AtLeast(1)]
     guidance_scale: Annotated[float, AtLeast(1)]
     eta: Annotated[float, Above(0), AtMost(1)]
+    noisy_steps: Annotated[int, AtLeast(0)]
     negative_prompt: str
     prompts_per_iteration: Annotated[int, AtLeast(1)]
     images_per_prompt: Annotated[int, AtLeast(1)]
@@ -254,7 +255,7 @@ class Settings:
     def evaluation_sample(self) -> SampleSettings:
         """How pictures are drawn by which policies are judged, and from finished policies."""
         steps = self.evaluation.num_steps or self.sample.num_steps
-        return dataclasses.replace(self.sample, num_steps=steps)
+        return dataclasses.replace(self.sample, num_steps=steps, noisy_steps=0)
 
     def to_json(self) -> dict[str, Any]:
         """Nested dictionaries of JSON values, as `config.json` stores them."""

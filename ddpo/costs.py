@@ -104,7 +104,7 @@ class Plan:
         """
         sample, train, evolution = settings.sample, settings.train, settings.evolution
         guided = 1 if sample.guidance_scale == 1 else 2
-        trainable = sample.num_steps - train.skip_last_steps
+        trainable = sample.noisy_steps or sample.num_steps - train.skip_last_steps
         is_ddpo = train.update_rule == "ddpo"
         trained = max(1, round(train.timestep_fraction * trainable))
         train_rows = (guided if is_ddpo else 1) * trained * train.num_inner_epochs

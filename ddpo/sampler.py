@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from config.schema import SampleSettings
     from ddpo.agents import Agents
+    from ddpo.ddim import Schedule
     from ddpo.pipeline import BaseModel
     from ddpo.types import Conditioning
 
@@ -110,7 +111,11 @@ class Sampler:
 
     @torch.inference_mode()
     def chunks(
-        self, agents: Agents, prompts: PromptBatch, on_step: Callable[[], object] | None = None
+        self,
+        agents: Agents,
+        prompts: PromptBatch,
+        on_step: Callable[[], object] | None = None,
+        schedule: Schedule | None = None,
     ) -> Iterator[Rollout]:
         """Rollouts of as many samples per agent as fit `rows_per_pass`, one after another.
 
@@ -118,15 +123,21 @@ class Sampler:
             agents: the first `prompts.num_agents` slots are sampled.
             prompts: what to draw.
             on_step: called after every denoising step (a progress bar).
+            schedule: the steps, if not the sampler's own: say one of its `noise_windows`.
         """
         size = self.samples_per_pass(prompts.num_agents)
         for start in range(0, prompts.samples_per_agent, size):
-            yield self._denoise(agents, prompts.chunk(start, start + size), on_step)
+            chunk = prompts.chunk(start, start + size)
+            yield self._denoise(agents, chunk, schedule or self.schedule, on_step)
 
     def _denoise(
-        self, agents: Agents, prompts: PromptBatch, on_step: Callable[[], object] | None
+        self,
+        agents: Agents,
+        prompts: PromptBatch,
+        schedule: Schedule,
+        on_step: Callable[[], object] | None,
     ) -> Rollout:
-        schedule, rows = self.schedule, len(prompts.texts)
+        rows = len(prompts.texts)
         shape = self.model.latent_shape
         noise = keyed_noise(prompts.seeds, (len(schedule.timesteps) + 1, *shape))
         noise = to_device(noise, self.model.device, agents.dtype)
@@ -150,7 +161,7 @@ class Sampler:
         self._unet_rows += rows * self.rows_per_sample * len(schedule.timesteps)
         return Rollout(
             prompts=prompts,
-            timesteps=schedule.timesteps,
+            schedule=schedule,
             latents=torch.stack(latents, dim=1),
             log_probs=torch.stack(log_probs, dim=1),
             images=self.model.decode(latents[-1]),

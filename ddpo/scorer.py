@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from config.schema import RewardSettings
     from ddpo.agents import Agents
+    from ddpo.ddim import Schedule
     from ddpo.rewards import Reward
     from ddpo.sampler import Sampler
     from ddpo.types import PromptBatch
@@ -279,6 +280,7 @@ def collect(
     agents: Agents,
     prompts: PromptBatch,
     on_step: Callable[[], object] | None = None,
+    schedule: Schedule | None = None,
 ) -> tuple[Rollout, RewardBatch]:
     """Sample a batch chunk by chunk, scoring each chunk while the next is drawn.
 
@@ -288,6 +290,7 @@ def collect(
         agents: the policies.
         prompts: K * N rows.
         on_step: called after every denoising step.
+        schedule: see `Sampler.chunks`.
 
     Returns:
         The rollout and its rewards (K, N, M).
@@ -296,7 +299,7 @@ def collect(
         RewardError: if a reward fails.
     """
     chunks, submissions = [], []
-    for chunk in sampler.chunks(agents, prompts, on_step):
+    for chunk in sampler.chunks(agents, prompts, on_step, schedule):
         submissions.append(scorer.submit(chunk.images, chunk.prompts.texts))
         chunks.append(chunk.offloaded() if sampler.settings.offload_rollouts else chunk)
     rewards = scorer.gather(submissions, prompts.num_agents)

@@ -20,6 +20,7 @@ from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.sampler import Sampler
 from ddpo.scorer import RewardError, Scorer, collect
 from ddpo.seeding import keyed_seed
+from ddpo.steps import noise_windows
 from ddpo.stopwatch import Stopwatch
 from ddpo.types import RewardBatch, UpdateStats
 from ddpo.update import Updater
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _UPDATE_KEY = 1  # keys the shuffles of an update apart from the noise of its samples
 _WEIGHTS_KEY = 2  # keys the weights that an iteration draws
+_WINDOW_KEY = 3  # keys which steps of an iteration are noisy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,6 +99,8 @@ class Trainer:
         self.evaluation_sampler = self.sampler
         if settings.evaluation_sample != settings.sample:
             self.evaluation_sampler = Sampler(self.model, settings.evaluation_sample)
+        train, noisy_steps = settings.train, settings.sample.noisy_steps
+        self._schedules = noise_windows(self.sampler.schedule, train.skip_last_steps, noisy_steps)
         self.updater = Updater(self.sampler, settings, processes)
         self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
         if settings.pretrained.compile:
@@ -118,7 +122,7 @@ class Trainer:
     ) -> Iteration:
         """One iteration of DDPO for all agents: sample, score, update.
 
-        All agents draw the same prompts, each with its own noise.
+        All agents draw the same prompts, each with its own noise, in the same steps.
 
         Args:
             generation: keys the randomness, as does `iteration`.
@@ -146,10 +150,13 @@ class Trainer:
             [keyed_seed(*key, k, i) for k in agents for i in samples],
             len(agents),
         )
+        schedule = self._schedules[keyed_seed(*key, _WINDOW_KEY) % len(self._schedules)]
         num_steps = _num_steps(self.sampler, len(samples), len(agents))
         on_step = self._denoising_bar("sampling", num_steps)
         with self.work, self.processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
-            rollout, own_rewards = collect(self.sampler, self.scorer, self.agents, batch, on_step)
+            rollout, own_rewards = collect(
+                self.sampler, self.scorer, self.agents, batch, on_step, schedule
+            )
         rewards = dataclasses.replace(
             own_rewards, values=self.processes.join(own_rewards.values, num_agents)
         )

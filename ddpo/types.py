@@ -17,6 +17,8 @@ from ddpo.transfer import to_device
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ddpo.ddim import Schedule
+
 
 def _check(holds: bool, name: str, expected: str, got: object) -> None:
     """Raise a ValueError naming the field, the rule and the value unless `holds`."""
@@ -157,14 +159,14 @@ class Rollout:
 
     Attributes:
         prompts: what was drawn.
-        timesteps: (T,) int64, descending.
+        schedule: the T steps, and the noise of each.
         latents: (rows, T+1, C, h, w); step i takes latents[:, i] to latents[:, i + 1].
         log_probs: (rows, T) float32, mean over latent entries; NaN where a step has no variance.
         images: (rows, 3, H, W) in [0, 1].
     """
 
     prompts: PromptBatch
-    timesteps: torch.Tensor
+    schedule: Schedule
     latents: torch.Tensor
     log_probs: torch.Tensor
     images: torch.Tensor
@@ -189,6 +191,11 @@ class Rollout:
             f"({rows}, 3, H, W)",
             tuple(self.images.shape),
         )
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """(T,) int64, descending."""
+        return self.schedule.timesteps
 
     def states(self, rows: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
         """Latents (pairs, C, h, w) before these steps, on the device of `rows`.
@@ -216,7 +223,7 @@ class Rollout:
 
         return cls(
             prompts=prompts,
-            timesteps=chunks[0].timesteps,
+            schedule=chunks[0].schedule,
             latents=cat("latents"),
             log_probs=cat("log_probs"),
             images=cat("images"),
@@ -283,7 +290,7 @@ class UpdateStats:
         ratio_error: (T,) mean absolute log-ratio per step before the first update; NaN for steps
             not trained. Zero up to rounding.
         num_updates: optimiser steps taken.
-        excluded_steps: denoising steps left out: those without variance and the skipped last ones.
+        excluded_steps: denoising steps left out: those without noise and the skipped last ones.
         unet_rows: UNet rows passed forward: those with gradient and, for the divergence, the base
             model's.
         kl_to_base: (K,) mean KL divergence of a step from the base model's, in the

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddpo.processes import Processes, Share
+from ddpo.steps import trained_steps
 from ddpo.transfer import to_device
 from ddpo.types import UpdateStats
 from ddpo.update_rules import UPDATE_RULES
@@ -42,7 +43,7 @@ class Updater:
     second UNet pass without gradient and without adapters.
 
     Args:
-        sampler: supplies the guided prediction and the schedule the rollouts were drawn with.
+        sampler: supplies the guided prediction.
         settings: of the run: the rule, inner epochs, updates per epoch, rows per pass and so on.
         processes: of which some may share this one's agents; by default none do.
     """
@@ -53,12 +54,9 @@ class Updater:
         self.rule = UPDATE_RULES[settings.train.update_rule](sampler, settings)
         self.settings = settings.train
         self.processes = processes or Processes.alone(sampler.model.device)
-        num_steps = len(sampler.schedule.timesteps)
-        last = num_steps - self.settings.skip_last_steps
-        steps = [step for step in sampler.schedule.trainable_steps if step < last]
-        self.trainable_steps = torch.tensor(steps)
-        self.excluded_steps = num_steps - len(steps)
-        self.steps_per_sample = max(1, round(self.settings.timestep_fraction * len(steps)))
+        steps = trained_steps(sampler.schedule, self.settings.skip_last_steps)
+        num_steps = settings.sample.noisy_steps or len(steps)
+        self.steps_per_sample = max(1, round(self.settings.timestep_fraction * num_steps))
         self.recompute = self.settings.recompute_log_probs == "always"
 
     def update(
@@ -95,7 +93,8 @@ class Updater:
         )
         device = agents.device
         # All indices go to the device at once: from here on only the last lines wait for it.
-        minibatches = [to_device(pairs, device) for pairs in self._minibatches(share, seeds)]
+        steps = torch.tensor(trained_steps(rollout.schedule, self.settings.skip_last_steps))
+        minibatches = [to_device(pairs, device) for pairs in self._minibatches(share, steps, seeds)]
         advantages = to_device(advantages, device)
         pairs_per_update = (
             share.num_samples // self.settings.updates_per_epoch * self.steps_per_sample
@@ -138,7 +137,7 @@ class Updater:
             skipped=(~grad_norms.isfinite()).sum(dim=0),
             ratio_error=ratio_error.cpu(),
             num_updates=len(minibatches),
-            excluded_steps=self.excluded_steps,
+            excluded_steps=len(rollout.timesteps) - len(steps),
             unet_rows=num_pairs * num_agents * self.rule.rows_per_pair * passes_per_pair,
         )
 
@@ -166,8 +165,10 @@ class Updater:
         per_pair = num_agents * self.rule.rows_per_pair
         return max(1, self.settings.rows_per_pass // per_pair)
 
-    def _minibatches(self, share: Share, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
-        """(K, pairs, 2) indices (sample of the rollout, step); one tensor per optimiser step.
+    def _minibatches(
+        self, share: Share, steps: torch.Tensor, seeds: Sequence[int]
+    ) -> Iterator[torch.Tensor]:
+        """(K, pairs, 2) indices (sample of the rollout, one of steps); a tensor per optimiser step.
 
         All samples of an agent are shuffled, whatever share of them is here. Of every
         `updates_per_epoch` consecutive samples each goes to another minibatch: so an even share of
@@ -177,18 +178,22 @@ class Updater:
         blocks = slice(first // updates, share.samples.stop // updates)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         for _ in range(self.settings.num_inner_epochs):
-            epoch = torch.stack([self._shuffled_pairs(share.num_samples, g) for g in generators])
+            epoch = torch.stack(
+                [self._shuffled_pairs(share.num_samples, steps, g) for g in generators]
+            )
             own = epoch[:, blocks] - torch.tensor([first, 0])
             yield from (part.flatten(1, 2) for part in own.unbind(dim=2))
 
-    def _shuffled_pairs(self, samples: int, generator: torch.Generator) -> torch.Tensor:
+    def _shuffled_pairs(
+        self, samples: int, steps: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
         """(blocks, updates, steps_per_sample, 2): samples shuffled in blocks, and random steps."""
         updates = self.settings.updates_per_epoch
         order = torch.rand(samples // updates, updates, generator=generator).argsort(dim=1)
         order += torch.arange(0, samples, updates)[:, None]
-        draws = torch.rand(*order.shape, len(self.trainable_steps), generator=generator)
-        steps = self.trainable_steps[draws.argsort(dim=-1)[..., : self.steps_per_sample]]
-        return torch.stack([order[..., None].expand_as(steps), steps], dim=-1)
+        draws = torch.rand(*order.shape, len(steps), generator=generator)
+        drawn = steps[draws.argsort(dim=-1)[..., : self.steps_per_sample]]
+        return torch.stack([order[..., None].expand_as(drawn), drawn], dim=-1)
 
     def _differentiate(
         self,
@@ -225,7 +230,7 @@ class Updater:
             surrogate = self.rule.surrogate(measured, old[rows, steps], flat_advantages[rows])
             loss, kl = surrogate.loss, torch.zeros_like(surrogate.loss)
             if self.settings.kl_coef > 0:
-                kl = self.rule.divergence(prediction, base, steps)
+                kl = self.rule.divergence(prediction, base, rollout, steps)
                 loss = loss + self.settings.kl_coef * kl
             loss = agents.loss_scale.scaled(loss, num_agents)
             (loss.sum() / pairs_per_update).backward()

@@ -63,7 +63,11 @@ class UpdateRule(Protocol):
         ...
 
     def divergence(
-        self, prediction: torch.Tensor, other: torch.Tensor, steps: torch.Tensor
+        self,
+        prediction: torch.Tensor,
+        other: torch.Tensor,
+        rollout: Rollout,
+        steps: torch.Tensor,
     ) -> torch.Tensor:
         """KL divergence (pairs,) of the two predictions' Gaussians, averaged over the entries."""
         ...
@@ -122,7 +126,7 @@ class Ddpo(_Clipped):
         self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
     ) -> torch.Tensor:
         """Means of x_{t-1}."""
-        schedule, prompts = self.sampler.schedule, rollout.prompts
+        schedule, prompts = rollout.schedule, rollout.prompts
         latents = rollout.states(rows, steps)
         out = self.sampler.guided(
             agents,
@@ -144,14 +148,18 @@ class Ddpo(_Clipped):
         self, prediction: torch.Tensor, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
     ) -> torch.Tensor:
         """Log-probabilities (pairs,) of the sampled x_{t-1}."""
-        sigma = _column(self.sampler.schedule.sigma, steps)
+        sigma = _column(rollout.schedule.sigma, steps)
         return gaussian_log_prob(rollout.states(rows, steps + 1), prediction, sigma)
 
     def divergence(
-        self, prediction: torch.Tensor, other: torch.Tensor, steps: torch.Tensor
+        self,
+        prediction: torch.Tensor,
+        other: torch.Tensor,
+        rollout: Rollout,
+        steps: torch.Tensor,
     ) -> torch.Tensor:
         """Between the two policies' steps."""
-        return gaussian_kl(prediction, other, _column(self.sampler.schedule.sigma, steps))
+        return gaussian_kl(prediction, other, _column(rollout.schedule.sigma, steps))
 
 
 class _ForwardProcess(_Rule):
@@ -171,7 +179,7 @@ class _ForwardProcess(_Rule):
         self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
     ) -> torch.Tensor:
         """Predicted minus added noise, at the timesteps of the steps."""
-        schedule, prompts = self.sampler.schedule, rollout.prompts
+        schedule, prompts = rollout.schedule, rollout.prompts
         clean, noise = rollout.states(rows, -1), self._noise[rows, steps]
         alpha_bar = _column(schedule.alpha_bar, steps)
         noisy = add_noise(clean, noise, alpha_bar)
@@ -185,6 +193,7 @@ class _ForwardProcess(_Rule):
         self,
         prediction: torch.Tensor,
         other: torch.Tensor,
+        rollout: Rollout,  # noqa: ARG002
         steps: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor:
         """Between unit Gaussians around the predicted noise."""

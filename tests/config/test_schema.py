@@ -51,6 +51,8 @@ WRONG = {
     "--config.sample.eta=0": "sample.eta=0.0 must be above 0",
     "--config.sample.eta=2": "must be at most 1",
     "--config.sample.guidance_scale=0.5": "must be at least 1",
+    "--config.sample.noisy_steps=-1": "sample.noisy_steps=-1 must be at least 0",
+    "--config.sample.noisy_steps=9": "sample.noisy_steps=9 must be at most the 8 steps",
     "--config.sample.negative_prompt=ugly": "has no effect at sample.guidance_scale=1",
     "--config.sample.rows_per_pass=2": "one sample of each agent",
     "--config.sample.images_per_prompt=-4": "must be at least 1",

@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+import ddpo.trainer
+from config.errors import UserError
 from ddpo.calibration import initial_statistics
 from ddpo.costs import Plan
+from ddpo.ddim import make_schedule
 from ddpo.evaluation import EvaluationSet, evaluate
 from ddpo.processes import Processes
 from ddpo.sampler import Sampler
+from ddpo.scorer import collect
+from ddpo.steps import noise_windows
 from ddpo.trainer import Trainer
+from ddpo.types import Rollout
 from front import Front
 from front.adapter import Adapter
 from front.analyse import Judge
@@ -22,7 +28,13 @@ from front.painter import Painter
 from front.samples import read_samples
 from mo_loop import Run
 from mo_train import read_settings
-from tests.conftest import make_settings, small_world
+from tests.conftest import (
+    make_rig,
+    make_settings,
+    make_tiny_pipe,
+    sd_scheduler,
+    small_world,
+)
 
 
 @pytest.fixture(scope="module", name="words")
@@ -108,13 +120,134 @@ def test_a_plan_tells_rows_of_evaluation_from_rows_of_training():
     assert plan.sample_rows == plan.train_images * 12 + judged * 20
 
 
+# --- sample.noisy_steps --------------------------------------------------------------------------
+
+
+def draw(rig, batch, schedule):
+    return Rollout.join(batch, list(rig.sampler.chunks(rig.agents, batch, schedule=schedule)))
+
+
+def draw_advantages(num_agents, samples):
+    return torch.randn(num_agents, samples, generator=torch.Generator().manual_seed(0))
+
+
+def test_windows_lie_wherever_all_their_steps_are_trained():
+    schedule = make_schedule(sd_scheduler(), 6, 1.0)
+    windows = noise_windows(schedule, 1, 3)
+    assert [window.trainable_steps for window in windows] == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    for window in windows:
+        inside = window.trainable_steps
+        assert torch.equal(window.sigma[inside], schedule.sigma[inside])
+        assert torch.equal(window.alpha_bar_prev, schedule.alpha_bar_prev)
+    assert noise_windows(schedule, 1, 0) == [schedule]
+
+
+def test_a_window_holds_no_step_without_variance_and_one_that_does_not_fit_is_refused():
+    schedule = make_schedule(sd_scheduler(set_alpha_to_one=True), 4, 1.0)  # whose last has none
+    windows = noise_windows(schedule, 0, 3)
+    assert [window.trainable_steps for window in windows] == [[0, 1, 2]]
+    with pytest.raises(UserError, match="more than the 3 denoising steps of this model"):
+        noise_windows(schedule, 0, 4)
+
+
+def test_outside_the_window_a_step_is_bitwise_diffusers_ddim_without_noise():
+    rig = make_rig(2)
+    rig.perturb()
+    window = rig.sampler.schedule.noisy_within(range(1, 3))
+    rollout = draw(rig, rig.batch(2, 3), window)
+    scheduler, prompts = rig.model.scheduler, rollout.prompts
+    scheduler.set_timesteps(4)
+    is_noisy = [False, True, True, False]
+    for i, t in enumerate(rollout.timesteps):
+        x = rollout.latents[:, i]
+        with torch.inference_mode():
+            out = rig.sampler.guided(rig.agents, x, t.expand(6), prompts.conditioning, 2)
+        plain = scheduler.step(out, t, x, eta=0.0).prev_sample
+        assert torch.equal(rollout.latents[:, i + 1], plain) is not is_noisy[i]
+        assert bool(rollout.log_probs[:, i].isfinite().all()) is is_noisy[i]
+
+
+@pytest.mark.parametrize("rule", ["ddpo", "diffusion_nft", "awm"])
+def test_only_steps_of_the_window_are_trained_from_a_ratio_of_one(rule):
+    changes = {"update_rule": rule, "skip_last_steps": 1}
+    rig = make_rig(2, sample={"noisy_steps": 2}, train=changes)
+    rig.perturb()
+    window = noise_windows(rig.sampler.schedule, 1, 2)[1]
+    rollout = draw(rig, rig.batch(2, 4), window)
+    rows = []
+    rig.model.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    stats = rig.updater.update(rig.agents, rollout, draw_advantages(2, 4), [1, 2])
+    assert stats.ratio_error.isnan().tolist() == [True, False, False, True]
+    assert stats.ratio_error[1:3].max() < 1e-5
+    assert stats.excluded_steps == 2
+    assert stats.unet_rows == sum(rows) == 2 * 4 * 2 * 2  # guidance, or both policies' passes
+    assert len(rows) >= rig.updater.num_passes(4, 2)
+    assert rig.agents.snapshot(0).adapter.isfinite().all()
+
+
+def test_a_window_of_all_steps_is_training_without_a_window():
+    adapters = []
+    for noisy in (0, 4):
+        rig = make_rig(2, sample={"noisy_steps": noisy})
+        (schedule,) = noise_windows(rig.sampler.schedule, 0, noisy)
+        rollout = draw(rig, rig.batch(2, 4), schedule)
+        rig.updater.update(rig.agents, rollout, draw_advantages(2, 4), [1, 2])
+        adapters.append(rig.agents.snapshot(1).adapter)
+    assert torch.equal(*adapters)
+
+
+def test_agents_with_a_window_together_equal_each_alone():
+    def trained(num_agents, first_agent=0):
+        rig = make_rig(num_agents, make_tiny_pipe().to(torch.float64), sample={"noisy_steps": 2})
+        window = noise_windows(rig.sampler.schedule, 0, 2)[1]
+        rollout = draw(rig, rig.batch(num_agents, 4, first_agent), window)
+        own = slice(first_agent, first_agent + num_agents)
+        rig.updater.update(rig.agents, rollout, draw_advantages(3, 4)[own], [1, 2, 3][own])
+        return [rig.agents.snapshot(k).adapter for k in range(num_agents)]
+
+    together = trained(3)
+    for k in range(3):
+        (alone,) = trained(1, k)
+        assert (together[k] - alone).norm() <= 1e-9 * alone.norm()
+
+
+def test_the_window_is_drawn_anew_for_every_iteration_and_again_the_same(make_trainer, monkeypatch):
+    drawn = []
+
+    def collecting(*arguments):
+        drawn.append(arguments[-1].trainable_steps)
+        return collect(*arguments)
+
+    monkeypatch.setattr(ddpo.trainer, "collect", collecting)
+    changes = ("sample.noisy_steps=1", "train.skip_last_steps=1")  # of the recipe's 4 steps
+    trainer, same = make_trainer(*changes), make_trainer(*changes)
+    for iteration in range(12):
+        iterate(trainer, iteration)
+    assert {tuple(steps) for steps in drawn} == {(0,), (1,), (2,)}
+    iterate(same, 7)
+    assert drawn[-1] == drawn[7]
+
+
+def test_policies_of_a_window_are_judged_with_noise_in_all_steps(make_trainer):
+    trainer, plain = make_trainer("sample.noisy_steps=1"), make_trainer()
+    on = EvaluationSet.make("selection", ["a", "b"], 4, run_seed=3)
+    policy = trainer.agents.initial_policy()
+    one, other = trainer.evaluate([policy], on, 4)[0], plain.evaluate([policy], on, 4)[0]
+    assert torch.equal(one.images, other.images)
+
+
+def test_a_plan_counts_the_steps_of_the_window():
+    settings = make_settings(sample={"noisy_steps": 3, "guidance_scale": 5.0})
+    assert Plan.of(settings, num_train_prompts=45).train_rows_per_image == 2 * 3
+
+
 # --- the program ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", name="finished")
 def _finished(words):
-    """A whole run that trains with 4 steps and judges with 3, and the rows its UNet was given."""
-    changes = ("evaluation.num_steps=3", "evaluation.report_images=8", "run_name=cheap")
+    """A whole run with all these settings, and the rows its UNet was given."""
+    changes = ("evaluation.num_steps=3", "evaluation.report_images=8", "sample.noisy_steps=1")
     run = Run(read_settings([*words, *(f"--config.{change}" for change in changes)]))
     rows = count_rows(run.trainer)
     before = run.costs.unet_rows  # the base model has been measured already

@@ -62,7 +62,7 @@ def test_rollouts_know_their_shapes():
     with pytest.raises(ValueError, match="log_probs: expected"):
         type(rollout)(
             prompts=rollout.prompts,
-            timesteps=rollout.timesteps,
+            schedule=rollout.schedule,
             latents=rollout.latents,
             log_probs=rollout.log_probs[:, :2],
             images=rollout.images,

@@ -141,7 +141,8 @@ def test_the_progress_bar_knows_the_number_of_passes():
 
 def test_every_sample_is_used_once_per_inner_epoch():
     rig = make_rig(1, train={"num_inner_epochs": 2, "updates_per_epoch": 4})
-    batches = list(rig.updater._minibatches(Share.of(0, 1, num_agents=1, num_samples=8), [4]))
+    share = Share.of(0, 1, num_agents=1, num_samples=8)
+    batches = list(rig.updater._minibatches(share, torch.arange(4), [4]))
     assert len(batches) == 8
     for epoch in (batches[:4], batches[4:]):
         pairs = torch.cat(epoch, dim=1)[0].tolist()
