@@ -117,13 +117,14 @@ class ConditionedAgents(Agents):
             own: see `Agents`.
 
         Raises:
-            ValueError: if a vertex of the simplex is missing.
+            ValueError: if a vertex of the simplex is missing, or a policy was made for other layers
+                or another rank.
         """
         self._own = range(len(policies)) if own is None else own
-        self._family[0] = family_of(policies, weights, self._factor_of)
-        self._family_adam.load(0, policies[0])
         for slot, task in enumerate(self._own):
             self._put(slot, policies[task])
+        self._family[0] = family_of(policies, weights, self._factor_of)
+        self._family_adam.load(0, policies[0])
         self._task_weights = weights[self._own.start : self._own.stop]
         self.show(self._task_weights)
 

@@ -78,10 +78,12 @@ def test_the_family_comes_back_from_its_members_to_the_bit(num_objectives):
         assert before.step == after.step
 
 
-def test_a_family_without_its_vertices_is_refused():
+def test_policies_that_are_no_whole_family_are_refused():
     agents = family_rig(2).agents
     with pytest.raises(ValueError, match="must contain the vertices"):
         agents.load_tasks(agents.snapshot_tasks(), torch.tensor([[0.9, 0.1], [0.0, 1.0]]))
+    with pytest.raises(ValueError, match="another model, rank"):
+        agents.load_tasks(family_rig(2, adapter={"rank": 2}).agents.snapshot_tasks(), even(2))
 
 
 def test_the_gradient_is_that_of_the_mean_loss_of_the_members():
@@ -184,6 +186,16 @@ def test_a_gradient_that_is_not_finite_in_one_slot_skips_the_step_of_all(value):
     agents.gradients.fill_(0.1)
     agents.step(1.0)
     assert agents.skipped_in_row.tolist() == [0, 0, 0]
+
+
+def test_in_float16_an_overflow_lowers_its_own_slots_scale():
+    agents = family_rig(3, make_tiny_pipe().to(torch.float16)).agents
+    scales = agents.loss_scale.values.clone()
+    agents.gradients.fill_(1.0)
+    agents.gradients[1, 5] = float("inf")
+    agents.step(1.0)
+    assert (agents.loss_scale.values / scales).tolist() == [1, 0.5, 1]
+    assert agents.snapshot(0).step == 0
 
 
 @pytest.mark.parametrize("rule", ["ddpo", "diffusion_nft", "awm"])
