@@ -148,6 +148,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Weight of the KL divergence from the base model in the loss (DPOK): keeps policies near it. 0
     # is none; above, every training pass needs a second one without gradient.
     train.kl_coef = 0.0
+    # Share of an agent's images that is trained: those with the most extreme advantages, half of
+    # them the best and half the worst. All are drawn and scored.
+    train.best_of = 1.0
     train.timestep_fraction = 1.0  # share of the steps trained, drawn anew for each sample
     # Steps left untrained at the end. There x_{t-1} follows from x_t almost surely: of 10 steps the
     # last but one has a log-probability 8 times as sensitive to the prediction as the others, and

@@ -11,7 +11,7 @@ import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
-from config.schema import objective_name
+from config.schema import objective_name, trained_samples
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -93,7 +93,8 @@ def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
         flat: settings that are right otherwise.
         count: P.
     """
-    members = count // math.gcd(flat["evolution.num_agents"], count)
+    num_agents = flat["evolution.num_agents"]
+    members = count // math.gcd(num_agents, count)
     samples = flat["sample.prompts_per_iteration"] * flat["sample.images_per_prompt"]
     images = samples // flat["train.updates_per_epoch"]
     if images < members:
@@ -101,8 +102,18 @@ def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
             f"train.updates_per_epoch={flat['train.updates_per_epoch']} leaves {images} of an "
             f"agent's {samples} images to an update, fewer than the {members} processes that share "
             "it; lower it, draw more images, or start a number of processes that has more "
-            f"divisors in common with evolution.num_agents={flat['evolution.num_agents']}"
+            f"divisors in common with evolution.num_agents={num_agents}"
         )
+    stages = {num_agents}
+    if flat["evolution.start"] == "soup":  # whose warm-up has an agent per objective
+        stages.add(len(flat["rewards.names"]))
+    for num in sorted(stages):
+        if flat["train.best_of"] < 1 and num % count:
+            yield (
+                f"train.best_of={flat['train.best_of']} picks among all images of an agent, and "
+                f"with {count} processes several share each of {num} agents; set it to 1, or start "
+                f"a number of processes that divides {num}"
+            )
 
 
 def _agent_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -145,7 +156,21 @@ def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 "(sample.prompts_per_iteration x sample.images_per_prompt); "
                 f"try {_listing(fits)}"
             )
+        else:
+            yield from _best_of_problems(flat.get("train.best_of", 1), samples, updates)
     yield from _step_problems(flat)
+
+
+def _best_of_problems(best_of: float, samples: int, updates: int) -> Iterator[str]:
+    """The samples that are trained make whole minibatches, as all samples do."""
+    kept = trained_samples(best_of, samples)
+    if kept % updates or not kept:
+        whole = [max(updates, kept // updates * updates), (kept // updates + 1) * updates]
+        fits = [f"{n / samples:.4g}" for n in dict.fromkeys(whole)]
+        yield (
+            f"train.best_of={best_of} keeps {kept} of an agent's {samples} images, which must be a "
+            f"multiple of train.updates_per_epoch={updates}; try {' or '.join(fits)}"
+        )
 
 
 def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -150,6 +150,7 @@ class TrainSettings:
     updates_per_epoch: Annotated[int, AtLeast(1)]
     clip_nats: Annotated[float, Above(0)]
     kl_coef: Annotated[float, AtLeast(0)]
+    best_of: Annotated[float, Above(0), AtMost(1)]
     timestep_fraction: Annotated[float, Above(0), AtMost(1)]
     skip_last_steps: Annotated[int, AtLeast(0)]
     rows_per_pass: Annotated[int, AtLeast(1)]
@@ -270,6 +271,15 @@ class Settings:
 def objective_name(reward_name: str) -> str:
     """`warmth` of `my_rewards.py:warmth`; a name without a colon as it is."""
     return reward_name.rpartition(":")[2]
+
+
+def trained_samples(best_of: float, num_samples: int) -> int:
+    """How many of an agent's samples are trained with `train.best_of`.
+
+    >>> trained_samples(1 / 3, 48)
+    16
+    """
+    return round(best_of * num_samples)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

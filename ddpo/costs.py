@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from config.schema import trained_samples
+
 if TYPE_CHECKING:
     from config.schema import Settings
 
@@ -66,15 +68,16 @@ class Plan:
         num_iterations: in all generations together.
         optimiser_steps: of each agent, in all.
         train_images: sampled to learn from.
+        trained_images: those of them that the update uses.
         calibration_images: of the base model.
         selection_images: of the base model and of every offspring.
         report_images_per_policy: of each policy of the final front.
         report_policies: how many there will be: an estimate, unlike all else here.
         sample_rows_per_image: UNet rows without gradient, of an image to learn from.
         evaluation_rows_per_image: likewise, of every other image.
-        train_rows_per_image: UNet rows with gradient.
-        base_rows_per_image: UNet rows without gradient that the update adds (KL to the base model,
-            recomputed log-probabilities).
+        train_rows_per_image: UNet rows with gradient, of an image that the update uses.
+        base_rows_per_image: UNet rows without gradient that the update adds to these (KL to the
+            base model, recomputed log-probabilities).
     """
 
     num_agents: int
@@ -82,6 +85,7 @@ class Plan:
     num_iterations: int
     optimiser_steps: int
     train_images: int
+    trained_images: int
     calibration_images: int
     selection_images: int
     report_images_per_policy: int
@@ -115,6 +119,7 @@ class Plan:
         tasks = stages[0] * warmup_agents + stages[1] * evolution.num_agents
         offspring = tasks + (evolution.num_agents if is_soup else 0)
         iterations = sum(stages) * evolution.iterations_per_generation
+        rollouts = tasks * evolution.iterations_per_generation  # of one agent each
         images_per_agent = sample.prompts_per_iteration * sample.images_per_prompt
         evaluation, prompts = settings.evaluation, settings.evaluation.calibration_prompts
         measured = train_rows if is_measured else 0
@@ -124,7 +129,8 @@ class Plan:
             images_per_agent=images_per_agent,
             num_iterations=iterations,
             optimiser_steps=iterations * train.num_inner_epochs * train.updates_per_epoch,
-            train_images=tasks * evolution.iterations_per_generation * images_per_agent,
+            train_images=rollouts * images_per_agent,
+            trained_images=rollouts * trained_samples(train.best_of, images_per_agent),
             calibration_images=IMAGES_PER_PROMPT * min(prompts, num_train_prompts),
             selection_images=evaluation.selection_images * (1 + offspring),
             report_images_per_policy=evaluation.report_images,
@@ -155,14 +161,17 @@ class Plan:
     @property
     def sample_rows(self) -> int:
         """UNet rows without gradient, in all."""
-        per_trained = self.sample_rows_per_image + self.base_rows_per_image
         judged = self.images - self.train_images
-        return self.train_images * per_trained + judged * self.evaluation_rows_per_image
+        return (
+            self.train_images * self.sample_rows_per_image
+            + self.trained_images * self.base_rows_per_image
+            + judged * self.evaluation_rows_per_image
+        )
 
     @property
     def train_rows(self) -> int:
         """UNet rows with gradient, in all."""
-        return self.train_images * self.train_rows_per_image
+        return self.trained_images * self.train_rows_per_image
 
 
 def total_flops(plan: Plan, footprint: Footprint) -> float:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from config.schema import trained_samples
+from ddpo.best_of import most_extreme
 from ddpo.processes import Processes, Share
 from ddpo.steps import trained_steps
 from ddpo.transfer import to_device
@@ -93,8 +95,15 @@ class Updater:
         )
         device = agents.device
         # All indices go to the device at once: from here on only the last lines wait for it.
+        pick = self._pick(advantages, share)
+        if pick is not None:  # from here on, those are all the samples there are
+            num = pick.shape[1]
+            share = Share(agents=share.agents, samples=range(num), num_samples=num)
         steps = torch.tensor(trained_steps(rollout.schedule, self.settings.skip_last_steps))
-        minibatches = [to_device(pairs, device) for pairs in self._minibatches(share, steps, seeds)]
+        minibatches = [
+            to_device(_picked(pairs, pick), device)
+            for pairs in self._minibatches(share, steps, seeds)
+        ]
         advantages = to_device(advantages, device)
         pairs_per_update = (
             share.num_samples // self.settings.updates_per_epoch * self.steps_per_sample
@@ -141,6 +150,15 @@ class Updater:
             unet_rows=num_pairs * num_agents * self.rule.rows_per_pair * passes_per_pair,
         )
 
+    def _pick(self, advantages: torch.Tensor, share: Share) -> torch.Tensor | None:
+        """(K, n) samples of each agent that `best_of` leaves to train; None for all of them."""
+        num = trained_samples(self.settings.best_of, share.num_samples)
+        if num == share.num_samples:
+            return None
+        # Processes that shared an agent would hold uneven parts of this: `process_problems`.
+        assert len(share.samples) == share.num_samples
+        return most_extreme(advantages.cpu(), num)
+
     def _check_skipped(self, agents: Agents, share: Share) -> None:
         """Give up on an agent that skips step after step."""
         counts = [int(count) for count in agents.skipped_in_row.tolist()]
@@ -156,7 +174,8 @@ class Updater:
     def num_passes(self, samples: int, num_agents: int) -> int:
         """UNet passes of one `update` with N samples per agent (a progress bar's length)."""
         settings = self.settings
-        pairs = samples // settings.updates_per_epoch * self.steps_per_sample
+        trained = trained_samples(settings.best_of, samples)
+        pairs = trained // settings.updates_per_epoch * self.steps_per_sample
         passes = math.ceil(pairs / self.pairs_per_pass(num_agents))
         return settings.num_inner_epochs * settings.updates_per_epoch * passes
 
@@ -277,6 +296,13 @@ class Updater:
                 self.rule.clip_range,
             )
         return self.recompute
+
+
+def _picked(pairs: torch.Tensor, pick: torch.Tensor | None) -> torch.Tensor:
+    """Pairs (K, pairs, 2) of the n samples picked, as pairs of the rollout's samples."""
+    if pick is None:
+        return pairs
+    return torch.stack([pick.gather(1, pairs[..., 0]), pairs[..., 1]], dim=-1)
 
 
 class _Meter:

@@ -29,6 +29,8 @@ WRONG = {
     "--config.train.adam_beta2=1": "train.adam_beta2=1.0 must be below 1",
     "--config.train.weight_decay=-1": "must be at least 0",
     "--config.train.kl_coef=-1": "train.kl_coef=-1.0 must be at least 0",
+    "--config.train.best_of=0": "train.best_of=0.0 must be above 0",
+    "--config.train.best_of=0.2": "keeps 10 of an agent's 48 images, which must be a multiple",
     "--config.train.timestep_fraction=1.5": "must be at most 1",
     "--config.train.timestep_fraction=0": "must be above 0",
     "--config.train.updates_per_epoch=5": "must divide the 48 images",

@@ -10,6 +10,8 @@ import torch
 
 import ddpo.trainer
 from config.errors import UserError
+from config.rules import process_problems
+from ddpo.best_of import most_extreme
 from ddpo.calibration import initial_statistics
 from ddpo.costs import Plan
 from ddpo.ddim import make_schedule
@@ -241,13 +243,114 @@ def test_a_plan_counts_the_steps_of_the_window():
     assert Plan.of(settings, num_train_prompts=45).train_rows_per_image == 2 * 3
 
 
+# --- train.best_of -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(2, [[2, 3], [0, 5]]), (4, [[1, 2, 3, 5], [0, 1, 4, 5]]), (3, [[2, 3, 5], [0, 4, 5]])],
+)
+def test_the_most_extreme_samples_by_hand(count, expected):
+    advantages = torch.tensor([[0.0, -0.5, 3.0, -1.0, 0.1, 2.0], [0.0] * 6])  # and a tie of all
+    assert most_extreme(advantages, count).tolist() == expected
+
+
+def test_all_samples_are_the_most_extreme_of_all():
+    assert most_extreme(draw_advantages(2, 5), 5).tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_an_update_uses_the_most_extreme_samples_only_and_costs_their_share():
+    """The samples in between could be anything: nothing is computed from them."""
+    values = torch.tensor([[0.0, 2.0, -0.1, -3.0, 0.1, 0.2, 1.0, -1.0]])
+    spoilt = [0, 2, 4, 5]
+    adapters, rows = [], []
+    for is_spoilt in (False, True):
+        rig = make_rig(1, train={"best_of": 0.5})
+        rollout = rig.rollout(rig.batch(1, 8))
+        if is_spoilt:
+            rollout.latents[spoilt] = torch.nan
+            rollout.log_probs[spoilt] = torch.nan
+        rig.model.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+        passes = []
+        stats = rig.updater.update(rig.agents, rollout, values, [1], lambda p=passes: p.append(1))
+        assert stats.unet_rows == sum(rows) == 4 * 4 * 2
+        assert len(passes) == rig.updater.num_passes(8, 1)
+        assert stats.skipped.tolist() == [0]
+        adapters.append(rig.agents.snapshot(0).adapter)
+        rows.clear()
+    assert torch.equal(*adapters)
+
+
+def test_the_best_of_some_is_all_of_those_alone():
+    """Half of 8 samples, shuffled as 4 are, is the update on these 4."""
+    values = torch.tensor([[0.0, 2.0, -0.1, -3.0, 0.1, 0.2, 1.0, -1.0]])
+    picked = [1, 3, 6, 7]
+    rig = make_rig(1, train={"best_of": 0.5})
+    whole = rig.batch(1, 8)
+    rig.updater.update(rig.agents, rig.rollout(whole), values, [1])
+    alone = make_rig(1)
+    texts, seeds = [whole.texts[i] for i in picked], [whole.seeds[i] for i in picked]
+    batch = alone.sampler.prompt_batch(texts, seeds, 1)
+    alone.updater.update(alone.agents, alone.rollout(batch), values[:, picked], [1])
+    expected = alone.agents.snapshot(0).adapter
+    difference = rig.agents.snapshot(0).adapter - expected
+    assert difference.norm() <= 1e-4 * expected.norm()  # rounding: other batches while sampling
+
+
+def test_agents_with_picked_samples_together_equal_each_alone():
+    def trained(num_agents, first_agent=0):
+        rig = make_rig(num_agents, make_tiny_pipe().to(torch.float64), train={"best_of": 0.5})
+        rollout = rig.rollout(rig.batch(num_agents, 8, first_agent))
+        own = slice(first_agent, first_agent + num_agents)
+        rig.updater.update(rig.agents, rollout, draw_advantages(3, 8)[own], [1, 2, 3][own])
+        return [rig.agents.snapshot(k).adapter for k in range(num_agents)]
+
+    together = trained(3)
+    for k in range(3):
+        (alone,) = trained(1, k)
+        assert (together[k] - alone).norm() <= 1e-9 * alone.norm()
+
+
+def test_a_plan_counts_gradients_of_picked_images_only():
+    train = {"best_of": 0.25, "kl_coef": 0.1}
+    plan = Plan.of(make_settings(train=train), num_train_prompts=45)
+    assert plan.trained_images == plan.train_images / 4
+    assert plan.train_rows == plan.trained_images * 8  # of 10 steps, without guidance
+    assert plan.sample_rows == plan.images * 10 + plan.trained_images * 8
+
+
+@pytest.mark.parametrize(
+    ("num_agents", "start", "count", "shared"),
+    [
+        (4, "even_weights", 4, None),
+        (4, "even_weights", 8, 4),
+        (4, "soup", 4, 2),
+        (4, "soup", 2, None),
+    ],
+)
+def test_processes_that_share_an_agent_cannot_pick_among_its_samples(
+    num_agents, start, count, shared
+):
+    evolution = {"num_agents": num_agents, "start": start}
+    settings = make_settings(train={"best_of": 0.5}, evolution=evolution)
+    problems = list(process_problems(settings.flat(), count))
+    assert len(problems) == (shared is not None)
+    assert all(f"several share each of {shared} agents" in problem for problem in problems)
+    assert not list(process_problems(make_settings(evolution=evolution).flat(), count))
+
+
 # --- the program ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", name="finished")
 def _finished(words):
     """A whole run with all these settings, and the rows its UNet was given."""
-    changes = ("evaluation.num_steps=3", "evaluation.report_images=8", "sample.noisy_steps=1")
+    changes = (
+        "sample.noisy_steps=1",
+        "train.best_of=0.5",
+        "evaluation.num_steps=3",
+        "evaluation.report_images=8",
+    )
     run = Run(read_settings([*words, *(f"--config.{change}" for change in changes)]))
     rows = count_rows(run.trainer)
     before = run.costs.unet_rows  # the base model has been measured already
