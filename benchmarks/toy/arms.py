@@ -1,0 +1,144 @@
+"""What is compared: two pairs of objectives, the arms, and the learning rates they are tuned over.
+
+An arm is a set of settings over `COMMON`, nothing else, and every arm may score as many images as
+the baseline does, no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.toy import rewards
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.toy.rewards import Reward
+
+HERE = Path(__file__).parent
+BASELINE = "baseline"
+SEEDS = range(8)
+TUNING_SEEDS = (100, 101)
+LEARNING_RATES = (4e-3, 8e-3, 1.6e-2)  # and further where an end is best
+
+COMMON: dict[str, str] = {
+    "num_threads": "1",
+    "pretrained.model": "benchmarks/toy/model.py",
+    "adapter.target_modules": "layers.0,layers.1,layers.2,layers.3",
+    "prompts.train": str(HERE / "hours.txt"),
+    "prompts.report": str(HERE / "half_hours.txt"),
+    "sample.prompts_per_iteration": "8",
+    "sample.images_per_prompt": "8",
+    "sample.rows_per_pass": "1024",
+    "train.rows_per_pass": "1024",
+    "train.skip_last_steps": "0",
+    "evaluation.calibration_prompts": "12",
+    "evaluation.selection_images": "36",
+    "evaluation.report_images": "240",
+    "evaluation.sample_prompts": "1",
+    "evolution.num_agents": "6",
+    "evolution.warmup_generations": "4",
+    "evolution.evolutionary_generations": "8",
+    "evolution.iterations_per_generation": "3",
+}
+
+
+def _pair(first: str, second: str) -> dict[str, str]:
+    """The settings of a pair, with declared points: hypervolumes of all runs have the same unit."""
+    pair: list[Reward] = [getattr(rewards, name) for name in (first, second)]
+    return {
+        "rewards.names": f"{rewards.__name__}:{first},{rewards.__name__}:{second}",
+        "rewards.reference": ",".join(f"{reward.reference:.6g}" for reward in pair),
+        "rewards.ideal": ",".join(f"{reward.ideal:.6g}" for reward in pair),
+        "rewards.scales": ",".join(f"{reward.spread:g}" for reward in pair),
+    }
+
+
+PAIRS: dict[str, dict[str, str]] = {
+    "conflict": _pair("near_fine", "near_coarse"),  # a front that bulges outwards
+    "partial": _pair("bell_fine", "bell_coarse"),  # a hollow one
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A method.
+
+    Attributes:
+        title: in tables.
+        overrides: of settings, over `COMMON`.
+    """
+
+    title: str
+    overrides: Mapping[str, str]
+
+
+_SKIP = {"train.skip_last_steps": "2"}
+_NFT = {"train.update_rule": "diffusion_nft", "train.nft_strength": "0.3"}
+_AWM = {"train.update_rule": "awm"}
+_FEW = {"train.timestep_fraction": "0.4"}
+_FIXED = {"evolution.strategy": "fixed_weights"}
+_CONDITIONED = {**_FIXED, "agents.kind": "conditioned"}
+# The warm-up trains one agent per objective, a third of the baseline's.
+_SOUP = {
+    "evolution.start": "soup",
+    "evolution.warmup_generations": "3",
+    "evolution.evolutionary_generations": "10",
+}
+# Both specialists get the images of six agents, and eleven blends are judged at the end.
+_SPECIALISTS = {
+    "evolution.start": "soup",
+    "evolution.num_agents": "11",
+    "evolution.warmup_generations": "13",
+    "evolution.evolutionary_generations": "0",
+    "evolution.iterations_per_generation": "9",
+}
+
+ARMS: dict[str, Arm] = {
+    BASELINE: Arm(title="faithful baseline: PGMORL, DDPO", overrides={}),
+    "raw": Arm(
+        title="the seed as written: raw w . r", overrides={"advantage.normalisation": "raw"}
+    ),
+    "authors": Arm(title="the authors' predictor", overrides={"evolution.predictor": "authors"}),
+    "fixed": Arm(title="fixed weights", overrides=_FIXED),
+    "random": Arm(title="random selection", overrides={"evolution.strategy": "random"}),
+    "moead": Arm(title="MOEA/D selection", overrides={"evolution.strategy": "moead"}),
+    "skip": Arm(title="last two steps not trained", overrides=_SKIP),
+    "nft": Arm(title="DiffusionNFT, beta 0.3", overrides=_NFT),
+    "nft_beta_1": Arm(title="DiffusionNFT, beta 1", overrides=_NFT | {"train.nft_strength": "1.0"}),
+    "awm": Arm(title="AWM", overrides=_AWM),
+    "soup": Arm(title="soup start", overrides=_SOUP),
+    "skip_soup": Arm(title="last two steps not trained, soup start", overrides=_SKIP | _SOUP),
+    "nft_soup": Arm(title="DiffusionNFT, soup start", overrides=_NFT | _SOUP),
+    "skip_few": Arm(
+        title="last two steps not trained, 3 of the others are", overrides=_SKIP | _FEW
+    ),
+    "nft_few": Arm(title="DiffusionNFT, 4 of 10 noise levels", overrides=_NFT | _FEW),
+    "nft_few_soup": Arm(
+        title="DiffusionNFT, 4 of 10 noise levels, soup start", overrides=_NFT | _FEW | _SOUP
+    ),
+    "fixed_nft": Arm(title="fixed weights, DiffusionNFT", overrides=_FIXED | _NFT),
+    "specialists": Arm(
+        title="soup of specialists, last two steps not trained", overrides=_SKIP | _SPECIALISTS
+    ),
+    "nft_specialists": Arm(
+        title="soup of specialists, DiffusionNFT", overrides=_NFT | _SPECIALISTS
+    ),
+    "conditioned": Arm(
+        title="conditioned adapter, last two steps not trained", overrides=_SKIP | _CONDITIONED
+    ),
+    "nft_conditioned": Arm(
+        title="conditioned adapter, DiffusionNFT", overrides=_NFT | _CONDITIONED
+    ),
+}
+
+
+def words(
+    pair: str, arm: str, seed: int, learning_rate: float, changes: Mapping[str, str]
+) -> list[str]:
+    """The command line of a run, as `mo_train.read_settings` takes it."""
+    settings = COMMON | PAIRS[pair] | dict(ARMS[arm].overrides) | dict(changes)
+    settings |= {"seed": str(seed), "train.learning_rate": str(learning_rate)}
+    return [f"--config.{name}={value}" for name, value in settings.items()]

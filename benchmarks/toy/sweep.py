@@ -1,0 +1,76 @@
+"""The sweep of learning rates: one JSON file, written as it goes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from benchmarks.toy.arms import LEARNING_RATES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIN_RATE, MAX_RATE = 1e-3, 6.4e-2
+
+
+class Sweep:
+    """Final hypervolumes on the report set by pair, arm, learning rate and seed.
+
+    Args:
+        path: of the file, which may not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._found: dict[str, dict[str, dict[str, dict[str, float]]]] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        )
+
+    def has(self, pair: str, arm: str, learning_rate: float, seed: int) -> bool:
+        """Whether this run was done."""
+        return str(seed) in self.of(pair, arm).get(f"{learning_rate:g}", {})
+
+    def keep(
+        self, pair: str, arm: str, learning_rate: float, seed: int, hypervolume: float
+    ) -> None:
+        """Add a run, and write the file."""
+        rates = self._found.setdefault(pair, {}).setdefault(arm, {})
+        rates.setdefault(f"{learning_rate:g}", {})[str(seed)] = round(hypervolume, 5)
+        text = json.dumps(self._found, indent=1, sort_keys=True)
+        part = self._path.with_suffix(".tmp")
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(self._path)
+
+    def rates(self, pair: str, arm: str) -> list[float]:
+        """The learning rates to try: a factor of two further where the best so far is an end."""
+        tried = self.means(pair, arm)
+        rates = sorted({*LEARNING_RATES, *tried})
+        if set(rates) <= set(tried):
+            best = max(tried, key=lambda rate: tried[rate])
+            if best == rates[0] > MIN_RATE:
+                return [best / 2, *rates]
+            if best == rates[-1] < MAX_RATE:
+                return [*rates, 2 * best]
+        return rates
+
+    def of(self, pair: str, arm: str) -> Mapping[str, Mapping[str, float]]:
+        """Learning rate -> seed -> hypervolume."""
+        return self._found.get(pair, {}).get(arm, {})
+
+    def means(self, pair: str, arm: str) -> dict[float, float]:
+        """Learning rate -> mean hypervolume over the seeds, by rising rate."""
+        found = {float(rate): statistics.mean(v.values()) for rate, v in self.of(pair, arm).items()}
+        return dict(sorted(found.items()))
+
+    def best(self, pair: str, arm: str) -> float:
+        """The learning rate with the largest mean hypervolume.
+
+        Raises:
+            ValueError: if this arm was not tuned.
+        """
+        means = self.means(pair, arm)
+        if not means:
+            raise ValueError(f"{arm} has no sweep on {pair}: python -m benchmarks.toy --tune")
+        return max(means, key=lambda rate: means[rate])
