@@ -156,6 +156,9 @@ def get_config() -> ml_collections.ConfigDict:
     # last but one has a log-probability 8 times as sensitive to the prediction as the others, and
     # its noise drowns their gradient.
     train.skip_last_steps = 2
+    # equal: every trained step counts the same. sensitivity: the less, the more sensitive its
+    # log-probability is to the prediction; then no step needs to be skipped.
+    train.step_weighting = "equal"  # equal or sensitivity
     train.rows_per_pass = 128  # UNet rows per pass with gradient; lower it to save memory
     train.recompute_log_probs = "auto"  # auto, always or never
     train.gradient_checkpointing = False  # less memory, about a third slower

@@ -159,6 +159,12 @@ def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield from _best_of_problems(flat.get("train.best_of", 1), samples, updates)
     yield from _step_problems(flat)
+    rule = flat.get("train.update_rule", "ddpo")
+    if rule != "ddpo" and flat.get("train.step_weighting") == "sensitivity":
+        yield (
+            f"train.step_weighting=sensitivity has no meaning for train.update_rule={rule}, which "
+            "measures the noise that is predicted, the same way at every step; set it to equal"
+        )
 
 
 def _best_of_problems(best_of: float, samples: int, updates: int) -> Iterator[str]:

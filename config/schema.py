@@ -153,6 +153,7 @@ class TrainSettings:
     best_of: Annotated[float, Above(0), AtMost(1)]
     timestep_fraction: Annotated[float, Above(0), AtMost(1)]
     skip_last_steps: Annotated[int, AtLeast(0)]
+    step_weighting: Annotated[str, OneOf("equal", "sensitivity")]
     rows_per_pass: Annotated[int, AtLeast(1)]
     recompute_log_probs: Annotated[str, OneOf("auto", "always", "never")]
     gradient_checkpointing: bool

@@ -188,6 +188,33 @@ def step_mean(
     return alpha_bar_prev**0.5 * x0 + direction * eps
 
 
+def output_coefficient(
+    alpha_bar: torch.Tensor,
+    alpha_bar_prev: torch.Tensor,
+    sigma: torch.Tensor,
+    prediction_type: str = "epsilon",
+) -> torch.Tensor:
+    """How strongly the mean of x_{t-1} depends on the prediction: |d mean / d output|.
+
+    The mean is affine in the prediction, with the same factor for every latent entry.
+
+    Args:
+        alpha_bar: (T,), see `Schedule`, as are the others.
+        alpha_bar_prev: (T,).
+        sigma: (T,).
+        prediction_type: what the UNet predicts.
+
+    Returns:
+        (T,).
+
+    >>> quarter, half, third = torch.tensor([[0.25], [0.5], [1 / 3]])
+    >>> output_coefficient(quarter, half, third**0.5)  # |sqrt(1/2 - 1/3) - sqrt(1/2 * 3/4 / (1/4))|
+    tensor([0.8165])
+    """
+    zero, one = torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
+    return step_mean(one, zero, alpha_bar, alpha_bar_prev, sigma, prediction_type).abs()
+
+
 def gaussian_log_prob(
     action: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor
 ) -> torch.Tensor:

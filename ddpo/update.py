@@ -16,7 +16,7 @@ import torch
 from config.schema import trained_samples
 from ddpo.best_of import most_extreme
 from ddpo.processes import Processes, Share
-from ddpo.steps import trained_steps
+from ddpo.steps import step_weights, trained_steps
 from ddpo.transfer import to_device
 from ddpo.types import UpdateStats
 from ddpo.update_rules import UPDATE_RULES
@@ -42,7 +42,8 @@ class Updater:
 
     With `kl_coef` above 0 the loss of a pair is the rule's plus `kl_coef` times the KL divergence
     of its Gaussian from the base model's (DPOK: Fan et al. 2023, section 4.2), which takes a
-    second UNet pass without gradient and without adapters.
+    second UNet pass without gradient and without adapters. All of it is multiplied by the weight of
+    the pair's step (`step_weights`).
 
     Args:
         sampler: supplies the guided prediction.
@@ -56,7 +57,10 @@ class Updater:
         self.rule = UPDATE_RULES[settings.train.update_rule](sampler, settings)
         self.settings = settings.train
         self.processes = processes or Processes.alone(sampler.model.device)
-        steps = trained_steps(sampler.schedule, self.settings.skip_last_steps)
+        schedule, skip_last = sampler.schedule, self.settings.skip_last_steps
+        # Not those of a rollout's window: a step counts the same wherever the window lies.
+        self.step_weights = step_weights(schedule, skip_last, self.settings.step_weighting)
+        steps = trained_steps(schedule, skip_last)
         num_steps = settings.sample.noisy_steps or len(steps)
         self.steps_per_sample = max(1, round(self.settings.timestep_fraction * num_steps))
         self.recompute = self.settings.recompute_log_probs == "always"
@@ -251,7 +255,7 @@ class Updater:
             if self.settings.kl_coef > 0:
                 kl = self.rule.divergence(prediction, base, rollout, steps)
                 loss = loss + self.settings.kl_coef * kl
-            loss = agents.loss_scale.scaled(loss, num_agents)
+            loss = agents.loss_scale.scaled(self.step_weights[steps] * loss, num_agents)
             (loss.sum() / pairs_per_update).backward()
             meter.add(steps, surrogate, kl)
             if on_pass is not None:

@@ -39,6 +39,7 @@ WRONG = {
     "--config.train.nft_strength=0": "must be above 0",
     "--config.train.recompute_log_probs=maybe": "is not one of always, auto, never",
     "--config.train.skip_last_steps=10": "must be below sample.num_steps=10",
+    "--config.train.step_weighting=snr": "train.step_weighting: 'snr' is not one of equal",
     "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 4",
     "--config.train.gradient_checkpointing=perhaps": "must be True or False",
     "--config.train.max_grad_norm=-1": "must be above 0",
@@ -242,7 +243,15 @@ def test_harmless_changes_are_accepted_and_told():
 
 
 @pytest.mark.parametrize(
-    "argument", ["--config.seed=1", "--config.evolution.evolutionary_generations=1"]
+    "argument",
+    [
+        "--config.seed=1",
+        "--config.evolution.evolutionary_generations=1",
+        "--config.evaluation.num_steps=5",
+        "--config.sample.noisy_steps=2",
+        "--config.train.best_of=0.5",
+        "--config.train.step_weighting=sensitivity",
+    ],
 )
 def test_other_changes_are_refused_unless_they_are_forced_by_name(argument):
     name = argument.removeprefix("--config.").split("=")[0]

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import ddpo.trainer
-from config.errors import UserError
+from config.errors import ConfigError, UserError
 from config.rules import process_problems
 from ddpo.best_of import most_extreme
 from ddpo.calibration import initial_statistics
 from ddpo.costs import Plan
-from ddpo.ddim import make_schedule
+from ddpo.ddim import gaussian_log_prob, make_schedule, output_coefficient, step_mean
 from ddpo.evaluation import EvaluationSet, evaluate
 from ddpo.processes import Processes
 from ddpo.sampler import Sampler
 from ddpo.scorer import collect
-from ddpo.steps import noise_windows
+from ddpo.steps import noise_windows, step_weights
 from ddpo.trainer import Trainer
 from ddpo.types import Rollout
 from front import Front
@@ -339,6 +339,75 @@ def test_processes_that_share_an_agent_cannot_pick_among_its_samples(
     assert not list(process_problems(make_settings(evolution=evolution).flat(), count))
 
 
+# --- train.step_weighting ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "by_hand"),
+    [("epsilon", 0.816497), ("v_prediction", 0.408248), ("sample", 0.471405)],
+)
+def test_how_the_mean_depends_on_the_prediction_by_hand(prediction_type, by_hand):
+    """abar_t = 1/4, abar_prev = 1/2, sigma^2 = 1/3, so the direction to x_t has sqrt(1/6).
+
+    epsilon: sqrt(1/6) - sqrt(1/2) sqrt(3/4) / sqrt(1/4).
+    v_prediction: sqrt(1/6) sqrt(1/4) - sqrt(1/2) sqrt(3/4).
+    sample: sqrt(1/2) - sqrt(1/6) sqrt(1/4) / sqrt(3/4).
+    """
+    values = torch.tensor([[0.25], [0.5], [3**-0.5]]).unbind()
+    assert output_coefficient(*values, prediction_type).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_with_weights_the_same_noise_moves_the_prediction_alike_at_every_step(prediction_type, eta):
+    schedule = make_schedule(sd_scheduler(prediction_type=prediction_type), 10, eta)
+    weights = step_weights(schedule, 0, "sensitivity")
+    assert weights.mean().item() == pytest.approx(1)
+    gradients = []
+    for i in range(10):
+        output = torch.randn(1, 4, 2, 2).requires_grad_()
+        sigma, coefficients = schedule.sigma[i], (schedule.alpha_bar[i], schedule.alpha_bar_prev[i])
+        mean = step_mean(output, torch.randn(1, 4, 2, 2), *coefficients, sigma, prediction_type)
+        action = mean.detach() + sigma * torch.ones(1, 4, 2, 2)
+        (weights[i] * gaussian_log_prob(action, mean, sigma).sum()).backward()
+        gradients.append(output.grad.abs())
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=2e-3, atol=0)
+
+
+def test_the_last_but_one_of_ten_steps_is_the_sensitive_one():
+    schedule = make_schedule(sd_scheduler(), 10, 1.0)
+    weights = step_weights(schedule, 0, "sensitivity")
+    assert weights.argmin() == 8
+    assert weights[[0, 9]].min() > 6 * weights[8]
+    assert step_weights(schedule, 0, "equal").tolist() == [1] * 10
+    skipped = step_weights(schedule, 2, "sensitivity")
+    assert skipped[8:].tolist() == [0, 0]
+    assert skipped[:8].mean().item() == pytest.approx(1)
+
+
+def test_the_loss_of_a_step_is_multiplied_by_its_weight():
+    for place in range(4):
+        norms = []
+        for weighting in ("equal", "sensitivity"):
+            train = {"step_weighting": weighting, "updates_per_epoch": 1, "kl_coef": 0.1}
+            rig = make_rig(1, sample={"noisy_steps": 1}, train=train)
+            rig.perturb()
+            window = noise_windows(rig.sampler.schedule, 0, 1)[place]
+            rollout = draw(rig, rig.batch(1, 4), window)
+            norms.append(rig.updater.update(rig.agents, rollout, draw_advantages(1, 4), [1]))
+        weight = step_weights(rig.sampler.schedule, 0, "sensitivity")[place].item()
+        ratio = (norms[1].grad_norm / norms[0].grad_norm).item()
+        assert ratio == pytest.approx(weight, rel=1e-4)
+        assert norms[1].ratio_error.nan_to_num(0).max() < 1e-5
+
+
+@pytest.mark.parametrize("rule", ["diffusion_nft", "awm"])
+def test_rules_that_noise_the_picture_again_have_no_sensitivity(rule):
+    with pytest.raises(ConfigError, match=f"no meaning for train.update_rule={rule}"):
+        make_settings(train={"step_weighting": "sensitivity", "update_rule": rule})
+
+
 # --- the program ---------------------------------------------------------------------------------
 
 
@@ -348,6 +417,8 @@ def _finished(words):
     changes = (
         "sample.noisy_steps=1",
         "train.best_of=0.5",
+        "train.step_weighting=sensitivity",
+        "train.skip_last_steps=0",
         "evaluation.num_steps=3",
         "evaluation.report_images=8",
     )
