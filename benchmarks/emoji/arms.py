@@ -1,0 +1,111 @@
+"""What is compared: pairs of objectives, arms, seeds and the sweep of learning rates.
+
+An arm is a set of settings over `COMMON`, nothing else: every run is one that `mo_train.py` would
+do with the same `--config.` words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Reference and ideal points: what `mo_train.py --calibrate` measures for each pair, declared, so
+# that hypervolumes of all runs are in the same units.
+PAIRS: dict[str, dict[str, str]] = {
+    "compress": {
+        "rewards.names": "clip_alignment,jpeg_compressibility",
+        "rewards.reference": "0.095,-1.2711",
+        "rewards.ideal": "1.039,-0.7713",
+        "rewards.scales": "0.157,0.0833",
+    },
+    "incompress": {
+        "rewards.names": "clip_alignment,jpeg_incompressibility",
+        "rewards.reference": "0.095,0.7713",
+        "rewards.ideal": "1.039,1.2711",
+        "rewards.scales": "0.157,0.0833",
+    },
+}
+
+COMMON: dict[str, str] = {
+    "sample.prompts_per_iteration": "8",
+    "evaluation.selection_images": "48",
+    "evaluation.report_images": "96",
+    "evaluation.calibration_prompts": "16",
+    "evolution.warmup_generations": "3",
+    "evolution.evolutionary_generations": "4",
+    "evolution.iterations_per_generation": "2",
+}
+
+BASELINE = "baseline"
+RECOMMENDED = "skip_soup"
+MAIN_SEEDS = range(8)
+SEEDS = range(5)  # of the other arms
+TUNING_PAIR = "compress"
+TUNING_SEEDS = (100,)
+LEARNING_RATES = (5e-3, 1e-2, 2e-2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A method.
+
+    Attributes:
+        title: in tables.
+        overrides: of settings, over `COMMON`.
+        is_main: whether it is compared on all seeds.
+        tuned_as: the arm whose learning rate it uses; empty: it has a sweep of its own.
+    """
+
+    title: str
+    overrides: Mapping[str, str]
+    is_main: bool = False
+    tuned_as: str = ""
+
+
+# A soup's warm-up trains one agent per objective, half of the others: its generations cost half.
+_SOUP = {
+    "evolution.start": "soup",
+    "evolution.warmup_generations": "3",
+    "evolution.evolutionary_generations": "5",
+}
+_SPECIALISTS = {
+    "evolution.start": "soup",
+    "evolution.num_agents": "7",
+    "evolution.warmup_generations": "12",
+    "evolution.evolutionary_generations": "0",
+}
+_ALL = {"train.skip_last_steps": "0"}
+_SKIP = {"train.skip_last_steps": "2"}
+_FIXED = {"evolution.strategy": "fixed_weights"}
+
+ARMS: dict[str, Arm] = {
+    BASELINE: Arm(title="faithful baseline: PGMORL + DDPO", overrides=_ALL, is_main=True),
+    "raw": Arm(
+        title="the seed as written: raw w . r",
+        overrides={**_ALL, "advantage.normalisation": "raw"},
+    ),
+    "fixed": Arm(title="fixed weights", overrides={**_ALL, **_FIXED}),
+    "nft": Arm(
+        title="DiffusionNFT's update",
+        overrides={**_ALL, "train.update_rule": "diffusion_nft"},
+    ),
+    "awm": Arm(title="AWM's update", overrides={**_ALL, "train.update_rule": "awm"}),
+    "skip": Arm(title="last two steps not trained", overrides=_SKIP, is_main=True),
+    RECOMMENDED: Arm(
+        title="last two steps not trained, soup start", overrides={**_SKIP, **_SOUP}, is_main=True
+    ),
+    "specialists": Arm(
+        title="soup of specialists, last two steps not trained",
+        overrides={**_SKIP, **_SPECIALISTS},
+    ),
+}
+
+
+def words(pair: str, arm: str, seed: int, learning_rate: float) -> list[str]:
+    """The command line of a run, without the program's name and where it writes."""
+    settings = COMMON | PAIRS[pair] | dict(ARMS[arm].overrides)
+    settings |= {"seed": str(seed), "train.learning_rate": str(learning_rate)}
+    return [f"--config.{name}={value}" for name, value in settings.items()]

@@ -1,0 +1,176 @@
+"""Tables, plots and headline figures of the study, from its records alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.common import print_headline, print_table, say
+from benchmarks.emoji.arms import ARMS, BASELINE, PAIRS, RECOMMENDED
+from benchmarks.evidence import (
+    Comparison,
+    by_arm,
+    holm,
+    median_curve,
+    quartiles,
+    read_records,
+    shown,
+    shown_ratios,
+    sweep,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from benchmarks.evidence import Record
+
+    Arms = Mapping[str, Mapping[int, Record]]
+
+
+def write_all(folder: Path) -> None:
+    """Print the tables of all pairs that have records; write plots and `summary.json` beside them.
+
+    Args:
+        folder: that holds `results/` and `tuning/`.
+    """
+    say("Learning rates tried on other seeds: mean final hypervolume, the best used\n")
+    _print_sweep(folder)
+    summary = {}
+    for pair in PAIRS:
+        arms = by_arm(read_records(folder / "results" / pair))
+        if BASELINE not in arms:
+            continue
+        found = comparisons(arms)
+        say(f"## {', '.join(o.name for o in arms[BASELINE][0].objectives)}\n")
+        _print_pair(arms, found)
+        summary[pair] = _headline(found)
+        _plot_curves(folder / f"{pair}_hypervolume.png", arms)
+        _plot_fronts(folder / f"{pair}_fronts.png", arms)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print_headline(summary)
+
+
+def comparisons(arms: Arms) -> dict[str, tuple[Comparison, float]]:
+    """Every arm against the baseline, with its p-value corrected for the number of arms."""
+    found = {name: Comparison.of(name, arms[name], arms[BASELINE]) for name in ARMS if name in arms}
+    corrected = holm({name: one.p for name, one in found.items() if name != BASELINE})
+    return {name: (one, corrected.get(name, 1.0)) for name, one in found.items()}
+
+
+def _print_sweep(folder: Path) -> None:
+    rows = []
+    for arm in ARMS:
+        if means := sweep(folder / "tuning" / arm):
+            cells = [f"{rate:g}: {value:.4f}" for rate, value in means.items()]
+            best = max(means, key=lambda rate: means[rate])
+            rows.append([ARMS[arm].title, f"{best:g}", ", ".join(cells)])
+    print_table(["Arm", "Used", "Sweep"], rows)
+
+
+def _print_pair(arms: Arms, found: Mapping[str, tuple[Comparison, float]]) -> None:
+    columns = [
+        "Arm",
+        "Seeds",
+        "Hypervolume",
+        "Gain over the baseline",
+        "p (Holm)",
+        "Fewer images",
+        "Fewer rows",
+        "Expected utility",
+        "Policies",
+        "Lowest clip_alignment",
+        "Minutes",
+    ]
+    rows = []
+    for name, (one, p) in found.items():
+        measures = [arms[name][seed].measures() for seed in one.seeds]
+        is_baseline = name == BASELINE
+        lowest = [m["lowest_clip_alignment"] for m in measures]
+        rows.append(
+            [
+                ARMS[name].title,
+                len(one.seeds),
+                shown(one.hypervolumes),
+                "-" if is_baseline else shown(one.gains),
+                "-" if is_baseline else f"{p:.2g}",
+                "1" if is_baseline else shown_ratios(one.image_ratios),
+                "1" if is_baseline else shown_ratios(one.row_ratios),
+                shown([m["expected_utility"] for m in measures]),
+                f"{statistics.median(m['archive_size'] for m in measures):.0f}",
+                f"{statistics.median(lowest):.2f}",
+                f"{statistics.median(m['seconds'] for m in measures) / 60:.1f}",
+            ]
+        )
+    print_table(columns, rows)
+
+
+def _headline(found: Mapping[str, tuple[Comparison, float]]) -> dict[str, Any]:
+    """What a pair's table says in short."""
+    out: dict[str, Any] = {"recommended": RECOMMENDED}
+    for name, (one, p) in found.items():
+        out[name] = {
+            "seeds": len(one.seeds),
+            "hypervolume": quartiles(one.hypervolumes)[1],
+            "images_ratio": quartiles(one.image_ratios)[1],
+            "rows_ratio": quartiles(one.row_ratios)[1],
+            "p": one.p,
+            "p_holm": p,
+        }
+    return out
+
+
+def _plot_curves(path: Path, arms: Arms) -> None:
+    """Median hypervolume on the report set by images and by UNet rows, with quartile bands."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    for axis, name in zip(axes, ("images", "rows"), strict=True):
+        for arm in ARMS:
+            if arm in arms:
+                low, median, high = median_curve(list(arms[arm].values()), name)
+                line = axis.step(*median, where="post", label=ARMS[arm].title)[0]
+                axis.fill_between(
+                    median[0], low[1], high[1], step="post", alpha=0.15, color=line.get_color()
+                )
+        axis.set_xlabel({"images": "scored images", "rows": "UNet rows (with gradient: 3)"}[name])
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("hypervolume on the report set")
+    axes[1].legend(fontsize="x-small", loc="lower right")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _plot_fronts(path: Path, arms: Arms) -> None:
+    """The archive on the report set over the generations of seed 0: baseline and recommended."""
+    chosen = [name for name in (BASELINE, RECOMMENDED) if name in arms]
+    figure, axes = plt.subplots(
+        1,
+        len(chosen),
+        figsize=(6 * len(chosen), 4.5),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    for axis, name in zip(axes[0], chosen, strict=True):
+        _plot_front(axis, arms[name][0])
+        axis.set_title(ARMS[name].title, fontsize="medium")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _plot_front(axis: Axes, record: Record) -> None:
+    colours = plt.get_cmap("viridis")(np.linspace(0, 1, len(record.points)))
+    for index, (point, colour) in enumerate(zip(record.points, colours, strict=True)):
+        returns = np.array(sorted(record.returns[name] for name in point.archive))
+        label = f"generation {index}" if index in (0, len(record.points) - 1) else None
+        axis.plot(returns[:, 0], returns[:, 1], "o-", color=colour, ms=3, lw=1, label=label)
+    axis.set_xlabel(record.objectives[0].name)
+    axis.set_ylabel(f"{record.objectives[1].name} [{record.objectives[1].unit}]")
+    axis.legend(fontsize="small")
+    axis.grid(alpha=0.3)
