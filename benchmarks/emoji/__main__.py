@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from benchmarks.common import CACHE, say
 from benchmarks.emoji.arms import (
     ARMS,
-    LEARNING_RATES,
     MAIN_SEEDS,
     PAIRS,
     SEEDS,
@@ -75,7 +74,7 @@ def tuning_jobs(arms: Sequence[str]) -> Iterator[Job]:
     """The sweeps that these arms need."""
     for seed in TUNING_SEEDS:
         for arm in dict.fromkeys(ARMS[arm].tuned_as or arm for arm in arms):
-            for rate in LEARNING_RATES:
+            for rate in ARMS[arm].rates:
                 yield Job(pair=TUNING_PAIR, arm=arm, seed=seed, learning_rate=rate, is_tuning=True)
 
 

@@ -45,7 +45,8 @@ MAIN_SEEDS = range(8)
 SEEDS = range(5)  # of the other arms
 TUNING_PAIR = "compress"
 TUNING_SEEDS = (100,)
-LEARNING_RATES = (5e-3, 1e-2, 2e-2)
+RATES = (5e-3, 1e-2, 2e-2)  # tried
+HIGHER_RATES = (1e-2, 2e-2, 4e-2)  # for updates with more noise or smaller steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +57,14 @@ class Arm:
         title: in tables.
         overrides: of settings, over `COMMON`.
         is_main: whether it is compared on all seeds.
+        rates: learning rates tried in its sweep.
         tuned_as: the arm whose learning rate it uses; empty: it has a sweep of its own.
     """
 
     title: str
     overrides: Mapping[str, str]
     is_main: bool = False
+    rates: tuple[float, ...] = RATES
     tuned_as: str = ""
 
 
@@ -82,17 +85,25 @@ _SKIP = {"train.skip_last_steps": "2"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
 
 ARMS: dict[str, Arm] = {
-    BASELINE: Arm(title="faithful baseline: PGMORL + DDPO", overrides=_ALL, is_main=True),
+    BASELINE: Arm(
+        title="faithful baseline: PGMORL + DDPO", overrides=_ALL, is_main=True, rates=HIGHER_RATES
+    ),
     "raw": Arm(
         title="the seed as written: raw w . r",
         overrides={**_ALL, "advantage.normalisation": "raw"},
+        rates=HIGHER_RATES,
     ),
-    "fixed": Arm(title="fixed weights", overrides={**_ALL, **_FIXED}),
+    "fixed": Arm(title="fixed weights", overrides={**_ALL, **_FIXED}, rates=HIGHER_RATES),
     "nft": Arm(
         title="DiffusionNFT's update",
         overrides={**_ALL, "train.update_rule": "diffusion_nft"},
+        rates=HIGHER_RATES,
     ),
-    "awm": Arm(title="AWM's update", overrides={**_ALL, "train.update_rule": "awm"}),
+    "awm": Arm(
+        title="AWM's update",
+        overrides={**_ALL, "train.update_rule": "awm"},
+        rates=HIGHER_RATES,
+    ),
     "skip": Arm(title="last two steps not trained", overrides=_SKIP, is_main=True),
     RECOMMENDED: Arm(
         title="last two steps not trained, soup start", overrides={**_SKIP, **_SOUP}, is_main=True

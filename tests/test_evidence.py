@@ -1,0 +1,123 @@
+"""What the study's tables rest on: records, costs to reach a value, paired tests, its real runs."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import math
+
+import pytest
+
+from benchmarks import evidence
+from benchmarks.emoji import tables
+from benchmarks.emoji.__main__ import Job, tuning_jobs
+from benchmarks.emoji.arms import ARMS, BASELINE, PAIRS, words
+from benchmarks.emoji.run import MeasuredRun, measured
+from benchmarks.evidence import Comparison, Point, Record
+from mo_train import read_settings
+from morl.types import Objective
+from tests.conftest import small_world
+
+UNIT = tuple(
+    Objective(name=name, unit="", reference=0.0, ideal=1.0)
+    for name in ("clip_alignment", "jpeg_compressibility")
+)
+
+
+def record(*volumes, arm=BASELINE, seed=0):
+    """A run that spends 100 images and 1000 rows a generation and reaches these hypervolumes."""
+    return Record(
+        pair="compress",
+        arm=arm,
+        seed=seed,
+        learning_rate=1e-3,
+        objectives=UNIT,
+        returns={f"p{i}": [volume, 1.0] for i, volume in enumerate(volumes)},
+        points=tuple(
+            Point(images=100 * i, rows=1000 * i, seconds=float(i), archive=(f"p{i}",))
+            for i in range(len(volumes))
+        ),
+    )
+
+
+def test_the_examples_hold():
+    result = doctest.testmod(evidence, extraglobs={"math": math})
+    assert result.attempted == 5
+    assert result.failed == 0
+
+
+def test_a_record_returns_from_its_file(tmp_path):
+    one = record(0.1, 0.2)
+    one.write(tmp_path / "a" / "1.json")
+    assert evidence.read_records(tmp_path) == [one]
+
+
+def test_cost_to_reach_is_that_of_the_first_point_at_the_value_or_never():
+    one = record(0.1, 0.3, 0.2, 0.4)
+    assert one.cost_to_reach(0.25) == 100
+    assert one.cost_to_reach(0.35, "rows") == 3000
+    assert one.cost_to_reach(0.5) == evidence.NEVER
+
+
+def test_a_comparison_pairs_seeds_and_counts_what_the_baseline_needed_itself():
+    baseline = {0: record(0.1, 0.3, 0.4, 0.4), 1: record(0.1, 0.2, 0.3), 7: record(0.1)}
+    arm = {0: record(0.1, 0.5), 1: record(0.1, 0.2, 0.2)}
+    found = Comparison.of("x", arm, baseline)
+    assert found.seeds == (0, 1)
+    assert found.gains == pytest.approx([0.1, -0.1])
+    assert found.image_ratios == (2.0, 0.0)  # 200 images over 100; never
+
+
+def test_every_arm_is_settings_that_the_program_takes():
+    for pair in PAIRS:
+        for arm in ARMS:
+            read_settings(words(pair, arm, 0, 1e-3))
+
+
+def test_an_arm_that_shares_a_sweep_names_one_that_has_it():
+    assert all(ARMS[arm.tuned_as].tuned_as == "" for arm in ARMS.values() if arm.tuned_as)
+    assert {job.arm for job in tuning_jobs(list(ARMS))} == {
+        name for name, arm in ARMS.items() if not arm.tuned_as
+    }
+    assert len({job.path for job in tuning_jobs(list(ARMS))}) == len(list(tuning_jobs(list(ARMS))))
+    assert Job(pair="a", arm="b", seed=1, learning_rate=0.1).path.parts[-3:] == ("a", "b", "1.json")
+
+
+def test_tables_plots_and_summary_are_made_from_records_alone(tmp_path, capsys):
+    for seed in range(6):
+        noise = seed / 1000
+        for arm, volumes in ((BASELINE, (0.1, 0.2, 0.3)), (tables.RECOMMENDED, (0.1, 0.35, 0.4))):
+            one = record(*(v + noise for v in volumes), arm=arm, seed=seed)
+            one.write(tmp_path / "results" / "compress" / arm / f"{seed}.json")
+            one.write(tmp_path / "tuning" / arm / "0.001" / f"{seed}.json")
+    tables.write_all(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["compress"][tables.RECOMMENDED] == {
+        "seeds": 6,
+        "hypervolume": pytest.approx(0.402),
+        "images_ratio": 2.0,
+        "rows_ratio": 2.0,
+        "p": 2 / 2**6,
+        "p_holm": 2 / 2**6,
+    }
+    assert (tmp_path / "compress_hypervolume.png").stat().st_size > 10_000
+    assert (tmp_path / "compress_fronts.png").stat().st_size > 10_000
+    assert "| faithful baseline" in capsys.readouterr().out
+
+
+def test_a_measured_run_that_was_interrupted_leaves_the_same_record(tmp_path):
+    world = small_world(tmp_path)
+    arguments = [*world, "--config.evaluation.report_images=8", "--config.resume_from=auto"]
+    whole = measured(read_settings([*arguments, "--config.run_name=whole"]), "compress", BASELINE)
+    assert [point.images for point in whole.points] == sorted(p.images for p in whole.points)
+    assert set().union(*(point.archive for point in whole.points)) == set(whole.returns)
+    settings = read_settings([*arguments, "--config.run_name=cut"])
+    run = MeasuredRun(settings)
+    run._commit = None  # dies after the first generation's training
+    with pytest.raises(TypeError):
+        run.train()
+    again = measured(settings, "compress", BASELINE)
+    assert again.returns == whole.returns
+    assert [(p.images, p.rows, p.archive) for p in again.points] == [
+        (p.images, p.rows, p.archive) for p in whole.points
+    ]
