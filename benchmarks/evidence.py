@@ -11,7 +11,7 @@ import math
 import statistics
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import wilcoxon
@@ -45,6 +45,11 @@ class Point:
     rows: int
     seconds: float
     archive: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Point:
+        """From the dictionary of its fields."""
+        return cls(**{**data, "archive": tuple(data["archive"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +88,8 @@ class Record:
         """The inverse of `write`."""
         data = json.loads(path.read_text(encoding="utf-8"))
         data["objectives"] = tuple(Objective.from_json(o) for o in data["objectives"])
-        points = [Point(**{**p, "archive": tuple(p["archive"])}) for p in data["points"]]
-        return cls(**{**data, "points": tuple(points)})
+        data["points"] = tuple(Point.from_json(point) for point in data["points"])
+        return cls(**data)
 
     def z(self, index: int = -1) -> np.ndarray:
         """(n, M) the archive after a generation, on the report set, in z-units."""

@@ -80,6 +80,7 @@ _SPECIALISTS = {
     "evolution.warmup_generations": "12",
     "evolution.evolutionary_generations": "0",
 }
+_FEW = {"sample.num_steps": "6", "evaluation.num_steps": "10"}
 _ALL = {"train.skip_last_steps": "0"}
 _SKIP = {"train.skip_last_steps": "2"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
@@ -104,13 +105,46 @@ ARMS: dict[str, Arm] = {
         overrides={**_ALL, "train.update_rule": "awm"},
         rates=HIGHER_RATES,
     ),
-    "skip": Arm(title="last two steps not trained", overrides=_SKIP, is_main=True),
+    "skip": Arm(title="last noisy step untrained", overrides=_SKIP, is_main=True),
     RECOMMENDED: Arm(
-        title="last two steps not trained, soup start", overrides={**_SKIP, **_SOUP}, is_main=True
+        title="last noisy step untrained, soup start", overrides={**_SKIP, **_SOUP}, is_main=True
+    ),
+    "soup_few": Arm(
+        title="last noisy step untrained, soup start, 6 steps to learn from",
+        overrides={**_SKIP, **_SOUP, **_FEW},
+        is_main=True,
     ),
     "specialists": Arm(
-        title="soup of specialists, last two steps not trained",
+        title="soup of specialists, last noisy step untrained",
         overrides={**_SKIP, **_SPECIALISTS},
+    ),
+    "conditioned": Arm(
+        title="weight-conditioned adapter, last noisy step untrained",
+        overrides={**_SKIP, **_FIXED, "agents.kind": "conditioned"},
+    ),
+    "weighted": Arm(
+        title="steps weighted by sensitivity",
+        overrides={**_ALL, "train.step_weighting": "sensitivity"},
+    ),
+    "few": Arm(
+        title="last noisy step untrained, 6 steps to learn from",
+        overrides={**_SKIP, **_FEW},
+        tuned_as="skip",
+    ),
+    "window": Arm(
+        title="last noisy step untrained, noise in 3 others only",
+        overrides={**_SKIP, "sample.noisy_steps": "3"},
+        tuned_as="skip",
+    ),
+    "half": Arm(
+        title="last noisy step untrained, half of the others too",
+        overrides={**_SKIP, "train.timestep_fraction": "0.5"},
+        tuned_as="skip",
+    ),
+    "best_of": Arm(
+        title="last noisy step untrained, best and worst quarter of the images",
+        overrides={**_SKIP, "train.best_of": "0.5"},
+        tuned_as="skip",
     ),
 }
 

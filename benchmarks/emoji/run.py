@@ -45,7 +45,7 @@ class MeasuredRun(Run):
         noted = json.loads((self.run_dir.path / _NOTES).read_text(encoding="utf-8"))
         done = self.evolution.num_generations_done
         self.returns = noted["returns"]
-        self.points = [Point(**point) for point in noted["points"][: done + 1]]
+        self.points = [Point.from_json(point) for point in noted["points"][: done + 1]]
 
     def _commit(self, generation: Generation) -> None:
         self._measure()
