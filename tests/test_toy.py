@@ -11,6 +11,7 @@ from benchmarks.toy import rewards
 from benchmarks.toy.arms import ARMS, BASELINE, HERE, words
 from benchmarks.toy.model import DIMENSIONS, ToyDiffusion, angle, points
 from benchmarks.toy.rewards import Bell, Near
+from benchmarks.toy.run import play
 from benchmarks.toy.sweep import Sweep
 from ddpo.advantages import within_prompt_std
 from ddpo.agents import Agents
@@ -112,6 +113,15 @@ def test_no_arm_may_score_more_images_than_the_baseline(arm):
         return plan.train_images + plan.calibration_images + plan.selection_images
 
     assert 0.9 * images(BASELINE) < images(arm) <= images(BASELINE)
+
+
+@pytest.mark.parametrize("arm", ["skip", "nft_soup"])
+def test_it_learns(arm):
+    """The hypervolume on prompts never trained on: over half of what a whole run reaches."""
+    short = {"evolution.evolutionary_generations": "3"}
+    volumes = play("conflict", arm, 0, 8e-3, short).hypervolumes()
+    assert volumes[0] < 0.12
+    assert volumes[-1] > 0.22
 
 
 def test_the_best_learning_rate_of_a_sweep_is_that_of_the_largest_mean(tmp_path):

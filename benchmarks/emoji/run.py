@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from config.schema import Settings
+    from ddpo.pipeline import BaseModel
     from front.checkpoint import Checkpoint
     from morl.types import Generation
 
@@ -30,11 +31,11 @@ class MeasuredRun(Run):
     goes on from them.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, model: BaseModel | None = None) -> None:
         self.returns: dict[str, list[float]] = {}
         self.points: list[Point] = []
         self._since = time.perf_counter()
-        super().__init__(settings)
+        super().__init__(settings, model=model)
 
     def _start(self) -> None:
         super()._start()
@@ -84,15 +85,16 @@ class MeasuredRun(Run):
         self._since = time.perf_counter()
 
 
-def measured(settings: Settings, pair: str, arm: str) -> Record:
+def measured(settings: Settings, pair: str, arm: str, model: BaseModel | None = None) -> Record:
     """Do a run, or what is left of it, and return its record.
 
     Args:
         settings: of the run.
         pair: its name in `arms.PAIRS`.
         arm: its name in `arms.ARMS`.
+        model: the base model; by default that of the settings.
     """
-    run = MeasuredRun(settings)
+    run = MeasuredRun(settings, model)
     run.train()
     return Record(
         pair=pair,

@@ -1,0 +1,145 @@
+"""The methods compared on the toy: how much hypervolume, from how few images.
+
+    python -m benchmarks.toy                    # the tables of the recorded runs
+    python -m benchmarks.toy --folder FOLDER    # all runs again, with records below another folder
+    python -m benchmarks.toy --tune             # what is missing of the sweep of learning rates
+
+Runs that have a record are not repeated; one takes two seconds of a core. The learning rate of an
+arm is the best of its sweep, which is on other seeds: `benchmarks/toy/sweep.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.common import pin_to_one_thread, say
+from benchmarks.evidence import Record
+from benchmarks.toy.arms import ARMS, HERE, PAIRS, SEEDS, TUNING_SEEDS
+from benchmarks.toy.sweep import Sweep
+from config.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run."""
+
+    pair: str
+    arm: str
+    seed: int
+    learning_rate: float
+
+    def path(self, folder: Path) -> Path:
+        """Of its record below a folder."""
+        return folder / self.pair / self.arm / f"{self.seed}.json"
+
+
+def do(job: Job) -> Record:
+    """Do one run in this process."""
+    from benchmarks.toy.run import play  # noqa: PLC0415 - slow to import, for workers only
+
+    return play(job.pair, job.arm, job.seed, job.learning_rate)
+
+
+def do_all(jobs: Sequence[Job], workers: int, keep: Callable[[Job, Record | None], object]) -> None:
+    """Do runs, `workers` at a time on one thread each.
+
+    Args:
+        jobs: to do.
+        workers: processes.
+        keep: called with the record of each as soon as it is there; None if the run broke off.
+    """
+    say(f"{len(jobs)} runs to do\n")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=pin_to_one_thread) as pool:
+        futures = {pool.submit(do, job): job for job in jobs}
+        for number, future in enumerate(as_completed(futures), 1):
+            job = futures[future]
+            try:
+                record = future.result()
+            except UserError as error:
+                keep(job, None)
+                say(f"{number}/{len(jobs)} {job} broke off: {error}")
+                continue
+            keep(job, record)
+            say(
+                f"{number}/{len(jobs)} {job.pair} {job.arm} {job.learning_rate:g} seed {job.seed}: "
+                f"{record.hypervolumes()[-1]:.3f}, {record.points[-1].seconds:.1f} s"
+            )
+
+
+def tune(sweep: Sweep, workers: int) -> None:
+    """Do what is missing of the sweep, which goes on where the best rate is the last one tried."""
+
+    def missing() -> list[Job]:
+        jobs = [
+            Job(pair=pair, arm=arm, seed=seed, learning_rate=rate)
+            for seed in TUNING_SEEDS
+            for pair in PAIRS
+            for arm in ARMS
+            for rate in sweep.rates(pair, arm)
+        ]
+        return [j for j in jobs if not sweep.has(j.pair, j.arm, j.learning_rate, j.seed)]
+
+    def keep(job: Job, record: Record | None) -> None:
+        """A run that diverged and broke off is worth nothing."""
+        volume = record.hypervolumes()[-1] if record else 0.0
+        sweep.keep(job.pair, job.arm, job.learning_rate, job.seed, volume)
+
+    while jobs := missing():
+        do_all(jobs, workers, keep)
+
+
+def compare(sweep: Sweep, folder: Path, workers: int) -> None:
+    """Do the runs of the comparison that have no record; exits if one of them broke off."""
+    jobs = [
+        Job(pair=pair, arm=arm, seed=seed, learning_rate=sweep.best(pair, arm))
+        for seed in SEEDS
+        for pair in PAIRS
+        for arm in ARMS
+    ]
+    broken = []
+
+    def keep(job: Job, record: Record | None) -> None:
+        if record:
+            record.write(job.path(folder))
+        else:
+            broken.append(job)
+
+    do_all([job for job in jobs if not job.path(folder).exists()], workers, keep)
+    if broken:
+        sys.exit(f"{len(broken)} runs broke off: {broken}")
+
+
+def main() -> None:
+    """Do what is missing and print the tables."""
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    arguments.add_argument("--folder", type=Path, default=HERE / "results")
+    arguments.add_argument("--tune", action="store_true")
+    chosen = arguments.parse_args()
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # of the workers: it warns of torchvision
+    sweep = Sweep(HERE / "sweep.json")
+    if chosen.tune:
+        tune(sweep, chosen.workers)
+    compare(sweep, chosen.folder, chosen.workers)
+    from benchmarks.toy.tables import print_all  # noqa: PLC0415 - once all is there
+
+    print_all(sweep, chosen.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The tables of the comparison, from its records alone."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import print_headline, print_table, say
+from benchmarks.evidence import (
+    Comparison,
+    by_arm,
+    holm,
+    quartiles,
+    read_records,
+    shown,
+    shown_ratios,
+)
+from benchmarks.toy.arms import ARMS, BASELINE, PAIRS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from benchmarks.evidence import Record
+    from benchmarks.toy.sweep import Sweep
+
+    Arms = Mapping[str, Mapping[int, Record]]
+
+_COLUMNS = (
+    "Arm",
+    "Learning rate",
+    "Hypervolume",
+    "Gain",
+    "p (Holm)",
+    "Fewer images",
+    "Fewer rows",
+    "Expected utility",
+    "Policies",
+)
+
+
+def print_all(sweep: Sweep, folder: Path) -> None:
+    """Print a table for each pair, and the headline figures as the last line."""
+    headline = {}
+    for pair in PAIRS:
+        arms = by_arm(read_records(folder / pair))
+        found = {name: Comparison.of(name, arms[name], arms[BASELINE]) for name in ARMS}
+        corrected = holm({name: one.p for name, one in found.items() if name != BASELINE})
+        seeds = len(found[BASELINE].seeds)
+        say(f"## {pair}: medians and quartiles over {seeds} paired seeds\n")
+        order = sorted(ARMS, key=lambda name: -quartiles(found[name].hypervolumes)[1])
+        print_table(
+            _COLUMNS,
+            [_row(found[n], arms[n], sweep.best(pair, n), corrected.get(n)) for n in order],
+        )
+        headline[pair] = {n: _short(found[n], corrected.get(n, 1.0)) for n in order}
+    print_headline(headline)
+
+
+def _row(
+    one: Comparison, runs: Mapping[int, Record], learning_rate: float, p: float | None
+) -> list[object]:
+    """Of one arm; `p` is None for the baseline."""
+    measures = [runs[seed].measures() for seed in one.seeds]
+    is_baseline = p is None
+    return [
+        ARMS[one.arm].title,
+        f"{learning_rate:g}",
+        shown(one.hypervolumes),
+        "-" if is_baseline else shown(one.gains),
+        "-" if is_baseline else f"{p:.2g}",
+        "-" if is_baseline else shown_ratios(one.image_ratios),
+        "-" if is_baseline else shown_ratios(one.row_ratios),
+        shown([m["expected_utility"] for m in measures]),
+        f"{statistics.median(m['archive_size'] for m in measures):.0f}",
+    ]
+
+
+def _short(one: Comparison, p: float) -> dict[str, Any]:
+    return {
+        "hypervolume": quartiles(one.hypervolumes)[1],
+        "images_ratio": quartiles(one.image_ratios)[1],
+        "rows_ratio": quartiles(one.row_ratios)[1],
+        "p_holm": p,
+    }
