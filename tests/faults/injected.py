@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def never_reach_a_safe_point() -> None:
@@ -48,6 +54,57 @@ def kill_at(operation: str, part: str) -> None:
         return original(self, *arguments, **options)
 
     setattr(Path, operation, deadly)
+
+
+def kill_after(operations: int, folder: str) -> None:
+    """SIGKILL after so many file operations in a folder, just before the next."""
+
+    def die(number: int) -> None:
+        if number == operations:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _before_each_change(folder, die)
+
+
+def keep_every_state(folder: str, copies: str) -> None:
+    """Copy a folder before each file operation in it: all that a SIGKILL could leave of it.
+
+    Args:
+        folder: to copy.
+        copies: the copies are called this and a number.
+    """
+
+    def keep(number: int) -> None:
+        if Path(folder).is_dir():
+            shutil.copytree(folder, f"{copies}{number:04d}")
+
+    _before_each_change(folder, keep)
+
+
+_CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+_WRITING = os.O_WRONLY | os.O_RDWR
+
+
+def _before_each_change(folder: str, act: Callable[[int], None]) -> None:
+    """Call a function before whatever changes files in a folder, with the number of changes so far.
+
+    What is written to an open file counts as part of opening it.
+    """
+    count, is_acting = 0, False
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal count, is_acting
+        is_change = event in _CHANGES or (event == "open" and arguments[2] & _WRITING)
+        if is_acting or not is_change:
+            return
+        path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | Path) else ""
+        # shutil.rmtree names what it removes relative to a folder that it has opened
+        if path.startswith(folder) or (event in _CHANGES and not path.startswith("/")):
+            is_acting = True
+            act(count)
+            count, is_acting = count + 1, False
+
+    sys.addaudithook(hook)
 
 
 def limit_file_size(kilobytes: int) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 
-from tests.faults.conftest import content
+import pytest
+
+from tests.faults.conftest import differences
 
 # Where a process may die while it saves generation 2 of 0..3, and publishes the front, in order.
 POINTS = (
@@ -23,6 +26,7 @@ POINTS = (
     ("replace", "/.front.json.tmp"),
     ("replace", "/.finished.json.tmp"),
 )
+MANY_STARTS = 60  # about ten do
 
 
 def test_a_run_killed_at_every_named_point_of_its_saving_equals_one_never_killed(program, whole):
@@ -37,17 +41,58 @@ def test_a_run_killed_at_every_named_point_of_its_saving_equals_one_never_killed
     code, output = program.run("run_name=killed", "resume_from=auto")
     assert code == 0, output
     assert missed == []
-    assert content(whole.parent / "killed") == content(whole)
+    assert differences(whole.parent / "killed", whole) == []
 
 
 def test_a_run_killed_at_random_moments_equals_one_never_killed(program, whole):
-    moments, killed = random.Random(0), 0
+    moments, killed, starts = random.Random(0), 0, []
     for _ in range(12):
+        seconds = moments.uniform(0.2, 1.6)
         process = program.start("run_name=random", "resume_from=auto")
-        time.sleep(moments.uniform(0.2, 1.6))
+        time.sleep(seconds)
         process.kill()
-        killed += process.wait() == -signal.SIGKILL
+        code = process.wait()
+        killed += code == -signal.SIGKILL
+        starts.append(f"{code} after {seconds:.2f} s: {process.output}")
     code, output = program.run("run_name=random", "resume_from=auto")
-    assert code == 0, output
+    assert code == 0, (output, starts)
     assert killed > 0
-    assert content(whole.parent / "random") == content(whole)
+    assert differences(whole.parent / "random", whole) == [], (output, starts)
+
+
+def test_a_run_killed_again_and_again_as_it_goes_on_equals_one_never_killed(program, whole):
+    """After random numbers of file operations, which are the same however busy the machine is."""
+    run, numbers, codes, outputs = whole.parent / "often", random.Random(0), [], []
+    while len(codes) < MANY_STARTS and set(codes) <= {-signal.SIGKILL}:
+        process = program.start(
+            "run_name=often",
+            "resume_from=auto",
+            fault="kill_after",
+            operations=numbers.randint(0, 50),
+            folder=run,
+        )
+        codes.append(process.wait())
+        outputs.append(process.output)
+    assert len(codes) > 5
+    assert codes[-1] == 0, outputs
+    assert differences(run, whole) == [], outputs
+
+
+@pytest.mark.slow
+def test_whatever_a_kill_can_leave_behind_leads_to_the_same_end(program, whole):
+    """A kill between two file operations leaves what one just before the second does."""
+    copies = whole.parent / "left-"
+    code, output = program.run(
+        "run_name=watched", fault="keep_every_state", folder=whole.parent / "watched", copies=copies
+    )
+    assert code == 0, output
+    left = sorted(whole.parent.glob(f"{copies.name}*"))
+    assert len(left) > 100
+    wrong = {}
+    for run in left:
+        code, output = program.run(f"run_name={run.name}", "resume_from=auto")
+        if wrongs := differences(run, whole) if code == 0 else [output]:
+            wrong[run.name] = wrongs
+        else:
+            shutil.rmtree(run)
+    assert wrong == {}

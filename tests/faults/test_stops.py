@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.faults.conftest import content
+from tests.faults.conftest import differences
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
@@ -21,7 +21,7 @@ def test_a_signal_ends_the_run_in_order_and_it_goes_on_bit_for_bit(program, whol
     assert "Traceback" not in process.output
     code, output = program.run(f"run_name={run}", "resume_from=auto")
     assert code == 0, output
-    assert content(whole.parent / run) == content(whole)
+    assert differences(whole.parent / run, whole) == []
 
 
 def test_a_second_signal_ends_the_run_at_once(program):
@@ -40,7 +40,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_afresh(progra
     assert "Nothing was saved yet: start the run again." in process.output
     code, output = program.run("run_name=early")
     assert code == 0, output
-    assert content(whole.parent / "early") == content(whole)
+    assert differences(whole.parent / "early", whole) == []
 
 
 def test_auto_on_a_finished_run_says_so_and_is_done(program, whole):

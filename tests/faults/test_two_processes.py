@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.faults.conftest import content
+from tests.faults.conftest import differences
 
 
 @pytest.fixture(scope="module", name="whole_of_two")
@@ -35,7 +35,7 @@ def test_a_signal_to_one_process_ends_both_in_order_and_they_go_on_bit_for_bit(
     assert [process.wait() for process in processes] == [75, 75], processes[0].output
     assert "stopped by SIGTERM. Generation 1 is saved" in processes[0].output
     assert "Traceback" not in processes[0].output + processes[1].output
-    assert content(go_on(program, name)) == content(whole_of_two)
+    assert differences(go_on(program, name), whole_of_two) == []
 
 
 def test_two_processes_killed_at_once_go_on_bit_for_bit(program, whole_of_two):
@@ -44,7 +44,7 @@ def test_two_processes_killed_at_once_go_on_bit_for_bit(program, whole_of_two):
     for process in processes:
         process.kill()
     assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
-    assert content(go_on(program, "two-killed")) == content(whole_of_two)
+    assert differences(go_on(program, "two-killed"), whole_of_two) == []
 
 
 def test_auto_on_a_run_that_is_finished_is_said_once(program, whole_of_two):
