@@ -69,10 +69,13 @@ class Arm:
     Attributes:
         title: in tables.
         overrides: of settings, over `COMMON`.
+        is_main: whether its comparison is one of those that were asked for in advance, for whose
+            number p-values are corrected: 8 seeds bear six of them.
     """
 
     title: str
     overrides: Mapping[str, str]
+    is_main: bool = False
 
 
 _SKIP = {"train.skip_last_steps": "2"}
@@ -99,19 +102,23 @@ _SPECIALISTS = {
 ARMS: dict[str, Arm] = {
     BASELINE: Arm(title="faithful baseline: PGMORL, DDPO", overrides={}),
     "raw": Arm(
-        title="the seed as written: raw w . r", overrides={"advantage.normalisation": "raw"}
+        title="the seed as written: raw w . r",
+        overrides={"advantage.normalisation": "raw"},
+        is_main=True,
     ),
     "authors": Arm(title="the authors' predictor", overrides={"evolution.predictor": "authors"}),
     "fixed": Arm(title="fixed weights", overrides=_FIXED),
     "random": Arm(title="random selection", overrides={"evolution.strategy": "random"}),
     "moead": Arm(title="MOEA/D selection", overrides={"evolution.strategy": "moead"}),
-    "skip": Arm(title="last two steps not trained", overrides=_SKIP),
-    "nft": Arm(title="DiffusionNFT, beta 0.3", overrides=_NFT),
+    "skip": Arm(title="last two steps not trained", overrides=_SKIP, is_main=True),
+    "nft": Arm(title="DiffusionNFT, beta 0.3", overrides=_NFT, is_main=True),
     "nft_beta_1": Arm(title="DiffusionNFT, beta 1", overrides=_NFT | {"train.nft_strength": "1.0"}),
     "awm": Arm(title="AWM", overrides=_AWM),
     "soup": Arm(title="soup start", overrides=_SOUP),
-    "skip_soup": Arm(title="last two steps not trained, soup start", overrides=_SKIP | _SOUP),
-    "nft_soup": Arm(title="DiffusionNFT, soup start", overrides=_NFT | _SOUP),
+    "skip_soup": Arm(
+        title="last two steps not trained, soup start", overrides=_SKIP | _SOUP, is_main=True
+    ),
+    "nft_soup": Arm(title="DiffusionNFT, soup start", overrides=_NFT | _SOUP, is_main=True),
     "skip_few": Arm(
         title="last two steps not trained, 3 of the others are", overrides=_SKIP | _FEW
     ),
@@ -130,7 +137,7 @@ ARMS: dict[str, Arm] = {
         title="conditioned adapter, last two steps not trained", overrides=_SKIP | _CONDITIONED
     ),
     "nft_conditioned": Arm(
-        title="conditioned adapter, DiffusionNFT", overrides=_NFT | _CONDITIONED
+        title="conditioned adapter, DiffusionNFT", overrides=_NFT | _CONDITIONED, is_main=True
     ),
 }
 

@@ -31,6 +31,7 @@ _COLUMNS = (
     "Learning rate",
     "Hypervolume",
     "Gain",
+    "p",
     "p (Holm)",
     "Fewer images",
     "Fewer rows",
@@ -45,41 +46,43 @@ def print_all(sweep: Sweep, folder: Path) -> None:
     for pair in PAIRS:
         arms = by_arm(read_records(folder / pair))
         found = {name: Comparison.of(name, arms[name], arms[BASELINE]) for name in ARMS}
-        corrected = holm({name: one.p for name, one in found.items() if name != BASELINE})
+        corrected = holm({name: one.p for name, one in found.items() if ARMS[name].is_main})
         seeds = len(found[BASELINE].seeds)
         say(f"## {pair}: medians and quartiles over {seeds} paired seeds\n")
         order = sorted(ARMS, key=lambda name: -quartiles(found[name].hypervolumes)[1])
-        print_table(
-            _COLUMNS,
-            [_row(found[n], arms[n], sweep.best(pair, n), corrected.get(n)) for n in order],
-        )
-        headline[pair] = {n: _short(found[n], corrected.get(n, 1.0)) for n in order}
+        rows = [_row(found[n], arms[n], sweep.best(pair, n), corrected.get(n)) for n in order]
+        print_table(_COLUMNS, rows)
+        headline[pair] = {name: _short(found[name], corrected.get(name)) for name in order}
     print_headline(headline)
 
 
 def _row(
-    one: Comparison, runs: Mapping[int, Record], learning_rate: float, p: float | None
+    one: Comparison, runs: Mapping[int, Record], learning_rate: float, corrected: float | None
 ) -> list[object]:
-    """Of one arm; `p` is None for the baseline."""
+    """Of one arm; `corrected` is the p-value of a main comparison."""
     measures = [runs[seed].measures() for seed in one.seeds]
-    is_baseline = p is None
+    against_baseline: list[object] = [
+        shown(one.gains),
+        f"{one.p:.2g}",
+        "-" if corrected is None else f"{corrected:.2g}",
+        shown_ratios(one.image_ratios),
+        shown_ratios(one.row_ratios),
+    ]
     return [
         ARMS[one.arm].title,
         f"{learning_rate:g}",
         shown(one.hypervolumes),
-        "-" if is_baseline else shown(one.gains),
-        "-" if is_baseline else f"{p:.2g}",
-        "-" if is_baseline else shown_ratios(one.image_ratios),
-        "-" if is_baseline else shown_ratios(one.row_ratios),
+        *(["-"] * len(against_baseline) if one.arm == BASELINE else against_baseline),
         shown([m["expected_utility"] for m in measures]),
         f"{statistics.median(m['archive_size'] for m in measures):.0f}",
     ]
 
 
-def _short(one: Comparison, p: float) -> dict[str, Any]:
+def _short(one: Comparison, corrected: float | None) -> dict[str, Any]:
     return {
         "hypervolume": quartiles(one.hypervolumes)[1],
         "images_ratio": quartiles(one.image_ratios)[1],
         "rows_ratio": quartiles(one.row_ratios)[1],
-        "p_holm": p,
+        "p": one.p,
+        "p_holm": corrected,
     }
