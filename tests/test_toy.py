@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 
 from benchmarks.toy import rewards
-from benchmarks.toy.arms import ARMS, BASELINE, HERE, words
+from benchmarks.toy.arms import ARMS, BASELINE, HERE, PAIRS, SEEDS, words
 from benchmarks.toy.model import DIMENSIONS, ToyDiffusion, angle, points
 from benchmarks.toy.rewards import Bell, Near
 from benchmarks.toy.run import play
 from benchmarks.toy.sweep import Sweep
+from benchmarks.toy.tables import print_all
 from ddpo.advantages import within_prompt_std
 from ddpo.agents import Agents
 from ddpo.costs import Plan
@@ -134,3 +136,12 @@ def test_the_best_learning_rate_of_a_sweep_is_that_of_the_largest_mean(tmp_path)
     assert not again.has("conflict", "raw", 4e-3, 1)
     with pytest.raises(ValueError, match="has no sweep"):
         again.best("partial", "raw")
+
+
+def test_the_recorded_runs_are_complete_and_make_the_tables(capsys):
+    print_all(Sweep(HERE / "sweep.json"), HERE / "results")
+    out = capsys.readouterr().out
+    headline = json.loads(out.splitlines()[-1])
+    assert set(headline) == set(PAIRS)
+    assert all(set(arms) == set(ARMS) for arms in headline.values())
+    assert out.count(f"over {len(SEEDS)} paired seeds") == len(PAIRS)
