@@ -1,0 +1,65 @@
+"""Runs side by side, in a module that workers can import: they know no package's `__main__`."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.common import pin_to_one_thread, say
+from config.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from benchmarks.evidence import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run."""
+
+    pair: str
+    arm: str
+    seed: int
+    learning_rate: float
+
+    def path(self, folder: Path) -> Path:
+        """Of its record below a folder."""
+        return folder / self.pair / self.arm / f"{self.seed}.json"
+
+
+def do(job: Job) -> Record:
+    """Do one run in this process."""
+    from benchmarks.toy.run import play  # noqa: PLC0415 - slow to import, for workers only
+
+    return play(job.pair, job.arm, job.seed, job.learning_rate)
+
+
+def do_all(jobs: Sequence[Job], workers: int, keep: Callable[[Job, Record | None], object]) -> None:
+    """Do runs, `workers` at a time on one thread each.
+
+    Args:
+        jobs: to do.
+        workers: processes.
+        keep: called with the record of each as soon as it is there; None if the run broke off.
+    """
+    say(f"{len(jobs)} runs to do\n")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=pin_to_one_thread) as pool:
+        futures = {pool.submit(do, job): job for job in jobs}
+        for number, future in enumerate(as_completed(futures), 1):
+            job = futures[future]
+            try:
+                record = future.result()
+            except UserError as error:
+                keep(job, None)
+                say(f"{number}/{len(jobs)} {job} broke off: {error}")
+                continue
+            keep(job, record)
+            say(
+                f"{number}/{len(jobs)} {job.pair} {job.arm} {job.learning_rate:g} seed {job.seed}: "
+                f"{record.hypervolumes()[-1]:.3f}, {record.points[-1].seconds:.1f} s"
+            )
