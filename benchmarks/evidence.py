@@ -100,6 +100,11 @@ class Record:
         """Of the archive at every point."""
         return [hypervolume(self.z(index)) for index in range(len(self.points))]
 
+    def area(self) -> float:
+        """Hypervolume averaged over the images of the run: high for who learns early and far."""
+        images = [point.images for point in self.points]
+        return float(np.average(self.hypervolumes()[:-1], weights=np.diff(images)))
+
     def cost_to_reach(self, target: float, axis: str = "images") -> float:
         """What the run had spent at its first point with at least this hypervolume, or NEVER.
 
@@ -153,10 +158,10 @@ def by_arm(records: Iterable[Record]) -> dict[str, dict[int, Record]]:
 
 
 def sweep(folder: Path) -> dict[float, float]:
-    """Learning rate -> mean final hypervolume of the records below a folder."""
+    """Learning rate -> mean `Record.area` of the records below a folder."""
     volumes: dict[float, list[float]] = defaultdict(list)
     for record in read_records(folder):
-        volumes[record.learning_rate].append(record.hypervolumes()[-1])
+        volumes[record.learning_rate].append(record.area())
     return {rate: statistics.mean(values) for rate, values in sorted(volumes.items())}
 
 

@@ -61,6 +61,10 @@ def test_cost_to_reach_is_that_of_the_first_point_at_the_value_or_never():
     assert one.cost_to_reach(0.5) == evidence.NEVER
 
 
+def test_the_area_is_the_hypervolume_averaged_over_the_images():
+    assert record(0.1, 0.3, 0.9).area() == pytest.approx(0.2)
+
+
 def test_a_comparison_pairs_seeds_and_counts_what_the_baseline_needed_itself():
     baseline = {0: record(0.1, 0.3, 0.4, 0.4), 1: record(0.1, 0.2, 0.3), 7: record(0.1)}
     arm = {0: record(0.1, 0.5), 1: record(0.1, 0.2, 0.2)}

@@ -89,7 +89,7 @@ def study_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
 
 
 def tuned_rate(arm: str) -> float:
-    """The learning rate with which an arm ended best in its sweep."""
+    """The learning rate with which an arm was best in its sweep, on average over the images."""
     found = sweep(HERE / "tuning" / (ARMS[arm].tuned_as or arm))
     return max(found, key=lambda rate: found[rate])
 

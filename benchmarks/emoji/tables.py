@@ -40,7 +40,9 @@ def write_all(folder: Path) -> None:
     Args:
         folder: that holds `results/` and `tuning/`.
     """
-    say("Learning rates tried on other seeds: mean final hypervolume, the best used\n")
+    say(
+        "Learning rates tried on other seeds: hypervolume averaged over the images, the best used\n"
+    )
     _print_sweep(folder)
     summary = {}
     for pair in PAIRS:
