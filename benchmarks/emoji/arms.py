@@ -40,7 +40,7 @@ COMMON: dict[str, str] = {
 }
 
 BASELINE = "baseline"
-RECOMMENDED = "skip_soup"
+RECOMMENDED = "soup_few"
 MAIN_SEEDS = range(8)
 SEEDS = range(5)  # of the other arms
 TUNING_PAIR = "compress"
@@ -105,11 +105,9 @@ ARMS: dict[str, Arm] = {
         overrides={**_ALL, "train.update_rule": "awm"},
         rates=HIGHER_RATES,
     ),
-    "skip": Arm(title="last noisy step untrained", overrides=_SKIP, is_main=True),
+    "skip": Arm(title="last noisy step untrained", overrides=_SKIP),
+    "skip_soup": Arm(title="last noisy step untrained, soup start", overrides={**_SKIP, **_SOUP}),
     RECOMMENDED: Arm(
-        title="last noisy step untrained, soup start", overrides={**_SKIP, **_SOUP}, is_main=True
-    ),
-    "soup_few": Arm(
         title="last noisy step untrained, soup start, 6 steps to learn from",
         overrides={**_SKIP, **_SOUP, **_FEW},
         is_main=True,
