@@ -329,6 +329,7 @@ class Run:
         overhead = self.trainer.work.overhead_fraction
         self._log({"report/hypervolume": volumes["report"], "cost/overhead_fraction": overhead})
         self.trackers.show(published_media, self.run_dir.path, self.costs.train)
+        self.run_dir.flush_metrics()
         mark_finished(self.run_dir.path, self.evolution.num_generations)
         self.progress.say(
             f"front of {len(front['policies'])} policies in {self.run_dir.path}; hypervolume on "

@@ -54,14 +54,14 @@ def choose_run(settings: Settings) -> RunChoice:
         return _choose_auto(logdir, settings)
     if settings.resume_from:
         path = Path(settings.resume_from)
-        if not _has_checkpoint(path):
+        if not has_checkpoint(path):
             raise UserError(
                 f"resume_from={path} is not a run directory that can be continued: it has no "
                 "checkpoint"
             )
         return _existing(path, settings)
     path = _inside(logdir, settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if _has_checkpoint(path):
+    if has_checkpoint(path):
         raise UserError(
             f"{path} holds a run already; choose another run_name, or continue it with "
             f"--config.resume_from={path}"
@@ -77,7 +77,7 @@ def mark_finished(path: Path, num_generations: int) -> None:
 def _choose_auto(logdir: Path, settings: Settings) -> RunChoice:
     name = settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S")
     if settings.run_name:
-        candidates = [path for path in [_inside(logdir, name)] if _has_checkpoint(path)]
+        candidates = [path for path in [_inside(logdir, name)] if has_checkpoint(path)]
     else:
         candidates = sorted(_runs_in(logdir), key=_last_worked_on, reverse=True)
     choices = [_existing(path, settings) for path in candidates]
@@ -102,11 +102,12 @@ def _num_generations_done(path: Path) -> int:
 def _runs_in(logdir: Path) -> Iterator[Path]:
     if logdir.is_dir():
         yield from (
-            path for path in logdir.iterdir() if not path.is_symlink() and _has_checkpoint(path)
+            path for path in logdir.iterdir() if not path.is_symlink() and has_checkpoint(path)
         )
 
 
-def _has_checkpoint(path: Path) -> bool:
+def has_checkpoint(path: Path) -> bool:
+    """Whether a folder holds a run that could be continued."""
     try:
         return any(path.glob("checkpoints/[0-9]*"))
     except OSError:  # a name too long, a folder that may not be read

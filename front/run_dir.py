@@ -17,7 +17,7 @@ from front.export import save_adapter
 from front.failures import DISK_ERRORS
 from front.files import make_folder, new_folder, remove, sweep, sync, write_json
 from front.lock import lock
-from front.run_choice import choose_run
+from front.run_choice import choose_run, has_checkpoint
 from front.samples import write_samples
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ def open_run_dir(settings: Settings, parts: ExitStack) -> RunDir:
         raise UserError(
             f"the run directory {choice.path} cannot be written ({error}); choose another logdir"
         ) from error
+    if choice.is_new and has_checkpoint(choice.path):  # since the choice, before the lock
+        raise UserError(
+            f"another process has run in {choice.path} just now; start again to go on from it"
+        )
     return RunDir(choice.path, settings.checkpoint, is_new=choice.is_new)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from config.errors import UserError
+from front import run_dir as run_dir_module
 from front.run_dir import open_run_dir, version_changes, written_by
 from tests.conftest import make_settings
 
@@ -67,6 +68,18 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").touch()
     settings = replace_logdir(make_settings(), tmp_path / "file")
     with ExitStack() as parts, pytest.raises(UserError, match=r"cannot be written .* logdir"):
+        open_run_dir(settings, parts)
+
+
+def test_a_run_that_began_between_choice_and_lock_is_not_taken_for_a_new_one(tmp_path, monkeypatch):
+    @contextmanager
+    def lock_after_another_run(path):
+        (path / "checkpoints" / "00000").mkdir(parents=True)
+        yield
+
+    monkeypatch.setattr(run_dir_module, "lock", lock_after_another_run)
+    settings = replace_logdir(make_settings(), tmp_path)
+    with ExitStack() as parts, pytest.raises(UserError, match="another process has run in .*run"):
         open_run_dir(settings, parts)
 
 

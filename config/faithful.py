@@ -1,0 +1,28 @@
+"""DDPO and PGMORL as published, on the embedded model: what everything else is compared with.
+
+Every denoising step that has noise is trained, agents learn from pictures of as many steps as they
+are judged by, and the warm-up trains all agents along even weights. Kept from this project are its
+units: rewards are normalised before they are weighted, and the search works in z. The learning rate
+is the best of a sweep. docs/evidence.md says what each departure from it is worth.
+"""
+
+import ml_collections
+
+from config import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`clip_alignment` against `jpeg_compressibility`."""
+    config = base.get_config()
+    config.sample.num_steps = 10
+    config.evaluation.num_steps = 0
+    config.train.update_rule = "ddpo"
+    config.train.skip_last_steps = 0
+    config.train.learning_rate = 4e-2
+    config.advantage.normalisation = "frozen"
+    config.agents.kind = "population"
+    config.evolution.start = "even_weights"
+    config.evolution.strategy = "prediction_guided"
+    config.evolution.warmup_generations = 3
+    config.evolution.evolutionary_generations = 3
+    return config
