@@ -51,9 +51,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.advantage.buffer_size = 16
     config.advantage.min_count = 16
 
+    config.evaluation.num_steps = 0
     config.evaluation.selection_images = 180  # 4 of each prompt
     config.evaluation.report_images = 512  # 32 of each
     config.evolution.num_agents = 6
+    config.evolution.start = "even_weights"
     config.evolution.warmup_generations = 4
     config.evolution.evolutionary_generations = 6
     config.evolution.iterations_per_generation = 10

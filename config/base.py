@@ -118,7 +118,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # --- sampling ------------------------------------------------------------------------------
     config.sample = sample = ml_collections.ConfigDict()
-    sample.num_steps = 10  # denoising steps
+    sample.num_steps = 6  # denoising steps of the pictures to learn from
     sample.guidance_scale = 1.0  # classifier-free guidance; 1 is none, at half the cost
     sample.eta = 1.0  # 1: the variance of DDPM; must be positive, or there is no policy
     # Only so many consecutive steps are drawn with noise, and trained; all others are deterministic
@@ -175,7 +175,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluation = evaluation = ml_collections.ConfigDict()
     # Denoising steps of all pictures that policies are judged by, and of whatever is drawn from a
     # finished front; 0: sample.num_steps. So training may draw with fewer.
-    evaluation.num_steps = 0
+    evaluation.num_steps = 10
     evaluation.calibration_prompts = 64  # at most; the base model draws 4 pictures of each
     evaluation.selection_images = 96  # per policy and generation; decides the search
     evaluation.report_images = 512  # per policy of the final front; what is published
@@ -191,11 +191,11 @@ def get_config() -> ml_collections.ConfigDict:
     evolution.num_agents = 4  # policies trained at a time
     # even_weights: the warm-up trains all agents along even weights. soup: it trains one agent per
     # objective, and all others then start as blends of these, evenly between them.
-    evolution.start = "even_weights"  # even_weights or soup
+    evolution.start = "soup"  # even_weights or soup
     evolution.strategy = "prediction_guided"  # prediction_guided, random, fixed_weights or moead
     evolution.predictor = "scale_free"  # scale_free or authors
-    evolution.warmup_generations = 3  # agents keep the weights they start with
-    evolution.evolutionary_generations = 3  # the prediction model chooses policies and weights
+    evolution.warmup_generations = 2  # agents keep the weights they start with
+    evolution.evolutionary_generations = 8  # the prediction model chooses policies and weights
     evolution.iterations_per_generation = 6  # sample, then update
     evolution.num_weight_candidates = 7  # weights tried per policy
     evolution.sparsity_coef = 0.1  # how much an even front counts against hypervolume

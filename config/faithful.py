@@ -3,7 +3,8 @@
 Every denoising step that has noise is trained, agents learn from pictures of as many steps as they
 are judged by, and the warm-up trains all agents along even weights. Kept from this project are its
 units: rewards are normalised before they are weighted, and the search works in z. The learning rate
-is the best of a sweep. docs/evidence.md says what each departure from it is worth.
+is the best of a sweep, the number of images that of config/base.py. docs/evidence.md says what each
+departure is worth.
 """
 
 import ml_collections
@@ -24,5 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.evolution.start = "even_weights"
     config.evolution.strategy = "prediction_guided"
     config.evolution.warmup_generations = 3
-    config.evolution.evolutionary_generations = 3
+    config.evolution.evolutionary_generations = 6
     return config

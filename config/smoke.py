@@ -9,12 +9,14 @@ def get_config() -> ml_collections.ConfigDict:
     """Two agents, one warm-up and one evolutionary generation of one iteration."""
     config = base.get_config()
     config.sample.num_steps = 4
+    config.evaluation.num_steps = 0
     config.sample.prompts_per_iteration = 2
     config.sample.images_per_prompt = 4
     config.evaluation.selection_images = 16
     config.evaluation.report_images = 16
     config.evaluation.sample_prompts = 4
     config.evolution.num_agents = 2
+    config.evolution.start = "even_weights"
     config.evolution.warmup_generations = 1
     config.evolution.evolutionary_generations = 1
     config.evolution.iterations_per_generation = 1

@@ -10,4 +10,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.rewards.names = ("clip_alignment", "jpeg_compressibility", "colorfulness")
     config.evolution.num_agents = 6
+    config.evolution.evolutionary_generations = 5
     return config

@@ -82,10 +82,11 @@ def test_every_arm_is_settings_that_the_program_takes():
 
 def test_an_arm_that_shares_a_sweep_names_one_that_has_it():
     assert all(ARMS[arm.tuned_as].tuned_as == "" for arm in ARMS.values() if arm.tuned_as)
-    assert {job.arm for job in tuning_jobs(list(ARMS))} == {
-        name for name, arm in ARMS.items() if not arm.tuned_as
-    }
-    assert len({job.path for job in tuning_jobs(list(ARMS))}) == len(list(tuning_jobs(list(ARMS))))
+    for pair in PAIRS:
+        jobs = list(tuning_jobs(list(ARMS), [pair]))
+        own = {name for name, arm in ARMS.items() if not arm.tuned_as and pair in arm.pairs}
+        assert {job.arm for job in jobs} == own
+        assert len({job.path for job in jobs}) == len(jobs)
     assert Job(pair="a", arm="b", seed=1, learning_rate=0.1).path.parts[-3:] == ("a", "b", "1.json")
 
 
@@ -95,7 +96,7 @@ def test_tables_plots_and_summary_are_made_from_records_alone(tmp_path, capsys):
         for arm, volumes in ((BASELINE, (0.1, 0.2, 0.3)), (tables.RECOMMENDED, (0.1, 0.35, 0.4))):
             one = record(*(v + noise for v in volumes), arm=arm, seed=seed)
             one.write(tmp_path / "results" / "compress" / arm / f"{seed}.json")
-            one.write(tmp_path / "tuning" / arm / "0.001" / f"{seed}.json")
+            one.write(tmp_path / "tuning" / "compress" / arm / "0.001" / f"{seed}.json")
     tables.write_all(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["compress"][tables.RECOMMENDED] == {

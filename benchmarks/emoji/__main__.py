@@ -28,7 +28,6 @@ from benchmarks.emoji.arms import (
     MAIN_SEEDS,
     PAIRS,
     SEEDS,
-    TUNING_PAIR,
     TUNING_SEEDS,
     words,
 )
@@ -61,36 +60,34 @@ class Job:
     @property
     def path(self) -> Path:
         """Of its record."""
-        folder = f"tuning/{self.arm}/{self.learning_rate:g}" if self.is_tuning else self.folder
-        return HERE / folder / f"{self.seed}.json"
-
-    @property
-    def folder(self) -> str:
-        """Of the records of its arm."""
-        return f"results/{self.pair}/{self.arm}"
+        kind = "tuning" if self.is_tuning else "results"
+        rate = f"{self.learning_rate:g}" if self.is_tuning else ""
+        return HERE / kind / self.pair / self.arm / rate / f"{self.seed}.json"
 
 
-def tuning_jobs(arms: Sequence[str]) -> Iterator[Job]:
-    """The sweeps that these arms need."""
+def tuning_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
+    """The sweeps that these arms need on these pairs."""
     for seed in TUNING_SEEDS:
-        for arm in dict.fromkeys(ARMS[arm].tuned_as or arm for arm in arms):
-            for rate in ARMS[arm].rates:
-                yield Job(pair=TUNING_PAIR, arm=arm, seed=seed, learning_rate=rate, is_tuning=True)
+        for pair in pairs:
+            needed = (ARMS[arm].tuned_as or arm for arm in arms if pair in ARMS[arm].pairs)
+            for arm in dict.fromkeys(needed):
+                for rate in ARMS[arm].rates:
+                    yield Job(pair=pair, arm=arm, seed=seed, learning_rate=rate, is_tuning=True)
 
 
 def study_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
     """The comparison, seed by seed: wherever it is stopped, what there is can be compared."""
-    rates = {arm: tuned_rate(arm) for arm in arms}
+    chosen = [(pair, arm) for pair in pairs for arm in arms if pair in ARMS[arm].pairs]
+    rates = {place: tuned_rate(*place) for place in chosen}
     for seed in MAIN_SEEDS:
-        for pair in pairs:
-            for arm in arms:
-                if seed in SEEDS or ARMS[arm].is_main:
-                    yield Job(pair=pair, arm=arm, seed=seed, learning_rate=rates[arm])
+        for (pair, arm), rate in rates.items():
+            if seed in SEEDS or ARMS[arm].is_main:
+                yield Job(pair=pair, arm=arm, seed=seed, learning_rate=rate)
 
 
-def tuned_rate(arm: str) -> float:
+def tuned_rate(pair: str, arm: str) -> float:
     """The learning rate with which an arm was best in its sweep, on average over the images."""
-    found = sweep(HERE / "tuning" / (ARMS[arm].tuned_as or arm))
+    found = sweep(HERE / "tuning" / pair / (ARMS[arm].tuned_as or arm))
     return max(found, key=lambda rate: found[rate])
 
 
@@ -151,7 +148,7 @@ def main() -> None:
     chosen = arguments.parse_args()
     if not chosen.tables:
         os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which start anew
-        failed = do_all(list(tuning_jobs(chosen.arms)), chosen.workers)
+        failed = do_all(list(tuning_jobs(chosen.arms, chosen.pairs)), chosen.workers)
         if not failed:
             failed = do_all(list(study_jobs(chosen.arms, chosen.pairs)), chosen.workers)
         if failed:

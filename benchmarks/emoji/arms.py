@@ -1,12 +1,13 @@
 """What is compared: pairs of objectives, arms, seeds and the sweep of learning rates.
 
-An arm is a set of settings over `COMMON`, nothing else: every run is one that `mo_train.py` would
-do with the same `--config.` words.
+An arm is a set of settings over `RECIPE` and `COMMON`, nothing else: every run is one that
+`mo_train.py` would do with the same words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ PAIRS: dict[str, dict[str, str]] = {
     },
 }
 
+RECIPE = Path(__file__).parents[2] / "config" / "faithful.py"
 COMMON: dict[str, str] = {
     "sample.prompts_per_iteration": "8",
     "evaluation.selection_images": "48",
@@ -43,10 +45,9 @@ BASELINE = "baseline"
 RECOMMENDED = "soup_few"
 MAIN_SEEDS = range(8)
 SEEDS = range(5)  # of the other arms
-TUNING_PAIR = "compress"
 TUNING_SEEDS = (100,)
 RATES = (5e-3, 1e-2, 2e-2)  # tried
-HIGHER_RATES = (1e-2, 2e-2, 4e-2)  # for updates with more noise or smaller steps
+HIGHER_RATES = (1e-2, 2e-2, 4e-2, 8e-2)  # for updates with more noise or smaller steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class Arm:
     Attributes:
         title: in tables.
         overrides: of settings, over `COMMON`.
+        pairs: that it is run on.
         is_main: whether it is compared on all seeds.
         rates: learning rates tried in its sweep.
         tuned_as: the arm whose learning rate it uses; empty: it has a sweep of its own.
@@ -63,6 +65,7 @@ class Arm:
 
     title: str
     overrides: Mapping[str, str]
+    pairs: tuple[str, ...] = tuple(PAIRS)
     is_main: bool = False
     rates: tuple[float, ...] = RATES
     tuned_as: str = ""
@@ -81,28 +84,27 @@ _SPECIALISTS = {
     "evolution.evolutionary_generations": "0",
 }
 _FEW = {"sample.num_steps": "6", "evaluation.num_steps": "10"}
-_ALL = {"train.skip_last_steps": "0"}
 _SKIP = {"train.skip_last_steps": "2"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
 
 ARMS: dict[str, Arm] = {
     BASELINE: Arm(
-        title="faithful baseline: PGMORL + DDPO", overrides=_ALL, is_main=True, rates=HIGHER_RATES
+        title="faithful baseline: PGMORL + DDPO", overrides={}, is_main=True, rates=HIGHER_RATES
     ),
     "raw": Arm(
         title="the seed as written: raw w . r",
-        overrides={**_ALL, "advantage.normalisation": "raw"},
+        overrides={"advantage.normalisation": "raw"},
         rates=HIGHER_RATES,
     ),
-    "fixed": Arm(title="fixed weights", overrides={**_ALL, **_FIXED}, rates=HIGHER_RATES),
+    "fixed": Arm(title="fixed weights", overrides=_FIXED, rates=HIGHER_RATES),
     "nft": Arm(
         title="DiffusionNFT's update",
-        overrides={**_ALL, "train.update_rule": "diffusion_nft"},
+        overrides={"train.update_rule": "diffusion_nft"},
         rates=HIGHER_RATES,
     ),
     "awm": Arm(
         title="AWM's update",
-        overrides={**_ALL, "train.update_rule": "awm"},
+        overrides={"train.update_rule": "awm"},
         rates=HIGHER_RATES,
     ),
     "skip": Arm(title="last noisy step untrained", overrides=_SKIP),
@@ -122,26 +124,31 @@ ARMS: dict[str, Arm] = {
     ),
     "weighted": Arm(
         title="steps weighted by sensitivity",
-        overrides={**_ALL, "train.step_weighting": "sensitivity"},
+        overrides={"train.step_weighting": "sensitivity"},
+        pairs=("compress",),
     ),
     "few": Arm(
         title="last noisy step untrained, 6 steps to learn from",
         overrides={**_SKIP, **_FEW},
+        pairs=("compress",),
         tuned_as="skip",
     ),
     "window": Arm(
         title="last noisy step untrained, noise in 3 others only",
         overrides={**_SKIP, "sample.noisy_steps": "3"},
+        pairs=("compress",),
         tuned_as="skip",
     ),
     "half": Arm(
         title="last noisy step untrained, half of the others too",
         overrides={**_SKIP, "train.timestep_fraction": "0.5"},
+        pairs=("compress",),
         tuned_as="skip",
     ),
     "best_of": Arm(
         title="last noisy step untrained, best and worst quarter of the images",
         overrides={**_SKIP, "train.best_of": "0.5"},
+        pairs=("compress",),
         tuned_as="skip",
     ),
 }
@@ -151,4 +158,4 @@ def words(pair: str, arm: str, seed: int, learning_rate: float) -> list[str]:
     """The command line of a run, without the program's name and where it writes."""
     settings = COMMON | PAIRS[pair] | dict(ARMS[arm].overrides)
     settings |= {"seed": str(seed), "train.learning_rate": str(learning_rate)}
-    return [f"--config.{name}={value}" for name, value in settings.items()]
+    return [f"--config={RECIPE}", *(f"--config.{name}={value}" for name, value in settings.items())]

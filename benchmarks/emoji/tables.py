@@ -40,36 +40,49 @@ def write_all(folder: Path) -> None:
     Args:
         folder: that holds `results/` and `tuning/`.
     """
-    say(
-        "Learning rates tried on other seeds: hypervolume averaged over the images, the best used\n"
-    )
-    _print_sweep(folder)
-    summary = {}
-    for pair in PAIRS:
-        arms = by_arm(read_records(folder / "results" / pair))
-        if BASELINE not in arms:
-            continue
-        found = comparisons(arms)
+    records = {pair: by_arm(read_records(folder / "results" / pair)) for pair in PAIRS}
+    found = compared({pair: arms for pair, arms in records.items() if BASELINE in arms})
+    for pair, rows in found.items():
+        arms = records[pair]
         say(f"## {', '.join(o.name for o in arms[BASELINE][0].objectives)}\n")
-        _print_pair(arms, found)
-        summary[pair] = _headline(found)
+        _print_pair(arms, rows)
+        _print_sweep(folder / "tuning" / pair)
         _plot_curves(folder / f"{pair}_hypervolume.png", arms)
         _plot_fronts(folder / f"{pair}_fronts.png", arms)
+    summary = {"recommended": RECOMMENDED, **{p: _headline(rows) for p, rows in found.items()}}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print_headline(summary)
 
 
-def comparisons(arms: Arms) -> dict[str, tuple[Comparison, float]]:
-    """Every arm against the baseline, with its p-value corrected for the number of arms."""
-    found = {name: Comparison.of(name, arms[name], arms[BASELINE]) for name in ARMS if name in arms}
-    corrected = holm({name: one.p for name, one in found.items() if name != BASELINE})
-    return {name: (one, corrected.get(name, 1.0)) for name, one in found.items()}
+def compared(pairs: Mapping[str, Arms]) -> dict[str, dict[str, tuple[Comparison, float]]]:
+    """Pair -> arm -> its comparison with the baseline, and the p-value corrected by Holm.
+
+    The question of the study is asked once a pair, of the recommended arm: these tests are one
+    family. All other arms are looked at besides, on fewer seeds: each pair's are another.
+    """
+    found = {
+        pair: {
+            name: Comparison.of(name, arms[name], arms[BASELINE]) for name in ARMS if name in arms
+        }
+        for pair, arms in pairs.items()
+    }
+    asked = {pair: rows[RECOMMENDED].p for pair, rows in found.items() if RECOMMENDED in rows}
+    main = holm(asked)
+    out = {}
+    for pair, rows in found.items():
+        others = {name: one.p for name, one in rows.items() if name not in (BASELINE, RECOMMENDED)}
+        corrected = {**holm(others), BASELINE: 1.0, RECOMMENDED: main.get(pair, 1.0)}
+        out[pair] = {name: (one, corrected[name]) for name, one in rows.items()}
+    return out
 
 
 def _print_sweep(folder: Path) -> None:
+    say(
+        "Learning rates tried on other seeds: hypervolume averaged over the images, the best used\n"
+    )
     rows = []
     for arm in ARMS:
-        if means := sweep(folder / "tuning" / arm):
+        if means := sweep(folder / arm):
             cells = [f"{rate:g}: {value:.4f}" for rate, value in means.items()]
             best = max(means, key=lambda rate: means[rate])
             rows.append([ARMS[arm].title, f"{best:g}", ", ".join(cells)])
@@ -115,7 +128,7 @@ def _print_pair(arms: Arms, found: Mapping[str, tuple[Comparison, float]]) -> No
 
 def _headline(found: Mapping[str, tuple[Comparison, float]]) -> dict[str, Any]:
     """What a pair's table says in short."""
-    out: dict[str, Any] = {"recommended": RECOMMENDED}
+    out: dict[str, Any] = {}
     for name, (one, p) in found.items():
         out[name] = {
             "seeds": len(one.seeds),
