@@ -98,8 +98,8 @@ ARMS: dict[str, Arm] = {
     ),
     "fixed": Arm(title="fixed weights", overrides=_FIXED, rates=HIGHER_RATES),
     "nft": Arm(
-        title="DiffusionNFT's update",
-        overrides={"train.update_rule": "diffusion_nft"},
+        title="DiffusionNFT's update, beta 0.3",
+        overrides={"train.update_rule": "diffusion_nft", "train.nft_strength": "0.3"},
         rates=HIGHER_RATES,
     ),
     "awm": Arm(

@@ -38,7 +38,7 @@ WRONG = {
     "--config.train.update_rule=grpo": "train.update_rule: 'grpo' is not one of awm, ddpo",
     "--config.train.nft_strength=0": "must be above 0",
     "--config.train.recompute_log_probs=maybe": "is not one of always, auto, never",
-    "--config.train.skip_last_steps=10": "must be below sample.num_steps=10",
+    "--config.train.skip_last_steps=6": "must be below sample.num_steps=6",
     "--config.train.step_weighting=snr": "train.step_weighting: 'snr' is not one of equal",
     "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 4",
     "--config.train.gradient_checkpointing=perhaps": "must be True or False",
@@ -55,7 +55,7 @@ WRONG = {
     "--config.sample.eta=2": "must be at most 1",
     "--config.sample.guidance_scale=0.5": "must be at least 1",
     "--config.sample.noisy_steps=-1": "sample.noisy_steps=-1 must be at least 0",
-    "--config.sample.noisy_steps=9": "sample.noisy_steps=9 must be at most the 8 steps",
+    "--config.sample.noisy_steps=5": "sample.noisy_steps=5 must be at most the 4 steps",
     "--config.sample.negative_prompt=ugly": "has no effect at sample.guidance_scale=1",
     "--config.sample.rows_per_pass=2": "one sample of each agent",
     "--config.sample.images_per_prompt=-4": "must be at least 1",
@@ -236,7 +236,7 @@ def test_harmless_changes_are_accepted_and_told():
         ),
     )
     assert changes == [
-        "evolution.evolutionary_generations was 3 and is 50 now",
+        "evolution.evolutionary_generations was 8 and is 50 now",
         "trackers was [] and is ['wandb'] now",
         "train.rows_per_pass was 128 and is 64 now; results stay the same up to rounding",
     ]
