@@ -54,6 +54,7 @@ def _few_threads() -> None:
 def make_settings(**changes: dict[str, Any]) -> schema.Settings:
     """Default settings with sections changed: make_settings(sample={"num_steps": 4})."""
     config = base.get_config()
+    config.evaluation.num_steps = 0  # as many as to learn from, unless a test says otherwise
     for section, values in changes.items():
         config[section].update(values)
     return parse(config, {})

@@ -89,7 +89,10 @@ _FIXED = {"evolution.strategy": "fixed_weights"}
 
 ARMS: dict[str, Arm] = {
     BASELINE: Arm(
-        title="faithful baseline: PGMORL + DDPO", overrides={}, is_main=True, rates=HIGHER_RATES
+        title="faithful baseline: PGMORL + DDPO",
+        overrides={},
+        is_main=True,
+        rates=(*HIGHER_RATES, 0.16),
     ),
     "raw": Arm(
         title="the seed as written: raw w . r",
