@@ -54,7 +54,11 @@ def _few_threads() -> None:
 def make_settings(**changes: dict[str, Any]) -> schema.Settings:
     """Default settings with sections changed: make_settings(sample={"num_steps": 4})."""
     config = base.get_config()
-    config.evaluation.num_steps = 0  # as many as to learn from, unless a test says otherwise
+    # One kind of step and one kind of start, unless a test says otherwise.
+    config.sample.num_steps = 10
+    config.evaluation.num_steps = 0
+    config.evolution.start = "even_weights"
+    config.evolution.warmup_generations = config.evolution.evolutionary_generations = 3
     for section, values in changes.items():
         config[section].update(values)
     return parse(config, {})

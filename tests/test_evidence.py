@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks import evidence
 from benchmarks.emoji import tables
-from benchmarks.emoji.__main__ import Job, tuning_jobs
+from benchmarks.emoji.__main__ import tuning_jobs
 from benchmarks.emoji.arms import ARMS, BASELINE, PAIRS, words
+from benchmarks.emoji.jobs import Job
 from benchmarks.emoji.run import MeasuredRun, measured
 from benchmarks.evidence import Comparison, Point, Record
 from mo_train import read_settings

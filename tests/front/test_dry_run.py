@@ -17,15 +17,15 @@ def _offline(monkeypatch):
 
 
 def test_the_default_recipe_on_the_command_line(capsys):
-    """The numbers of the README's results: 6912 training images, 45 x 4 to calibrate."""
+    """The numbers of the README's results: 10368 training images, 45 x 4 to calibrate."""
     _read_command_or_exit(["mo_train.py", "--dry_run", "--config.evaluation.report_images=100"])()
     report = capsys.readouterr().out
     for line in (
         "clip_alignment [cosine]: ready",
         "45 to train on, 45 for selection, 16 for the report",
-        "6 generations of 6 iterations; 4 agents x 48 = 192 images an iteration",
-        "images: 6,912 to train on, 180 to calibrate, 2,400 for selection, 100 a policy",
-        "optimiser steps of an agent: 4 an iteration, 144 in all",
+        "11 generations of 6 iterations; 4 agents x 48 = 192 images an iteration",
+        "images: 10,368 to train on, 180 to calibrate, 3,936 for selection, 100 a policy",
+        "optimiser steps of an agent: 4 an iteration, 240 in all",
         "none for the base model: it is on this machine",
     ):
         assert f"  {line}" in report

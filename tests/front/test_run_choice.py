@@ -41,7 +41,7 @@ def test_without_resume_from_the_run_is_new(choose, tmp_path):
 
 def test_auto_takes_the_run_worked_on_last_unfinished_ones_first(choose, tmp_path):
     assert choose("resume_from=auto").is_new
-    done = make_run(tmp_path, "done", age=0, generations=6)
+    done = make_run(tmp_path, "done", age=0, generations=11)
     assert choose("resume_from=auto") == RunChoice(path=done, is_new=False, is_finished=True)
     make_run(tmp_path, "older", age=20)
     newer = make_run(tmp_path, "newer", age=10)
@@ -59,9 +59,9 @@ def test_auto_with_a_name_takes_that_run_or_begins_it(choose, tmp_path):
 
 
 def test_a_finished_run_is_not_finished_for_more_generations_or_without_its_front(choose, tmp_path):
-    run = make_run(tmp_path, "a", generations=6)
+    run = make_run(tmp_path, "a", generations=11)
     assert choose(f"resume_from={run}").is_finished
-    assert not choose(f"resume_from={run}", "evolution.evolutionary_generations=4").is_finished
+    assert not choose(f"resume_from={run}", "evolution.evolutionary_generations=9").is_finished
     (run / "front.json").unlink()
     assert not choose(f"resume_from={run}").is_finished
 
