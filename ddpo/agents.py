@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -317,8 +317,12 @@ class Agents:
         return Policy(
             adapter=self._weights.detach()[slot].cpu().clone(),
             statistics=self.statistics[slot],
-            **self._adam.snapshot(slot),
+            **self._optimiser_state(slot),
         )
+
+    def _optimiser_state(self, slot: int) -> dict[str, Any]:
+        """Moments and step count that belong to a slot, by the names of `Policy`."""
+        return self._adam.snapshot(slot)
 
     def load_tasks(
         self, policies: Sequence[Policy], weights: torch.Tensor, own: range | None = None

@@ -10,7 +10,7 @@ are 0, 1 and 2: the family is read from its members there, to the bit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from ddpo.adam import AdapterAdam
-from ddpo.agents import Agents, Policy
+from ddpo.agents import Agents
 from ddpo.processes import Processes
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from config.schema import AdapterSettings, Settings, TrainSettings
+    from ddpo.agents import Policy
 
 
 def make_agents(
@@ -69,8 +70,8 @@ class ConditionedAgents(Agents):
         super().__init__(unet, num_agents, adapter, train)
         self._processes = processes or Processes.alone(self.device)
         self._family = self._weights.detach()[:1].clone()  # (1, P), B's without their factors
-        self._family_adam = AdapterAdam(self._family, train)
-        self._family_adam.load(0, self.initial_policy())
+        self._adam = AdapterAdam(self._family, train)  # one for all slots
+        self._adam.load(0, self.initial_policy())
         # (P,) which factor an entry has: 0 that of A's and B_0, which is 1; k that of B_k, 2 w_k.
         self._factor_of = torch.zeros(
             self._family.shape[1], dtype=torch.int64, device=self._family.device
@@ -98,13 +99,9 @@ class ConditionedAgents(Agents):
         """Copy an adapter and its prompt statistics into a slot; the family stays as it is."""
         self._put(slot, policy)
 
-    def snapshot(self, slot: int) -> Policy:
-        """A frozen copy of a slot, on the CPU; moments and step count are the family's."""
-        return Policy(
-            adapter=self._weights.detach()[slot].cpu().clone(),
-            statistics=self.statistics[slot],
-            **self._family_adam.snapshot(0),
-        )
+    def _optimiser_state(self, slot: int) -> dict[str, Any]:  # noqa: ARG002
+        """Every member has the family's."""
+        return self._adam.snapshot(0)
 
     def load_tasks(
         self, policies: Sequence[Policy], weights: torch.Tensor, own: range | None = None
@@ -120,11 +117,9 @@ class ConditionedAgents(Agents):
             ValueError: if a vertex of the simplex is missing, or a policy was made for other layers
                 or another rank.
         """
-        self._own = range(len(policies)) if own is None else own
-        for slot, task in enumerate(self._own):
-            self._put(slot, policies[task])
+        super().load_tasks(policies, weights, own)
         self._family[0] = family_of(policies, weights, self._factor_of)
-        self._family_adam.load(0, policies[0])
+        self._adam.load(0, policies[0])
         self._task_weights = weights[self._own.start : self._own.stop]
         self.show(self._task_weights)
 
@@ -152,7 +147,7 @@ class ConditionedAgents(Agents):
         total = (self._grads[:num_slots] * self._factors[:, self._factor_of]).sum(dim=0)[None]
         self._processes.sum(total)  # those of a group hold the same
         mean = total / (num_slots * self._processes.count)
-        norm = self._family_adam.step(mean, max_grad_norm)
+        norm = self._adam.step(mean, max_grad_norm)
         self._update_slots()
         self.loss_scale.update(is_overflow)
         self.skipped_in_row = torch.where(norm.isfinite(), 0, self.skipped_in_row + 1)

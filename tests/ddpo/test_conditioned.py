@@ -102,7 +102,7 @@ def test_the_gradient_is_that_of_the_mean_loss_of_the_members():
     agents.zero_grad()
     loss().sum().backward()
     seen = []
-    agents._family_adam.step = lambda gradient, _: seen.append(gradient) or gradient.norm(dim=1)
+    agents._adam.step = lambda gradient, _: seen.append(gradient) or gradient.norm(dim=1)
     agents.step(1.0)
     layer, step = agents.layer_names[1], 1e-5
     for matrix, entry in ((0, (0, 1)), (0, (9, 2)), (1, (0, 1)), (1, (2, 5)), (1, (3, 10))):
