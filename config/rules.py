@@ -11,7 +11,7 @@ import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
-from config.schema import objective_name, trained_samples
+from config.schema import objective_name, trained_samples, warmup_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -104,10 +104,8 @@ def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
             "it; lower it, draw more images, or start a number of processes that has more "
             f"divisors in common with evolution.num_agents={num_agents}"
         )
-    stages = {num_agents}
-    if flat["evolution.start"] == "soup":  # whose warm-up has an agent per objective
-        stages.add(len(flat["rewards.names"]))
-    for num in sorted(stages):
+    first = warmup_tasks(flat["evolution.start"], num_agents, len(flat["rewards.names"]))
+    for num in sorted({first, num_agents}):
         if flat["train.best_of"] < 1 and num % count:
             yield (
                 f"train.best_of={flat['train.best_of']} picks among all images of an agent, and "

@@ -283,6 +283,11 @@ def trained_samples(best_of: float, num_samples: int) -> int:
     return round(best_of * num_samples)
 
 
+def warmup_tasks(start: str, num_agents: int, num_objectives: int) -> int:
+    """How many tasks the warm-up has with `evolution.start`: a soup's trains the extremes alone."""
+    return num_objectives if start == "soup" else num_agents
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of every setting in nested dictionaries."""
     for name, value in values.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from config.schema import trained_samples
+from config.schema import trained_samples, warmup_tasks
 
 if TYPE_CHECKING:
     from config.schema import Settings
@@ -114,8 +114,10 @@ class Plan:
         train_rows = (guided if is_ddpo else 1) * trained * train.num_inner_epochs
         is_measured = not is_ddpo or train.recompute_log_probs == "always"
         stages = (evolution.warmup_generations, evolution.evolutionary_generations)
-        is_soup = evolution.start == "soup"  # M agents warm up, K start from their blends
-        warmup_agents = len(settings.rewards.objectives) if is_soup else evolution.num_agents
+        is_soup = evolution.start == "soup"  # then K agents start from blends of those warmed up
+        warmup_agents = warmup_tasks(
+            evolution.start, evolution.num_agents, len(settings.rewards.objectives)
+        )
         tasks = stages[0] * warmup_agents + stages[1] * evolution.num_agents
         offspring = tasks + (evolution.num_agents if is_soup else 0)
         iterations = sum(stages) * evolution.iterations_per_generation
