@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from contextlib import ExitStack
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -298,15 +299,9 @@ class Run:
 
     def _publish(self) -> None:
         """Re-evaluate the archive on the report set and write what is published."""
-        settings = self.settings
-        on = EvaluationSet.make(
-            "report",
-            self.trainer.prompts.report,
-            settings.evaluation.report_images,
-            settings.seed,
-        )
+        on = self.report_set
         names = self.once(self._finalists)
-        shown = on.first(settings.evaluation.sample_prompts)
+        shown = on.first(self.settings.evaluation.sample_prompts)
         evaluations = self._evaluate("report", [self.policies[name] for name in names], on, shown)
         self.once(self._write_front, on, shown, dict(zip(names, evaluations, strict=True)))
 
@@ -339,6 +334,14 @@ class Run:
         self.progress.say(
             f"{overhead:.1%} of the time went to search, files, logs and plots, all else to "
             "drawing, scoring and updates"
+        )
+
+    @cached_property
+    def report_set(self) -> EvaluationSet:
+        """What the published front is measured on; no decision sees it."""
+        settings, prompts = self.settings, self.trainer.prompts.report
+        return EvaluationSet.make(
+            "report", prompts, settings.evaluation.report_images, settings.seed
         )
 
     @property

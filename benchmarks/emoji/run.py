@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from benchmarks.evidence import Point, Record, row_equivalents
 from ddpo.costs import Plan
-from ddpo.evaluation import EvaluationSet
 from mo_loop import Run
 
 if TYPE_CHECKING:
@@ -57,24 +56,22 @@ class MeasuredRun(Run):
 
     def _measure(self) -> None:
         seconds = time.perf_counter() - self._since
-        settings, prompts = self.settings, self.trainer.prompts
-        on = EvaluationSet.make(
-            "report", prompts.report, settings.evaluation.report_images, settings.seed
-        )
         archive = [member.policy for member in self.evolution.archive]
         new = [name for name in archive if name not in self.returns]
         if new:
-            evaluations = self.trainer.evaluate([self.policies[name] for name in new], on)
+            policies = [self.policies[name] for name in new]
+            evaluations = self.trainer.evaluate(policies, self.report_set)
             for name, evaluation in zip(new, evaluations, strict=True):
                 returns = evaluation.returns.tolist()
                 self.returns[name] = [float(f"{value:.6g}") for value in returns]
         self.trainer.take_unet_rows()
-        gradient_rows = Plan.of(settings, len(prompts.train)).train_rows_per_image
+        plan = Plan.of(self.settings, len(self.trainer.prompts.train))
+        gradient_rows = plan.train_rows * self.costs.train // plan.train_images
         before = self.points[-1].seconds if self.points else 0.0
         self.points.append(
             Point(
                 images=self.costs.train + self.costs.selection,
-                rows=row_equivalents(self.costs.unet_rows, gradient_rows * self.costs.train),
+                rows=row_equivalents(self.costs.unet_rows, gradient_rows),
                 seconds=round(before + seconds, 1),
                 archive=tuple(archive),
             )
