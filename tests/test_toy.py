@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from benchmarks import side_by_side
 from benchmarks.evidence import Record
 from benchmarks.toy import jobs, rewards
 from benchmarks.toy.arms import ARMS, BASELINE, HERE, PAIRS, SEEDS, words
@@ -147,7 +148,7 @@ def test_a_worker_learns_and_hands_back_what_each_generation_was_worth():
 
 
 def test_a_run_that_breaks_off_is_handed_back_as_none_and_stops_no_other(monkeypatch):
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(side_by_side, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     monkeypatch.setattr(jobs, "do", lambda job: broken_off(job.seed))
     kept = {}
     done = [Job(pair="conflict", arm="skip", seed=seed, learning_rate=1.0) for seed in (0, 1)]

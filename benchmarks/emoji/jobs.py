@@ -1,23 +1,24 @@
-"""The runs of the study side by side, in a module that workers can import."""
+"""The runs of the study, in a module that workers can import."""
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import traceback
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.common import CACHE, pin_to_one_thread, say
+from benchmarks.common import CACHE, say
 from benchmarks.emoji.arms import words
-from benchmarks.evidence import Record
+from benchmarks.side_by_side import completed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from benchmarks.evidence import Record
+
 HERE = Path(__file__).parent
+_UNFINISHED = CACHE / "emoji-study"  # run directories, from which an interrupted run goes on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,25 +47,24 @@ class Job:
         return HERE / kind / self.pair / self.arm / rate / f"{self.seed}.json"
 
 
-def do(job: Job) -> Job:
-    """Do one run in this process, unless its record is there; write the record."""
+def do(job: Job) -> Record:
+    """Do one run in this process, or what is left of it, and write its record."""
     from benchmarks.emoji.run import measured  # noqa: PLC0415 - imports torch
     from mo_train import read_settings  # noqa: PLC0415
 
-    name = f"{'tuning-' if job.is_tuning else ''}{job.pair}-{job.arm}-{job.learning_rate:g}"
-    where = {"logdir": str(CACHE / "emoji-study"), "run_name": f"{name}-{job.seed}"}
-    place = [f"--config.{key}={value}" for key, value in where.items()]
-    settings = read_settings(
-        [
-            *words(job.pair, job.arm, job.seed, job.learning_rate),
-            *place,
-            "--config.resume_from=auto",
-            "--config.num_threads=1",
-        ]
-    )
-    measured(settings, job.pair, job.arm).write(job.path)
-    shutil.rmtree(Path(where["logdir"]) / where["run_name"])
-    return job
+    kind = "tuning-" if job.is_tuning else ""
+    name = f"{kind}{job.pair}-{job.arm}-{job.learning_rate:g}-{job.seed}"
+    where = {
+        "logdir": str(_UNFINISHED),
+        "run_name": name,
+        "resume_from": "auto",
+        "num_threads": "1",
+    }
+    settings = read_settings(words(job.pair, job.arm, job.seed, job.learning_rate, where))
+    record = measured(settings, job.pair, job.arm)
+    record.write(job.path)
+    shutil.rmtree(_UNFINISHED / name)
+    return record
 
 
 def do_all(jobs: Sequence[Job], workers: int) -> int:
@@ -72,20 +72,15 @@ def do_all(jobs: Sequence[Job], workers: int) -> int:
     missing = [job for job in jobs if not job.path.exists()]
     say(f"{len(missing)} of {len(jobs)} runs to do")
     failed = 0
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=pin_to_one_thread) as pool:
-        futures = {pool.submit(do, job): job for job in missing}
-        for number, future in enumerate(as_completed(futures), 1):
-            job = futures[future]
-            if error := future.exception():
-                failed += 1
-                say(f"{number}/{len(missing)} {job} failed")
-                traceback.print_exception(error)
-            else:
-                record = Record.read(job.path)
-                volume, seconds = record.hypervolumes()[-1], record.points[-1].seconds
-                say(
-                    f"{number}/{len(missing)} {job.path.relative_to(HERE)}: hypervolume "
-                    f"{volume:.4f}, {seconds:.0f} s"
-                )
+    for number, (job, outcome) in enumerate(completed(do, missing, workers), 1):
+        if error := outcome.exception():
+            failed += 1
+            say(f"{number}/{len(missing)} {job} failed")
+            traceback.print_exception(error)
+            continue
+        record = outcome.result()
+        say(
+            f"{number}/{len(missing)} {job.path.relative_to(HERE)}: hypervolume "
+            f"{record.hypervolumes()[-1]:.4f}, {record.points[-1].seconds:.0f} s"
+        )
     return failed

@@ -1,13 +1,12 @@
-"""Runs side by side, in a module that workers can import: they know no package's `__main__`."""
+"""The runs of the comparison, in a module that workers can import."""
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.common import pin_to_one_thread, say
+from benchmarks.common import say
+from benchmarks.side_by_side import completed
 from config.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,19 +46,15 @@ def do_all(jobs: Sequence[Job], workers: int, keep: Callable[[Job, Record | None
         keep: called with the record of each as soon as it is there; None if the run broke off.
     """
     say(f"{len(jobs)} runs to do\n")
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=pin_to_one_thread) as pool:
-        futures = {pool.submit(do, job): job for job in jobs}
-        for number, future in enumerate(as_completed(futures), 1):
-            job = futures[future]
-            try:
-                record = future.result()
-            except UserError as error:
-                keep(job, None)
-                say(f"{number}/{len(jobs)} {job} broke off: {error}")
-                continue
-            keep(job, record)
-            say(
-                f"{number}/{len(jobs)} {job.pair} {job.arm} {job.learning_rate:g} seed {job.seed}: "
-                f"{record.hypervolumes()[-1]:.3f}, {record.points[-1].seconds:.1f} s"
-            )
+    for number, (job, outcome) in enumerate(completed(do, jobs, workers), 1):
+        try:
+            record = outcome.result()
+        except UserError as error:
+            keep(job, None)
+            say(f"{number}/{len(jobs)} {job} broke off: {error}")
+            continue
+        keep(job, record)
+        say(
+            f"{number}/{len(jobs)} {job.pair} {job.arm} {job.learning_rate:g} seed {job.seed}: "
+            f"{record.hypervolumes()[-1]:.3f}, {record.points[-1].seconds:.1f} s"
+        )
