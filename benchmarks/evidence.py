@@ -11,11 +11,13 @@ import math
 import statistics
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import wilcoxon
 
+from front.files import write_json
 from morl.indicators import expected_utility, hypervolume
 from morl.objectives import to_z
 from morl.types import Objective
@@ -23,8 +25,8 @@ from morl.weights import even_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
+FAITHFUL = Path(__file__).parents[1] / "config" / "faithful.py"
 NEVER = math.inf  # a value: more images than any run had
 _NUM_USERS = 100
 _GRADIENT_ROW = 3  # a UNet row forward and backward costs about three rows forward
@@ -78,10 +80,7 @@ class Record:
     def write(self, path: Path) -> None:
         """Write as JSON; the file is whole or absent."""
         data = asdict(self) | {"objectives": [o.to_json() for o in self.objectives]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".tmp")
-        part.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_json(path, data, for_people=False)
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -134,6 +133,18 @@ class Record:
         }
 
 
+def command_line(settings: Mapping[str, str], seed: int, learning_rate: float) -> list[str]:
+    """The words of a run for `mo_train.py`: settings over the faithful recipe.
+
+    Args:
+        settings: dotted name -> value.
+        seed: of the run.
+        learning_rate: of the run.
+    """
+    every = {**settings, "seed": str(seed), "train.learning_rate": str(learning_rate)}
+    return [f"--config={FAITHFUL}", *(f"--config.{name}={value}" for name, value in every.items())]
+
+
 def row_equivalents(unet_rows: int, gradient_rows: int) -> int:
     """UNet rows by cost.
 
@@ -163,6 +174,15 @@ def sweep(folder: Path) -> dict[float, float]:
     for record in read_records(folder):
         volumes[record.learning_rate].append(record.area())
     return {rate: statistics.mean(values) for rate, values in sorted(volumes.items())}
+
+
+def best_rate(found: Mapping[float, float]) -> float:
+    """The learning rate that a sweep found to be worth most.
+
+    >>> best_rate({0.01: 0.3, 0.02: 0.4, 0.04: 0.2})
+    0.02
+    """
+    return max(found, key=lambda rate: found[rate])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +231,16 @@ class Comparison:
             row_ratios=ratios("rows"),
             p=paired_p(gains),
         )
+
+    def headline(self, corrected: float | None) -> dict[str, Any]:
+        """Medians and p-values; `corrected` is the p-value corrected, None if it is not."""
+        return {
+            "hypervolume": quartiles(self.hypervolumes)[1],
+            "images_ratio": quartiles(self.image_ratios)[1],
+            "rows_ratio": quartiles(self.row_ratios)[1],
+            "p": self.p,
+            "p_holm": corrected,
+        }
 
 
 def paired_p(differences: Sequence[float]) -> float:

@@ -24,7 +24,7 @@ from benchmarks.emoji.arms import (
     TUNING_SEEDS,
 )
 from benchmarks.emoji.jobs import HERE, Job, do_all
-from benchmarks.evidence import sweep
+from benchmarks.evidence import best_rate, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,8 +52,7 @@ def study_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
 
 def tuned_rate(pair: str, arm: str) -> float:
     """The learning rate with which an arm was best in its sweep, on average over the images."""
-    found = sweep(HERE / "tuning" / pair / (ARMS[arm].tuned_as or arm))
-    return max(found, key=lambda rate: found[rate])
+    return best_rate(sweep(HERE / "tuning" / pair / (ARMS[arm].tuned_as or arm)))
 
 
 def main() -> None:

@@ -1,14 +1,15 @@
 """What is compared: pairs of objectives, arms, seeds and the sweep of learning rates.
 
-An arm is a set of settings over `RECIPE` and `COMMON`, nothing else: every run is one that
-`mo_train.py` would do with the same words.
+An arm is a set of settings over `COMMON` and the faithful recipe, nothing else: every run is one
+that `mo_train.py` would do with the same words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from benchmarks.evidence import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,6 @@ PAIRS: dict[str, dict[str, str]] = {
     },
 }
 
-RECIPE = Path(__file__).parents[2] / "config" / "faithful.py"
 COMMON: dict[str, str] = {
     "sample.prompts_per_iteration": "8",
     "evaluation.selection_images": "48",
@@ -157,8 +157,9 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def words(pair: str, arm: str, seed: int, learning_rate: float) -> list[str]:
-    """The command line of a run, without the program's name and where it writes."""
-    settings = COMMON | PAIRS[pair] | dict(ARMS[arm].overrides)
-    settings |= {"seed": str(seed), "train.learning_rate": str(learning_rate)}
-    return [f"--config={RECIPE}", *(f"--config.{name}={value}" for name, value in settings.items())]
+def words(
+    pair: str, arm: str, seed: int, learning_rate: float, changes: Mapping[str, str] | None = None
+) -> list[str]:
+    """The command line of a run; `changes` are further settings, such as where it writes."""
+    settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **(changes or {})}
+    return command_line(settings, seed, learning_rate)

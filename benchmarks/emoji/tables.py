@@ -13,10 +13,10 @@ from benchmarks.common import print_headline, print_table, say
 from benchmarks.emoji.arms import ARMS, BASELINE, PAIRS, RECOMMENDED
 from benchmarks.evidence import (
     Comparison,
+    best_rate,
     by_arm,
     holm,
     median_curve,
-    quartiles,
     read_records,
     shown,
     shown_ratios,
@@ -84,8 +84,7 @@ def _print_sweep(folder: Path) -> None:
     for arm in ARMS:
         if means := sweep(folder / arm):
             cells = [f"{rate:g}: {value:.4f}" for rate, value in means.items()]
-            best = max(means, key=lambda rate: means[rate])
-            rows.append([ARMS[arm].title, f"{best:g}", ", ".join(cells)])
+            rows.append([ARMS[arm].title, f"{best_rate(means):g}", ", ".join(cells)])
     print_table(["Arm", "Used", "Sweep"], rows)
 
 
@@ -128,17 +127,7 @@ def _print_pair(arms: Arms, found: Mapping[str, tuple[Comparison, float]]) -> No
 
 def _headline(found: Mapping[str, tuple[Comparison, float]]) -> dict[str, Any]:
     """What a pair's table says in short."""
-    out: dict[str, Any] = {}
-    for name, (one, p) in found.items():
-        out[name] = {
-            "seeds": len(one.seeds),
-            "hypervolume": quartiles(one.hypervolumes)[1],
-            "images_ratio": quartiles(one.image_ratios)[1],
-            "rows_ratio": quartiles(one.row_ratios)[1],
-            "p": one.p,
-            "p_holm": p,
-        }
-    return out
+    return {name: {"seeds": len(one.seeds), **one.headline(p)} for name, (one, p) in found.items()}
 
 
 def _plot_curves(path: Path, arms: Arms) -> None:

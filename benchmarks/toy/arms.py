@@ -1,7 +1,7 @@
 """What is compared: two pairs of objectives, the arms, and the learning rates they are tuned over.
 
-An arm is a set of settings over `COMMON`, nothing else, and every arm may score as many images as
-the baseline does, no more.
+An arm is a set of settings over `COMMON` and the faithful recipe, nothing else, and every arm may
+score as many images as the baseline does, no more.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.evidence import command_line
 from benchmarks.toy import rewards
 
 if TYPE_CHECKING:
@@ -29,19 +30,15 @@ COMMON: dict[str, str] = {
     "adapter.target_modules": "layers.0,layers.1,layers.2,layers.3",
     "prompts.train": str(HERE / "hours.txt"),
     "prompts.report": str(HERE / "half_hours.txt"),
-    "sample.num_steps": "10",
-    "evaluation.num_steps": "0",
     "sample.prompts_per_iteration": "8",
     "sample.images_per_prompt": "8",
     "sample.rows_per_pass": "1024",
     "train.rows_per_pass": "1024",
-    "train.skip_last_steps": "0",
     "evaluation.calibration_prompts": "12",
     "evaluation.selection_images": "36",
     "evaluation.report_images": "240",
     "evaluation.sample_prompts": "1",
     "evolution.num_agents": "6",
-    "evolution.start": "even_weights",
     "evolution.warmup_generations": "4",
     "evolution.evolutionary_generations": "8",
     "evolution.iterations_per_generation": "3",
@@ -149,6 +146,5 @@ def words(
     pair: str, arm: str, seed: int, learning_rate: float, changes: Mapping[str, str]
 ) -> list[str]:
     """The command line of a run, as `mo_train.read_settings` takes it."""
-    settings = COMMON | PAIRS[pair] | dict(ARMS[arm].overrides) | dict(changes)
-    settings |= {"seed": str(seed), "train.learning_rate": str(learning_rate)}
-    return [f"--config.{name}={value}" for name, value in settings.items()]
+    settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **changes}
+    return command_line(settings, seed, learning_rate)

@@ -16,6 +16,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
+from ddpo.assets import resolve_model
 from ddpo.ddim import make_schedule
 from ddpo.forward_process import add_noise
 from ddpo.types import Conditioning
@@ -129,14 +130,8 @@ class ToyDiffusion:
 
 
 def _scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    """Stable Diffusion 1.5's, as the embedded model has it."""
+    return DDIMScheduler.from_pretrained(resolve_model("emoji-sd"), subfolder="scheduler")
 
 
 def data(angles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

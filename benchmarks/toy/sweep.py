@@ -7,7 +7,9 @@ import statistics
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from benchmarks.evidence import best_rate
 from benchmarks.toy.arms import LEARNING_RATES
+from front.files import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,16 +41,14 @@ class Sweep:
         rates = self._found.setdefault(pair, {}).setdefault(arm, {})
         rates.setdefault(f"{learning_rate:g}", {})[str(seed)] = round(hypervolume, 5)
         text = json.dumps(self._found, indent=1, sort_keys=True)
-        part = self._path.with_suffix(".tmp")
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(self._path)
+        write_atomic(self._path, (text + "\n").encode())
 
     def rates(self, pair: str, arm: str) -> list[float]:
         """The learning rates to try: a factor of two further where the best so far is an end."""
         tried = self.means(pair, arm)
         rates = sorted({*LEARNING_RATES, *tried})
         if set(rates) <= set(tried):
-            best = max(tried, key=lambda rate: tried[rate])
+            best = best_rate(tried)
             if best == rates[0] > MIN_RATE:
                 return [best / 2, *rates]
             if best == rates[-1] < MAX_RATE:
@@ -73,4 +73,4 @@ class Sweep:
         means = self.means(pair, arm)
         if not means:
             raise ValueError(f"{arm} has no sweep on {pair}: python -m benchmarks.toy --tune")
-        return max(means, key=lambda rate: means[rate])
+        return best_rate(means)

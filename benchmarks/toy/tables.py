@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.common import print_headline, print_table, say
 from benchmarks.evidence import (
@@ -52,7 +52,7 @@ def print_all(sweep: Sweep, folder: Path) -> None:
         order = sorted(ARMS, key=lambda name: -quartiles(found[name].hypervolumes)[1])
         rows = [_row(found[n], arms[n], sweep.best(pair, n), corrected.get(n)) for n in order]
         print_table(_COLUMNS, rows)
-        headline[pair] = {name: _short(found[name], corrected.get(name)) for name in order}
+        headline[pair] = {name: found[name].headline(corrected.get(name)) for name in order}
     print_headline(headline)
 
 
@@ -76,13 +76,3 @@ def _row(
         shown([m["expected_utility"] for m in measures]),
         f"{statistics.median(m['archive_size'] for m in measures):.0f}",
     ]
-
-
-def _short(one: Comparison, corrected: float | None) -> dict[str, Any]:
-    return {
-        "hypervolume": quartiles(one.hypervolumes)[1],
-        "images_ratio": quartiles(one.image_ratios)[1],
-        "rows_ratio": quartiles(one.row_ratios)[1],
-        "p": one.p,
-        "p_holm": corrected,
-    }
