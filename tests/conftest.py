@@ -77,6 +77,11 @@ def _tiny_pipe() -> Any:
 def small_world(folder: Path) -> list[str]:
     """A tiny model and prompt files in `folder`; the words that run the smoke recipe on them."""
     make_tiny_pipe().save_pretrained(folder / "model")
+    return world_around(folder)
+
+
+def world_around(folder: Path) -> list[str]:
+    """Prompt files beside the model in `folder`; the words that run the smoke recipe on them."""
     (folder / "train.txt").write_text("a\nb\nc\nd\n")
     (folder / "report.txt").write_text("e\nf\n")
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,33 +10,22 @@ from ddpo.evaluation import EvaluationSet
 from ddpo.rewards.colorfulness import colorfulness
 from mo_loop import Run
 from mo_train import read_settings
+from tests.conftest import world_around
 from tests.tiny import KINDS, draw_with_diffusers, load_plain, make_tiny_pipe
-
-SMOKE = Path(__file__).parents[1] / "config" / "smoke.py"
 
 
 def train(folder, *overrides):
     """One warm-up generation of the smoke recipe on the model saved in `folder`."""
-    (folder / "train.txt").write_text("a\nb\n")
-    (folder / "report.txt").write_text("e\nf\n")
-    settings = read_settings(
-        [
-            f"--config={SMOKE}",
-            f"--config.pretrained.model={folder / 'model'}",
-            f"--config.prompts.train={folder / 'train.txt'}",
-            f"--config.prompts.report={folder / 'report.txt'}",
-            "--config.rewards.names=colorfulness,jpeg_compressibility",
-            "--config.num_threads=1",
-            "--config.sample.guidance_scale=3",
-            "--config.train.learning_rate=0.4",
-            "--config.evolution.evolutionary_generations=0",
-            f"--config.logdir={folder}",
-            "--config.run_name=run",
-            *(f"--config.{override}" for override in overrides),
-        ]
+    changes = (
+        "sample.guidance_scale=3",
+        "train.learning_rate=0.4",
+        "evolution.evolutionary_generations=0",
+        "run_name=run",
+        *overrides,
     )
-    Run(settings).train()
-    return folder / "run"
+    words = [*world_around(folder), *(f"--config.{change}" for change in changes)]
+    Run(read_settings(words)).train()
+    return folder / "logs" / "run"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -198,6 +198,14 @@ def test_a_window_of_all_steps_is_training_without_a_window():
     assert torch.equal(*adapters)
 
 
+def assert_each_alone_is_the_same(trained):
+    """`trained(K, first)` gives the adapters of K agents from the first on: of 3, or of each."""
+    together = trained(3)
+    for k in range(3):
+        (alone,) = trained(1, k)
+        assert (together[k] - alone).norm() <= 1e-9 * alone.norm()
+
+
 def test_agents_with_a_window_together_equal_each_alone():
     def trained(num_agents, first_agent=0):
         rig = make_rig(num_agents, make_tiny_pipe().to(torch.float64), sample={"noisy_steps": 2})
@@ -207,10 +215,7 @@ def test_agents_with_a_window_together_equal_each_alone():
         rig.updater.update(rig.agents, rollout, draw_advantages(3, 4)[own], [1, 2, 3][own])
         return [rig.agents.snapshot(k).adapter for k in range(num_agents)]
 
-    together = trained(3)
-    for k in range(3):
-        (alone,) = trained(1, k)
-        assert (together[k] - alone).norm() <= 1e-9 * alone.norm()
+    assert_each_alone_is_the_same(trained)
 
 
 def test_the_window_is_drawn_anew_for_every_iteration_and_again_the_same(make_trainer, monkeypatch):
@@ -305,10 +310,7 @@ def test_agents_with_picked_samples_together_equal_each_alone():
         rig.updater.update(rig.agents, rollout, draw_advantages(3, 8)[own], [1, 2, 3][own])
         return [rig.agents.snapshot(k).adapter for k in range(num_agents)]
 
-    together = trained(3)
-    for k in range(3):
-        (alone,) = trained(1, k)
-        assert (together[k] - alone).norm() <= 1e-9 * alone.norm()
+    assert_each_alone_is_the_same(trained)
 
 
 def test_a_plan_counts_gradients_of_picked_images_only():
