@@ -83,7 +83,7 @@ class Run:
         self, settings: Settings, stop: Stop | None, model: BaseModel | None, parts: ExitStack
     ) -> None:
         """Make the parts, those first that fail fast; each is closed with `parts`."""
-        self.processes = Processes.start(settings.processes, settings.evolution.num_agents)
+        self.processes = Processes.start(settings.processes, settings.task_counts)
         parts.push(lambda _kind, error, _trace: self.processes.close(error))
         self.once = self.processes.once
         is_first = self.processes.is_first

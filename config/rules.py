@@ -11,7 +11,7 @@ import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
-from config.schema import objective_name, trained_samples, warmup_tasks
+from config.schema import objective_name, task_counts, trained_samples
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -93,19 +93,18 @@ def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
         flat: settings that are right otherwise.
         count: P.
     """
-    num_agents = flat["evolution.num_agents"]
-    members = count // math.gcd(num_agents, count)
     samples = flat["sample.prompts_per_iteration"] * flat["sample.images_per_prompt"]
     images = samples // flat["train.updates_per_epoch"]
-    if images < members:
-        yield (
-            f"train.updates_per_epoch={flat['train.updates_per_epoch']} leaves {images} of an "
-            f"agent's {samples} images to an update, fewer than the {members} processes that share "
-            "it; lower it, draw more images, or start a number of processes that has more "
-            f"divisors in common with evolution.num_agents={num_agents}"
-        )
-    first = warmup_tasks(flat["evolution.start"], num_agents, len(flat["rewards.names"]))
-    for num in sorted({first, num_agents}):
+    start, num_objectives = flat["evolution.start"], len(flat["rewards.names"])
+    for num in task_counts(start, flat["evolution.num_agents"], num_objectives):
+        members = count // math.gcd(num, count)
+        if images < members:
+            yield (
+                f"train.updates_per_epoch={flat['train.updates_per_epoch']} leaves {images} of an "
+                f"agent's {samples} images to an update, fewer than the {members} processes that "
+                f"share it while there are {num} agents; lower it, draw more images, or start a "
+                f"number of processes that has more divisors in common with {num}"
+            )
         if flat["train.best_of"] < 1 and num % count:
             yield (
                 f"train.best_of={flat['train.best_of']} picks among all images of an agent, and "

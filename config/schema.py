@@ -254,6 +254,12 @@ class Settings:
         return dataclasses.replace(adapter, rank=num * adapter.rank, alpha=num * adapter.alpha)
 
     @property
+    def task_counts(self) -> tuple[int, ...]:
+        """How many tasks a generation has, in one stage or another."""
+        num_agents, start = self.evolution.num_agents, self.evolution.start
+        return task_counts(start, num_agents, len(self.rewards.names))
+
+    @property
     def evaluation_sample(self) -> SampleSettings:
         """How pictures are drawn by which policies are judged, and from finished policies."""
         steps = self.evaluation.num_steps or self.sample.num_steps
@@ -286,6 +292,15 @@ def trained_samples(best_of: float, num_samples: int) -> int:
 def warmup_tasks(start: str, num_agents: int, num_objectives: int) -> int:
     """How many tasks the warm-up has with `evolution.start`: a soup's trains the extremes alone."""
     return num_objectives if start == "soup" else num_agents
+
+
+def task_counts(start: str, num_agents: int, num_objectives: int) -> tuple[int, ...]:
+    """How many tasks a generation has, in one stage or another, each number once.
+
+    >>> task_counts("soup", num_agents=6, num_objectives=2)
+    (2, 6)
+    """
+    return tuple(sorted({warmup_tasks(start, num_agents, num_objectives), num_agents}))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,10 @@
 """Processes that work on one run: who owns which agents and samples, and how they speak.
 
 This is the only module that touches `torch.distributed`. P processes share K agents: the agents are
-dealt over gcd(K, P) groups, and the samples of a group's agents over its processes. Gradients are
-summed inside a group only; rewards and evaluations are gathered, so that every process holds the
-same; decisions and files are made once, by the first process. With one process every method is the
+dealt over gcd(K, P) groups, and the samples of a group's agents over its processes. A stage with
+another number of agents, such as a soup's warm-up, has groups of its own. Gradients are summed
+inside a group only; rewards and evaluations are gathered, so that every process holds the same;
+decisions and files are made once, by the first process. With one process every method is the
 identity.
 """
 
@@ -25,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from config.errors import StoppedError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -45,11 +46,13 @@ class Share:
     Attributes:
         agents: those of this process, consecutive.
         samples: of each of these agents, consecutive.
+        num_agents: K, of all processes together.
         num_samples: N, of all processes together.
     """
 
     agents: range
     samples: range
+    num_agents: int
     num_samples: int
 
     @classmethod
@@ -69,7 +72,7 @@ class Share:
             block: samples that stay together.
 
         >>> Share.of(3, 4, num_agents=2, num_samples=10)
-        Share(agents=range(1, 2), samples=range(5, 10), num_samples=10)
+        Share(agents=range(1, 2), samples=range(5, 10), num_agents=2, num_samples=10)
         """
         groups = math.gcd(num_agents, count)
         size, members = num_agents // groups, count // groups
@@ -78,6 +81,7 @@ class Share:
         return cls(
             agents=range(group * size, (group + 1) * size),
             samples=range(first, last),
+            num_agents=num_agents,
             num_samples=num_samples,
         )
 
@@ -90,7 +94,8 @@ class Processes:
         count: P.
         device: where this process computes.
         timeout_seconds: how long to wait for another process.
-        mesh: of (groups, processes of a group); None with one process.
+        meshes: number of groups -> mesh of (groups, processes of a group), for every number that a
+            stage has; None with one process.
         board: where each process writes what it waits for or died of; None with one process.
     """
 
@@ -100,14 +105,14 @@ class Processes:
         count: int,
         device: torch.device,
         timeout_seconds: float = 0,
-        mesh: DeviceMesh | None = None,
+        meshes: Mapping[int, DeviceMesh] | None = None,
         board: Store | None = None,
     ) -> None:
         self.rank = rank
         self.count = count
         self.device = device
         self._timeout_seconds = timeout_seconds
-        self._mesh = mesh
+        self._meshes = meshes or {}
         self._board = board
         self._meetings = 0
 
@@ -117,12 +122,12 @@ class Processes:
         return cls(0, 1, torch.device(device))
 
     @classmethod
-    def start(cls, settings: ProcessSettings, num_agents: int) -> Processes:
+    def start(cls, settings: ProcessSettings, task_counts: Iterable[int]) -> Processes:
         """Join the processes that a launcher (torchrun, accelerate, SLURM) has started.
 
         Args:
             settings: how many there must be, and how long to wait for one.
-            num_agents: K, which decides the groups.
+            task_counts: every K that a stage of the run has, which decides the groups.
 
         Raises:
             UserError: if there are not as many as the settings say, this process has no device,
@@ -148,14 +153,16 @@ class Processes:
                 world_size=count,
                 timeout=timeout,
             )
-            groups = math.gcd(num_agents, count)
-            mesh = init_device_mesh(
-                device.type, (groups, count // groups), mesh_dim_names=("group", "member")
-            )
+            meshes = {
+                groups: init_device_mesh(
+                    device.type, (groups, count // groups), mesh_dim_names=("group", "member")
+                )
+                for groups in sorted({math.gcd(num, count) for num in task_counts})
+            }
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the {count} processes could not meet: {error}") from error
         board = PrefixStore("board", store)
-        return cls(rank, count, device, settings.timeout_seconds, mesh, board)
+        return cls(rank, count, device, settings.timeout_seconds, meshes, board)
 
     @property
     def is_first(self) -> bool:
@@ -168,11 +175,17 @@ class Processes:
             self.rank, self.count, num_agents=num_agents, num_samples=num_samples, block=block
         )
 
-    def sum_in_group(self, values: torch.Tensor) -> None:
-        """Add up a tensor over the processes of this group, in place."""
-        if self._mesh is not None and self._mesh["member"].size() > 1:
+    def sum_in_group(self, values: torch.Tensor, num_agents: int) -> None:
+        """Add up a tensor over the processes that share agents with this one, in place.
+
+        Args:
+            values: of this process's share.
+            num_agents: K, of all processes; one of the numbers that `start` was told.
+        """
+        groups = math.gcd(num_agents, self.count)
+        if groups < self.count:
             with self._meeting("the gradients of its group"):
-                dist.all_reduce(values, group=self._mesh.get_group("member"))
+                dist.all_reduce(values, group=self._meshes[groups].get_group("member"))
 
     def sum(self, values: torch.Tensor) -> None:
         """Add up a tensor over all processes, in place."""

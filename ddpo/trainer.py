@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from config.errors import StoppedError
-from config.schema import warmup_tasks
 from ddpo.advantages import advantages
 from ddpo.collapse import CollapseWatch
 from ddpo.compiling import compile_unet
@@ -91,12 +90,7 @@ class Trainer:
         self.scorer = Scorer.build(settings.rewards, processes.device)
         self.guards = Guards.build(settings, processes.device)
         self.scorer.check(*self.model.image_size)
-        evolution = settings.evolution
-        first = warmup_tasks(
-            evolution.start, evolution.num_agents, len(settings.rewards.objectives)
-        )
-        stages = {first, evolution.num_agents}
-        slots = max(len(processes.share(num, 1).agents) for num in stages)
+        slots = max(len(processes.share(num, 1).agents) for num in settings.task_counts)
         self.agents = make_agents(self.model.unet, slots, settings, processes)
         self.sampler = Sampler(self.model, settings.sample)
         self.evaluation_sampler = self.sampler

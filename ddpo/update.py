@@ -7,6 +7,7 @@ of any number of rows; the result does not depend on that number.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from typing import TYPE_CHECKING
@@ -94,15 +95,13 @@ class Updater:
             FloatingPointError: if too many gradients of an agent in a row are not finite.
         """
         num_agents, samples = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
-        share = share or Share(
-            agents=range(num_agents), samples=range(samples), num_samples=samples
-        )
+        share = share or Share.of(0, 1, num_agents=num_agents, num_samples=samples)
         device = agents.device
         # All indices go to the device at once: from here on only the last lines wait for it.
         pick = self._pick(advantages, share)
         if pick is not None:  # from here on, those are all the samples there are
             num = pick.shape[1]
-            share = Share(agents=share.agents, samples=range(num), num_samples=num)
+            share = dataclasses.replace(share, samples=range(num), num_samples=num)
         steps = torch.tensor(trained_steps(rollout.schedule, self.settings.skip_last_steps))
         minibatches = [
             to_device(_picked(pairs, pick), device)
@@ -132,7 +131,7 @@ class Updater:
                     )
                     ratio_error = meter.ratio_error(self.processes)
             meter.is_before_first_update = False
-            self.processes.sum_in_group(agents.gradients)
+            self.processes.sum_in_group(agents.gradients, share.num_agents)
             norms.append(agents.step(self.settings.max_grad_norm)[:num_agents])
             if on_update is not None:
                 on_update()
@@ -140,7 +139,7 @@ class Updater:
         num_pairs = len(minibatches) * pairs_per_update
         passes_per_pair = 1 + is_measured + (self.settings.kl_coef > 0)
         grad_norms = torch.stack(norms).cpu()
-        means = (meter.sums(self.processes) / num_pairs).cpu()
+        means = (meter.sums(self.processes, share.num_agents) / num_pairs).cpu()
         return UpdateStats(
             loss=means[0],
             approx_kl=means[1],
@@ -329,9 +328,9 @@ class _Meter:
             error = log_ratio.abs().float()
             self._step_error.index_add_(1, steps, torch.stack([error, torch.ones_like(error)]))
 
-    def sums(self, processes: Processes) -> torch.Tensor:
-        """(4, K) sums of the diagnostics over the pairs of all processes."""
-        processes.sum_in_group(self._sums)
+    def sums(self, processes: Processes, num_agents: int) -> torch.Tensor:
+        """(4, K) sums of the diagnostics over the pairs of all processes, which have so many."""
+        processes.sum_in_group(self._sums, num_agents)
         return self._sums
 
     def ratio_error(self, processes: Processes) -> torch.Tensor:

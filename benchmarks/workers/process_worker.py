@@ -33,7 +33,7 @@ def main() -> None:
         },
         train={"skip_last_steps": 0},
     )
-    processes = Processes.start(settings.processes, settings.evolution.num_agents)
+    processes = Processes.start(settings.processes, settings.task_counts)
     if processes.count != int(os.environ["WORLD_SIZE"]):
         raise RuntimeError(f"{processes.count} processes instead of {os.environ['WORLD_SIZE']}")
     trainer = Trainer(settings, processes, lambda *_: lambda: None)

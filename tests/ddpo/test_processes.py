@@ -63,6 +63,9 @@ def test_more_processes_than_images_of_an_update_is_a_clear_error():
     assert list(process_problems(flat, 48)) == []  # 4 agents, 12 images an update: 12 share one
     (problem,) = process_problems(flat, 52)
     assert "leaves 12 of an agent's 48 images to an update, fewer than the 13 processes" in problem
+    soup = {**flat, "evolution.start": "soup"}  # whose warm-up has 2 agents
+    (problem,) = process_problems(soup, 28)
+    assert "fewer than the 14 processes that share it while there are 2 agents" in problem
 
 
 # --- the same results whatever the number of processes --------------------------------------------
@@ -83,6 +86,7 @@ def settings_for(
     timeout_seconds=60.0,
     generations=2,
     kind="population",
+    start="even_weights",
     **top,
 ):
     """A tiny run with two smooth rewards; 5 images an update, which 2 processes share unevenly."""
@@ -115,6 +119,7 @@ def settings_for(
         evaluation={"num_steps": 4, "selection_images": 8, "report_images": 8, "sample_prompts": 3},
         evolution={
             "num_agents": max(2, num_agents),
+            "start": start,
             "strategy": "fixed_weights" if kind == "conditioned" else "prediction_guided",
             "warmup_generations": 1,
             "evolutionary_generations": generations - 1,
@@ -125,15 +130,19 @@ def settings_for(
     return dataclasses.replace(settings, evolution=evolution, num_threads=1, **top)
 
 
-def train(folder, num_agents, count, kind):
-    """Two iterations and an evaluation in float64: everything that a process knows afterwards."""
+def train(folder, num_tasks, num_agents, count, kind):
+    """Two iterations and an evaluation in float64: everything that a process knows afterwards.
+
+    With fewer tasks than agents it is the warm-up of a soup.
+    """
     from ddpo import loading
     from ddpo.evaluation import EvaluationSet
     from ddpo.trainer import Trainer
 
     loading.DTYPES["float32"] = torch.float64
 
-    settings = settings_for(folder, num_agents, kind=kind)
+    start = "even_weights" if num_tasks == num_agents else "soup"
+    settings = settings_for(folder, num_agents, kind=kind, start=start)
     reductions = []
     all_reduce = torch.distributed.all_reduce
 
@@ -142,14 +151,14 @@ def train(folder, num_agents, count, kind):
         return all_reduce(values, group=group)
 
     torch.distributed.all_reduce = counting
-    processes = Processes.start(settings.processes, num_agents)
+    processes = Processes.start(settings.processes, settings.task_counts)
     assert (processes.count, processes.rank) == (count, int(os.environ["RANK"]))
     trainer = Trainer(settings, processes, lambda *_: lambda: None)
-    first = torch.linspace(0, 1, num_agents)
+    first = torch.linspace(0, 1, num_tasks)
     weights, scales = torch.stack([first, 1 - first], dim=1), torch.tensor([0.01, 1.0])
-    trainer.load([trainer.agents.initial_policy()] * num_agents, weights)
+    trainer.load([trainer.agents.initial_policy()] * num_tasks, weights)
     iterations = [trainer.iterate(0, index, weights, scales) for index in range(2)]
-    members = count // math.gcd(num_agents, count)
+    members = count // math.gcd(num_tasks, count)
     shape = trainer.agents.gradients.shape
     blocks = [size for reduced, size in reductions if reduced == shape and size is not None]
     assert blocks == ([members] * 8 if members > 1 else [])  # 2 iterations x 2 epochs x 2 updates
@@ -174,22 +183,27 @@ def train(folder, num_agents, count, kind):
 
 
 @pytest.mark.parametrize(
-    ("num_agents", "counts", "kind"),
+    ("num_tasks", "num_agents", "counts", "kind"),
     [
-        (4, (1, 2, 4), "population"),
-        (3, (1, 2), "population"),
-        (1, (1, 2), "population"),
-        (2, (1, 4), "conditioned"),  # two groups of two processes, all with the whole family
+        (4, 4, (1, 2, 4), "population"),
+        (3, 3, (1, 2), "population"),
+        (1, 1, (1, 2), "population"),
+        (2, 3, (1, 2), "population"),  # a process for each agent now, one group of both later
+        (2, 4, (1, 4), "population"),  # two processes share an agent now, none do later
+        (2, 2, (1, 4), "conditioned"),  # two groups of two processes, all with the whole family
     ],
 )
-def test_the_result_does_not_depend_on_the_number_of_processes(folder, num_agents, counts, kind):
+def test_the_result_does_not_depend_on_the_number_of_processes(
+    folder, num_tasks, num_agents, counts, kind
+):
     (alone,), *several = (
-        values(run_processes(count, train, folder, num_agents, count, kind)) for count in counts
+        values(run_processes(count, train, folder, num_tasks, num_agents, count, kind))
+        for count in counts
     )
     assert alone["adapters"].dtype == np.float64
     for one in (result for results in several for result in results):
         assert one["counts"] == alone["counts"]
-        assert one["images"].shape == (num_agents + 1, 3, 3, 16, 16)
+        assert one["images"].shape == (num_tasks + 1, 3, 3, 16, 16)
         assert np.array_equal(one["images"], alone["images"])
         for name in ("rewards", "evaluations", "statistics"):  # they are float32
             np.testing.assert_allclose(one[name], alone[name], rtol=1e-6, err_msg=name)
@@ -324,7 +338,7 @@ def test_a_decision_that_fails_fails_everywhere():
 
 
 def decide():
-    processes = Processes.start(settings_for_processes(), num_agents=2)
+    processes = Processes.start(settings_for_processes(), [2])
     assert processes.once(os.environ.get, "RANK") == "0"
     processes.once(fill_the_disk)
 
@@ -341,7 +355,7 @@ def test_what_a_process_died_of_is_told_by_the_others():
 
 
 def crash():
-    processes = Processes.start(settings_for_processes(), num_agents=2)
+    processes = Processes.start(settings_for_processes(), [2])
     try:
         processes.gather("well" if processes.rank == 0 else run_out_of_memory())
     except Exception as error:
@@ -364,7 +378,7 @@ def settings_for_processes(**changes):
 
 def test_another_number_of_processes_than_asked_for_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"processes.count=2, but 1 were started: launch with"):
-        Processes.start(settings_for_processes(count=2), num_agents=2)
+        Processes.start(settings_for_processes(count=2), [2])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"the 2 processes could not meet: .*RANK expected"):
-        Processes.start(settings_for_processes(), num_agents=2)
+        Processes.start(settings_for_processes(), [2])
