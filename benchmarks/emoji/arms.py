@@ -108,9 +108,10 @@ ARMS: dict[str, Arm] = {
     "awm": Arm(
         title="AWM's update",
         overrides={"train.update_rule": "awm"},
+        pairs=("compress",),
         rates=HIGHER_RATES,
     ),
-    "skip": Arm(title="last noisy step untrained", overrides=_SKIP),
+    "skip": Arm(title="last noisy step untrained", overrides=_SKIP, pairs=("compress",)),
     "skip_soup": Arm(title="last noisy step untrained, soup start", overrides={**_SKIP, **_SOUP}),
     RECOMMENDED: Arm(
         title="last noisy step untrained, soup start, 6 steps to learn from",
