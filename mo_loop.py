@@ -26,7 +26,7 @@ from ddpo.evaluation import EvaluationSet
 from ddpo.guards import excluded_policies, guard_metrics
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
-from front.failures import explained
+from front.failures import explained, memory_advised
 from front.media import generation_media, published_media
 from front.progress import Progress, route_logs
 from front.publish import Costs, front_record, publish, search_record, with_guards
@@ -104,7 +104,7 @@ class Run:
         self.progress = Progress(settings.evolution.num_generations, is_first)
         parts.callback(self.progress.close)
         check_stop = stop.check if stop else lambda: None
-        with self.processes.together(UserError):
+        with self.processes.together(UserError), memory_advised():
             self.trainer = Trainer(settings, self.processes, self.progress.steps, check_stop, model)
         parts.callback(self.trainer.close)
         self.selection_set = EvaluationSet.make(
@@ -120,7 +120,7 @@ class Run:
         parts.callback(self.trackers.close)
         self.policies: dict[PolicyId, Policy] = {}
         self.base_evaluation: Evaluation | None = None  # on the selection set, for guards
-        self.warmup_archive: list[PolicyId] = []
+        self.warmup_archive = [BASE_POLICY]  # all there is without a warm-up
         self.curve: list[tuple[int, float]] = []
         self.costs = Costs(train=0, selection=0, report=0, unet_rows=0)
         with explained(self.run_dir, is_first):
@@ -227,7 +227,8 @@ class Run:
         self.costs = Costs(**record["costs"])
         self.curve = [(images, value) for images, value in record["curve"]]
         self.warmup_archive = [PolicyId(name) for name in record["warmup_archive"]]
-        self.trainer.updater.recompute = record["recompute_log_probs"]
+        if self.settings.train.recompute_log_probs == "auto":  # what the run has found out
+            self.trainer.updater.recompute = record["recompute_log_probs"]
         self.evolution = Evolution.restore(
             self.settings.evolution, self.objectives, checkpoint.evolution
         )

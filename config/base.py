@@ -105,7 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.guards = guards = ml_collections.ConfigDict()
     guards.names = ()  # rewards, "base_similarity", "diversity" (docs/guards.md)
     # How far below the base model's value each may fall, in its own unit; a policy that has lost
-    # more is neither archived nor made a parent. Empty: guards are shown only.
+    # more is not archived, and no strategy picks it as a parent. Empty: guards are shown only.
     guards.max_losses = ()
     guards.clip_model = "emoji-clip"  # embeds pictures for base_similarity and diversity
 

@@ -1,5 +1,7 @@
 """Errors that the user can mend: their message is shown, without a traceback."""
 
+from __future__ import annotations
+
 
 class UserError(RuntimeError):
     """Something outside the program is wrong; the message says what and what to do."""
@@ -22,3 +24,7 @@ class ConfigError(UserError):
             "1 setting is wrong" if len(problems) == 1 else f"{len(problems)} settings are wrong"
         )
         super().__init__(f"{count}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        """What a process pool sends home: an exception's own way would call it with its message."""
+        return type(self), (self.problems,)

@@ -62,6 +62,20 @@ _NEVER = {
     "evolution.num_agents",
 }
 _LONGER = "evolution.evolutionary_generations"
+# What runs did before there was such a setting, where today's default is something else.
+_BEFORE = {
+    "evaluation.num_steps": 0,
+    "evolution.start": "even_weights",
+    "train.skip_last_steps": 0,
+}
+
+
+def past_defaults() -> dict[str, Any]:
+    """Nested settings: what a run did about those that its program did not have yet."""
+    config = base.get_config()
+    config.update_from_flattened_dict(_BEFORE)
+    values: dict[str, Any] = config.to_dict()
+    return values
 
 
 def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]:
@@ -69,7 +83,7 @@ def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]
 
     Allowed are settings that change nothing in what is learnt, those that change it by rounding
     only, more evolutionary generations, whatever `resume_force` names, and settings that this
-    version of the program has and that of then had not, as long as they have their default.
+    version of the program has and that of then had not, as long as they say what it did.
 
     Args:
         before: `Settings.to_json()` of the run, as read from its checkpoint.
@@ -79,7 +93,7 @@ def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]
         ConfigError: listing what differs and is not allowed.
     """
     old, new = dict(flatten(before)), settings.flat()
-    default = dict(flatten(base.get_config().to_dict()))
+    default = dict(flatten(past_defaults()))
     accepted, refused = [], []
     names = {*old, *new} - {"evolution.seed"}  # which is the run's seed
     for name in sorted(name for name in names if old.get(name) != new.get(name)):

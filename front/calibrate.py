@@ -12,6 +12,7 @@ from ddpo.advantages import scored, within_prompt_std
 from ddpo.calibration import Calibration, calibrate, calibration_set
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
+from front.failures import memory_advised
 from front.progress import Progress, route_logs
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def calibration_report(settings: Settings, device: torch.device | None = None) -
         UserError: see `measure`.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spread, calibration = measure(settings, device)
+    with memory_advised():
+        spread, calibration = measure(settings, device)
     names = settings.rewards.objectives
     return "\n".join([*_table(names, spread), "", *_recipe_lines(calibration)])
 

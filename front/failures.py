@@ -31,7 +31,8 @@ def explained(run_dir: RunDir, is_first: bool) -> Iterator[None]:
     """
     way_back = _way_back if is_first else lambda _: ""
     try:
-        yield
+        with memory_advised():
+            yield
     except ConfigError:
         raise
     except StoppedError as error:
@@ -40,14 +41,28 @@ def explained(run_dir: RunDir, is_first: bool) -> Iterator[None]:
         raise UserError(f"{error}\n{way_back(run_dir)}") from error
     except DISK_ERRORS as error:
         raise UserError(f"{run_dir.path}: {error}\n{way_back(run_dir)}") from error
+
+
+@contextmanager
+def memory_advised() -> Iterator[None]:
+    """Say which settings to lower when memory runs out inside the block.
+
+    Raises:
+        UserError: in place of what torch or Python raises then.
+    """
+    try:
+        yield
+    except UserError:
+        raise
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        told = str(error).splitlines() or [type(error).__name__]
         raise UserError(
-            f"out of memory: {str(error).splitlines()[0]}\nLower train.rows_per_pass first, then "
+            f"out of memory: {told[0]}\nLower train.rows_per_pass first, then "
             "sample.rows_per_pass, or set train.gradient_checkpointing=True or "
             "pretrained.vae_slicing=True: results stay the same up to rounding. Fewer "
-            f"evolution.num_agents need less as well.\n{way_back(run_dir)}"
+            "evolution.num_agents need less as well."
         ) from error
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ml_collections import ConfigDict
 
-from config import base
 from config.errors import ConfigError
 from config.parse import parse
+from config.resume import past_defaults
 from ddpo.rewards.find import reward_problems
 from front.front import ChoiceError, FrontError
 
@@ -27,7 +27,7 @@ def settings_of(
 ) -> Settings:
     """The settings a run was made with.
 
-    Settings that the run's program did not have yet take their defaults.
+    Settings that the run's program did not have yet say what it did.
 
     Args:
         front: of the run.
@@ -38,7 +38,7 @@ def settings_of(
     Raises:
         FrontError: if this program cannot read them.
     """
-    values = _merged(base.get_config().to_dict(), front.settings)
+    values = _merged(past_defaults(), front.settings)
     if model:
         values["pretrained"]["model"] = model
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
@@ -144,6 +145,35 @@ def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
 def test_a_resumed_run_keeps_its_settings(world, finished):
     with pytest.raises(ConfigError, match=r"learning_rate was 0\.1 and is 0\.2 now"):
         world(f"resume_from={finished}", "train.learning_rate=0.2")
+
+
+def test_a_forced_setting_beats_what_the_run_has_found_out(world, finished, monkeypatch):
+    found = []
+
+    def look(run):
+        with run._parts:
+            found.append(run.trainer.updater.recompute)
+
+    monkeypatch.setattr(Run, "train", look)
+    force = ("train.recompute_log_probs=always", "resume_force=train.recompute_log_probs")
+    for changes in ((), force):
+        world(f"resume_from={finished}", *changes)
+    assert found == [False, True]
+
+
+def test_without_a_warm_up_the_base_model_is_what_it_found(world):
+    changes = ("evolution.warmup_generations=0", "evolution.evolutionary_generations=1")
+    volumes = read(world("run_name=cold", *changes) / "cold" / "front.json")["hypervolume"]
+    assert volumes["report_warmup"] == volumes["report_base"]
+
+
+def test_memory_that_the_model_does_not_fit_in_is_a_clear_error(world, monkeypatch):
+    def fails(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("mo_loop.Trainer", fails)
+    with pytest.raises(UserError, match=r"out of memory: CUDA.*\nLower train\.rows_per_pass"):
+        world("run_name=small_card")
 
 
 def test_an_existing_run_is_not_overwritten(world, finished):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,8 @@ def test_all_problems_come_in_one_message():
     with pytest.raises(ConfigError, match="4 settings are wrong") as error:
         read_settings(arguments)
     assert len(error.value.problems) == 4
+    sent_home = pickle.loads(pickle.dumps(error.value))  # as a process pool does
+    assert (str(sent_home), sent_home.problems) == (str(error.value), error.value.problems)
 
 
 def test_the_program_answers_with_exit_code_2_and_no_traceback_before_torch_is_imported():
@@ -278,3 +281,13 @@ def test_a_setting_that_is_newer_than_the_run_takes_its_default():
     changed_settings(before, read_settings([]))
     with pytest.raises(ConfigError, match=r"train\.clip_nats was not there and is 2\.0 now"):
         changed_settings(before, read_settings(["--config.train.clip_nats=2"]))
+
+
+def test_a_run_older_than_a_setting_goes_on_as_it_did_whatever_is_the_default_now():
+    before = read_settings([]).to_json()
+    del before["evolution"]["start"], before["evaluation"]["num_steps"]
+    with pytest.raises(ConfigError, match="2 settings are wrong") as error:
+        changed_settings(before, read_settings([]))
+    assert "evolution.start was not there and is 'soup' now" in str(error.value)
+    as_then = ["--config.evolution.start=even_weights", "--config.evaluation.num_steps=0"]
+    assert len(changed_settings(before, read_settings(as_then))) == 2

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from config.errors import UserError
 from config.loader import load_recipe
-from front.calibrate import reward_spread
+from front.calibrate import calibration_report, reward_spread
 from mo_train import _read_command_or_exit, read_settings
 
 
@@ -36,6 +37,15 @@ def test_missing_scores_are_left_out():
     rewards = torch.tensor([[1.0], [3.0], [torch.nan], [5.0], [7.0]])
     spread = reward_spread(rewards, ["a", "a", "a", "b", "b"])
     assert spread.mean.item() == 4
+
+
+def test_memory_that_runs_out_is_a_clear_error(monkeypatch):
+    def fails(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("front.calibrate.measure", fails)
+    with pytest.raises(UserError, match=r"Lower train\.rows_per_pass first"):
+        calibration_report(read_settings([]))
 
 
 def test_the_lines_printed_are_settings(capsys, tmp_path):

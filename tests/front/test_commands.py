@@ -17,6 +17,7 @@ from PIL import Image
 import mo_front
 from front import Front
 from front.adapter import Adapter
+from front.settings import settings_of
 from tests.conftest import draw_with_diffusers, make_tiny_pipe
 
 
@@ -256,6 +257,14 @@ def test_generate_takes_other_sampler_settings_and_a_model_that_moved(
     image = draw_with_diffusers(make_tiny_pipe(), ["a"], [0], **settings)[0]
     expected = image.mul(255).round().byte().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(pixels(tmp_path / "out" / "base_a_0.png"), expected)
+
+
+def test_a_run_older_than_evaluation_num_steps_is_drawn_with_its_own_steps(run_copy):
+    config = json.loads((run_copy / "config.json").read_text())
+    config["settings"]["sample"]["num_steps"] = 50
+    del config["settings"]["evaluation"]["num_steps"]
+    (run_copy / "config.json").write_text(json.dumps(config))
+    assert settings_of(Front.load(run_copy)).evaluation_sample.num_steps == 50
 
 
 def test_memory_that_runs_out_is_a_message(run_command, finished_run, monkeypatch):
