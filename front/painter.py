@@ -97,21 +97,22 @@ class Painter:
         }
         negative = settings.pop("negative_prompt")
         batch = max(1, sample.rows_per_pass // (1 if settings["guidance_scale"] <= 1 else 2))
-        images = []
+        images: list[torch.Tensor] = []
         for start in range(0, len(prompts), batch):
             texts = list(prompts[start : start + batch])
             generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
-            images += self._model.pipe(
+            latents = self._model.pipe(
                 texts,
                 negative_prompt=None if negative is None else [negative] * len(texts),
                 generator=generators,
-                output_type="pt",
+                output_type="latent",
                 **self._size,
                 **settings,
             ).images
+            images += self._model.decode(latents)
             if on_batch is not None:
                 on_batch(len(texts))
-        return torch.stack(images).float().mul(255).round().byte().cpu()
+        return torch.stack(images).mul(255).round().byte().cpu()
 
     def _show(self, member: FrontPolicy | Blend | None) -> None:
         """Make the pipeline draw as a member, or as the base model."""

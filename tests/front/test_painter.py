@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from ddpo.pipeline import FrozenDiffusion
 from front import Front
 from front.painter import Painter
 from front.samples import read_samples
@@ -40,3 +42,11 @@ def test_a_picture_does_not_depend_on_the_batch(finished_run):
     )
     assert batches == [2, 1]
     np.testing.assert_allclose(parts.int(), whole.int(), atol=1)
+
+
+def test_a_half_precision_sdxl_draws_through_its_float32_vae(finished_run, monkeypatch):
+    model = FrozenDiffusion(make_tiny_pipe("sdxl").to(torch.bfloat16))
+    assert (model.unet.dtype, model.pipe.vae.dtype) == (torch.bfloat16, torch.float32)
+    monkeypatch.setattr(FrozenDiffusion, "load", lambda *_: model)
+    images = Painter(Front.load(finished_run), device="cpu").draw(None, ["a", "b"], [5, 6])
+    assert images.shape == (2, 3, 16, 16)
