@@ -321,6 +321,7 @@ class Run:
             front = with_guards(front, readings, self.trainer.guards.units)
         history = list(self.evolution.history)
         publish(self.run_dir, front, history, self.curve, shown, report)
+        self._write_adapters()  # those that only the front before this one had are let go
         volumes = front["hypervolume"]
         overhead = self.trainer.work.overhead_fraction
         self._log({"report/hypervolume": volumes["report"], "cost/overhead_fraction": overhead})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from config.errors import UserError
+from front.analyse import ANALYSIS, DENSE_PLOT
 from front.plots import plot_front, plot_hypervolume, plot_samples
 from front.report import write_report
 from morl.indicators import hypervolume
@@ -161,6 +162,8 @@ def publish(
 ) -> None:
     """Write `front.json`, `report.html`, the plots, `samples.png` and `samples/report/`.
 
+    What belongs to a front published before, its analysis and other pictures, is removed.
+
     Args:
         run_dir: where to.
         front: from `front_record`.
@@ -170,6 +173,10 @@ def publish(
         report: id -> evaluation with images.
     """
     run_dir.write_json("front.json", {**front, "samples": shown.to_json()})
+    pictures = (run_dir.path / "samples" / "report").glob("*.webp")
+    stale = [picture for picture in pictures if picture.stem not in report]
+    for path in (run_dir.path / ANALYSIS, run_dir.path / DENSE_PLOT, *stale):
+        path.unlink(missing_ok=True)
     plot_front(run_dir.path / "front.png", front, history)
     plot_hypervolume(run_dir.path / "hypervolume.png", [x for x, _ in curve], [y for _, y in curve])
     members = sorted(front["policies"], key=lambda policy: policy["report_returns"][0])

@@ -203,13 +203,25 @@ class RunDir:
             logger.warning("pictures could not be stored: %s", error)
 
     def write_adapters(self, agents: Agents, archive: Mapping[PolicyId, Policy]) -> None:
-        """Export every archive member's adapter; remove those that have left the archive."""
+        """Export every archive member's adapter; remove those that have left the archive.
+
+        What a published front names stays: it is whole until the next one takes its place.
+        """
         adapters = self.path / "adapters"
         sweep(adapters)
         for identifier, policy in archive.items():
             if not self.adapter_folder(identifier).exists():
                 with new_folder(self.adapter_folder(identifier)) as folder:
                     save_adapter(agents, policy, folder)
+        published = self._published()
         for folder in adapters.glob("*"):
-            if folder.name not in archive:
+            if folder.name not in {*archive, *published}:
                 remove(folder)
+
+    def _published(self) -> set[str]:
+        """The policies that `front.json` names; none if there is no whole one."""
+        try:
+            front = json.loads((self.path / "front.json").read_text(encoding="utf-8"))
+            return {*(policy["id"] for policy in front["policies"]), *front["dominated_on_report"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+import mo_loop
 from config.errors import UserError
+from front import Front
 from front import run_dir as run_dir_module
 from front.run_dir import open_run_dir, version_changes, written_by
 from tests.conftest import make_settings
@@ -81,6 +84,29 @@ def test_a_run_that_began_between_choice_and_lock_is_not_taken_for_a_new_one(tmp
     settings = replace_logdir(make_settings(), tmp_path)
     with ExitStack() as parts, pytest.raises(UserError, match="another process has run in"):
         open_run_dir(settings, parts)
+
+
+def test_a_published_front_stays_whole_until_the_next_one_is(make_run, run_copy, monkeypatch):
+    front = json.loads((run_copy / "front.json").read_text())
+    left = {**front["policies"][0], "id": "left", "adapter": "adapters/left"}  # the archive since
+    front["policies"].append(left)
+    (run_copy / "front.json").write_text(json.dumps(front))
+    shutil.copytree(run_copy / front["policies"][0]["adapter"], run_copy / left["adapter"])
+    of_the_old = ("analysis.json", "dense_front.png", "samples/report/b000.webp")
+    for name in of_the_old:
+        (run_copy / name).touch()
+    original = mo_loop.publish
+
+    def publish(run_dir, *arguments):
+        assert all(policy.file for policy in Front.load(run_dir.path).policies)
+        original(run_dir, *arguments)
+
+    monkeypatch.setattr(mo_loop, "publish", publish)
+    make_run("", f"resume_from={run_copy}", "evolution.evolutionary_generations=3")
+    front = json.loads((run_copy / "front.json").read_text())
+    named = {*(policy["id"] for policy in front["policies"]), *front["dominated_on_report"]}
+    assert {folder.name for folder in (run_copy / "adapters").iterdir()} == named
+    assert not any((run_copy / name).exists() for name in of_the_old)
 
 
 def test_other_versions_than_those_that_wrote_a_checkpoint_are_told():
