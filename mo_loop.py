@@ -266,13 +266,22 @@ class Run:
         live = evolution.live_policies | {*self.warmup_archive, BASE_POLICY}
         self.policies = {name: policy for name, policy in self.policies.items() if name in live}
         with self.run_dir.outlasting_a_full_disk(generation.index):
-            self._write_adapters()
-            history = evolution.history.to_json()
-            self.run_dir.write_json("history.json", history, for_people=False)
-            self._save(generation.index)
+            self._write_generation()
         self.trackers.show(generation_media, self.run_dir.path, self.costs.train)
         self.progress.finished(generation, metrics, self.costs.train)
         return set(self.policies)
+
+    def _write_generation(self) -> None:
+        """Write the archive's adapters, the history and a checkpoint of the last generation."""
+        self._write_adapters()
+        history = self.evolution.history.to_json()
+        self.run_dir.write_json("history.json", history, for_people=False)
+        self._save(self.evolution.num_generations_done - 1)
+
+    def _catch_up(self) -> None:
+        """Write the last generation if a full disk has kept it from being written."""
+        if self.run_dir.store.last_generation != self.evolution.num_generations_done - 1:
+            self._write_generation()
 
     def _write_adapters(self) -> None:
         archive = {member.policy: self.policies[member.policy] for member in self.evolution.archive}
@@ -300,6 +309,7 @@ class Run:
 
     def _publish(self) -> None:
         """Re-evaluate the archive on the report set and write what is published."""
+        self.once(self._catch_up)
         on = self.report_set
         names = self.once(self._finalists)
         shown = on.first(self.settings.evaluation.sample_prompts)

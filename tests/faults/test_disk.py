@@ -98,3 +98,15 @@ def test_a_disk_that_is_full_when_the_front_is_published_costs_nothing_but_time(
     code, output = program.run("run_name=last", "resume_from=auto")
     assert code == 0, output
     assert differences(whole.parent / "last", whole) == []
+
+
+def test_a_last_generation_that_cannot_be_saved_is_not_published(program, whole):
+    code, output = program.run("run_name=late", fault="fill_disk_during", generations=[3])
+    assert code == 1
+    assert "File too large" in output
+    assert "Generation 2 is saved" in output
+    assert "Traceback" not in output
+    assert not (whole.parent / "late" / "front.json").exists()
+    code, output = program.run("run_name=late", "resume_from=auto")
+    assert code == 0, output
+    assert differences(whole.parent / "late", whole) == []
