@@ -255,7 +255,13 @@ def serve(args: argparse.Namespace) -> None:
 
     route_logs()
     run_server(
-        args.run, args.host, args.port, model=args.model, device=args.device, browse=args.browse
+        args.run,
+        args.host,
+        args.port,
+        model=args.model,
+        device=args.device,
+        rows_per_pass=args.rows_per_pass,
+        browse=args.browse,
     )
 
 

@@ -286,6 +286,7 @@ def serve(
     *,
     model: str = "",
     device: str = "",
+    rows_per_pass: int = 0,
     browse: bool = False,
 ) -> None:
     """Serve a run's front until Ctrl+C.
@@ -296,6 +297,7 @@ def serve(
         port: None for the first free one from 7860.
         model: where the base model is now, see `Painter`.
         device: see `Painter`.
+        rows_per_pass: see `Painter`.
         browse: whether to open a browser.
 
     Raises:
@@ -303,7 +305,7 @@ def serve(
     """
     import_gradio()
     front = Front.load(run)
-    studio = Studio(front, Painter(front, model, device))
+    studio = Studio(front, Painter(front, model, device, rows_per_pass))
     app = build_app(studio)
     try:
         address = start(app, host, port, browse=browse)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from front import serve as serving
 from front.front import Front, FrontError
 from front.painter import Painter
 from front.serve import BLEND, BY_NAME, MAX_IMAGES, POLICY, Studio, told
@@ -31,6 +32,16 @@ def _studio(finished_run):
     studio = Studio(front, Painter(front, device="cpu"))
     yield studio
     studio.close()
+
+
+def test_the_rows_of_a_pass_reach_the_painter(finished_run, monkeypatch, capsys):
+    def painter(_, *arguments):
+        raise FrontError(f"{arguments}")
+
+    monkeypatch.setattr(serving, "import_gradio", lambda: None)
+    monkeypatch.setattr(serving, "Painter", painter)
+    assert main(["serve", str(finished_run), "--rows-per-pass", "2"]) == 1
+    assert "('', '', 2)" in capsys.readouterr().err
 
 
 def pixels(images):
