@@ -67,8 +67,11 @@ class ImageBatch:
 
     @property
     def images(self) -> torch.Tensor:
-        """(rows, 3, H, W) float32 in [0, 1] on the rewards' device: `pixels` / 255."""
-        return self.shared("images", lambda: self.pixels.float().div(255))
+        """(rows, 3, H, W) float32 in [0, 1] on the rewards' device: `pixels` / 255.
+
+        A new tensor every time: a reward that works in place spoils its own only.
+        """
+        return self.pixels.float().div(255)
 
     @property
     def pil(self) -> list[Image.Image]:

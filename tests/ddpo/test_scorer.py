@@ -103,6 +103,23 @@ def test_a_hanging_call_is_skipped_and_a_new_thread_goes_on(hanging, caplog):
     assert "2 images are left out" in caplog.text
 
 
+def test_a_reward_that_works_in_place_does_not_change_the_scores_of_the_others():
+    is_spoiled = threading.Event()
+
+    def spoils(images, prompts):
+        images *= 255
+        is_spoiled.set()
+        return brightness(images, prompts)
+
+    def comes_later(images, prompts):
+        assert is_spoiled.wait(30)
+        return brightness(images, prompts)
+
+    scorer = Scorer({"spoils": spoils, "bright": comes_later})
+    values = scorer.gather([scorer.submit(torch.rand(2, 3, 4, 4), ["a"] * 2)], 1).values
+    torch.testing.assert_close(values[..., 0], 255 * values[..., 1])
+
+
 def flawed(images, prompts):
     scores = brightness(images, prompts)
     scores[0], scores[-1] = torch.inf, torch.nan
