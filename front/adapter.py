@@ -171,8 +171,11 @@ class Adapter:
             q_in, r_in = torch.linalg.qr(a.double().T)
             u, s, vh = torch.linalg.svd(r_out @ r_in.T)
             root = s[:rank].sqrt()
-            low_a, low_b = root[:, None] * (vh[:rank] @ q_in.T), (q_out @ u[:, :rank]) * root
-            matrices[layer] = (low_a.to(a.dtype).contiguous(), low_b.to(b.dtype).contiguous())
+            kept = len(root)  # below the rank in a layer that is narrower
+            low_a, low_b = a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank)
+            low_a[:kept] = root[:, None] * (vh[:kept] @ q_in.T)
+            low_b[:, :kept] = (q_out @ u[:, :kept]) * root
+            matrices[layer] = (low_a, low_b)
             dropped += s[rank:].square().sum().item()
             total += s.square().sum().item()
         adapter = Adapter(

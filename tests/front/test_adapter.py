@@ -122,6 +122,17 @@ def test_reducing_to_the_true_rank_loses_nothing_and_never_raises_a_rank():
         adapter.reduced(0)
 
 
+def test_reducing_to_a_rank_above_a_layers_width_is_exact_there():
+    blend = Adapter.blend([(random_adapter(0, rank=24), 0.3), (random_adapter(1, rank=24), 0.7)])
+    narrow = [name for name, (a, b) in blend.matrices.items() if min(a.shape[1], len(b)) < 40]
+    reduced, _ = blend.reduced(40)
+    assert narrow
+    for name, (a, b) in reduced.matrices.items():
+        assert (a.shape[0], b.shape[1]) == (40, 40)
+        if name in narrow:
+            torch.testing.assert_close(reduced.update(name), blend.update(name))
+
+
 def test_kohya_has_the_names_and_the_alpha_that_other_programs_look_for(tmp_path):
     adapter = random_adapter(0)
     file = adapter.save_kohya(tmp_path / "deep" / "adapter.safetensors")
