@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from config.errors import UserError
 from ddpo.adam import AdapterAdam
 from ddpo.advantages import PromptStatistics
 from ddpo.loss_scale import LossScale
@@ -122,7 +123,7 @@ class Agents:
         train: AdamW's settings.
 
     Raises:
-        ValueError: if no linear layer of the UNet matches the target names.
+        UserError: if no linear layer of the UNet matches one of the target names.
     """
 
     def __init__(
@@ -131,12 +132,7 @@ class Agents:
         self.unet = unet.requires_grad_(False).eval()
         self.num_agents = num_agents
         self.settings = adapter
-        targets = dict(target_layers(unet, adapter.target_modules))
-        if not targets:
-            raise ValueError(
-                f"adapter.target_modules={adapter.target_modules} matches no linear layer of the "
-                "UNet; attention projections are 'to_q', 'to_k', 'to_v', 'to_out.0'"
-            )
+        targets = target_layers(unet, adapter.target_modules)
         self._places = _layout(targets, adapter.rank)
         reference = next(unet.parameters())
         # Adapters are float32 whatever the model's dtype (float64 if it is, for exact tests).
@@ -357,13 +353,29 @@ class Agents:
         return [self.snapshot(slot) for slot in range(len(self._own))]
 
 
-def target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:
-    """Name and module of every linear layer whose name ends in one of the suffixes."""
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Linear) and any(
-            name == suffix or name.endswith("." + suffix) for suffix in suffixes
-        ):
-            yield name, module
+def target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> dict[str, nn.Linear]:
+    """Every linear layer whose name ends in one of the suffixes, by its name.
+
+    Raises:
+        UserError: naming the suffixes that no linear layer has.
+    """
+
+    def fits(name: str, suffix: str) -> bool:
+        return name == suffix or name.endswith("." + suffix)
+
+    linear = {name: each for name, each in unet.named_modules() if isinstance(each, nn.Linear)}
+    dead = [suffix for suffix in suffixes if not any(fits(name, suffix) for name in linear)]
+    if dead or not suffixes:
+        raise UserError(
+            f"adapter.target_modules={suffixes}: each must end the name of a linear layer of the "
+            f"UNet, but none ends in {' or '.join(map(repr, dead)) or 'one of an empty list'}; "
+            "attention projections are 'to_q', 'to_k', 'to_v', 'to_out.0'"
+        )
+    return {
+        name: layer
+        for name, layer in linear.items()
+        if any(fits(name, suffix) for suffix in suffixes)
+    }
 
 
 def _layout(targets: dict[str, nn.Linear], rank: int) -> dict[str, tuple[_Place, _Place]]:

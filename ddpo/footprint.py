@@ -93,7 +93,7 @@ def measure_footprint(settings: Settings) -> Footprint:
     """Parameters, FLOPs and bytes of the model that the settings name.
 
     Raises:
-        UserError: see `load_architecture`.
+        UserError: see `load_architecture` and `target_layers`.
     """
     architecture = load_architecture(configuration_source(settings.pretrained))
     return _measure(
@@ -187,7 +187,7 @@ def _adapt(unet: torch.nn.Module, adapter: AdapterSettings) -> list[torch.Tensor
     """Wrap the target layers as `Agents` does, for one agent; returns the adapter's matrices."""
     unet.requires_grad_(False).eval()
     matrices = []
-    for name, base in dict(target_layers(unet, adapter.target_modules)).items():
+    for name, base in target_layers(unet, adapter.target_modules).items():
         a = torch.zeros(1, adapter.rank, base.in_features, requires_grad=True)
         b = torch.zeros(1, base.out_features, adapter.rank, requires_grad=True)
         matrices += [a, b]

@@ -43,7 +43,8 @@ def dry_run(settings: Settings) -> str:
     whose weights are missing will download them.
 
     Raises:
-        UserError: if the architecture of the model cannot be had without a download.
+        UserError: if the architecture of the model cannot be had without a download, or has no
+            layer of a name in `adapter.target_modules`.
     """
     route_logs()
     prompts = split_prompts(settings.prompts)

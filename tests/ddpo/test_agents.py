@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from config.errors import UserError
 from ddpo.agents import Agents
 from ddpo.types import Conditioning
 from tests.conftest import make_rig, make_settings, make_tiny_pipe
@@ -162,9 +163,13 @@ def assert_same(first, second):
     assert first.step == second.step
 
 
+@pytest.mark.parametrize("dead", ["to_kk", "conv1", "k"])
+def test_a_target_name_that_no_linear_layer_ends_in_is_named(dead):
+    with pytest.raises(UserError, match=f"adapter.target_modules=.* none ends in '{dead}'"):
+        make_rig(1, adapter={"target_modules": ("to_q", dead)})
+
+
 def test_mistakes_are_refused():
-    with pytest.raises(ValueError, match="matches no linear layer"):
-        make_rig(1, adapter={"target_modules": ("nothing",)})
     rig = make_rig(2)
     with pytest.raises(ValueError, match="another model, rank"):
         rig.agents.load(0, make_rig(1, adapter={"rank": 2}).agents.snapshot(0))

@@ -51,6 +51,11 @@ def test_an_unknown_model_ends_a_dry_run_with_its_name():
         dry_run(make_settings(pretrained={"model": "nobody/nothing"}))
 
 
+def test_a_target_name_without_a_layer_ends_a_dry_run_with_its_name():
+    with pytest.raises(UserError, match=r"adapter\.target_modules=.* none ends in 'to_qq'"):
+        dry_run(make_settings(adapter={"target_modules": ("to_qq",)}))
+
+
 def test_a_reward_is_ready_or_says_what_it_lacks(tmp_path):
     own = tmp_path / "mine.py"
     own.write_text("import no_such_package\ndef warmth(images, prompts): ...\n")
