@@ -158,10 +158,14 @@ class Guards:
         mean = values.nanmean(dim=0)
         counts = values.isfinite().sum(dim=0)
         variance = (values - mean).square().nansum(dim=0) / (counts - 1).clamp(min=1)
+        std_errors = (variance / counts).sqrt()
+        if "diversity" in self.names:  # whose pictures are not independent
+            index = self.names.index("diversity")
+            std_errors[index] = diversity_std_error(values[:, index], on.prompts)
         return GuardReading(
             names=self.names,
             values=mean,
-            std_errors=(variance / counts).sqrt(),
+            std_errors=std_errors,
             losses=(reference - values).nanmean(dim=0),
             max_losses=self.settings.max_losses,
         )
@@ -236,6 +240,36 @@ def diversity(embeds: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
             others = (cosines.sum(dim=1) - cosines.diagonal()) / (len(where) - 1)
             out[where] = 1 - others
     return out
+
+
+def diversity_std_error(values: torch.Tensor, prompts: Sequence[str]) -> float:
+    """Standard error of the mean of `diversity`, for these prompts and other pictures of them.
+
+    The distance of two pictures counts for both, so that values within a prompt are not
+    independent: the mean U of its n values is a U-statistic. Its variance is the jackknife's over
+    pictures (Arvesen 1969), where U without picture i is U - 2 (values_i - U) / (n - 2). That of a
+    prompt with two pictures, whose one distance shows no variance, is the squared difference from
+    the mean over all prompts.
+
+    Args:
+        values: (N,) from `diversity`; NaN counts for nothing.
+        prompts: N.
+    """
+    groups = [
+        values[[i for i, text in enumerate(prompts) if text == prompt]]
+        for prompt in sorted(set(prompts))
+    ]
+    groups = [group[group.isfinite()] for group in groups if group.isfinite().any()]
+    mean, of_prompts = values.nanmean(), len(groups) / max(len(groups) - 1, 1)
+    total = 0.0
+    for group in groups:
+        n, centre = len(group), group.mean()
+        if n > 2:
+            variance = (n - 1) / n * (2 * (group - centre) / (n - 2)).square().sum()
+        else:
+            variance = of_prompts * (centre - mean).square()
+        total += n**2 * variance.item()
+    return math.sqrt(total) / int(values.isfinite().sum())
 
 
 def excluded_policies(

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from config.errors import UserError
 from config.schema import GuardSettings
 from ddpo.evaluation import Evaluation, EvaluationSet
-from ddpo.guards import Guards, check_guards, diversity, excluded_policies, guard_metrics
+from ddpo.guards import (
+    Guards,
+    check_guards,
+    diversity,
+    diversity_std_error,
+    excluded_policies,
+    guard_metrics,
+)
 from ddpo.prompts import split_prompts
 from tests.conftest import make_settings
 
@@ -45,6 +52,30 @@ def test_diversity_is_one_minus_the_cosine_to_the_others_of_the_prompt():
     half = 1 - math.sqrt(0.5)
     torch.testing.assert_close(values[:3], torch.tensor([1 + half, 1 + half, 2 * half]) / 2)
     assert values[3].isnan()
+
+
+@pytest.mark.parametrize(("num_prompts", "num_pictures"), [(60, 2), (12, 4), (6, 16)])
+def test_the_standard_error_of_diversity_is_its_spread_over_other_pictures(
+    num_prompts, num_pictures
+):
+    generator = torch.Generator().manual_seed(0)
+    prompts = [f"p{i}" for i in range(num_prompts) for _ in range(num_pictures)]
+    means, errors = [], []
+    for _ in range(200):
+        noise = 0.5 * torch.randn(len(prompts), 3, generator=generator, dtype=torch.float64)
+        values = diversity(F.normalize(noise + torch.tensor([1.0, 0, 0]), dim=-1), prompts)
+        means.append(values.mean())
+        errors.append(diversity_std_error(values, prompts))
+    truth = torch.stack(means).std().item()
+    assert sum(errors) / len(errors) == pytest.approx(truth, rel=0.25)
+
+
+def test_the_standard_error_of_diversity_by_hand():
+    # n = 3: without a picture, the distance of the other two remains
+    values = torch.tensor([1.5, 2.0, 2.5], dtype=torch.float64)  # of distances 1, 2 and 3
+    assert diversity_std_error(values, "aaa") == pytest.approx((2 / 3 * (1 + 0 + 1)) ** 0.5)
+    pairs = torch.tensor([1.0, 1.0, 3.0, 3.0, math.nan], dtype=torch.float64)
+    assert diversity_std_error(pairs, "aabbc") == pytest.approx(1)  # of 1 and 3, one a prompt
 
 
 def test_readings_are_means_with_losses_against_the_base_model():
