@@ -165,9 +165,13 @@ def _import(module: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(path, path)
         if spec is None or spec.loader is None:
             raise ImportError(f"{path} is not a Python file")
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        sys.modules[path] = loaded
+        # Known before it runs, as any import is: dataclasses, for one, look their module up.
+        sys.modules[path] = loaded = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(loaded)
+        except BaseException:
+            del sys.modules[path]
+            raise
     return sys.modules[path]
 
 

@@ -61,6 +61,27 @@ def test_functions_classes_and_factories_are_rewards(own, is_file):
     assert rewards.values.tolist() == [[[0, 1, 0], [1, 3, 1]]]
 
 
+def test_a_file_may_define_dataclasses_and_is_forgotten_if_it_raises(tmp_path):
+    settings, device, path = make_settings().rewards, torch.device("cpu"), tmp_path / "modern.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Red:\n"
+        "    gain: float = 2.0\n"
+        "    def __call__(self, images, prompts):\n"
+        "        return self.gain * images[:, 0].mean(dim=(1, 2))\n"
+        "1 / 0\n"
+    )
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        build_reward(f"{path}:Red", settings, device)
+    assert str(path) not in sys.modules
+    path.write_text(path.read_text().removesuffix("1 / 0\n"))
+    reward, _ = build_reward(f"{path}:Red", settings, device)
+    del sys.modules[str(path)]
+    assert reward(IMAGES, ["a", "b"]).tolist() == [0, 2]
+
+
 def test_settings_take_own_rewards_beside_those_of_the_table(own):
     settings = read_settings([f"--config.rewards.names={own}:warmth,jpeg_compressibility"])
     assert settings.rewards.objectives == ("warmth", "jpeg_compressibility")
