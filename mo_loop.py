@@ -195,7 +195,7 @@ class Run:
         self.once(self.run_dir.truncate_metrics, 0)
         initial = self.trainer.agents.initial_policy()
         on = calibration_set(prompts.train, settings.evaluation.calibration_prompts, settings.seed)
-        rewards = self._evaluate("selection", [initial], on)[0].rewards
+        rewards = self._evaluate("selection", [initial], on, use_guards=False)[0].rewards
         self.calibration = calibrate(rewards, on.prompts, settings.rewards)
         statistics = initial_statistics(rewards, on.prompts, settings)
         self.policies[BASE_POLICY] = dataclasses.replace(initial, statistics=statistics)
@@ -377,9 +377,13 @@ class Run:
         policies: Sequence[Policy],
         on: EvaluationSet,
         shown: EvaluationSet | None = None,
+        *,
+        use_guards: bool = True,
     ) -> list[Evaluation]:
         """Judge policies, and keep the pictures that are shown."""
-        evaluations = self.trainer.evaluate(policies, on, len(shown.prompts) if shown else 0)
+        evaluations = self.trainer.evaluate(
+            policies, on, len(shown.prompts) if shown else 0, use_guards=use_guards
+        )
         self._spend(**{purpose: len(policies) * len(on.prompts)})
         return evaluations
 

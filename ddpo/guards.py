@@ -19,7 +19,7 @@ from config.errors import UserError
 from config.schema import objective_name
 from ddpo.rewards import PICTURE_GUARDS
 from ddpo.rewards.images import ImageBatch
-from ddpo.scorer import RewardError, Scorer
+from ddpo.scorer import RewardError, Scorer, device_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -90,6 +90,8 @@ class Guards:
     def build(cls, settings: Settings, device: torch.device) -> Guards | None:
         """The guards that the settings name; None if they name none.
 
+        They run where rewards do.
+
         Raises:
             RewardError: naming the one whose weights cannot be loaded.
         """
@@ -103,7 +105,7 @@ class Guards:
             from ddpo.rewards.clip import load_clip  # noqa: PLC0415 - no guard, no CLIP
 
             try:
-                tower = load_clip(guards.clip_model, device, rewards.dtype)
+                tower = load_clip(guards.clip_model, device_of(rewards, device), rewards.dtype)
             except (OSError, ValueError) as error:
                 raise RewardError(
                     f"guards.clip_model={guards.clip_model!r} cannot be loaded: {error}"
@@ -122,16 +124,29 @@ class Guards:
         scores = len(self._scorer.rewards) if self._scorer else 0
         return scores + (self._tower.model.config.projection_dim if self._tower else 0)
 
+    def check(self, height: int, width: int) -> None:
+        """Try those guards that are rewards, as `Scorer.check` does.
+
+        Raises:
+            RewardError: naming the guard, what was expected and what came.
+        """
+        if self._scorer:
+            self._scorer.check(height, width)
+
     def submit(self, images: torch.Tensor, prompts: Sequence[str]) -> Pending:
         """Start measuring pictures (rows, 3, H, W), agent-major; see `gather`."""
         scores = self._scorer.submit(images, prompts) if self._scorer else []
         embeds = None
         if self._tower:
-            embeds = self._tower.embed_images(ImageBatch(images, self._tower.device)).cpu()
+            batch = ImageBatch(images, self._tower.device)
+            embeds = self._tower.embed_images(batch).cpu()
+            embeds = embeds.where(batch.is_whole[:, None], math.nan)
         return Pending(scores=scores, embeds=embeds)
 
     def gather(self, pending: Sequence[Pending], num_agents: int) -> torch.Tensor:
         """(K, N, F) float32 features of the pictures submitted: guard scores, then embeddings.
+
+        NaN where a score is missing or the picture is not finite.
 
         Raises:
             RewardError: if a reward fails.
@@ -223,18 +238,19 @@ def diversity(embeds: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """Mean of 1 - cosine to the other pictures of the same prompt.
 
     Args:
-        embeds: (N, D) of length 1.
+        embeds: (N, D) of length 1; NaN for a picture that is left out.
         prompts: N.
 
     Returns:
-        (N,); NaN for the only picture of a prompt.
+        (N,); NaN for the only picture of a prompt, and for those left out.
 
     >>> diversity(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), ["a", "a", "b"])
     tensor([1., 1., nan])
     """
     out = torch.full((len(embeds),), math.nan, dtype=embeds.dtype)
+    is_whole = embeds.isfinite().all(dim=1).tolist()
     for prompt in set(prompts):
-        where = [i for i, text in enumerate(prompts) if text == prompt]
+        where = [i for i, text in enumerate(prompts) if text == prompt and is_whole[i]]
         if len(where) > 1:
             cosines = embeds[where] @ embeds[where].T
             others = (cosines.sum(dim=1) - cosines.diagonal()) / (len(where) - 1)

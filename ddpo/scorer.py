@@ -96,7 +96,7 @@ class Scorer:
         Raises:
             RewardError: naming the one that cannot be found or whose weights cannot be loaded.
         """
-        device = torch.device(settings.device) if settings.device else device
+        device = device_of(settings, device)
         rewards, units = {}, {}
         for name, objective in zip(settings.names, settings.objectives, strict=True):
             try:
@@ -241,6 +241,11 @@ class Scorer:
             f"{invalid} of {rewards.is_valid.numel()} images lack a finite score ({counts}), a "
             f"larger share than rewards.max_invalid_fraction={self._max_invalid_fraction:g}"
         )
+
+
+def device_of(settings: RewardSettings, beside: torch.device) -> torch.device:
+    """Where rewards run: where the settings say, or else beside the base model."""
+    return torch.device(settings.device) if settings.device else beside
 
 
 def _score(name: str, reward: Reward, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:

@@ -90,6 +90,8 @@ class Trainer:
         self.scorer = Scorer.build(settings.rewards, processes.device)
         self.guards = Guards.build(settings, processes.device)
         self.scorer.check(*self.model.image_size)
+        if self.guards is not None:
+            self.guards.check(*self.model.image_size)
         slots = max(len(processes.share(num, 1).agents) for num in settings.task_counts)
         self.agents = make_agents(self.model.unet, slots, settings, processes)
         self.sampler = Sampler(self.model, settings.sample)
@@ -190,7 +192,12 @@ class Trainer:
         )
 
     def evaluate(
-        self, policies: Sequence[Policy], on: EvaluationSet, keep_images: int = 0
+        self,
+        policies: Sequence[Policy],
+        on: EvaluationSet,
+        keep_images: int = 0,
+        *,
+        use_guards: bool = True,
     ) -> list[Evaluation]:
         """Judge policies on the same prompts and noise; the agents' slots are overwritten."""
         share = self.processes.share(len(policies), len(on.prompts))
@@ -208,7 +215,7 @@ class Trainer:
                 keep_images,
                 on_step,
                 self.processes,
-                self.guards,
+                self.guards if use_guards else None,
             )
 
     def take_unet_rows(self) -> int:

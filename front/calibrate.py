@@ -79,7 +79,8 @@ def measure(settings: Settings, device: torch.device) -> tuple[Spread, Calibrati
         on = calibration_set(
             trainer.prompts.train, settings.evaluation.calibration_prompts, settings.seed
         )
-        rewards = trainer.evaluate([trainer.agents.initial_policy()], on)[0].rewards
+        initial = trainer.agents.initial_policy()
+        rewards = trainer.evaluate([initial], on, use_guards=False)[0].rewards
     finally:
         trainer.close()
         progress.close()

@@ -19,8 +19,13 @@ from ddpo.guards import (
     excluded_policies,
     guard_metrics,
 )
+from ddpo.processes import Processes
 from ddpo.prompts import split_prompts
-from tests.conftest import make_settings
+from ddpo.scorer import RewardError
+from ddpo.trainer import Trainer
+from mo_loop import Run
+from mo_train import read_settings
+from tests.conftest import make_settings, small_world
 
 ON = EvaluationSet(prompts=("a", "a", "b", "b"), seeds=(1, 2, 3, 4))
 
@@ -132,6 +137,49 @@ def test_diversity_needs_two_pictures_of_a_prompt():
     with pytest.raises(UserError, match=r"evaluation\.selection_images=89 must be at least 90"):
         check_guards(settings, split_prompts(settings.prompts))
     check_guards(make_settings(guards={"names": ("diversity",)}), split_prompts(settings.prompts))
+
+
+def test_a_picture_that_is_not_finite_is_left_out():
+    images = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 0]])[:, :, None, None]
+    images[2, 2] = math.nan
+    guards = make_guards(("base_similarity", "diversity"))
+    features = guards.gather([guards.submit(images, "abab")], 1)[0]
+    whole = features.clone()
+    whole[2] = 1
+    on = EvaluationSet(prompts=("a", "a", "a", "b"), seeds=(1, 2, 3, 4))
+    reading = guards.read(on, evaluation_of(features), evaluation_of(whole))
+    assert reading.values.tolist() == [1, 1]  # the two pictures left of "a" are orthogonal
+
+
+def test_the_guards_clip_runs_where_rewards_do(monkeypatch):
+    devices = []
+    monkeypatch.setattr("ddpo.rewards.clip.load_clip", lambda *a: devices.append(a[1]))
+    for changes, expected in (({}, "meta"), ({"device": "cpu"}, "cpu")):
+        settings = make_settings(guards={"names": ("diversity",)}, rewards=changes)
+        Guards.build(settings, torch.device("meta"))
+        assert devices.pop().type == expected
+
+
+def test_a_guard_that_fails_is_met_before_any_picture(tmp_path):
+    words = small_world(tmp_path)
+    (tmp_path / "own.py").write_text("def one(images, prompts):\n    return images.mean()\n")
+    settings = read_settings([*words, f"--config.guards.names={tmp_path / 'own.py'}:one"])
+    with pytest.raises(RewardError, match=r"'one': expected a tensor \(2,\), got \(\)"):
+        Trainer(settings, Processes.alone(), lambda *_: lambda: None)
+
+
+def test_guards_are_not_measured_on_the_pictures_of_calibration(tmp_path, monkeypatch):
+    seen, submit = [], Guards.submit
+
+    def counted(self, images, prompts):
+        seen.extend(prompts)
+        return submit(self, images, prompts)
+
+    monkeypatch.setattr(Guards, "submit", counted)
+    settings = read_settings([*small_world(tmp_path), "--config.guards.names=sharpness"])
+    run = Run(settings)  # measures the base model
+    run._parts.close()
+    assert len(seen) == settings.evaluation.selection_images
 
 
 def test_features_are_those_of_the_pictures_whatever_the_pass(rig):
