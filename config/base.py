@@ -1,8 +1,8 @@
 """Every setting, once, with its default: the embedded model, offline, in minutes on a laptop.
 
 Override any of them as `--config.train.learning_rate=1e-3`, or write a recipe: a file beside this
-one that imports `get_config` and changes a few keys. Derived numbers and the rules that settings
-must obey are in `config/schema.py`.
+one that imports `get_config` and changes a few keys. Types and limits of single settings
+are in `config/schema.py`, rules between them in `config/rules.py`.
 """
 
 import ml_collections
@@ -160,13 +160,17 @@ def get_config() -> ml_collections.ConfigDict:
     # log-probability is to the prediction; then no step needs to be skipped.
     train.step_weighting = "equal"  # equal or sensitivity
     train.rows_per_pass = 128  # UNet rows per pass with gradient; lower it to save memory
-    train.recompute_log_probs = "auto"  # auto, always or never
+    # Old log-probabilities are those of sampling (never), computed again in training's own passes
+    # (always), or the latter once the ratio before the first update is too far off 1 (auto).
+    train.recompute_log_probs = "auto"
     train.gradient_checkpointing = False  # less memory, about a third slower
     train.max_skipped_steps = 10  # steps in a row an agent may skip: gradient not finite
 
     # --- advantages ----------------------------------------------------------------------------
     config.advantage = advantage = ml_collections.ConfigDict()
-    advantage.normalisation = "frozen"  # frozen, per_prompt or raw
+    # frozen: rewards are divided by their spread under the base model. per_prompt: by the prompt's
+    # own running spread (GDPO). raw: they are weighted first, whatever their units.
+    advantage.normalisation = "frozen"
     advantage.buffer_size = 16  # reward vectors remembered per prompt
     advantage.min_count = 4  # below this, the whole batch's mean stands in for the prompt's
     advantage.max_advantage = 5.0  # advantages are clipped to +- this
@@ -191,9 +195,12 @@ def get_config() -> ml_collections.ConfigDict:
     evolution.num_agents = 4  # policies trained at a time
     # even_weights: the warm-up trains all agents along even weights. soup: it trains one agent per
     # objective, and all others then start as blends of these, evenly between them.
-    evolution.start = "soup"  # even_weights or soup
-    evolution.strategy = "prediction_guided"  # prediction_guided, random, fixed_weights or moead
-    evolution.predictor = "scale_free"  # scale_free or authors
+    evolution.start = "soup"
+    # prediction_guided: PGMORL's. fixed_weights: every agent goes on along its own weights. moead:
+    # along each even weight goes the policy that is best there. random: any policy, any weights.
+    evolution.strategy = "prediction_guided"
+    # scale_free: fits the nearest records in z. authors: PGMORL's own neighbourhoods and fit.
+    evolution.predictor = "scale_free"
     evolution.warmup_generations = 2  # agents keep the weights they start with
     evolution.evolutionary_generations = 8  # the prediction model chooses policies and weights
     evolution.iterations_per_generation = 6  # sample, then update

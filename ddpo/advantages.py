@@ -73,7 +73,7 @@ def advantages(
 
     * frozen: the objective's spread under the base model, so a weight keeps its meaning;
     * per_prompt: the prompt's own running spread of that objective (GDPO);
-    * raw: none; w . r is formed first, then centred and divided per prompt (the seed's formula).
+    * raw: none; w . r is formed first, then centred and divided per prompt.
 
     A sample with a missing score has advantage 0 and enters neither statistics nor means.
 

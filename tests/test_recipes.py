@@ -57,13 +57,14 @@ def test_the_recipes_asked_for_are_there():
         "pick_aesthetic",
         "clip_compressibility",
         "pick_aesthetic_compressibility",
+        "sd15_trial",
     } == set(BIG)
     for name in BIG:
         settings = read_settings([f"--config={RECIPES[name]}"])
-        is_sdxl = name.startswith("sdxl")
+        is_published = name not in {"sdxl_aesthetic_compressibility", "sd15_trial"}
         assert not list(process_problems(settings.flat(), 8))  # eight cards can share it
-        assert settings.evolution.num_agents == (4 if is_sdxl else 6)
-        if not is_sdxl:  # DDPO's published numbers
+        assert settings.evolution.num_agents == (6 if is_published else 4)
+        if is_published:  # DDPO's published numbers
             sample, train = settings.sample, settings.train
             assert sample.prompts_per_iteration * sample.images_per_prompt == 256
             assert (sample.num_steps, sample.guidance_scale, sample.eta) == (50, 5, 1)

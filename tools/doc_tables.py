@@ -153,7 +153,7 @@ def cheaper_table() -> str:
     """One row per saving of UNet rows: those of the default run's training images."""
     rows = []
     for overrides in _CHEAPER:
-        settings, plan = _planned(overrides)
+        _, plan = _planned(overrides)
         drawn = plan.train_images * plan.sample_rows_per_image
         rows.append([_shown(overrides), f"{drawn:,}", f"{plan.train_rows:,}"])
     return _markdown(("Overrides", "Rows to sample", "Rows with gradient"), rows)

@@ -95,7 +95,7 @@ ARMS: dict[str, Arm] = {
         rates=(*HIGHER_RATES, 0.16),
     ),
     "raw": Arm(
-        title="the seed as written: raw w . r",
+        title="weighted before normalising: raw w . r",
         overrides={"advantage.normalisation": "raw"},
         rates=HIGHER_RATES,
     ),

@@ -102,7 +102,7 @@ _SPECIALISTS = {
 ARMS: dict[str, Arm] = {
     BASELINE: Arm(title="faithful baseline: PGMORL, DDPO", overrides={}),
     "raw": Arm(
-        title="the seed as written: raw w . r",
+        title="weighted before normalising: raw w . r",
         overrides={"advantage.normalisation": "raw"},
         is_main=True,
     ),
