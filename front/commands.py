@@ -350,7 +350,8 @@ def push(args: argparse.Namespace) -> None:
 
     share.check_repo(args.repo)
     front = Front.load(args.run)
-    is_one = args.weights is not None or args.policy is not None or args.at_least or args.blend
+    is_named = args.weights is not None or args.policy is not None or args.at_least
+    is_one = is_named or args.blend or args.member
     member = choose_or_blend(front, args) if is_one else None
     if args.dry_run:
         with TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
@@ -53,7 +53,9 @@ def write_repository(
 
 
 def copy_front(front: Front, folder: Path) -> None:
-    """Copy what `Front.load` and the other commands need; of settings, no path of this machine.
+    """Copy what `Front.load` and the other commands need.
+
+    Of the settings, no path of this machine and no address of a remote reward is copied.
 
     Raises:
         FrontError: if an adapter is missing.
@@ -71,14 +73,30 @@ def copy_front(front: Front, folder: Path) -> None:
             target = sample_path(folder, "report", identifier)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, target)
-    settings = json.loads(json.dumps(front.settings))
+    settings = _without_folders(json.loads(json.dumps(front.settings)))
     settings |= {name: "" for name in _LOCAL if name in settings}
-    for section, names in (("pretrained", ("model",)), ("prompts", settings["prompts"])):
-        for name in list(names):
-            value = str(settings[section][name])
-            if Path(value).is_absolute() or Path(value).exists():
-                settings[section][name] = Path(value).name
+    if "remotes" in settings["rewards"]:  # hosts, and perhaps passwords
+        settings["rewards"]["remotes"] = []
     write_json(folder / "config.json", {**front.config, "settings": settings})
+
+
+def _without_folders(value: Any) -> Any:
+    """A setting, or a section of them, where of every path of this machine the last part is left.
+
+    That of `/home/me/rewards.py:warmth` is `rewards.py:warmth`.
+    """
+    if isinstance(value, dict):
+        return {name: _without_folders(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    path = Path(value.rpartition(":")[0] if ".py:" in value else value)
+    try:
+        is_local = path.is_absolute() or path.exists()
+    except OSError:  # a text too long for a name
+        is_local = False
+    return Path(value).name if is_local else value
 
 
 def push(

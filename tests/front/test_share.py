@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ import mo_front
 from front import Front
 from front.front import ChoiceError, FrontError
 from front.samples import read_samples
-from front.share import push
+from front.share import copy_front, push
 from tests.conftest import draw_with_diffusers, make_tiny_pipe
 
 REPO = "someone/a-front"
@@ -124,6 +125,42 @@ def test_a_whole_front_arrives_as_a_run_that_loads_and_draws(finished_run, hub, 
     assert f"A Pareto set of {len(front.policies)} LoRA adapters" in card.text
     for name in ("README.md", "config.json", "front.json"):
         assert str(finished_run.parents[1]).encode() not in hub.files[name]
+
+
+def test_of_settings_no_path_and_no_host_is_shared(finished_run, tmp_path, monkeypatch):
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards" / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    front = Front.load(finished_run)
+    given = {
+        "pretrained": {"lora": "/home/me/style.safetensors", "single_file_config": "/home/me/sd15"},
+        "rewards": {
+            "names": ["/home/me/x.py:warmth", "rewards/mine.py:calm", "pick_score", "far"],
+            "remotes": ["far=http://me:secret@inside:8000/score"],
+            "clip_model": "owner/name",
+        },
+        "guards": {"names": ["/home/me/x.py:cold"], "clip_model": "/home/me/clip"},
+        "sample": {"negative_prompt": "blurred, " * 500},
+    }
+    settings = {**front.settings, **{k: {**front.settings[k], **v} for k, v in given.items()}}
+    (tmp_path / "copy").mkdir()
+    local = dataclasses.replace(front, config={**front.config, "settings": settings})
+    copy_front(local, tmp_path / "copy")
+    shared = Front.load(tmp_path / "copy").settings
+    assert shared["pretrained"]["lora"] == "style.safetensors"
+    assert shared["pretrained"]["single_file_config"] == "sd15"
+    assert shared["rewards"]["names"] == ["x.py:warmth", "mine.py:calm", "pick_score", "far"]
+    assert shared["rewards"]["remotes"] == []
+    assert shared["rewards"]["clip_model"] == "owner/name"
+    assert shared["guards"]["names"] == ["x.py:cold"]
+    assert shared["guards"]["clip_model"] == "clip"
+    assert shared["sample"] == settings["sample"]
+
+
+def test_a_member_of_no_weights_is_refused_not_the_whole_front_sent(finished_run, capsys):
+    arguments = ["push", str(finished_run), "--member", "--repo", REPO, "--dry_run"]
+    assert mo_front.main(arguments) == 2
+    assert "--member goes with --weights alone" in capsys.readouterr().err
 
 
 def test_one_adapter_arrives_with_its_card(finished_run, hub, api, tmp_path):
