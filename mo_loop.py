@@ -329,8 +329,7 @@ class Run:
         if self.trainer.guards:
             readings = self._read_guards(on, report, report[BASE_POLICY])
             front = with_guards(front, readings, self.trainer.guards.units)
-        history = list(self.evolution.history)
-        publish(self.run_dir, front, history, self.curve, shown, report)
+        publish(self.run_dir, front, self.evolution.offspring, self.curve, shown, report)
         self._write_adapters()  # those that only the front before this one had are let go
         volumes = front["hypervolume"]
         overhead = self.trainer.work.overhead_fraction

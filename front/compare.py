@@ -14,6 +14,7 @@ from front.front import ChoiceError, FrontError
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import to_z
 from morl.pareto import non_dominated
+from morl.types import BASE_POLICY, Offspring
 from morl.weights import even_weights
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Contender:
         sparsity: likewise.
         expected_utility: likewise.
         num_joint: policies of it that no policy of any run dominates on the report set.
-        curve: None if the run's history or metrics are not there.
+        curve: None if the run's search or metrics are not there.
     """
 
     label: str
@@ -177,7 +178,8 @@ def _labels(fronts: Sequence[Front]) -> list[str]:
 def _curve(front: Front, objectives: Sequence[Objective]) -> Curve | None:
     """Hypervolume after each generation, from every return the search has seen."""
     path = front.path / "metrics.jsonl"
-    if not front.history or not path.is_file():
+    found = _found(front)
+    if not found or not path.is_file():
         return None
     spent, rows = [], 0
     try:
@@ -188,12 +190,29 @@ def _curve(front: Front, objectives: Sequence[Objective]) -> Curve | None:
                 spent.append((metrics["step"], rows))
     except (ValueError, KeyError) as error:
         raise FrontError(f"{path} is damaged: {error}") from error
-    base = next(record.before for record in front.history if record.parent == "base")
-    z = to_z([base, *(record.after for record in front.history)], objectives)
-    born = np.array([-1, *(record.generation for record in front.history)])
+    z = to_z([returns for _, returns in found], objectives)
+    born = np.array([generation for generation, _ in found])
     volumes = [hypervolume(z[born <= generation]) for generation in range(-1, len(spent))]
     images, unet_rows = np.array([(0, 0), *spent], dtype=np.float64).T
     return Curve(images=images, unet_rows=unet_rows, hypervolumes=np.array(volumes))
+
+
+def _found(front: Front) -> list[tuple[int, Array]]:
+    """Generation and returns (M,) of every policy that the search has evaluated, if it is known.
+
+    The history, which does for copies without `search.json`, lacks what a soup start has blended.
+    """
+    path = front.path / "search.json"
+    if path.is_file():
+        try:
+            search = json.loads(path.read_text(encoding="utf-8"))
+            told = [child for entry in search["generations"] for child in entry["offspring"]]
+            policies = [Offspring.from_json(record) for record in (search["base"], *told)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FrontError(f"{path} is damaged: {error}") from error
+        return [(policy.generation, policy.returns) for policy in policies]
+    base = [(-1, record.before) for record in front.history if record.parent == BASE_POLICY][:1]
+    return [*base, *((record.generation, record.after) for record in front.history)]
 
 
 def differing_settings(fronts: Sequence[Front]) -> list[str]:

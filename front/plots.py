@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from front.analyse import Analysis
     from front.front import Front
-    from morl.history import Improvement
+    from morl.types import Offspring
 
 _TILE = 72  # pixels of one picture in samples.png
 _LABEL = 150  # pixels of the column of row labels
@@ -31,7 +31,7 @@ _HEADER = 18  # pixels of the row of prompts
 def plot_front(
     path: Path | BinaryIO,
     front: Mapping[str, Any],
-    history: Sequence[Improvement],
+    offspring: Sequence[Offspring],
     title: str = "",
 ) -> None:
     """Draw every pair of objectives: published front with error bars, the search behind it faint.
@@ -42,7 +42,7 @@ def plot_front(
     Args:
         path: the PNG file.
         front: content of `front.json`.
-        history: every policy that was evaluated on the way.
+        offspring: every policy that was evaluated on the way.
         title: empty for that of a published front.
     """
     objectives = front["objectives"]
@@ -55,7 +55,7 @@ def plot_front(
     for axis in axes.flat:
         axis.set_visible(False)
     for axis, (i, j) in zip(axes[0], pairs, strict=False):
-        _plot_pair(axis, front, history, i, j)
+        _plot_pair(axis, front, offspring, i, j)
     for axis, guard in zip(axes[-1], guards, strict=False):
         _plot_guard(axis, front, guard)
     num = len(front["policies"])
@@ -66,12 +66,12 @@ def plot_front(
 
 
 def _plot_pair(
-    axis: Any, front: Mapping[str, Any], history: Sequence[Improvement], i: int, j: int
+    axis: Any, front: Mapping[str, Any], offspring: Sequence[Offspring], i: int, j: int
 ) -> None:
     axis.set_visible(True)
-    if history:
-        returns = np.array([record.after for record in history])
-        age = np.array([record.generation for record in history])
+    if offspring:
+        returns = np.array([policy.returns for policy in offspring])
+        age = np.array([policy.generation for policy in offspring])
         dots = axis.scatter(returns[:, i], returns[:, j], c=age, cmap="Greys", vmin=-3, s=14)
         axis.figure.colorbar(dots, ax=axis, label="generation (selection set)")
     policies = sorted(front["policies"], key=lambda policy: policy["report_returns"][i])

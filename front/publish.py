@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ddpo.guards import GuardReading
     from front.run_dir import RunDir
     from morl.evolution import Evolution
-    from morl.history import Improvement
     from morl.types import Objective, Offspring, PolicyId
 
 logger = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ def _policy_record(member: Offspring, report: Evaluation, base: Evaluation) -> d
 def publish(
     run_dir: RunDir,
     front: Mapping[str, Any],
-    history: Sequence[Improvement],
+    offspring: Sequence[Offspring],
     curve: Sequence[tuple[int, float]],
     shown: EvaluationSet,
     report: Mapping[PolicyId, Evaluation],
@@ -167,7 +166,7 @@ def publish(
     Args:
         run_dir: where to.
         front: from `front_record`.
-        history: every offspring, for the faint dots.
+        offspring: of all generations, for the faint dots.
         curve: (training images, hypervolume on the selection set) after each generation.
         shown: prompts and seeds of the images that `report` kept.
         report: id -> evaluation with images.
@@ -177,7 +176,7 @@ def publish(
     stale = [picture for picture in pictures if picture.stem not in report]
     for path in (run_dir.path / ANALYSIS, run_dir.path / DENSE_PLOT, *stale):
         path.unlink(missing_ok=True)
-    plot_front(run_dir.path / "front.png", front, history)
+    plot_front(run_dir.path / "front.png", front, offspring)
     plot_hypervolume(run_dir.path / "hypervolume.png", [x for x, _ in curve], [y for _, y in curve])
     members = sorted(front["policies"], key=lambda policy: policy["report_returns"][0])
     rows = [("base model", report[BASE_POLICY].images)]

@@ -22,7 +22,14 @@ from morl.types import BASE_POLICY
 if TYPE_CHECKING:
     from front.front import Blend, Front, FrontPolicy
 
-_RECORDS = ("front.json", "history.json", "metrics.jsonl", "analysis.json", "dense_front.png")
+_RECORDS = (
+    "front.json",
+    "history.json",
+    "search.json",
+    "metrics.jsonl",
+    "analysis.json",
+    "dense_front.png",
+)
 # Settings that say where files lie on the machine that trained, and nothing else.
 _LOCAL = ("logdir", "run_name", "resume_from")
 

@@ -100,6 +100,11 @@ class Evolution:
         return tuple(self._archives)
 
     @property
+    def offspring(self) -> tuple[Offspring, ...]:
+        """All that were told, in order."""
+        return tuple(child for _, offspring in self._told for child in offspring)
+
+    @property
     def population(self) -> tuple[Offspring, ...]:
         """The policies that may become parents."""
         return self._buffer.members

@@ -69,6 +69,17 @@ def test_the_curve_rises_and_ends_at_what_the_search_found(runs):
     np.testing.assert_allclose(curve.hypervolumes[1:], archive, rtol=0.02)
 
 
+def test_the_curve_counts_the_policies_that_a_soup_start_blended(make_run):
+    run = make_run("soup", "evolution.start=soup", "evolution.evolutionary_generations=1")
+    front = Front.load(run)
+    curve = compare([front], front.objectives)[0].curve
+    assert curve.images.tolist() == [0, 16, 16, 40]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    archive = [line["morl/hypervolume"] for line in metrics if "morl/hypervolume" in line]
+    assert archive[1] > archive[0]  # the blends made a difference
+    assert (curve.hypervolumes[1:] >= np.array(archive) - 1e-9).all()
+
+
 def test_other_objectives_are_refused(runs, capsys):
     assert mo_front.main(["compare", str(runs[0]), str(runs[2])]) == 2
     message = capsys.readouterr().err
@@ -130,5 +141,7 @@ def test_runs_of_the_same_name_are_told_apart(runs, run_copy):
     same = dataclasses.replace(copy, path=run_copy.rename(run_copy.with_name(runs[0].name)))
     labels = [each.label for each in compare([front, same], front.objectives)]
     assert len(set(labels)) == 2
-    (same.path / "history.json").unlink()
+    for name in ("search.json", "history.json"):
+        assert compare([Front.load(same.path)], front.objectives)[0].curve is not None
+        (same.path / name).unlink()
     assert compare([Front.load(same.path)], front.objectives)[0].curve is None

@@ -75,6 +75,7 @@ def test_a_soup_warms_up_the_extremes_and_blends_them_into_one_policy_an_agent(n
     assert evolution.num_generations == len(stages)
     # a blend is no improvement: the prediction model learns from trained offspring only
     assert len(evolution.history) == 2 * num_objectives + 8 * 6
+    assert len(evolution.offspring) == 2 * num_objectives + 9 * 6
     assert policy_id(2, 5) in evolution.history
 
 
