@@ -55,6 +55,10 @@ def draw_beside_base(
         UserError: if the model, the adapter or the folder cannot be used.
     """
     painter = Painter(front, model, device, rows_per_pass)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FrontError(f"{out} cannot be written to: {error}") from error
     texts = [prompt for prompt in prompts for _ in seeds]
     keys = [seed for _ in prompts for seed in seeds]
     rows = []
@@ -62,13 +66,13 @@ def draw_beside_base(
         for label, drawn in (("base model", None), (member.id, member)):
             images = painter.draw(drawn, texts, keys, on_batch=bar.update, **changes)
             rows.append((label.replace("-", "\n") if len(label) > 20 else label, images))
+    files = [f"{slug}_{seed}.png" for slug in _slugs(prompts) for seed in seeds]
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, (_, images) in zip(("base", member.id), rows, strict=True):
-            for text, seed, image in zip(texts, keys, images, strict=True):
-                to_picture(image).save(out / f"{name}_{_slug(text)}_{seed}.png")
+            for file, image in zip(files, images, strict=True):
+                to_picture(image).save(out / f"{name}_{file}")
         size = max(_SMALLEST_TILE, min(_LARGEST_TILE, images.shape[-1]))
-        sheet = out / f"sheet_{member.id}_{_slug(prompts[0])}_{seeds[0]}.png"
+        sheet = out / f"sheet_{member.id}_{files[0]}"
         plot_samples(sheet, texts, rows, size)
     except OSError as error:
         raise FrontError(f"{out} cannot be written to: {error}") from error
@@ -80,6 +84,12 @@ def to_picture(image: torch.Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
-def _slug(text: str) -> str:
-    """A prompt as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "empty"
+def _slugs(prompts: Sequence[str]) -> list[str]:
+    """Prompts as parts of file names, with their number where they would be the same."""
+    slugs = [
+        re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "empty" for text in prompts
+    ]
+    return [
+        f"{slug}_{number}" if slugs.count(slug) > 1 else slug
+        for number, slug in enumerate(slugs, start=1)
+    ]

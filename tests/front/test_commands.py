@@ -239,6 +239,28 @@ def test_generate_draws_the_policy_and_the_base_model_from_the_same_seeds(
             np.testing.assert_array_equal(pixels(folder / f"{name}_{key}.png"), image)
 
 
+def test_prompts_that_look_alike_in_a_file_name_get_files_of_their_own(
+    run_command, finished_run, tmp_path
+):
+    prompts = ["--prompt", "猫", "--prompt", "собака", "--prompt", "a", "--num_images", 1]
+    arguments = ["--weights", "1,0", *prompts, "--out", tmp_path]
+    status, _, err = run_command("generate", finished_run, *arguments)
+    assert status == 0, err
+    drawn = {path.name for path in tmp_path.glob("base_*.png")}
+    assert drawn == {"base_empty_1_0.png", "base_empty_2_0.png", "base_a_0.png"}
+
+
+def test_a_folder_that_cannot_be_made_does_not_cost_the_drawing(
+    run_command, finished_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("front.generate.Painter.draw", None)
+    (tmp_path / "file").touch()
+    arguments = ["--weights", "1,0", "--prompt", "a", "--out", tmp_path / "file" / "out"]
+    status, _, err = run_command("generate", finished_run, *arguments)
+    assert status == 1
+    assert "out cannot be written to" in err
+
+
 def test_generate_takes_other_sampler_settings_and_a_model_that_moved(
     run_command, run_copy, tmp_path
 ):
