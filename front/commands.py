@@ -6,6 +6,7 @@ diffusers, matplotlib) is imported by the command that needs it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ def blend(args: argparse.Namespace) -> None:
     adapter, error = Adapter.of(member), 0.0
     if args.rank is not None:
         adapter, error = adapter.reduced(args.rank)
+    if error:  # what was measured is not what is written
+        member = dataclasses.replace(member, report_returns=None, report_std_error=None)
     say(member_text(front, member))
     reduced = f", reduced with a relative error of {error:.2g}" if error else ", exact"
     say(f"  rank {adapter.rank}{reduced}")

@@ -195,6 +195,20 @@ def test_blend_writes_the_exact_blend_or_a_reduced_one(run_command, finished_run
     assert Adapter.read(tmp_path / "reduced" / "pytorch_lora_weights.safetensors").rank == 2
 
 
+def test_a_policy_of_reduced_rank_is_not_said_to_be_as_good_as_it_was(
+    run_command, finished_run, tmp_path
+):
+    policy = Front.load(finished_run).blend((1, 0)).parts[0][0]
+    arguments = ["--weights", "1,0", "--rank", 1, "--out", tmp_path]
+    status, out, _ = run_command("blend", finished_run, *arguments)
+    assert status == 0
+    assert "not measured" in out
+    assert re.search(r"rank 1, reduced with a relative error of 0\.\d", out)
+    card = (tmp_path / "README.md").read_text()
+    assert re.search(rf"It is {policy.id}, reduced to rank 1 with a relative error of 0\.\d", card)
+    assert "How good it is" not in card
+
+
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_an_export_draws_the_policy_in_a_fresh_pipeline(
