@@ -21,6 +21,8 @@ REPORTED_POLICIES_PER_AGENT = 3
 CARDS = {"RTX 3090": 71, "RTX 4090": 165, "A100": 312, "H100": 989}
 _ADAPTER_COPIES = 4  # weights, gradient and Adam's two moments, all float32
 _FLOAT32 = 4
+# Tensors as large as a latent that an update rule keeps of every step: its noise, old predictions.
+_MEASURES = {"diffusion_nft": 2, "awm": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +209,8 @@ class Memory:
         weights: UNet, VAE and text encoders; the rewards' models come on top.
         adapters: of all agents, with gradient and Adam's moments.
         rollout: trajectories and pictures of one iteration; 0 if they are offloaded to the host.
+        measures: noise, and predictions of the policy that sampled, that rules on the forward
+            process keep of every step of these trajectories; 0 if they are offloaded.
         sampling: one UNet pass without gradient.
         decoding: the pictures of one pass.
         training: one UNet pass with gradient.
@@ -215,23 +219,29 @@ class Memory:
     weights: int
     adapters: int
     rollout: int
+    measures: int
     sampling: int
     decoding: int
     training: int
 
     @property
+    def lasting(self) -> int:
+        """What stays from one iteration to the next: all but what takes turns."""
+        return self.weights + self.adapters + self.rollout + self.measures
+
+    @property
     def peak(self) -> int:
-        """Weights + adapters + rollout + the largest of what takes turns.
+        """What lasts, and the largest of what takes turns.
 
         These are the three passes, and a second copy of the rollout while its chunks are joined.
         """
         turns = max(self.sampling, self.decoding, self.training, self.rollout)
-        return self.weights + self.adapters + self.rollout + turns
+        return self.lasting + turns
 
 
 def rows_that_fit(memory: Memory, footprint: Footprint, budget_bytes: float) -> int:
     """The largest `train.rows_per_pass` within a budget, a tenth of which is kept free."""
-    left = 0.9 * budget_bytes - memory.weights - memory.adapters - memory.rollout
+    left = 0.9 * budget_bytes - memory.lasting
     if left < max(memory.sampling, memory.decoding, memory.rollout):
         return 0
     return int(left // footprint.train_bytes)
@@ -241,14 +251,15 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
     """Peak memory of one device that does all the work."""
     steps, samples = settings.sample.num_steps, plan.images_per_iteration
     trajectory = (steps + 1) * footprint.latent_entries
+    is_on_device = not settings.sample.offload_rollouts
+    measures = _MEASURES.get(settings.train.update_rule, 0) * steps * footprint.latent_entries
     guided = plan.sample_rows_per_image // steps
     pictures_per_pass = max(plan.num_agents, settings.sample.rows_per_pass // guided)
     return Memory(
         weights=footprint.weight_bytes,
         adapters=_ADAPTER_COPIES * _FLOAT32 * plan.num_agents * footprint.adapter_parameters,
-        rollout=0
-        if settings.sample.offload_rollouts
-        else _FLOAT32 * samples * (trajectory + footprint.image_entries),
+        rollout=is_on_device * _FLOAT32 * samples * (trajectory + footprint.image_entries),
+        measures=is_on_device * _FLOAT32 * samples * measures,
         sampling=settings.sample.rows_per_pass * footprint.sample_bytes,
         decoding=footprint.decode_bytes
         * (1 if settings.pretrained.vae_slicing else pictures_per_pass),

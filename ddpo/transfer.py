@@ -1,4 +1,4 @@
-"""Copies from the host to the device that nothing waits for."""
+"""Copies between the host and the device."""
 
 from __future__ import annotations
 
@@ -15,3 +15,16 @@ def to_device(
     if device.type == "cuda" and not values.is_cuda:
         values = values.pin_memory()
     return values.to(device, dtype or values.dtype, non_blocking=True)
+
+
+def pairs_of(values: torch.Tensor, rows: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+    """Values (pairs, ...) of these rows and steps, on the device of `rows`.
+
+    Where the values (rows, T, ...) are kept on the host, it waits for the device to learn which are
+    meant.
+    """
+    home = values.device
+    if home == rows.device:
+        return values[rows, steps]
+    index = steps if isinstance(steps, int) else steps.to(home)
+    return to_device(values[rows.to(home), index], rows.device)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddpo.transfer import to_device
+from ddpo.transfer import pairs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -198,15 +198,8 @@ class Rollout:
         return self.schedule.timesteps
 
     def states(self, rows: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
-        """Latents (pairs, C, h, w) before these steps, on the device of `rows`.
-
-        Where the latents are kept on the host, it waits for the device to learn which are meant.
-        """
-        home = self.latents.device
-        if home == rows.device:
-            return self.latents[rows, steps]
-        index = steps if isinstance(steps, int) else steps.to(home)
-        return to_device(self.latents[rows.to(home), index], rows.device)
+        """Latents (pairs, C, h, w) before these steps; see `pairs_of`."""
+        return pairs_of(self.latents, rows, steps)
 
     def offloaded(self) -> Rollout:
         """The same with latents and images on the host."""

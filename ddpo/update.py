@@ -18,7 +18,7 @@ from config.schema import trained_samples
 from ddpo.best_of import most_extreme
 from ddpo.processes import Processes, Share
 from ddpo.steps import step_weights, trained_steps
-from ddpo.transfer import to_device
+from ddpo.transfer import pairs_of, to_device
 from ddpo.types import UpdateStats
 from ddpo.update_rules import UPDATE_RULES
 
@@ -249,7 +249,9 @@ class Updater:
                     base = self.rule.predict(agents, rollout, rows, steps)
             prediction = self.rule.predict(agents, rollout, rows, steps)
             measured = self.rule.measure(prediction, rollout, rows, steps)
-            surrogate = self.rule.surrogate(measured, old[rows, steps], flat_advantages[rows])
+            surrogate = self.rule.surrogate(
+                measured, pairs_of(old, rows, steps), flat_advantages[rows]
+            )
             loss, kl = surrogate.loss, torch.zeros_like(surrogate.loss)
             if self.settings.kl_coef > 0:
                 kl = self.rule.divergence(prediction, base, rollout, steps)
@@ -273,16 +275,20 @@ class Updater:
     def _measures(
         self, agents: Agents, rollout: Rollout, minibatches: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """(rows, T, ...) measures of all pairs to come, in the training pass's own shape."""
-        parts = [part for pairs in minibatches for part in self._passes(rollout, pairs)]
-        measured = []
-        for rows, steps in parts:
+        """(rows, T, ...) measures of all pairs to come, in the training pass's own shape.
+
+        Measures as large as latents are kept where the rollout's latents are.
+        """
+        out = None
+        for rows, steps in (p for pairs in minibatches for p in self._passes(rollout, pairs)):
             prediction = self.rule.predict(agents, rollout, rows, steps)
-            measured.append(self.rule.measure(prediction, rollout, rows, steps))
-        shape = (len(rollout.latents), len(rollout.timesteps), *measured[0].shape[1:])
-        out = measured[0].new_zeros(shape)
-        for (rows, steps), values in zip(parts, measured, strict=True):
-            out[rows, steps] = values
+            measured = self.rule.measure(prediction, rollout, rows, steps)
+            home = rollout.latents.device if measured.ndim > 1 else measured.device
+            if out is None:
+                shape = (len(rollout.latents), len(rollout.timesteps), *measured.shape[1:])
+                out = measured.new_zeros(shape, device=home)
+            out[rows.to(home), steps.to(home)] = measured.to(home)
+        assert out is not None
         return out
 
     def _must_recompute(self, ratio_error: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ from ddpo.forward_process import add_noise, mean_square, negative_aware_loss, op
 from ddpo.loss import Surrogate, clip_range_from_nats, clipped_surrogate
 from ddpo.sampler import keyed_noise
 from ddpo.seeding import keyed_seed
-from ddpo.transfer import to_device
+from ddpo.transfer import pairs_of, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,11 +168,14 @@ class _ForwardProcess(_Rule):
     rows_per_pair = 1
 
     def begin(self, rollout: Rollout) -> torch.Tensor | None:
-        """Draw the noise to add; sampling saw other noise, so it has left no measures."""
+        """Draw the noise to add, kept where the rollout's latents are.
+
+        Sampling saw other noise, so it has left no measures.
+        """
         seeds = [keyed_seed(seed, _NOISE_KEY) for seed in rollout.prompts.seeds]
         shape = (len(rollout.timesteps), *rollout.latents.shape[2:])
         noise = keyed_noise(seeds, shape)
-        self._noise = to_device(noise, self.sampler.model.device, rollout.latents.dtype)
+        self._noise = to_device(noise, rollout.latents.device, rollout.latents.dtype)
         return None
 
     def predict(
@@ -180,7 +183,7 @@ class _ForwardProcess(_Rule):
     ) -> torch.Tensor:
         """Predicted minus added noise, at the timesteps of the steps."""
         schedule, prompts = rollout.schedule, rollout.prompts
-        clean, noise = rollout.states(rows, -1), self._noise[rows, steps]
+        clean, noise = rollout.states(rows, -1), pairs_of(self._noise, rows, steps)
         alpha_bar = _column(schedule.alpha_bar, steps)
         noisy = add_noise(clean, noise, alpha_bar)
         out = agents.predict(

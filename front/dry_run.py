@@ -150,6 +150,7 @@ def _memory(settings: Settings, plan: Plan, footprint: Footprint) -> Iterator[st
     yield (
         f"expected peak {_gb(memory.peak)}, the rewards' models apart: weights "
         f"{_gb(memory.weights)} + adapters {_gb(memory.adapters)} + rollout {_gb(memory.rollout)}"
+        + (f" + noise to learn from {_gb(memory.measures)}" if memory.measures else "")
     )
     yield (
         f"+ the largest of sampling {_gb(memory.sampling)}, decoding {_gb(memory.decoding)}, "

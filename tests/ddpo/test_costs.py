@@ -121,6 +121,22 @@ FOOTPRINT = Footprint(
 )
 
 
+@pytest.mark.parametrize(("rule", "num"), [("ddpo", 0), ("awm", 1), ("diffusion_nft", 2)])
+def test_rules_on_the_forward_process_keep_noise_and_old_predictions_of_every_step(rule, num):
+    for offload in (False, True):
+        settings = make_settings(
+            sample={"prompts_per_iteration": 2, "images_per_prompt": 2, "rows_per_pass": 8}
+            | {"offload_rollouts": offload},
+            train={"update_rule": rule},
+            evolution={"num_agents": 2},
+        )
+        memory = expected_memory(settings, Plan.of(settings, num_train_prompts=2), FOOTPRINT)
+        assert memory.measures == (0 if offload else num * 4 * 8 * 10 * 16)
+        turns = max(memory.sampling, memory.decoding, memory.training, memory.rollout)
+        lasting = 1000 + memory.adapters + memory.rollout + memory.measures
+        assert memory.peak == lasting + turns
+
+
 def test_memory_and_flops_add_up():
     settings = make_settings(
         sample={"prompts_per_iteration": 2, "images_per_prompt": 2, "rows_per_pass": 8},
@@ -133,6 +149,7 @@ def test_memory_and_flops_add_up():
     assert memory.rollout == 4 * 8 * (11 * 16 + 48)
     assert (memory.sampling, memory.decoding, memory.training) == (8 * 3, 8 * 7, 4 * 30)
     assert memory.peak == 1000 + memory.adapters + 2 * memory.rollout  # while chunks are joined
+    assert memory.measures == 0
     plan = dataclasses.replace(plan, report_policies=1)
     flops = plan.sample_rows * 100 + plan.train_rows * 220 + plan.images * 50
     assert total_flops(plan, FOOTPRINT) == flops

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -70,6 +72,21 @@ def test_a_rollout_on_the_host_makes_the_same_update(rule):
         rig.updater.update(rig.agents, rollout, advantages(), [1, 2])
         adapters.append(rig.agents.snapshot(1).adapter)
     assert torch.equal(*adapters)
+
+
+@pytest.mark.parametrize("rule", ["diffusion_nft", "awm"])
+def test_noise_to_learn_from_and_old_predictions_are_kept_where_the_rollout_is(rule):
+    """No second device here: "meta" stands in for the rollout's."""
+    rig = make_rig(2, train={"update_rule": rule})
+    rollout = rig.rollout(rig.batch(2, 4))
+    away = dataclasses.replace(rollout, latents=rollout.latents.to("meta"))
+    rig.updater.rule.begin(away)
+    assert rig.updater.rule._noise.is_meta
+    rig.updater.rule.predict = lambda _agents, _rollout, rows, _: rollout.latents[rows, 0]
+    pairs = torch.zeros(2, 3, 2, dtype=torch.int64)
+    old = rig.updater._measures(rig.agents, away, [pairs])
+    assert old.shape[:2] == (8, 4)
+    assert old.is_meta == (rule == "diffusion_nft")  # awm's are a number a pair
 
 
 def test_attention_is_pytorchs_own():
