@@ -236,13 +236,12 @@ class Trainer:
 
     def _trial_pass(self) -> torch.Tensor:
         """A prediction from zeros, in the shape of training's passes."""
-        num_agents = self.agents.num_agents
-        rows = num_agents * self.updater.pairs_per_pass(num_agents)
-        return self.sampler.guided(
-            self.agents,
+        num_agents, updater = self.agents.num_agents, self.updater
+        rows = num_agents * updater.pairs_per_pass(num_agents) * updater.rule.rows_per_pair
+        return self.agents.predict(
             torch.zeros(rows, *self.model.latent_shape, device=self.processes.device),
-            self.sampler.schedule.timesteps[:1].expand(rows),
-            self.sampler.negative.expand(rows),
+            self.sampler.schedule.timesteps[:1].repeat(rows),
+            self.sampler.negative[[0] * rows],
             num_agents,
         )
 

@@ -71,6 +71,22 @@ def iterate(trainer, iteration=0):
     return trainer.iterate(0, iteration, torch.eye(2), torch.tensor([0.01, 1.0]))
 
 
+@pytest.mark.parametrize("rule", ["ddpo", "diffusion_nft"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_the_trial_of_a_compiler_has_the_shape_of_training(make_trainer, rule, guidance_scale):
+    trainer = make_trainer(
+        f"train.update_rule={rule}",
+        f"sample.guidance_scale={guidance_scale}",
+        "train.updates_per_epoch=1",
+        "train.rows_per_pass=8",
+    )
+    rows = count_rows(trainer)
+    trainer._trial_pass()
+    (trial,) = rows
+    iterate(trainer)
+    assert rows[-1] == trial == 8  # the update is the last there is
+
+
 # --- evaluation.num_steps ------------------------------------------------------------------------
 
 
