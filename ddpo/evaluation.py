@@ -159,12 +159,14 @@ def evaluate(
             for group in _groups(policies[share.agents.start : share.agents.stop], agents)
         ]
     rewards = processes.join(torch.cat([part[0] for part in parts]), num_policies)
+    scorer.refuse_too_many_missing(rewards)
     if (short := rewards.isfinite().all(dim=-1).sum(dim=1).min().item()) < _MIN_IMAGES:
         raise RewardError(f"a policy has only {short} scored images of {len(prompts)}")
     images = processes.join(torch.cat([part[1] for part in parts]), num_policies)
     if guards is None:
         return [Evaluation(rewards=r, images=i) for r, i in zip(rewards, images, strict=True)]
     features = processes.join(torch.cat([part[2] for part in parts]), num_policies)
+    guards.refuse_too_many_missing(features)
     return [
         Evaluation(rewards=r, images=i, features=f)
         for r, i, f in zip(rewards, images, features, strict=True)

@@ -159,6 +159,18 @@ class Guards:
             columns.append(torch.cat(embeds, dim=1).float())
         return torch.cat(columns, dim=-1)
 
+    def refuse_too_many_missing(self, features: torch.Tensor) -> None:
+        """Give up if more images than allowed lack a guard's score.
+
+        Args:
+            features: (K, N, F) of a whole evaluation, from all processes.
+
+        Raises:
+            RewardError: see `Scorer.refuse_too_many_missing`.
+        """
+        if self._scorer:
+            self._scorer.refuse_too_many_missing(features[..., : len(self._scorer.rewards)])
+
     def read(self, on: EvaluationSet, policy: Evaluation, base: Evaluation) -> GuardReading:
         """The guards of one policy.
 

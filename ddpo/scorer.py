@@ -2,7 +2,8 @@
 
 A score can be missing: the reward returned NaN or infinity, the picture itself is not finite, or,
 with `rewards.on_error=skip`, the reward raised or hung. A missing score is NaN in `RewardBatch`;
-its sample teaches nothing and enters no statistic. Where too many are missing the run ends.
+its sample teaches nothing and enters no statistic. Where too many are missing, in all processes
+together, the run ends.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class Scorer:
             Rewards (K, N, M), NaN where a score is missing.
 
         Raises:
-            RewardError: if a reward fails, or too many scores are missing.
+            RewardError: if a reward fails.
         """
         seconds = dict.fromkeys(self.rewards, 0.0)
         tables = []
@@ -168,13 +169,31 @@ class Scorer:
             tables.append(torch.stack(columns, dim=-1).unflatten(0, (num_agents, -1)))
         values = torch.cat(tables, dim=1)
         num_images = values.shape[0] * values.shape[1]
-        rewards = RewardBatch(
+        return RewardBatch(
             objectives=tuple(self.rewards),
             values=values,
             seconds_per_image=tuple(total / num_images for total in seconds.values()),
         )
-        self._refuse_too_many_missing(rewards)
-        return rewards
+
+    def refuse_too_many_missing(self, values: torch.Tensor) -> None:
+        """Give up if more images than allowed lack a score.
+
+        Args:
+            values: (K, N, M) of a whole rollout or evaluation, from all processes.
+
+        Raises:
+            RewardError: saying how many, and whose scores they lack.
+        """
+        is_valid = values.isfinite().all(dim=-1)
+        invalid = int((~is_valid).sum())
+        if invalid <= self._max_invalid_fraction * is_valid.numel():
+            return
+        missing = values.isnan().sum(dim=(0, 1)).tolist()
+        counts = ", ".join(f"{name} {n}" for name, n in zip(self.rewards, missing, strict=True))
+        raise RewardError(
+            f"{invalid} of {is_valid.numel()} images lack a finite score ({counts}), a "
+            f"larger share than rewards.max_invalid_fraction={self._max_invalid_fraction:g}"
+        )
 
     def close(self) -> None:
         """End the worker threads; one that hangs is left behind."""
@@ -229,18 +248,6 @@ class Scorer:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(images.device))
         return event
-
-    def _refuse_too_many_missing(self, rewards: RewardBatch) -> None:
-        """Raise a RewardError if more images than allowed lack a score."""
-        invalid = int((~rewards.is_valid).sum())
-        if invalid <= self._max_invalid_fraction * rewards.is_valid.numel():
-            return
-        missing = rewards.values.isnan().sum(dim=(0, 1)).tolist()
-        counts = ", ".join(f"{name} {n}" for name, n in zip(self.rewards, missing, strict=True))
-        raise RewardError(
-            f"{invalid} of {rewards.is_valid.numel()} images lack a finite score ({counts}), a "
-            f"larger share than rewards.max_invalid_fraction={self._max_invalid_fraction:g}"
-        )
 
 
 def device_of(settings: RewardSettings, beside: torch.device) -> torch.device:

@@ -159,6 +159,7 @@ class Trainer:
         rewards = dataclasses.replace(
             own_rewards, values=self.processes.join(own_rewards.values, num_agents)
         )
+        self.scorer.refuse_too_many_missing(rewards.values)
         num_collapsed = self._collapse.look(generation, rewards, texts, rollout, agents)
         own = slice(agents.start, agents.stop)
         values, statistics = advantages(

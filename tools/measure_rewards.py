@@ -42,7 +42,7 @@ def pictures(rows: int, size: int) -> torch.Tensor:
 
 def milliseconds(rewards: Mapping[str, Reward], images: torch.Tensor, batch_size: int) -> float:
     """Median over rounds of the time for one image, after one round that is not counted."""
-    scorer = Scorer(rewards, batch_size=batch_size, timeout_seconds=3600, max_invalid_fraction=1)
+    scorer = Scorer(rewards, batch_size=batch_size, timeout_seconds=3600)
     prompts, seconds = ["a photo of a cat"] * len(images), []
     for _ in range(1 + ROUNDS):
         started = time.perf_counter()

@@ -140,7 +140,6 @@ def make_scorers(names: Sequence[str], settings: RewardSettings) -> dict[str, Sc
             device=device,
             batch_size=settings.batch_size,
             timeout_seconds=settings.timeout_seconds,
-            max_invalid_fraction=1.0,
         )
     return scorers
 

@@ -263,7 +263,7 @@ def test_what_will_not_pass_ends_the_call_at_once(action, error, message):
 
 def test_nan_and_infinity_become_missing_scores():
     with scripted(text(b'{"scores": [NaN, Infinity, 1e999]}')) as remote:
-        scorer = Scorer({"r": remote}, max_invalid_fraction=1.0)
+        scorer = Scorer({"r": remote})
         rewards = scorer.gather([scorer.submit(IMAGES, PROMPTS)], 1)
         assert rewards.values.isnan().all()
 
@@ -278,7 +278,7 @@ def test_the_whole_call_has_a_deadline():
 
 def test_a_remote_that_stays_away_is_skipped_or_ends_the_run():
     with scripted(*[status(500)] * 3, retries=0) as remote:
-        kept = Scorer({"r": remote}, on_error="skip", max_invalid_fraction=1.0)
+        kept = Scorer({"r": remote}, on_error="skip")
         rewards = kept.gather([kept.submit(IMAGES, PROMPTS)], 1)
         assert rewards.metrics() == {
             "reward/r/invalid": 3,

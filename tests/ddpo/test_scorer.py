@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
 from PIL import Image
 
 from ddpo.evaluation import EvaluationSet, evaluate
+from ddpo.processes import Processes, Share
 from ddpo.rewards.jpeg import JpegSize
 from ddpo.scorer import RewardError, Scorer, collect
 from tests.conftest import make_rig
@@ -92,7 +94,6 @@ def test_a_hanging_call_is_skipped_and_a_new_thread_goes_on(hanging, caplog):
         batch_size=2,
         timeout_seconds=0.2,
         on_error="skip",
-        max_invalid_fraction=0.5,
     )
     images = torch.rand(4, 3, 4, 4).mul(255).round().div(255)
     rewards = scorer.gather([scorer.submit(images, ["a"] * 4)], 1)
@@ -129,6 +130,7 @@ def flawed(images, prompts):
 def test_scores_that_are_not_finite_are_masked_and_counted():
     scorer = Scorer({"flawed": flawed, "bright": brightness}, max_invalid_fraction=0.25)
     rewards = scorer.gather([scorer.submit(torch.rand(8, 3, 4, 4), ["a"] * 8)], 2)
+    scorer.refuse_too_many_missing(rewards.values)
     assert rewards.values[..., 0].isnan().tolist() == [[True] + [False] * 3, [False] * 3 + [True]]
     assert rewards.values[..., 1].isfinite().all()
     metrics = rewards.metrics()
@@ -140,15 +142,34 @@ def test_scores_that_are_not_finite_are_masked_and_counted():
 
 def test_too_many_missing_scores_end_the_run():
     scorer = Scorer({"flawed": flawed, "bright": brightness}, max_invalid_fraction=0.24)
-    submitted = scorer.submit(torch.rand(8, 3, 4, 4), ["a"] * 8)
+    rewards = scorer.gather([scorer.submit(torch.rand(8, 3, 4, 4), ["a"] * 8)], 2)
     with pytest.raises(RewardError, match=r"2 of 8 images lack .* \(flawed 2, bright 0\)"):
-        scorer.gather([submitted], 2)
+        scorer.refuse_too_many_missing(rewards.values)
+
+
+@pytest.mark.parametrize(("fraction", "is_too_much"), [(0.3, False), (0.2, True)])
+def test_missing_scores_are_counted_in_all_processes_together(fraction, is_too_much):
+    """Two of the four images of this process lack a score, none of another's four."""
+    rig = make_rig(1, sample={"rows_per_pass": 64})
+    scorer = Scorer({"flawed": flawed, "bright": brightness}, max_invalid_fraction=fraction)
+    on = EvaluationSet.make("selection", ["a", "b"], 8, run_seed=3)
+
+    class Half(Processes):
+        def share(self, num_agents, num_samples):
+            return Share.of(0, 2, num_agents=num_agents, num_samples=num_samples)
+
+        def join(self, values, *_):
+            return torch.cat([values, torch.zeros_like(values)], dim=1)
+
+    arguments = ([rig.agents.snapshot(0)], on, rig.sampler, scorer, rig.agents)
+    with pytest.raises(RewardError, match="2 of 8") if is_too_much else nullcontext():
+        evaluate(*arguments, processes=Half(0, 1, rig.agents.device))
 
 
 def test_a_picture_that_is_not_finite_gets_no_score():
     images = torch.rand(4, 3, 4, 4)
     images[1, 0, 0, 0] = torch.nan
-    scorer = Scorer({"bright": brightness}, max_invalid_fraction=0.5)
+    scorer = Scorer({"bright": brightness})
     rewards = scorer.gather([scorer.submit(images, ["a"] * 4)], 1)
     assert rewards.is_valid.tolist() == [[True, False, True, True]]
 
@@ -165,8 +186,9 @@ def test_a_reward_that_raises_is_skipped_until_too_much_is_missing(caplog):
     rewards = scorer.gather([scorer.submit(images, ["a", "bad", "b", "c"])], 1)
     assert rewards.is_valid.tolist() == [[True, False, True, True]]
     assert "judge is away" in caplog.text
+    rewards = scorer.gather([scorer.submit(images, ["a", "bad", "bad", "c"])], 1)
     with pytest.raises(RewardError, match="2 of 4 images lack a finite score"):
-        scorer.gather([scorer.submit(images, ["a", "bad", "bad", "c"])], 1)
+        scorer.refuse_too_many_missing(rewards.values)
 
 
 def test_a_reward_that_exits_does_not_take_the_program_along():
