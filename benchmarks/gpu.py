@@ -28,8 +28,8 @@ from benchmarks import common
 from benchmarks.models import letter_tokenizer, save_random_pipeline, sd_scheduler_settings
 from benchmarks.rig import Rig, one_rollout
 from config.errors import UserError
+from ddpo.dtypes import DTYPES
 from ddpo.footprint import known_architecture, measure_footprint
-from ddpo.loading import DTYPES
 from ddpo.pipeline import FrozenDiffusion
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from config.errors import UserError
 from ddpo.agents import StackedLoRALinear, target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.costs import Footprint
-from ddpo.loading import DTYPES, configuration_source
+from ddpo.dtypes import DTYPES
+from ddpo.loading import configuration_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from config.errors import UserError
 from ddpo.assets import resolve_model
+from ddpo.dtypes import DTYPES
 from ddpo.families import FAMILIES, Family
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOADING_ERRORS = (
     OSError,  # also what hubs answer
     ValueError,

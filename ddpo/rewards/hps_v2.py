@@ -16,9 +16,10 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from config.errors import UserError
+from ddpo.dtypes import DTYPES
 from ddpo.rewards.clip import ClipTower
 from ddpo.rewards.images import BatchReward
-from ddpo.rewards.weights import DTYPES, load_into, load_tensors
+from ddpo.rewards.weights import load_into, load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -24,10 +24,11 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from config.errors import UserError
+from ddpo.dtypes import DTYPES
 from ddpo.rewards.aesthetic_score import make_head
 from ddpo.rewards.clip import clip_pixels
 from ddpo.rewards.images import BatchReward
-from ddpo.rewards.weights import DTYPES, load_into, load_tensors
+from ddpo.rewards.weights import load_into, load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

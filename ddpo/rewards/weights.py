@@ -13,8 +13,6 @@ from config.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def load_tensors(setting: str, source: str) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint file, on the CPU.

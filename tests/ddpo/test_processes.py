@@ -135,11 +135,11 @@ def train(folder, num_tasks, num_agents, count, kind):
 
     With fewer tasks than agents it is the warm-up of a soup.
     """
-    from ddpo import loading
+    from ddpo.dtypes import DTYPES
     from ddpo.evaluation import EvaluationSet
     from ddpo.trainer import Trainer
 
-    loading.DTYPES["float32"] = torch.float64
+    DTYPES["float32"] = torch.float64
 
     start = "even_weights" if num_tasks == num_agents else "soup"
     settings = settings_for(folder, num_agents, kind=kind, start=start)
