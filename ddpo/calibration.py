@@ -75,7 +75,7 @@ def initial_statistics(
 ) -> PromptStatistics:
     """Prompt statistics that every agent starts with: the base model's rewards.
 
-    None where training draws otherwise than calibration did, say with fewer denoising steps: those
+    Empty where training draws otherwise than calibration did, say with fewer denoising steps: those
     rewards would be the wrong baseline.
     """
     if settings.evaluation_sample != settings.sample:

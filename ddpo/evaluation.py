@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MIN_IMAGES = 2  # below that a mean has no standard error
 
-# First word of the key of every evaluation seed. Training keys have the generation there, so no
+# Second word of the key of every evaluation seed. Training keys have the generation there, so no
 # training image is ever an evaluation image.
 _KEYS = {"calibration": 1_000_001, "selection": 1_000_002, "report": 1_000_003}
 

@@ -43,7 +43,7 @@ class UpdateRule(Protocol):
     clip_range: float
 
     def begin(self, rollout: Rollout) -> torch.Tensor | None:
-        """Take up a new rollout.
+        """Take up a new rollout; what is drawn for it serves the other methods until the next.
 
         Returns:
             (rows, T) measures under the policy that sampled; None if sampling has not left them.
@@ -53,7 +53,10 @@ class UpdateRule(Protocol):
     def predict(
         self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
     ) -> torch.Tensor:
-        """Mean (pairs, C, h, w) of the policy's Gaussian for these rows and steps."""
+        """Mean (pairs, C, h, w) of the policy's Gaussian for these rows and steps.
+
+        Up to a shift that is the same for every policy, such as the noise that was added.
+        """
         ...
 
     def measure(
