@@ -277,9 +277,10 @@ class UpdateStats:
         loss: (K,) mean clipped surrogate.
         approx_kl: (K,) half the mean squared log-ratio, in the mean-over-entries definition.
         clip_fraction: (K,) share of (sample, step) pairs outside the clip range.
-        grad_norm: (K,) mean norm before clipping.
-        skipped: (K,) optimiser steps that an agent skipped, its gradient not being finite; its
-            other values are then not finite either.
+        grad_norm: (K,) mean norm before clipping, of the steps that were not skipped; NaN if all
+            were.
+        skipped: (K,) optimiser steps that an agent skipped, its gradient not being finite; its loss
+            may be all the same, where only the scaled gradient of float16 overflowed.
         ratio_error: (T,) mean absolute log-ratio per step before the first update; NaN for steps
             not trained. Zero up to rounding.
         num_updates: optimiser steps taken.

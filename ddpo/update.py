@@ -139,14 +139,15 @@ class Updater:
         num_pairs = len(minibatches) * pairs_per_update
         passes_per_pair = 1 + is_measured + (self.settings.kl_coef > 0)
         grad_norms = torch.stack(norms).cpu()
+        is_taken = grad_norms.isfinite()
         means = (meter.sums(self.processes, share.num_agents) / num_pairs).cpu()
         return UpdateStats(
             loss=means[0],
             approx_kl=means[1],
             clip_fraction=means[2],
             kl_to_base=means[3] if self.settings.kl_coef > 0 else None,
-            grad_norm=grad_norms.mean(dim=0),
-            skipped=(~grad_norms.isfinite()).sum(dim=0),
+            grad_norm=grad_norms.where(is_taken, 0).sum(dim=0) / is_taken.sum(dim=0),
+            skipped=(~is_taken).sum(dim=0),
             ratio_error=ratio_error.cpu(),
             num_updates=len(minibatches),
             excluded_steps=len(rollout.timesteps) - len(steps),

@@ -186,6 +186,16 @@ def test_a_loss_that_is_not_finite_costs_its_agent_the_step_and_no_other_anythin
     assert metrics["update/loss"] == pytest.approx(stats.loss[[0, 2]].mean().item())
 
 
+def test_the_gradient_norm_of_an_agent_is_that_of_the_steps_it_took():
+    rig = make_rig(3)
+    rollout, values = rig.rollout(rig.batch(3, 4)), advantages(3, 4)
+    values[1, 0] = torch.nan  # in one of the two updates
+    stats = rig.updater.update(rig.agents, rollout, values, [1, 2, 3])
+    assert stats.skipped.tolist() == [0, 1, 0]
+    assert stats.grad_norm.isfinite().all()
+    assert stats.metrics()["update/grad_norm"] == pytest.approx(stats.grad_norm.mean().item())
+
+
 def test_too_many_skipped_steps_in_a_row_end_the_run():
     with pytest.raises(FloatingPointError, match=r"gradient of agent 1 was not finite 2 times"):
         poisoned_update(torch.nan, max_skipped_steps=1)
