@@ -154,10 +154,11 @@ def evaluate(
     )
     keep = min(max(keep_images - share.samples.start, 0), len(own.prompts))
     with processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
-        parts = [
-            _judge(group, own, sampler, scorer, agents, keep, on_step, guards)
-            for group in _groups(policies[share.agents.start : share.agents.stop], agents)
-        ]
+        parts = []
+        for group in _groups(policies[share.agents.start : share.agents.stop], agents):
+            parts.append(_judge(group, own, sampler, scorer, agents, keep, on_step, guards))
+            so_far = torch.cat([part[0] for part in parts])
+            scorer.refuse_too_many_missing(so_far, num_policies * len(prompts))
     rewards = processes.join(torch.cat([part[0] for part in parts]), num_policies)
     scorer.refuse_too_many_missing(rewards)
     if (short := rewards.isfinite().all(dim=-1).sum(dim=1).min().item()) < _MIN_IMAGES:

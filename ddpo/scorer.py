@@ -175,23 +175,25 @@ class Scorer:
             seconds_per_image=tuple(total / num_images for total in seconds.values()),
         )
 
-    def refuse_too_many_missing(self, values: torch.Tensor) -> None:
+    def refuse_too_many_missing(self, values: torch.Tensor, num_images: int | None = None) -> None:
         """Give up if more images than allowed lack a score.
 
         Args:
-            values: (K, N, M) of a whole rollout or evaluation, from all processes.
+            values: (K, N, M) of a rollout or evaluation.
+            num_images: of all of it, in all processes; by default those of `values`.
 
         Raises:
             RewardError: saying how many, and whose scores they lack.
         """
         is_valid = values.isfinite().all(dim=-1)
         invalid = int((~is_valid).sum())
-        if invalid <= self._max_invalid_fraction * is_valid.numel():
+        num_images = num_images or is_valid.numel()
+        if invalid <= self._max_invalid_fraction * num_images:
             return
         missing = values.isnan().sum(dim=(0, 1)).tolist()
         counts = ", ".join(f"{name} {n}" for name, n in zip(self.rewards, missing, strict=True))
         raise RewardError(
-            f"{invalid} of {is_valid.numel()} images lack a finite score ({counts}), a "
+            f"{invalid} of {num_images} images lack a finite score ({counts}), a "
             f"larger share than rewards.max_invalid_fraction={self._max_invalid_fraction:g}"
         )
 

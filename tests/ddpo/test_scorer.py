@@ -166,6 +166,14 @@ def test_missing_scores_are_counted_in_all_processes_together(fraction, is_too_m
         evaluate(*arguments, processes=Half(0, 1, rig.agents.device))
 
 
+def test_a_dead_reward_ends_an_evaluation_before_it_has_drawn_all_pictures():
+    rig = make_rig(1, sample={"rows_per_pass": 64})
+    scorer = Scorer({"dead": lambda images, _: torch.full((len(images),), torch.nan)})
+    on = EvaluationSet.make("selection", ["a", "b"], 8, run_seed=3)
+    with pytest.raises(RewardError, match="8 of 40 images lack a finite score"):
+        evaluate([rig.agents.snapshot(0)] * 5, on, rig.sampler, scorer, rig.agents)
+
+
 def test_a_picture_that_is_not_finite_gets_no_score():
     images = torch.rand(4, 3, 4, 4)
     images[1, 0, 0, 0] = torch.nan
