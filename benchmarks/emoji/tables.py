@@ -131,20 +131,24 @@ def _headline(found: Mapping[str, tuple[Comparison, float]]) -> dict[str, Any]:
 
 
 def _plot_curves(path: Path, arms: Arms) -> None:
-    """Median hypervolume on the report set by images and by UNet rows, with quartile bands."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    """Median hypervolume on the report set by images and by UNet rows.
+
+    The arms of the main question are drawn bold, with quartile bands.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     for axis, name in zip(axes, ("images", "rows"), strict=True):
-        for arm in ARMS:
-            if arm in arms:
-                low, median, high = median_curve(list(arms[arm].values()), name)
-                line = axis.step(*median, where="post", label=ARMS[arm].title)[0]
-                axis.fill_between(
-                    median[0], low[1], high[1], step="post", alpha=0.15, color=line.get_color()
-                )
+        for colour, (arm, method) in zip(plt.get_cmap("tab20").colors, ARMS.items(), strict=False):
+            if arm not in arms:
+                continue
+            low, median, high = median_curve(list(arms[arm].values()), name)
+            width = 2.5 if method.is_main else 1.0
+            axis.step(*median, where="post", label=method.title, color=colour, lw=width)
+            if method.is_main:
+                axis.fill_between(median[0], low[1], high[1], step="post", alpha=0.2, color=colour)
         axis.set_xlabel({"images": "scored images", "rows": "UNet rows (with gradient: 3)"}[name])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("hypervolume on the report set")
-    axes[1].legend(fontsize="x-small", loc="lower right")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right", fontsize="x-small")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
