@@ -108,7 +108,6 @@ ARMS: dict[str, Arm] = {
     "awm": Arm(
         title="AWM's update",
         overrides={"train.update_rule": "awm"},
-        pairs=("compress",),
         rates=HIGHER_RATES,
     ),
     "skip": Arm(title="last noisy step untrained", overrides=_SKIP, pairs=("compress",)),
