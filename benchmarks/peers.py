@@ -11,6 +11,8 @@ the trainer; it runs unchanged, with the libraries of its time, in a virtual env
 script makes. Each is called at its own entry point, `DDPOTrainer.step` and `Trainer.iterate`.
 
 This project's settings differ by model (`OWN`): rows a pass and memory layout, which TRL has not.
+It trains in a single pass (`train.single_pass`): with one optimiser step an epoch the gradients are
+those of sampling, the same up to rounding. Sampling and training by themselves are shown with two.
 
 Counted: CPU time of the whole process, all threads, while an epoch runs: prompts, denoising,
 decoding, rewards, advantages, update, each with its own bookkeeping. Not counted: loading, and
@@ -48,7 +50,8 @@ BATCHES = (1, 2, 4, 8)  # samples a pass of the peer's training
 # Settings of this project: UNet rows a pass, without and with gradient, and the UNet's layout. The
 # rows are the most that keep the peak memory of training about that of the peer.
 OWN = {"small": ("36", "24", "contiguous"), "larger": ("36", "24", "channels_last")}
-ALONE, TOGETHER = "this project, one agent", "this project, all agents"
+ALONE, TWICE = "this project, one agent, two passes", "this project, all agents, two passes"
+TOGETHER = "this project, all agents, single pass"
 
 
 def measure(
@@ -83,9 +86,13 @@ def compare(name: str, steps: int, rounds: int, python: Path | None) -> dict[str
         sizes = (str(IMAGES), str(steps), str(GUIDANCE))
         workers = {
             title: Worker.own(
-                "own_worker.py", [str(model), str(prompts), str(agents), *sizes, *OWN[name]]
+                "own_worker.py", [str(model), str(prompts), str(agents), *sizes, *OWN[name], passes]
             )
-            for title, agents in ((ALONE, 1), (TOGETHER, policies))
+            for title, agents, passes in (
+                (ALONE, 1, "two"),
+                (TWICE, policies, "two"),
+                (TOGETHER, policies, "single"),
+            )
         }
         if python:
             workers["TRL"] = Worker(python, "trl_worker.py", [str(model), *sizes])
@@ -111,11 +118,11 @@ def report(
         middle = {key: median(run[key] for run in runs) for key in runs[0]}
         images = IMAGES * (1 if case == ALONE else policies)
         epoch = [middle["seconds"], ratios[case]] if case != ALONE else ["", ""]
+        separate = [images / middle["sampling"], images * steps / middle["training"]]
         rows.append(
             [
                 case,
-                images / middle["sampling"],
-                images * steps / middle["training"],
+                *(separate if case != TOGETHER else ["", ""]),
                 *epoch,
                 int(middle["unet_rows"]) // images,
                 round(middle["peak_mb"]),

@@ -87,7 +87,7 @@ class Rig:
         """Put the parts together; a number of agents stands for so many stacked adapters."""
         if isinstance(agents, int):
             agents = Agents(model.unet, agents, settings.adapter, settings.train)
-        sampler = Sampler(model, settings.sample)
+        sampler = Sampler(model, settings.training_sample)
         return cls(
             settings=settings,
             agents=agents,
@@ -96,12 +96,13 @@ class Rig:
         )
 
     def sample(self) -> Rollout:
-        """One rollout of all agents: denoising and decoding, no rewards."""
+        """One rollout of all agents: denoising, gradients if in a single pass, decoding."""
         count, num_agents = self.settings.sample.prompts_per_iteration, self.agents.num_agents
         texts = [chr(ord("a") + i % 26) for i in range(count)] * num_agents
         seeds = [keyed_seed(0, k, i) for k in range(num_agents) for i in range(count)]
         batch = self.sampler.prompt_batch(texts, seeds, num_agents)
-        return Rollout.join(batch, list(self.sampler.chunks(self.agents, batch)))
+        trained = self.updater.trained(self.sampler.schedule, count)
+        return Rollout.join(batch, list(self.sampler.chunks(self.agents, batch, trained=trained)))
 
     def train(self, rollout: Rollout) -> None:
         """One update of all agents with fixed advantages."""

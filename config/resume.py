@@ -49,6 +49,7 @@ _ROUNDING = {
     "sample.offload_rollouts",
     "train.rows_per_pass",
     "train.gradient_checkpointing",
+    "train.single_pass",
 }
 # Settings that policies, search and calibration are made of.
 _NEVER = {

@@ -156,11 +156,39 @@ def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield from _best_of_problems(flat.get("train.best_of", 1), samples, updates)
     yield from _step_problems(flat)
+    yield from _single_pass_problems(flat)
     rule = flat.get("train.update_rule", "ddpo")
     if rule != "ddpo" and flat.get("train.step_weighting") == "sensitivity":
         yield (
             f"train.step_weighting=sensitivity has no meaning for train.update_rule={rule}, which "
             "measures the noise that is predicted, the same way at every step; set it to equal"
+        )
+
+
+def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """What a gradient can be that is taken before rewards are known."""
+    if not flat.get("train.single_pass"):
+        return
+    needed = {
+        "update_rule": "ddpo",
+        "num_inner_epochs": 1,
+        "updates_per_epoch": 1,
+        "kl_coef": 0,
+        "best_of": 1,
+        "timestep_fraction": 1,
+    }
+    for name, only in needed.items():
+        value = flat.get(f"train.{name}", only)
+        if value != only:
+            yield (
+                f"train.{name}={value} does not go with train.single_pass, which takes the "
+                "gradients of all samples while they are drawn, for one optimiser step of ddpo; "
+                f"set train.{name}={only}, or train.single_pass=False"
+            )
+    if flat.get("train.recompute_log_probs") == "always":
+        yield (
+            "train.recompute_log_probs=always has no effect with train.single_pass, where no "
+            "log-probability is computed twice; set it to auto"
         )
 
 

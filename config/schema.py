@@ -121,7 +121,7 @@ class PromptSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleSettings:
-    """How pictures are drawn to learn from; `Settings.evaluation_sample` says how to judge by."""
+    """How pictures are drawn; see `Settings.training_sample` and `Settings.evaluation_sample`."""
 
     num_steps: Annotated[int, AtLeast(1)]
     guidance_scale: Annotated[float, AtLeast(1)]
@@ -155,6 +155,7 @@ class TrainSettings:
     skip_last_steps: Annotated[int, AtLeast(0)]
     step_weighting: Annotated[str, OneOf("equal", "sensitivity")]
     rows_per_pass: Annotated[int, AtLeast(1)]
+    single_pass: bool
     recompute_log_probs: Annotated[str, OneOf("auto", "always", "never")]
     gradient_checkpointing: bool
     max_skipped_steps: Annotated[int, AtLeast(0)]
@@ -258,6 +259,13 @@ class Settings:
         """How many tasks a generation has, in one stage or another."""
         num_agents, start = self.evolution.num_agents, self.evolution.start
         return task_counts(start, num_agents, len(self.rewards.names))
+
+    @property
+    def training_sample(self) -> SampleSettings:
+        """How pictures are drawn to learn from, in passes with gradient if `train.single_pass`."""
+        if not self.train.single_pass:
+            return self.sample
+        return dataclasses.replace(self.sample, rows_per_pass=self.train.rows_per_pass)
 
     @property
     def evaluation_sample(self) -> SampleSettings:

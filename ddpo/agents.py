@@ -144,6 +144,7 @@ class Agents:
         )
         self._grads = torch.zeros_like(self._weights)
         self._weights.grad = self._grads
+        self._block: torch.Tensor = self._weights  # adapters that passes use, a row an agent
         self._stack: Stack = {}  # what every layer sees in the present pass
         self._shown = 0  # how many agents `_stack` shows without gradient; 0: none
         self._layers: list[StackedLoRALinear] = []
@@ -194,7 +195,7 @@ class Agents:
             latents: (rows, C, h, w), agent-major; rows divide evenly by `num_active`.
             timesteps: () or (rows,).
             conditioning: of the prompts, one row each.
-            num_active: how many agents own rows in this pass, 1..K.
+            num_active: how many agents own rows in this pass, 1..K; copies inside `copies`.
 
         Returns:
             (rows, C, h, w) in the adapters' dtype.
@@ -202,9 +203,10 @@ class Agents:
         Raises:
             ValueError: if the rows do not divide evenly.
         """
-        if not 1 <= num_active <= self.num_agents or len(latents) % num_active:
+        num_agents = len(self._block)
+        if not 1 <= num_active <= num_agents or len(latents) % num_active:
             raise ValueError(
-                f"{len(latents)} rows for {num_active} of {self.num_agents} agents: rows must be a "
+                f"{len(latents)} rows for {num_active} of {num_agents} agents: rows must be a "
                 "multiple of the active agents, which are at most all"
             )
         self._show_weights(num_active)
@@ -225,6 +227,28 @@ class Agents:
             for layer in self._layers:
                 layer.is_adapted = True
 
+    @contextmanager
+    def copies(self, num_active: int, samples: int) -> Iterator[torch.Tensor]:
+        """Passes inside take every sample for an agent of its own, with a copy of its adapter.
+
+        So the gradient of a pass comes a sample at a time: what DP-SGD clips (Abadi et al. 2016,
+        section 3.1), and here waits for the sample's reward.
+
+        Args:
+            num_active: agents that are copied, the first so many.
+            samples: copies of each.
+
+        Yields:
+            (num_active * samples, P) the copies, agent-major; gradients gather in them.
+        """
+        adapters = self._weights.detach()[:num_active]
+        self._block = adapters.repeat_interleave(samples, dim=0).requires_grad_()
+        self._shown = 0
+        try:
+            yield self._block
+        finally:
+            self._block, self._shown = self._weights, 0
+
     def _show_weights(self, num_active: int) -> None:
         """Hand every layer its matrices, as one split: backward fills the block in one piece.
 
@@ -235,7 +259,7 @@ class Agents:
         if self._shown == num_active and not is_training:
             return
         places = [place for pair in self._places.values() for place in pair]
-        parts = self._weights[:num_active].split([place.aligned_size for place in places], dim=1)
+        parts = self._block[:num_active].split([place.aligned_size for place in places], dim=1)
         matrices = [
             part[:, : place.size].unflatten(1, place.shape)
             for part, place in zip(parts, places, strict=True)

@@ -128,6 +128,7 @@ class Plan:
         evaluation, prompts = settings.evaluation, settings.evaluation.calibration_prompts
         measured = train_rows if is_measured else 0
         base = train_rows if train.kl_coef > 0 else 0
+        sampled_with_gradient = train_rows if train.single_pass else 0
         return cls(
             num_agents=evolution.num_agents,
             images_per_agent=images_per_agent,
@@ -139,7 +140,7 @@ class Plan:
             selection_images=evaluation.selection_images * (1 + offspring),
             report_images_per_policy=evaluation.report_images,
             report_policies=report_policies or REPORTED_POLICIES_PER_AGENT * evolution.num_agents,
-            sample_rows_per_image=guided * sample.num_steps,
+            sample_rows_per_image=guided * sample.num_steps - sampled_with_gradient,
             evaluation_rows_per_image=guided * settings.evaluation_sample.num_steps,
             train_rows_per_image=train_rows,
             base_rows_per_image=measured + base,
@@ -208,7 +209,8 @@ class Memory:
     Attributes:
         weights: UNet, VAE and text encoders; the rewards' models come on top.
         adapters: of all agents, with gradient and Adam's moments.
-        rollout: trajectories and pictures of one iteration; 0 if they are offloaded to the host.
+        rollout: trajectories and pictures of one iteration, and the gradients that sampling takes
+            (`train.single_pass`); 0 if they are offloaded to the host.
         measures: noise, and predictions of the policy that sampled, that rules on the forward
             process keep of every step of these trajectories; 0 if they are offloaded.
         sampling: one UNet pass without gradient.
@@ -253,12 +255,15 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
     trajectory = (steps + 1) * footprint.latent_entries
     is_on_device = not settings.sample.offload_rollouts
     measures = _MEASURES.get(settings.train.update_rule, 0) * steps * footprint.latent_entries
-    guided = plan.sample_rows_per_image // steps
+    guided = 1 if settings.sample.guidance_scale == 1 else 2
+    kept = trajectory + footprint.image_entries
+    if settings.train.single_pass:
+        kept += footprint.adapter_parameters
     pictures_per_pass = max(plan.num_agents, settings.sample.rows_per_pass // guided)
     return Memory(
         weights=footprint.weight_bytes,
         adapters=_ADAPTER_COPIES * _FLOAT32 * plan.num_agents * footprint.adapter_parameters,
-        rollout=is_on_device * _FLOAT32 * samples * (trajectory + footprint.image_entries),
+        rollout=is_on_device * _FLOAT32 * samples * kept,
         measures=is_on_device * _FLOAT32 * samples * measures,
         sampling=settings.sample.rows_per_pass * footprint.sample_bytes,
         decoding=footprint.decode_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from ddpo.transfer import to_device
 from ddpo.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from config.schema import SampleSettings
     from ddpo.agents import Agents
@@ -61,7 +62,7 @@ class Sampler:
         return max(1, self.settings.rows_per_pass // (num_agents * self.rows_per_sample))
 
     def take_unet_rows(self) -> int:
-        """UNet rows sampled since the last call."""
+        """UNet rows sampled without gradient since the last call."""
         rows, self._unet_rows = self._unet_rows, 0
         return rows
 
@@ -109,13 +110,13 @@ class Sampler:
         unconditional, conditional = out.unflatten(0, (num_agents, 2, -1)).unbind(1)
         return guide(unconditional, conditional, self.settings.guidance_scale).flatten(0, 1)
 
-    @torch.inference_mode()
     def chunks(
         self,
         agents: Agents,
         prompts: PromptBatch,
         on_step: Callable[[], object] | None = None,
         schedule: Schedule | None = None,
+        trained: Mapping[int, float] | None = None,
     ) -> Iterator[Rollout]:
         """Rollouts of as many samples per agent as fit `rows_per_pass`, one after another.
 
@@ -124,11 +125,24 @@ class Sampler:
             prompts: what to draw.
             on_step: called after every denoising step (a progress bar).
             schedule: the steps, if not the sampler's own: say one of its `noise_windows`.
+            trained: the weight of each step whose gradient is taken on the way, for
+                `Rollout.gradients`; by default none is.
         """
         size = self.samples_per_pass(prompts.num_agents)
+        schedule = schedule or self.schedule
         for start in range(0, prompts.samples_per_agent, size):
             chunk = prompts.chunk(start, start + size)
-            yield self._denoise(agents, chunk, schedule or self.schedule, on_step)
+            if trained is None:
+                with torch.inference_mode():
+                    rollout = self._denoise(agents, chunk, schedule, on_step)
+            else:
+                with (
+                    torch.no_grad(),
+                    agents.copies(chunk.num_agents, chunk.samples_per_agent) as copies,
+                ):
+                    rollout = self._denoise(agents, chunk, schedule, on_step, trained)
+                    rollout = replace(rollout, gradients=copies.grad)
+            yield rollout
 
     def _denoise(
         self,
@@ -136,29 +150,38 @@ class Sampler:
         prompts: PromptBatch,
         schedule: Schedule,
         on_step: Callable[[], object] | None,
+        trained: Mapping[int, float] | None = None,
     ) -> Rollout:
+        """One chunk. With `trained` every row of a pass has a copy of its agent's adapter."""
         rows = len(prompts.texts)
         shape = self.model.latent_shape
         noise = keyed_noise(prompts.seeds, (len(schedule.timesteps) + 1, *shape))
         noise = to_device(noise, self.model.device, agents.dtype)
         conditioning = prompts.conditioning
+        num_adapters = prompts.num_agents if trained is None else rows
+        weights = trained or {}
         latents, log_probs = [noise[:, 0] * self.model.scheduler.init_noise_sigma], []
         for i, t in enumerate(schedule.timesteps):
-            out = self.guided(agents, latents[-1], t.expand(rows), conditioning, prompts.num_agents)
             sigma = schedule.sigma[i]
-            mean = step_mean(
-                out,
-                latents[-1],
-                schedule.alpha_bar[i],
-                schedule.alpha_bar_prev[i],
-                sigma,
-                schedule.prediction_type,
-            )
-            latents.append(mean + sigma * noise[:, i + 1])
-            log_probs.append(gaussian_log_prob(latents[-1], mean, sigma))
+            with torch.set_grad_enabled(i in weights):
+                out = self.guided(agents, latents[-1], t.expand(rows), conditioning, num_adapters)
+                mean = step_mean(
+                    out,
+                    latents[-1],
+                    schedule.alpha_bar[i],
+                    schedule.alpha_bar_prev[i],
+                    sigma,
+                    schedule.prediction_type,
+                )
+                latents.append(mean.detach() + sigma * noise[:, i + 1])
+                log_prob = gaussian_log_prob(latents[-1], mean, sigma)
+                if i in weights:
+                    total = agents.loss_scale.scaled(weights[i] * log_prob, prompts.num_agents)
+                    total.sum().backward()
+            log_probs.append(log_prob.detach())
             if on_step is not None:
                 on_step()
-        self._unet_rows += rows * self.rows_per_sample * len(schedule.timesteps)
+        self._unet_rows += rows * self.rows_per_sample * (len(schedule.timesteps) - len(weights))
         return Rollout(
             prompts=prompts,
             schedule=schedule,

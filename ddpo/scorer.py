@@ -295,6 +295,7 @@ def collect(
     prompts: PromptBatch,
     on_step: Callable[[], object] | None = None,
     schedule: Schedule | None = None,
+    trained: Mapping[int, float] | None = None,
 ) -> tuple[Rollout, RewardBatch]:
     """Sample a batch chunk by chunk, scoring each chunk while the next is drawn.
 
@@ -304,7 +305,8 @@ def collect(
         agents: the policies.
         prompts: K * N rows.
         on_step: called after every denoising step.
-        schedule: see `Sampler.chunks`.
+        schedule: see `Sampler.chunks`, as for the next.
+        trained: steps whose gradients are taken.
 
     Returns:
         The rollout and its rewards (K, N, M).
@@ -313,7 +315,7 @@ def collect(
         RewardError: if a reward fails.
     """
     chunks, submissions = [], []
-    for chunk in sampler.chunks(agents, prompts, on_step, schedule):
+    for chunk in sampler.chunks(agents, prompts, on_step, schedule, trained):
         submissions.append(scorer.submit(chunk.images, chunk.prompts.texts))
         chunks.append(chunk.offloaded() if sampler.settings.offload_rollouts else chunk)
     rewards = scorer.gather(submissions, prompts.num_agents)

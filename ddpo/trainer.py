@@ -94,9 +94,9 @@ class Trainer:
             self.guards.check(*self.model.image_size)
         slots = max(len(processes.share(num, 1).agents) for num in settings.task_counts)
         self.agents = make_agents(self.model.unet, slots, settings, processes)
-        self.sampler = Sampler(self.model, settings.sample)
+        self.sampler = Sampler(self.model, settings.training_sample)
         self.evaluation_sampler = self.sampler
-        if settings.evaluation_sample != settings.sample:
+        if settings.evaluation_sample != settings.training_sample:
             self.evaluation_sampler = Sampler(self.model, settings.evaluation_sample)
         train, noisy_steps = settings.train, settings.sample.noisy_steps
         self._schedules = noise_windows(self.sampler.schedule, train.skip_last_steps, noisy_steps)
@@ -154,7 +154,13 @@ class Trainer:
         on_step = self._denoising_bar("sampling", num_steps)
         with self.work, self.processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
             rollout, own_rewards = collect(
-                self.sampler, self.scorer, self.agents, batch, on_step, schedule
+                self.sampler,
+                self.scorer,
+                self.agents,
+                batch,
+                on_step,
+                schedule,
+                self.updater.trained(schedule, len(texts)),
             )
         rewards = dataclasses.replace(
             own_rewards, values=self.processes.join(own_rewards.values, num_agents)
@@ -220,7 +226,7 @@ class Trainer:
             )
 
     def take_unet_rows(self) -> int:
-        """UNet rows that all processes have sampled since the last call."""
+        """UNet rows that all processes have sampled without gradient since the last call."""
         samplers = {self.sampler, self.evaluation_sampler}
         own = sum(sampler.take_unet_rows() for sampler in samplers)
         return sum(self.processes.gather(own))
@@ -238,13 +244,15 @@ class Trainer:
     def _trial_pass(self) -> torch.Tensor:
         """A prediction from zeros, in the shape of training's passes."""
         num_agents, updater = self.agents.num_agents, self.updater
-        rows = num_agents * updater.pairs_per_pass(num_agents) * updater.rule.rows_per_pair
-        return self.agents.predict(
-            torch.zeros(rows, *self.model.latent_shape, device=self.processes.device),
-            self.sampler.schedule.timesteps[:1].repeat(rows),
-            self.sampler.negative[[0] * rows],
-            num_agents,
-        )
+        pairs = updater.pairs_per_pass(num_agents)
+        rows = num_agents * pairs * updater.rule.rows_per_pair
+        latents = torch.zeros(rows, *self.model.latent_shape, device=self.processes.device)
+        timesteps = self.sampler.schedule.timesteps[:1].repeat(rows)
+        conditioning = self.sampler.negative[[0] * rows]
+        if not self.settings.train.single_pass:
+            return self.agents.predict(latents, timesteps, conditioning, num_agents)
+        with self.agents.copies(num_agents, pairs):
+            return self.agents.predict(latents, timesteps, conditioning, num_agents * pairs)
 
     def close(self) -> None:
         """Stop the reward threads."""

@@ -163,6 +163,9 @@ class Rollout:
         latents: (rows, T+1, C, h, w); step i takes latents[:, i] to latents[:, i + 1].
         log_probs: (rows, T) float32, mean over latent entries; NaN where a step has no variance.
         images: (rows, 3, H, W) in [0, 1].
+        gradients: (rows, P) of each sample's log-probability, summed over the trained steps by
+            their weights, for its agent's adapter; times the agent's loss scale. None where no
+            gradient was taken while sampling.
     """
 
     prompts: PromptBatch
@@ -170,6 +173,7 @@ class Rollout:
     latents: torch.Tensor
     log_probs: torch.Tensor
     images: torch.Tensor
+    gradients: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         rows, steps = len(self.prompts.texts), len(self.timesteps)
@@ -191,6 +195,12 @@ class Rollout:
             f"({rows}, 3, H, W)",
             tuple(self.images.shape),
         )
+        _check(
+            self.gradients is None or (self.gradients.ndim == 2 and len(self.gradients) == rows),
+            "gradients",
+            f"({rows}, P)",
+            self.gradients is not None and tuple(self.gradients.shape),
+        )
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -202,8 +212,11 @@ class Rollout:
         return pairs_of(self.latents, rows, steps)
 
     def offloaded(self) -> Rollout:
-        """The same with latents and images on the host."""
-        return replace(self, latents=self.latents.cpu(), images=self.images.cpu())
+        """The same with latents, images and gradients on the host."""
+        gradients = None if self.gradients is None else self.gradients.cpu()
+        return replace(
+            self, latents=self.latents.cpu(), images=self.images.cpu(), gradients=gradients
+        )
 
     @classmethod
     def join(cls, prompts: PromptBatch, chunks: Sequence[Rollout]) -> Rollout:
@@ -220,6 +233,7 @@ class Rollout:
             latents=cat("latents"),
             log_probs=cat("log_probs"),
             images=cat("images"),
+            gradients=None if chunks[0].gradients is None else cat("gradients"),
         )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from config.schema import Settings
     from ddpo.agents import Agents
+    from ddpo.ddim import Schedule
     from ddpo.loss import Surrogate
     from ddpo.sampler import Sampler
     from ddpo.types import Rollout
@@ -45,6 +46,10 @@ class Updater:
     of its Gaussian from the base model's (DPOK: Fan et al. 2023, section 4.2), which takes a
     second UNet pass without gradient and without adapters. All of it is multiplied by the weight of
     the pair's step (`step_weights`).
+
+    With `single_pass` the gradients of the log-probabilities come with the rollout. The policy that
+    is trained is then the one that sampled: the ratio is 1, and the surrogate's gradient is
+    REINFORCE's (Williams 1992), -A grad log p, in which only A had to wait for the rewards.
 
     Args:
         sampler: supplies the guided prediction.
@@ -96,6 +101,8 @@ class Updater:
         """
         num_agents, samples = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
         share = share or Share.of(0, 1, num_agents=num_agents, num_samples=samples)
+        if rollout.gradients is not None:
+            return self._update_in_single_pass(agents, rollout, advantages, share, on_update)
         device = agents.device
         # All indices go to the device at once: from here on only the last lines wait for it.
         pick = self._pick(advantages, share)
@@ -154,6 +161,61 @@ class Updater:
             unet_rows=num_pairs * num_agents * self.rule.rows_per_pair * passes_per_pair,
         )
 
+    def trained(self, schedule: Schedule, num_samples: int) -> dict[int, float] | None:
+        """For `Sampler.chunks`: the steps whose gradients sampling is to take, if any.
+
+        Args:
+            schedule: of the rollout to come.
+            num_samples: of an agent, in all processes.
+
+        Returns:
+            What the log-probability of each step counts in the mean over an agent's pairs.
+        """
+        if not self.settings.single_pass:
+            return None
+        weights, num_pairs = self.step_weights.tolist(), num_samples * self.steps_per_sample
+        steps = trained_steps(schedule, self.settings.skip_last_steps)
+        return {step: weights[step] / num_pairs for step in steps}
+
+    def _update_in_single_pass(
+        self,
+        agents: Agents,
+        rollout: Rollout,
+        advantages: torch.Tensor,
+        share: Share,
+        on_update: Callable[[], object] | None,
+    ) -> UpdateStats:
+        """Take the one optimiser step whose gradients have come with the rollout."""
+        assert rollout.gradients is not None
+        num_agents, num_steps = rollout.prompts.num_agents, len(rollout.timesteps)
+        gradients = to_device(rollout.gradients, agents.device).unflatten(0, (num_agents, -1))
+        advantages = to_device(advantages, agents.device, gradients.dtype)
+        agents.zero_grad()
+        agents.gradients[:num_agents] = -torch.einsum("kn,knp->kp", advantages, gradients)
+        self.processes.sum_in_group(agents.gradients, share.num_agents)
+        norm = agents.step(self.settings.max_grad_norm)[:num_agents]
+        if on_update is not None:
+            on_update()
+        self._check_skipped(agents, share)
+        loss = -advantages.float().sum(dim=1) / share.num_samples
+        self.processes.sum_in_group(loss, share.num_agents)
+        norm, zero = norm.cpu(), torch.zeros(num_agents)
+        is_skipped = ~norm.isfinite()
+        steps = trained_steps(rollout.schedule, self.settings.skip_last_steps)
+        ratio_error = torch.full((num_steps,), math.nan)
+        ratio_error[steps] = 0
+        return UpdateStats(
+            loss=loss.cpu(),
+            approx_kl=zero,
+            clip_fraction=zero,
+            grad_norm=norm.where(~is_skipped, math.nan),
+            skipped=is_skipped.to(torch.int64),
+            ratio_error=ratio_error,
+            num_updates=1,
+            excluded_steps=num_steps - len(steps),
+            unet_rows=share.num_samples * len(steps) * num_agents * self.rule.rows_per_pair,
+        )
+
     def _pick(self, advantages: torch.Tensor, share: Share) -> torch.Tensor | None:
         """(K, n) samples of each agent that `best_of` leaves to train; None for all of them."""
         num = trained_samples(self.settings.best_of, share.num_samples)
@@ -178,6 +240,8 @@ class Updater:
     def num_passes(self, samples: int, num_agents: int) -> int:
         """UNet passes of one `update` with N samples per agent (a progress bar's length)."""
         settings = self.settings
+        if settings.single_pass:
+            return 0
         trained = trained_samples(settings.best_of, samples)
         pairs = trained // settings.updates_per_epoch * self.steps_per_sample
         passes = math.ceil(pairs / self.pairs_per_pass(num_agents))

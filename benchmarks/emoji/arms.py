@@ -84,6 +84,13 @@ _SPECIALISTS = {
     "evolution.evolutionary_generations": "0",
 }
 _FEW = {"sample.num_steps": "6", "evaluation.num_steps": "10"}
+# As many optimiser steps, each on so many images: but these are drawn after the step before.
+_SINGLE_PASS = {
+    "train.single_pass": "True",
+    "train.updates_per_epoch": "1",
+    "sample.prompts_per_iteration": "2",
+    "evolution.iterations_per_generation": "8",
+}
 _SKIP = {"train.skip_last_steps": "2"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
 
@@ -116,6 +123,10 @@ ARMS: dict[str, Arm] = {
         title="last noisy step untrained, soup start, 6 steps to learn from",
         overrides={**_SKIP, **_SOUP, **_FEW},
         is_main=True,
+    ),
+    "single_pass": Arm(
+        title="the same, an update after every 8 images, in a single pass",
+        overrides={**_SKIP, **_SOUP, **_FEW, **_SINGLE_PASS},
     ),
     "specialists": Arm(
         title="soup of specialists, last noisy step untrained",

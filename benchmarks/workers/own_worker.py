@@ -29,6 +29,7 @@ class Own:
         sample_rows: UNet rows a pass without gradient.
         train_rows: with gradient.
         layout: "channels_last" or "contiguous" memory of the UNet.
+        passes: "single": gradients are taken while sampling; "two": steps are passed again.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Own:
         sample_rows: int,
         train_rows: int,
         layout: str,
+        passes: str,
     ) -> None:
         self.agents = agents
         settings = settings_with(
@@ -55,7 +57,12 @@ class Own:
                 "images_per_prompt": 1,
                 "rows_per_pass": sample_rows,
             },
-            train={"updates_per_epoch": 1, "rows_per_pass": train_rows, "skip_last_steps": 0},
+            train={
+                "updates_per_epoch": 1,
+                "rows_per_pass": train_rows,
+                "skip_last_steps": 0,
+                "single_pass": passes == "single",
+            },
             evolution={"num_agents": agents},
         )
         processes = Processes.alone(torch.device("cpu"))
@@ -94,6 +101,7 @@ def main() -> None:
     parser.add_argument("sample_rows", type=int)
     parser.add_argument("train_rows", type=int)
     parser.add_argument("layout", choices=["channels_last", "contiguous"])
+    parser.add_argument("passes", choices=["single", "two"])
     own = Own(**vars(parser.parse_args()))
     serve({"epoch": own.epoch})
 

@@ -42,6 +42,7 @@ WRONG = {
     "--config.train.skip_last_steps=6": "must be below sample.num_steps=6",
     "--config.train.step_weighting=snr": "train.step_weighting: 'snr' is not one of equal",
     "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 4",
+    "--config.train.single_pass=True": "train.updates_per_epoch=4 does not go with",
     "--config.train.gradient_checkpointing=perhaps": "must be True or False",
     "--config.train.max_grad_norm=-1": "must be above 0",
     "--config.processes.count=-1": "must be at least 0",
@@ -194,6 +195,26 @@ def test_every_mistake_of_the_table_is_met_without_importing_torch():
 def test_every_recipe_is_valid(recipe):
     settings = read_settings([f"--config={recipe}"])
     assert settings.evolution.num_generations > 0
+
+
+def test_what_a_gradient_taken_while_sampling_cannot_be_is_named():
+    train = {
+        "single_pass": True,
+        "update_rule": "awm",
+        "num_inner_epochs": 2,
+        "kl_coef": 0.1,
+        "best_of": 0.5,
+        "timestep_fraction": 0.5,
+        "recompute_log_probs": "always",
+    }
+    with pytest.raises(ConfigError) as error:
+        read_settings([f"--config.train.{name}={value}" for name, value in train.items()])
+    problems = "\n".join(error.value.problems)
+    for name in (*list(train)[1:], "updates_per_epoch"):
+        assert f"train.{name}=" in problems
+    assert len(error.value.problems) == 7
+    fine = ["--config.train.single_pass=True", "--config.train.updates_per_epoch=1"]
+    assert read_settings(fine).training_sample.rows_per_pass == 128
 
 
 def test_overrides_reach_the_settings():

@@ -71,11 +71,11 @@ def iterate(trainer, iteration=0):
     return trainer.iterate(0, iteration, torch.eye(2), torch.tensor([0.01, 1.0]))
 
 
-@pytest.mark.parametrize("rule", ["ddpo", "diffusion_nft"])
+@pytest.mark.parametrize("how", ["update_rule=ddpo", "update_rule=diffusion_nft", "single_pass=1"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_the_trial_of_a_compiler_has_the_shape_of_training(make_trainer, rule, guidance_scale):
+def test_the_trial_of_a_compiler_has_the_shape_of_training(make_trainer, how, guidance_scale):
     trainer = make_trainer(
-        f"train.update_rule={rule}",
+        f"train.{how}",
         f"sample.guidance_scale={guidance_scale}",
         "train.updates_per_epoch=1",
         "train.rows_per_pass=8",
@@ -237,9 +237,9 @@ def test_agents_with_a_window_together_equal_each_alone():
 def test_the_window_is_drawn_anew_for_every_iteration_and_again_the_same(make_trainer, monkeypatch):
     drawn = []
 
-    def collecting(*arguments):
-        drawn.append(arguments[-1].trainable_steps)
-        return collect(*arguments)
+    def collecting(sampler, scorer, agents, prompts, on_step, schedule, trained):
+        drawn.append(schedule.trainable_steps)
+        return collect(sampler, scorer, agents, prompts, on_step, schedule, trained)
 
     monkeypatch.setattr(ddpo.trainer, "collect", collecting)
     changes = ("sample.noisy_steps=1", "train.skip_last_steps=1")  # of the recipe's 4 steps

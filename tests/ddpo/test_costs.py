@@ -137,6 +137,22 @@ def test_rules_on_the_forward_process_keep_noise_and_old_predictions_of_every_st
         assert memory.peak == lasting + turns
 
 
+def test_a_single_pass_samples_nothing_twice_and_keeps_a_gradient_of_every_sample():
+    sizes = {"prompts_per_iteration": 2, "images_per_prompt": 2, "guidance_scale": 5.0}
+    plans, rollouts = [], []
+    for single_pass in (False, True):
+        settings = make_settings(
+            sample={**sizes, "rows_per_pass": 8},
+            train={"updates_per_epoch": 1, "skip_last_steps": 2, "single_pass": single_pass},
+            evolution={"num_agents": 2},
+        )
+        plans.append(Plan.of(settings, num_train_prompts=2))
+        rollouts.append(expected_memory(settings, plans[-1], FOOTPRINT).rollout)
+    assert [plan.sample_rows_per_image for plan in plans] == [2 * 10, 2 * 2]
+    assert [plan.train_rows_per_image for plan in plans] == [2 * 8, 2 * 8]
+    assert rollouts[1] - rollouts[0] == 4 * 8 * FOOTPRINT.adapter_parameters  # float32, 8 samples
+
+
 def test_memory_and_flops_add_up():
     settings = make_settings(
         sample={"prompts_per_iteration": 2, "images_per_prompt": 2, "rows_per_pass": 8},

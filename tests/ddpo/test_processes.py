@@ -87,9 +87,13 @@ def settings_for(
     generations=2,
     kind="population",
     start="even_weights",
+    single_pass=False,
     **top,
 ):
-    """A tiny run with two smooth rewards; 5 images an update, which 2 processes share unevenly."""
+    """A tiny run with two smooth rewards; 5 images an update, which 2 processes share unevenly.
+
+    In a single pass it takes one update of 9 images, which they share unevenly too.
+    """
     for name, reward in {"bright": bright, "red": redness}.items():
         REWARDS[name] = RewardEntry(unit="1", build=lambda *_, reward=reward: reward)
     settings = make_settings(
@@ -103,17 +107,18 @@ def settings_for(
             "noisy_steps": 2 if num_agents == 3 else 0,
             "guidance_scale": 3.0,
             "rows_per_pass": 16,
-            "prompts_per_iteration": 5,
-            "images_per_prompt": 2,
+            "prompts_per_iteration": 3 if single_pass else 5,
+            "images_per_prompt": 3 if single_pass else 2,
         },
         train={
             "learning_rate": 0.02,
             "adam_epsilon": 1e-4,  # the step is then no sign of a gradient that is rounding
             "skip_last_steps": 0,
             "step_weighting": "sensitivity",
-            "updates_per_epoch": 2,
-            "num_inner_epochs": 2,
-            "timestep_fraction": 0.67,
+            "updates_per_epoch": 1 if single_pass else 2,
+            "num_inner_epochs": 1 if single_pass else 2,
+            "timestep_fraction": 1.0 if single_pass else 0.67,
+            "single_pass": single_pass,
             "rows_per_pass": 16,
         },
         evaluation={"num_steps": 4, "selection_images": 8, "report_images": 8, "sample_prompts": 3},
@@ -130,7 +135,7 @@ def settings_for(
     return dataclasses.replace(settings, evolution=evolution, num_threads=1, **top)
 
 
-def train(folder, num_tasks, num_agents, count, kind):
+def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
     """Two iterations and an evaluation in float64: everything that a process knows afterwards.
 
     With fewer tasks than agents it is the warm-up of a soup.
@@ -142,7 +147,7 @@ def train(folder, num_tasks, num_agents, count, kind):
     DTYPES["float32"] = torch.float64
 
     start = "even_weights" if num_tasks == num_agents else "soup"
-    settings = settings_for(folder, num_agents, kind=kind, start=start)
+    settings = settings_for(folder, num_agents, kind=kind, start=start, single_pass=single_pass)
     reductions = []
     all_reduce = torch.distributed.all_reduce
 
@@ -161,7 +166,8 @@ def train(folder, num_tasks, num_agents, count, kind):
     members = count // math.gcd(num_tasks, count)
     shape = trainer.agents.gradients.shape
     blocks = [size for reduced, size in reductions if reduced == shape and size is not None]
-    assert blocks == ([members] * 8 if members > 1 else [])  # 2 iterations x 2 epochs x 2 updates
+    optimiser_steps = 2 if single_pass else 8  # 2 iterations x 2 epochs x 2 updates
+    assert blocks == ([members] * optimiser_steps if members > 1 else [])
     policies = trainer.snapshot()
     on = EvaluationSet.make("selection", ["a", "b"], 5, run_seed=3)
     evaluations = trainer.evaluate([*policies, trainer.agents.initial_policy()], on, 3)
@@ -183,21 +189,23 @@ def train(folder, num_tasks, num_agents, count, kind):
 
 
 @pytest.mark.parametrize(
-    ("num_tasks", "num_agents", "counts", "kind"),
+    ("num_tasks", "num_agents", "counts", "kind", "single_pass"),
     [
-        (4, 4, (1, 2, 4), "population"),
-        (3, 3, (1, 2), "population"),
-        (1, 1, (1, 2), "population"),
-        (2, 3, (1, 2), "population"),  # a process for each agent now, one group of both later
-        (2, 4, (1, 4), "population"),  # two processes share an agent now, none do later
-        (2, 2, (1, 4), "conditioned"),  # two groups of two processes, all with the whole family
+        (4, 4, (1, 2, 4), "population", False),
+        (3, 3, (1, 2), "population", False),
+        (1, 1, (1, 2), "population", False),
+        (2, 3, (1, 2), "population", False),  # a process for each agent now, one group later
+        (2, 4, (1, 4), "population", False),  # two processes share an agent now, none do later
+        (2, 2, (1, 4), "conditioned", False),  # two groups of two, all with the whole family
+        (3, 3, (1, 2), "population", True),
+        (2, 2, (1, 4), "population", True),
     ],
 )
 def test_the_result_does_not_depend_on_the_number_of_processes(
-    folder, num_tasks, num_agents, counts, kind
+    folder, num_tasks, num_agents, counts, kind, single_pass
 ):
     (alone,), *several = (
-        values(run_processes(count, train, folder, num_tasks, num_agents, count, kind))
+        values(run_processes(count, train, folder, num_tasks, num_agents, count, kind, single_pass))
         for count in counts
     )
     assert alone["adapters"].dtype == np.float64
