@@ -125,16 +125,20 @@ def ceiling(bench: Bench) -> float:
 
 
 def flops_per_image(footprint: Footprint, steps: int) -> dict[str, float]:
-    """FLOPs of one guided image: sampled with its decoding, and trained on at every step."""
-    return {
-        "sample": 2 * steps * footprint.sample_flops + footprint.decode_flops,
-        "train": 2 * steps * footprint.train_flops,
-    }
+    """FLOPs of one guided image: sampled with its decoding, trained on at every step, and both."""
+    sample, train, decode = (
+        2 * steps * footprint.sample_flops,
+        2 * steps * footprint.train_flops,
+        footprint.decode_flops,
+    )
+    return {"sample": sample + decode, "train": train, "single": train + decode}
 
 
 def throughput(bench: Bench, peak: float) -> dict[str, Any]:
     """Table 1: images a second of six agents, and what share of the ceiling that is."""
-    out: dict[str, Any] = {"sample_images_per_s": {}, "train_images_per_s": {}, "ceiling_share": {}}
+    kinds = ("sample", "train", "single_pass")
+    out: dict[str, Any] = {f"{kind}_images_per_s": {} for kind in kinds}
+    out |= {"ceiling_share": {}, "single_pass_ceiling_share": {}}
     rows = []
     rig = None
     for steps in bench.steps:
@@ -146,19 +150,36 @@ def throughput(bench: Bench, peak: float) -> dict[str, Any]:
         rig = bench.rig(AGENTS, settings)
         rollout = rig.sample()
         measured = common.interleaved(
-            {"sample": rig.sample, "train": partial(rig.train, rollout)}, bench.rounds, bench.clock
+            {
+                "sample": rig.sample,
+                "train": partial(rig.train, rollout),
+                "single": rig.in_single_pass().sample_and_train,
+            },
+            bench.rounds,
+            bench.clock,
         )
         flops = flops_per_image(measure_footprint(settings), steps)
         images = AGENTS * bench.images
         seconds = {what: measured[what].median / images for what in flops}
-        share = sum(flops.values()) / sum(seconds.values()) / peak
-        out["sample_images_per_s"][str(steps)] = 1 / seconds["sample"]
-        out["train_images_per_s"][str(steps)] = 1 / seconds["train"]
+        share = (flops["sample"] + flops["train"]) / (seconds["sample"] + seconds["train"]) / peak
+        single_share = flops["single"] / seconds["single"] / peak
+        speeds = [1 / seconds[what] for what in flops]
+        for kind, speed in zip(kinds, speeds, strict=True):
+            out[f"{kind}_images_per_s"][str(steps)] = speed
         out["ceiling_share"][str(steps)] = share
-        rows.append([steps, 1 / seconds["sample"], 1 / seconds["train"], share])
+        out["single_pass_ceiling_share"][str(steps)] = single_share
+        rows.append([steps, *speeds[:2], share, speeds[2], single_share])
     common.say(f"## Throughput: {AGENTS} agents, {bench.images} images of each in a pass\n")
     common.print_table(
-        ["steps", "sampled [images/s]", "trained [images/s]", "share of the ceiling"], rows
+        [
+            "steps",
+            "sampled [images/s]",
+            "trained [images/s]",
+            "share of the ceiling",
+            "both in a single pass [images/s]",
+            "share of the ceiling",
+        ],
+        rows,
     )
     return out
 
@@ -199,7 +220,7 @@ def peak_memory(bench: Bench, agents: int, settings: Settings) -> float | None:
     release()
     try:
         rig = bench.rig(agents, settings)
-        rig.train(rig.sample())
+        rig.sample_and_train()
     except torch.OutOfMemoryError:
         return None
     return torch.cuda.max_memory_allocated() / GB if bench.device.type == "cuda" else None

@@ -95,6 +95,13 @@ class Rig:
             updater=Updater(sampler, settings),
         )
 
+    def in_single_pass(self) -> Rig:
+        """The same agents and model, gradients taken while sampling."""
+        train = dataclasses.replace(self.settings.train, single_pass=True)
+        settings = dataclasses.replace(self.settings, train=train)
+        updater = Updater(self.sampler, settings)
+        return dataclasses.replace(self, settings=settings, updater=updater)
+
     def sample(self) -> Rollout:
         """One rollout of all agents: denoising, gradients if in a single pass, decoding."""
         count, num_agents = self.settings.sample.prompts_per_iteration, self.agents.num_agents
@@ -109,3 +116,7 @@ class Rig:
         num_agents, count = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
         advantages = torch.linspace(-1, 1, count).expand(num_agents, -1)
         self.updater.update(self.agents, rollout, advantages, list(range(num_agents)))
+
+    def sample_and_train(self) -> None:
+        """One iteration, but for rewards."""
+        self.train(self.sample())

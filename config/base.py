@@ -161,8 +161,8 @@ def get_config() -> ml_collections.ConfigDict:
     train.step_weighting = "equal"  # equal or sensitivity
     train.rows_per_pass = 128  # UNet rows per pass with gradient; lower it to save memory
     # Take gradients while sampling, a sample at a time, instead of passing every step once more.
-    # The same up to rounding, for ddpo with one optimiser step an iteration. Costs memory, a copy of
-    # an adapter a sample; train.rows_per_pass holds for sampling too (docs/cheaper_passes.md).
+    # The same up to rounding, for ddpo with one optimiser step an iteration. Every sample costs the
+    # memory of an adapter; train.rows_per_pass holds for sampling too (docs/cheaper_passes.md).
     train.single_pass = False
     # Old log-probabilities are those of sampling (never), computed again in training's own passes
     # (always), or the latter once the ratio before the first update is too far off 1 (auto).

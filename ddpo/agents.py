@@ -18,6 +18,7 @@ from torch import nn
 from config.errors import UserError
 from ddpo.adam import AdapterAdam
 from ddpo.advantages import PromptStatistics
+from ddpo.frozen import freeze
 from ddpo.loss_scale import LossScale
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ class Agents:
     def __init__(
         self, unet: nn.Module, num_agents: int, adapter: AdapterSettings, train: TrainSettings
     ) -> None:
-        self.unet = unet.requires_grad_(False).eval()
+        freeze(unet)
+        self.unet = unet
         self.num_agents = num_agents
         self.settings = adapter
         targets = target_layers(unet, adapter.target_modules)

@@ -25,6 +25,7 @@ from ddpo.agents import StackedLoRALinear, target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.costs import Footprint
 from ddpo.dtypes import DTYPES
+from ddpo.frozen import freeze
 from ddpo.loading import configuration_source
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _text_encoder(config: Mapping[str, Any]) -> torch.nn.Module:
 
 def _adapt(unet: torch.nn.Module, adapter: AdapterSettings) -> list[torch.Tensor]:
     """Wrap the target layers as `Agents` does, for one agent; returns the adapter's matrices."""
-    unet.requires_grad_(False).eval()
+    freeze(unet)
     matrices = []
     for name, base in target_layers(unet, adapter.target_modules).items():
         a = torch.zeros(1, adapter.rank, base.in_features, requires_grad=True)

@@ -1,0 +1,83 @@
+"""Frozen convolutions: the same gradients to the bit, and no input kept for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ddpo.frozen import FrozenConv2d, freeze
+from tests.conftest import make_rig
+
+GEOMETRIES = [
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 1},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2, "bias": False},
+    {"kernel_size": 3, "padding": "same"},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+]
+
+
+def kept(function):
+    """Bytes that a function's result keeps for its backward pass."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    return result, sum(storages.values())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_output_and_gradient_are_those_of_pytorch_to_the_bit(geometry, layout):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(4, 6, **geometry).requires_grad_(False).to(memory_format=layout)
+    frozen = nn.Conv2d(4, 6, **geometry)
+    frozen.load_state_dict(plain.state_dict())
+    freeze(frozen.to(memory_format=layout))
+    assert type(frozen) is FrozenConv2d
+    x = torch.randn(2, 4, 9, 7).to(memory_format=layout)
+    results = []
+    for layer in (plain, frozen):
+        leaf = x.clone().requires_grad_()
+        out = layer(leaf)
+        out.backward(torch.ones_like(out).cumsum(2))
+        results.append((out, leaf.grad))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_it_keeps_no_input():
+    x = torch.randn(8, 16, 32, 32, requires_grad=True)
+    plain, frozen = nn.Conv2d(16, 4, 3).requires_grad_(False), nn.Conv2d(16, 4, 3)
+    freeze(frozen)
+    _, before = kept(lambda: plain(x * 2))
+    _, after = kept(lambda: frozen(x * 2))
+    assert before - after == x.nbytes
+
+
+def test_a_training_pass_keeps_a_sixth_less_and_its_gradient_is_the_same():
+    gradients, sizes = [], []
+    for is_frozen in (False, True):
+        rig = make_rig(2)
+        rig.perturb()
+        if not is_frozen:
+            for module in rig.model.unet.modules():
+                if type(module) is FrozenConv2d:
+                    module.__class__ = nn.Conv2d
+        batch = rig.batch(2, 2)
+        latents = torch.randn(
+            4, *rig.model.latent_shape, generator=torch.Generator().manual_seed(0)
+        )
+        arguments = (rig.agents, latents, rig.sampler.schedule.timesteps, batch.conditioning, 2)
+        out, size = kept(lambda rig=rig, arguments=arguments: rig.sampler.guided(*arguments))
+        out.square().sum().backward()
+        gradients.append(rig.agents.gradients.clone())
+        sizes.append(size)
+    assert torch.equal(*gradients)
+    assert sizes[1] < 0.85 * sizes[0]
