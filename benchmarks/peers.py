@@ -7,8 +7,9 @@
 Both load the same random Stable Diffusion and train rank-4 adapters on its attention projections
 towards small JPEG files: the same number of images, denoising steps with eta 1, guidance in
 sampling and in training, prompts, one optimiser step. TRL 0.23.1 is the newest release that has
-the trainer; it runs unchanged, with the libraries of its time, in a virtual environment that this
-script makes. Each is called at its own entry point, `DDPOTrainer.step` and `Trainer.iterate`.
+the trainer; it runs unchanged, with the libraries that this project was measured with, in a virtual
+environment that this script makes. Each is called at its own entry point, `DDPOTrainer.step` and
+`Trainer.iterate`.
 
 This project's settings differ by model (`OWN`): rows a pass and memory layout, which TRL has not.
 It trains in a single pass (`train.single_pass`): with one optimiser step an epoch the gradients are
@@ -38,10 +39,10 @@ from benchmarks.worker import Worker, virtual_environment
 PACKAGES = (
     "torch==2.13.0",
     "trl==0.23.1",
-    "diffusers==0.35.2",
-    "transformers==4.56.2",
-    "peft==0.17.1",
-    "accelerate==1.10.1",
+    "diffusers==0.42.1",
+    "transformers==5.23.0",
+    "peft==0.21.2",
+    "accelerate==1.15.0",
 )
 POLICIES = 6
 IMAGES = 8  # of each policy

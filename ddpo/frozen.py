@@ -24,8 +24,8 @@ def freeze(module: nn.Module) -> None:
 class FrozenConv2d(nn.Conv2d):
     """A convolution whose weights want no gradient, and which so keeps no input for backward.
 
-    PyTorch's own keeps it for the gradient of the weights, wanted or not: of Stable Diffusion 1.5
-    a seventh of all that a row with gradient keeps. Results are the same to the bit.
+    PyTorch's own keeps it for the gradient of the weights, wanted or not: in Stable Diffusion 1.5
+    that is a seventh of what a row with gradient needs. Results are the same to the bit.
     """
 
     def _conv_forward(
@@ -56,12 +56,11 @@ class _InputGradient(torch.autograd.Function):
         bias: torch.Tensor | None,
         *geometry: Any,
     ) -> torch.Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.geometry = x.shape, geometry
+        # Not with save_for_backward: checkpointing would repeat the convolution to save it again.
+        ctx.shape, ctx.weight, ctx.geometry = x.shape, weight, geometry
         return nn.functional.conv2d(x, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        grad_input = conv2d_input(ctx.shape, weight, gradient, *ctx.geometry)
+        grad_input = conv2d_input(ctx.shape, ctx.weight, gradient, *ctx.geometry)
         return (grad_input, *[None] * 6)

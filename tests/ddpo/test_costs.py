@@ -79,9 +79,9 @@ def test_stable_diffusion_costs_what_was_measured_on_a_gpu(monkeypatch):
 
 def test_checkpointing_saves_bytes_and_costs_a_forward_pass():
     plain, saving = footprint_of(SD15), footprint_of(SD15, gradient_checkpointing=True)
-    assert saving.train_bytes < 0.66 * plain.train_bytes
+    assert saving.train_bytes < 0.6 * plain.train_bytes
     extra = (saving.train_flops - plain.train_flops) / plain.sample_flops
-    assert 0.6 < extra < 1
+    assert 0.5 < extra < 1  # what no backward pass asks for is not repeated
     assert saving.sample_bytes == plain.sample_bytes
 
 

@@ -58,7 +58,8 @@ def test_it_keeps_no_input():
     freeze(frozen)
     _, before = kept(lambda: plain(x * 2))
     _, after = kept(lambda: frozen(x * 2))
-    assert before - after == x.nbytes
+    assert before >= x.nbytes
+    assert after == 0
 
 
 def test_a_training_pass_keeps_a_sixth_less_and_its_gradient_is_the_same():
