@@ -84,13 +84,9 @@ _SPECIALISTS = {
     "evolution.evolutionary_generations": "0",
 }
 _FEW = {"sample.num_steps": "6", "evaluation.num_steps": "10"}
-# As many optimiser steps, each on so many images: but these are drawn after the step before.
-_SINGLE_PASS = {
-    "train.single_pass": "True",
-    "train.updates_per_epoch": "1",
-    "sample.prompts_per_iteration": "2",
-    "evolution.iterations_per_generation": "8",
-}
+_SINGLE_PASS = {"train.single_pass": "True", "train.updates_per_epoch": "1"}
+# As many optimiser steps, each on as many images: but these are drawn after the step before.
+_SMALL = {"sample.prompts_per_iteration": "2", "evolution.iterations_per_generation": "8"}
 _SKIP = {"train.skip_last_steps": "2"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
 
@@ -125,8 +121,13 @@ ARMS: dict[str, Arm] = {
         is_main=True,
     ),
     "single_pass": Arm(
-        title="the same, an update after every 8 images, in a single pass",
+        title="the same, but a single pass of 8 images an update",
+        overrides={**_SKIP, **_SOUP, **_FEW, **_SINGLE_PASS, **_SMALL},
+    ),
+    "single_pass_32": Arm(
+        title="the same, but a single pass of 32 images an update",
         overrides={**_SKIP, **_SOUP, **_FEW, **_SINGLE_PASS},
+        rates=HIGHER_RATES,
     ),
     "specialists": Arm(
         title="soup of specialists, last noisy step untrained",
