@@ -152,36 +152,42 @@ class Sampler:
         on_step: Callable[[], object] | None,
         trained: Mapping[int, float] | None = None,
     ) -> Rollout:
-        """One chunk. With `trained` every row of a pass has a copy of its agent's adapter."""
-        rows = len(prompts.texts)
-        shape = self.model.latent_shape
-        noise = keyed_noise(prompts.seeds, (len(schedule.timesteps) + 1, *shape))
+        """One chunk. With `trained` every sample of a pass has a copy of its agent's adapter."""
+        rows, num_steps = len(prompts.texts), len(schedule.timesteps)
+        noise = keyed_noise(prompts.seeds, (num_steps + 1, *self.model.latent_shape))
         noise = to_device(noise, self.model.device, agents.dtype)
         conditioning = prompts.conditioning
         num_adapters = prompts.num_agents if trained is None else rows
         weights = trained or {}
-        latents, log_probs = [noise[:, 0] * self.model.scheduler.init_noise_sigma], []
-        for i, t in enumerate(schedule.timesteps):
-            sigma = schedule.sigma[i]
+
+        def step(i: int, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """The latents after step i and their log-probability, without what led to them."""
+            t, sigma = schedule.timesteps[i], schedule.sigma[i]
             with torch.set_grad_enabled(i in weights):
-                out = self.guided(agents, latents[-1], t.expand(rows), conditioning, num_adapters)
+                out = self.guided(agents, before, t.expand(rows), conditioning, num_adapters)
                 mean = step_mean(
                     out,
-                    latents[-1],
+                    before,
                     schedule.alpha_bar[i],
                     schedule.alpha_bar_prev[i],
                     sigma,
                     schedule.prediction_type,
                 )
-                latents.append(mean.detach() + sigma * noise[:, i + 1])
-                log_prob = gaussian_log_prob(latents[-1], mean, sigma)
+                after = mean.detach() + sigma * noise[:, i + 1]
+                log_prob = gaussian_log_prob(after, mean, sigma)
                 if i in weights:
                     total = agents.loss_scale.scaled(weights[i] * log_prob, prompts.num_agents)
                     total.sum().backward()
-            log_probs.append(log_prob.detach())
+            return after, log_prob.detach()
+
+        latents, log_probs = [noise[:, 0] * self.model.scheduler.init_noise_sigma], []
+        for i in range(num_steps):
+            after, log_prob = step(i, latents[-1])
+            latents.append(after)
+            log_probs.append(log_prob)
             if on_step is not None:
                 on_step()
-        self._unet_rows += rows * self.rows_per_sample * (len(schedule.timesteps) - len(weights))
+        self._unet_rows += rows * self.rows_per_sample * (num_steps - len(weights))
         return Rollout(
             prompts=prompts,
             schedule=schedule,

@@ -115,7 +115,7 @@ def _counts(settings: Settings, plan: Plan) -> Iterator[str]:
         f"the final front (about {plan.report_policies}, {plan.report_images:,})"
     )
     yield (
-        f"UNet rows an image: {plan.sample_rows_per_image:,} to sample, "
+        f"UNet rows an image: {plan.sample_rows_per_image:,} to sample without gradient, "
         f"{plan.evaluation_rows_per_image:,} in evaluations, "
         f"{plan.train_rows_per_image:,} with gradient"
         + (f", {plan.base_rows_per_image:,} more" if plan.base_rows_per_image else "")
