@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.grad import conv2d_input
 
 
 def freeze(module: nn.Module) -> None:
@@ -25,7 +24,7 @@ class FrozenConv2d(nn.Conv2d):
     """A convolution whose weights want no gradient, and which so keeps no input for backward.
 
     PyTorch's own keeps it for the gradient of the weights, wanted or not: in Stable Diffusion 1.5
-    that is a seventh of what a row with gradient needs. Results are the same to the bit.
+    that is a seventh of what a row with gradient needs. Results are the same up to rounding.
     """
 
     def _conv_forward(
@@ -54,13 +53,24 @@ class _InputGradient(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        *geometry: Any,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
     ) -> torch.Tensor:
         # Not with save_for_backward: checkpointing would repeat the convolution to save it again.
-        ctx.shape, ctx.weight, ctx.geometry = x.shape, weight, geometry
-        return nn.functional.conv2d(x, weight, bias, *geometry)
+        ctx.weight, ctx.size = weight, x.shape[2:]
+        ctx.geometry = stride, padding, dilation, groups
+        return nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_input = conv2d_input(ctx.shape, ctx.weight, gradient, *ctx.geometry)
+        # By definition the transposed convolution; on CPUs faster than `torch.nn.grad.conv2d_input`
+        # and with less workspace. What the strides did not reach of the input is its padding.
+        stride, padding, dilation, groups = ctx.geometry
+        sizes = zip(ctx.size, padding, dilation, ctx.weight.shape[2:], stride, strict=True)
+        unreached = [(size + 2 * p - d * (k - 1) - 1) % s for size, p, d, k, s in sizes]
+        grad_input = nn.functional.conv_transpose2d(
+            gradient, ctx.weight, None, stride, padding, unreached, groups, dilation
+        )
         return (grad_input, *[None] * 6)

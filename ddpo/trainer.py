@@ -10,6 +10,7 @@ import torch
 
 from config.errors import StoppedError
 from ddpo.advantages import advantages
+from ddpo.allocator import keep_freed_memory
 from ddpo.collapse import CollapseWatch
 from ddpo.compiling import compile_unet
 from ddpo.conditioned import make_agents
@@ -79,6 +80,8 @@ class Trainer:
         check_stop: Callable[[], object] = lambda: None,
         model: BaseModel | None = None,
     ) -> None:
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         self.settings = settings
         self.processes = processes
         self.start_bar = start_bar
