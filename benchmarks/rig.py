@@ -11,6 +11,7 @@ import torch
 from config import base
 from config.parse import parse
 from ddpo.agents import Agents
+from ddpo.allocator import keep_freed_memory
 from ddpo.pipeline import FrozenDiffusion
 from ddpo.sampler import Sampler
 from ddpo.seeding import keyed_seed
@@ -85,6 +86,8 @@ class Rig:
     @classmethod
     def make(cls, model: FrozenDiffusion, settings: Settings, agents: Any | int) -> Rig:
         """Put the parts together; a number of agents stands for so many stacked adapters."""
+        if model.device.type == "cpu":
+            keep_freed_memory()  # as `Trainer` does
         if isinstance(agents, int):
             agents = Agents(model.unet, agents, settings.adapter, settings.train)
         sampler = Sampler(model, settings.training_sample)
