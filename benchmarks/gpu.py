@@ -126,12 +126,9 @@ def ceiling(bench: Bench) -> float:
 
 def flops_per_image(footprint: Footprint, steps: int) -> dict[str, float]:
     """FLOPs of one guided image: sampled with its decoding, trained on at every step, and both."""
-    sample, train, decode = (
-        2 * steps * footprint.sample_flops,
-        2 * steps * footprint.train_flops,
-        footprint.decode_flops,
-    )
-    return {"sample": sample + decode, "train": train, "single": train + decode}
+    train, decode = 2 * steps * footprint.train_flops, footprint.decode_flops
+    sample = 2 * steps * footprint.sample_flops + decode
+    return {"sample": sample, "train": train, "single_pass": train + decode}
 
 
 def throughput(bench: Bench, peak: float) -> dict[str, Any]:
@@ -153,7 +150,7 @@ def throughput(bench: Bench, peak: float) -> dict[str, Any]:
             {
                 "sample": rig.sample,
                 "train": partial(rig.train, rollout),
-                "single": rig.in_single_pass().sample_and_train,
+                "single_pass": rig.in_single_pass().sample_and_train,
             },
             bench.rounds,
             bench.clock,
@@ -162,8 +159,8 @@ def throughput(bench: Bench, peak: float) -> dict[str, Any]:
         images = AGENTS * bench.images
         seconds = {what: measured[what].median / images for what in flops}
         share = (flops["sample"] + flops["train"]) / (seconds["sample"] + seconds["train"]) / peak
-        single_share = flops["single"] / seconds["single"] / peak
-        speeds = [1 / seconds[what] for what in flops]
+        single_share = flops["single_pass"] / seconds["single_pass"] / peak
+        speeds = [1 / seconds[kind] for kind in kinds]
         for kind, speed in zip(kinds, speeds, strict=True):
             out[f"{kind}_images_per_s"][str(steps)] = speed
         out["ceiling_share"][str(steps)] = share

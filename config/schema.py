@@ -133,6 +133,11 @@ class SampleSettings:
     rows_per_pass: Annotated[int, AtLeast(1)]
     offload_rollouts: bool
 
+    @property
+    def rows_per_sample(self) -> int:
+        """UNet rows one sample needs at one step: two with guidance, one without."""
+        return 1 if self.guidance_scale == 1 else 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:

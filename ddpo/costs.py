@@ -109,7 +109,7 @@ class Plan:
             report_policies: archive, base model and warm-up archive together; None: an estimate.
         """
         sample, train, evolution = settings.sample, settings.train, settings.evolution
-        guided = 1 if sample.guidance_scale == 1 else 2
+        guided = sample.rows_per_sample
         trainable = sample.noisy_steps or sample.num_steps - train.skip_last_steps
         is_ddpo = train.update_rule == "ddpo"
         trained = max(1, round(train.timestep_fraction * trainable))
@@ -255,11 +255,12 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
     trajectory = (steps + 1) * footprint.latent_entries
     is_on_device = not settings.sample.offload_rollouts
     measures = _MEASURES.get(settings.train.update_rule, 0) * steps * footprint.latent_entries
-    guided = 1 if settings.sample.guidance_scale == 1 else 2
     kept = trajectory + footprint.image_entries
     if settings.train.single_pass:
         kept += footprint.adapter_parameters
-    pictures_per_pass = max(plan.num_agents, settings.sample.rows_per_pass // guided)
+    pictures_per_pass = max(
+        plan.num_agents, settings.sample.rows_per_pass // settings.sample.rows_per_sample
+    )
     return Memory(
         weights=footprint.weight_bytes,
         adapters=_ADAPTER_COPIES * _FLOAT32 * plan.num_agents * footprint.adapter_parameters,

@@ -55,7 +55,7 @@ class Sampler:
     @property
     def rows_per_sample(self) -> int:
         """UNet rows one sample needs at one step: two with guidance, one without."""
-        return 1 if self.settings.guidance_scale == 1 else 2
+        return self.settings.rows_per_sample
 
     def samples_per_pass(self, num_agents: int) -> int:
         """Samples per agent in one UNet pass."""

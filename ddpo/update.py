@@ -138,10 +138,7 @@ class Updater:
                     )
                     ratio_error = meter.ratio_error(self.processes)
             meter.is_before_first_update = False
-            self.processes.sum_in_group(agents.gradients, share.num_agents)
-            norms.append(agents.step(self.settings.max_grad_norm)[:num_agents])
-            if on_update is not None:
-                on_update()
+            norms.append(self._step(agents, share, on_update)[:num_agents])
         self._check_skipped(agents, share)
         num_pairs = len(minibatches) * pairs_per_update
         passes_per_pair = 1 + is_measured + (self.settings.kl_coef > 0)
@@ -192,10 +189,7 @@ class Updater:
         advantages = to_device(advantages, agents.device, gradients.dtype)
         agents.zero_grad()
         agents.gradients[:num_agents] = -torch.einsum("kn,knp->kp", advantages, gradients)
-        self.processes.sum_in_group(agents.gradients, share.num_agents)
-        norm = agents.step(self.settings.max_grad_norm)[:num_agents]
-        if on_update is not None:
-            on_update()
+        norm = self._step(agents, share, on_update)[:num_agents]
         self._check_skipped(agents, share)
         loss = -advantages.float().sum(dim=1) / share.num_samples
         self.processes.sum_in_group(loss, share.num_agents)
@@ -215,6 +209,16 @@ class Updater:
             excluded_steps=num_steps - len(steps),
             unet_rows=share.num_samples * len(steps) * num_agents * self.rule.rows_per_pair,
         )
+
+    def _step(
+        self, agents: Agents, share: Share, on_update: Callable[[], object] | None
+    ) -> torch.Tensor:
+        """One optimiser step on the gradients of all processes of a group; see `Agents.step`."""
+        self.processes.sum_in_group(agents.gradients, share.num_agents)
+        norms = agents.step(self.settings.max_grad_norm)
+        if on_update is not None:
+            on_update()
+        return norms
 
     def _pick(self, advantages: torch.Tensor, share: Share) -> torch.Tensor | None:
         """(K, n) samples of each agent that `best_of` leaves to train; None for all of them."""

@@ -194,7 +194,7 @@ class Judge:
         rank = 2 * settings.policy_adapter.rank  # room for a blend of two
         adapter = dataclasses.replace(settings.adapter, rank=rank, alpha=float(rank))
         # As many at a time as in the run, unless a pass is to have fewer rows than that.
-        per_agent = 1 if settings.sample.guidance_scale == 1 else 2
+        per_agent = settings.sample.rows_per_sample
         num_agents = min(
             settings.evolution.num_agents, max(1, settings.sample.rows_per_pass // per_agent)
         )
