@@ -19,15 +19,15 @@ from config.errors import UserError
 from ddpo.adam import AdapterAdam
 from ddpo.advantages import PromptStatistics
 from ddpo.frozen import freeze
+from ddpo.lora import Factors, StackedLoRALinear
 from ddpo.loss_scale import LossScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from config.schema import AdapterSettings, TrainSettings
+    from ddpo.lora import Stack
     from ddpo.types import Conditioning
-
-Stack = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer -> A (K, rank, in), B (K, out, rank)
 
 _ALIGNMENT = 16  # float32 entries: every adapter matrix starts on a 64-byte boundary
 
@@ -72,42 +72,6 @@ class _Place(NamedTuple):
     @property
     def aligned_size(self) -> int:
         return -(-self.size // _ALIGNMENT) * _ALIGNMENT
-
-
-class StackedLoRALinear(nn.Module):
-    """A frozen linear layer plus K low-rank updates, one per agent.
-
-    Input rows are agent-major; row block k gets base(x) + scale * x A_k^T B_k^T.
-
-    Args:
-        base: the frozen layer.
-        scale: alpha / rank.
-        stack: holds A (K, rank, in) and B (K, out, rank) of every adapted layer, as `Agents` shows
-            them for each pass.
-        name: of this layer in it.
-    """
-
-    def __init__(self, base: nn.Linear, scale: float, stack: Stack, name: str) -> None:
-        super().__init__()
-        self.is_adapted = True
-        self.base = base
-        self.scale = scale
-        self.stack = stack
-        self.name = name
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The base layer's output plus each row's low-rank update: (..., in) to (..., out)."""
-        out: torch.Tensor = self.base(x)
-        if not self.is_adapted:
-            return out
-        a, b = self.stack[self.name]
-        a, b = a.to(x.dtype), b.to(x.dtype)
-        hidden = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
-        # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
-        update = torch.bmm(hidden, b.transpose(1, 2))
-        if self.scale != 1:
-            update = update * self.scale
-        return out + update.view_as(out)
 
 
 class Agents:
@@ -255,20 +219,22 @@ class Agents:
         """Hand every layer its matrices, as one split: backward fills the block in one piece.
 
         Without gradient they are views that stay true while the weights change in place, so the
-        steps of a rollout share them.
+        steps of a rollout share them; unless the model has another dtype.
         """
         is_training = torch.is_grad_enabled()
         if self._shown == num_active and not is_training:
             return
         places = [place for pair in self._places.values() for place in pair]
-        parts = self._block[:num_active].split([place.aligned_size for place in places], dim=1)
-        matrices = [
-            part[:, : place.size].unflatten(1, place.shape)
+        block = self._block[:num_active].to(self._model_dtype)
+        parts = block.split([place.aligned_size for place in places], dim=1)
+        transposed = [
+            part[:, : place.size].unflatten(1, place.shape).mT
             for part, place in zip(parts, places, strict=True)
         ]
-        pairs = zip(matrices[::2], matrices[1::2], strict=True)
+        pairs = map(Factors, transposed[::2], transposed[1::2])
         self._stack.update(zip(self._places, pairs, strict=True))
-        self._shown = 0 if is_training else num_active
+        are_views = not is_training and self._model_dtype == self.dtype
+        self._shown = num_active if are_views else 0
 
     @property
     def gradients(self) -> torch.Tensor:

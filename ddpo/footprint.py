@@ -21,12 +21,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from config.errors import UserError
-from ddpo.agents import StackedLoRALinear, target_layers
+from ddpo.agents import target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.costs import Footprint
 from ddpo.dtypes import DTYPES
 from ddpo.frozen import freeze
 from ddpo.loading import configuration_source
+from ddpo.lora import Factors, StackedLoRALinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -193,7 +194,8 @@ def _adapt(unet: torch.nn.Module, adapter: AdapterSettings) -> list[torch.Tensor
         a = torch.zeros(1, adapter.rank, base.in_features, requires_grad=True)
         b = torch.zeros(1, base.out_features, adapter.rank, requires_grad=True)
         matrices += [a, b]
-        layer = StackedLoRALinear(base, adapter.alpha / adapter.rank, {name: (a, b)}, name)
+        factors = Factors(*(matrix.to(base.weight.dtype).mT for matrix in (a, b)))
+        layer = StackedLoRALinear(base, adapter.alpha / adapter.rank, {name: factors}, name)
         unet.set_submodule(name, layer)
     return matrices
 

@@ -22,6 +22,21 @@ def test_a_fresh_adapter_leaves_the_base_model_bitwise_as_it_was():
         assert torch.equal(rig.agents.predict(x, t, Conditioning(text=c), 3), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_sees_what_the_adapters_have_become(dtype):
+    rig = make_rig(2, make_tiny_pipe().to(dtype))
+    x, t, c = torch.randn(4, 4, 8, 8), torch.tensor(500).expand(4), torch.randn(4, 8, 16)
+    with torch.no_grad():
+        before = rig.agents.predict(x, t, Conditioning(text=c), 2)
+        rig.perturb()
+        after = rig.agents.predict(x, t, Conditioning(text=c), 2)
+        rig.agents.load(0, rig.agents.initial_policy())
+        again = rig.agents.predict(x, t, Conditioning(text=c), 2)
+    assert not torch.equal(after[:2], before[:2])
+    assert torch.equal(again[:2], before[:2])
+    assert torch.equal(again[2:], after[2:])
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
 def test_agents_together_equal_each_alone(dtype, tolerance):
     """Pictures, the last gradient, and the adapters two optimiser steps later.

@@ -1,0 +1,120 @@
+"""A frozen linear layer with the low-rank updates of K agents (LoRA: Hu et al. 2022, eq. 3)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+
+class Factors(NamedTuple):
+    """The transposed adapters of one layer: rows are multiplied from the left.
+
+    Attributes:
+        down: (K, in, rank), every agent's A^T.
+        up: (K, rank, out), every agent's B^T.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+
+Stack = dict[str, Factors]  # by layer
+
+
+class StackedLoRALinear(nn.Module):
+    """A frozen linear layer plus K low-rank updates, one per agent.
+
+    Input rows are agent-major; row block k gets base(x) + scale * x A_k^T B_k^T.
+
+    Args:
+        base: the frozen layer.
+        scale: alpha / rank.
+        stack: holds the factors of every adapted layer in the dtype of its input, as `Agents` shows
+            them for each pass.
+        name: of this layer in it.
+    """
+
+    def __init__(self, base: nn.Linear, scale: float, stack: Stack, name: str) -> None:
+        super().__init__()
+        self.is_adapted = True
+        self.base = base
+        self.scale = scale
+        self.stack = stack
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The base layer's output plus each row's low-rank update: (..., in) to (..., out)."""
+        out: torch.Tensor
+        if not self.is_adapted:
+            out = self.base(x)
+            return out
+        arguments = (x, self.base.weight, self.base.bias, *self.stack[self.name], self.scale)
+        if torch.is_grad_enabled():
+            out = _LowRankUpdate.apply(*arguments)  # type: ignore[no-untyped-call]
+        else:
+            out, _ = _adapted(*arguments)
+        return out
+
+
+def _adapted(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The adapted layer's output (..., out), and x A^T (K, rows, rank) before it is scaled."""
+    out = nn.functional.linear(x, weight, bias)
+    hidden = torch.bmm(_by_agent(x, down), down)
+    # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
+    update = torch.bmm(hidden, up)
+    if scale != 1:
+        update *= scale
+    return out + update.view(out.shape), hidden
+
+
+def _by_agent(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Agent-major x (..., width) as (K, rows, width)."""
+    return x.reshape(len(factor), -1, x.shape[-1])
+
+
+class _LowRankUpdate(torch.autograd.Function):
+    """`_adapted`, differentiable with respect to x and the factors.
+
+    Autograd's own backward pass multiplies tall matrices by `rank` columns, for which processors
+    have no fast kernel; here every product is as wide as the layer, and gradients add in place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        out, hidden = _adapted(x, weight, bias, down, up, scale)
+        ctx.save_for_backward(x, hidden, down, up)
+        ctx.weight, ctx.scale = weight, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, hidden, down, up = ctx.saved_tensors
+        update = _by_agent(gradient, up)
+        grad_up = torch.bmm(hidden.mT, update)
+        grad_hidden = torch.bmm(up, update.mT)  # (K, rank, rows)
+        if ctx.scale != 1:
+            grad_up *= ctx.scale
+            grad_hidden *= ctx.scale
+        grad_down = torch.bmm(grad_hidden, _by_agent(x, down)).mT
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            through_base = _by_agent(gradient @ ctx.weight, down)
+            grad_x = through_base.baddbmm_(grad_hidden.mT, down.mT).view(x.shape)
+        return grad_x, None, None, grad_down, grad_up, None
