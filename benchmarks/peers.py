@@ -50,7 +50,7 @@ GUIDANCE = 5.0
 BATCHES = (1, 2, 4, 8)  # samples a pass of the peer's training
 # Settings of this project: UNet rows a pass, without and with gradient, and the UNet's layout. The
 # rows are the most that keep the peak memory of training about that of the peer.
-OWN = {"small": ("36", "36", "contiguous"), "larger": ("36", "24", "channels_last")}
+OWN = {"small": ("36", "36", "channels_last"), "larger": ("36", "24", "channels_last")}
 ALONE, TWICE = "this project, one agent, two passes", "this project, all agents, two passes"
 TOGETHER = "this project, all agents, single pass"
 

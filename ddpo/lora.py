@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ddpo.frozen import linear
+
 
 class Factors(NamedTuple):
     """The transposed adapters of one layer: rows are multiplied from the left.
@@ -49,39 +51,34 @@ class StackedLoRALinear(nn.Module):
         out: torch.Tensor
         if not self.is_adapted:
             out = self.base(x)
-            return out
-        arguments = (x, self.base.weight, self.base.bias, *self.stack[self.name], self.scale)
-        if torch.is_grad_enabled():
-            out = _LowRankUpdate.apply(*arguments)  # type: ignore[no-untyped-call]
+        elif torch.is_grad_enabled():
+            out = _Adapted.apply(  # type: ignore[no-untyped-call]
+                x, *self.stack[self.name], self.base, self.scale
+            )
         else:
-            out, _ = _adapted(*arguments)
+            out, _ = _adapted(x, *self.stack[self.name], self.base, self.scale)
         return out
 
 
 def _adapted(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    down: torch.Tensor,
-    up: torch.Tensor,
-    scale: float,
+    x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, base: nn.Linear, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The adapted layer's output (..., out), and x A^T (K, rows, rank) before it is scaled."""
-    out = nn.functional.linear(x, weight, bias)
+    out = nn.functional.linear(x, base.weight, base.bias)
     hidden = torch.bmm(_by_agent(x, down), down)
     # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
     update = torch.bmm(hidden, up)
     if scale != 1:
         update *= scale
-    return out + update.view(out.shape), hidden
+    return out.add_(update.view(out.shape)), hidden
 
 
 def _by_agent(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Agent-major x (..., width) as (K, rows, width)."""
-    return x.reshape(len(factor), -1, x.shape[-1])
+    return x.reshape(factor.shape[0], -1, x.shape[-1])
 
 
-class _LowRankUpdate(torch.autograd.Function):
+class _Adapted(torch.autograd.Function):
     """`_adapted`, differentiable with respect to x and the factors.
 
     Autograd's own backward pass multiplies tall matrices by `rank` columns, for which processors
@@ -92,15 +89,14 @@ class _LowRankUpdate(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
+        base: nn.Linear,
         scale: float,
     ) -> torch.Tensor:
-        out, hidden = _adapted(x, weight, bias, down, up, scale)
+        out, hidden = _adapted(x, down, up, base, scale)
         ctx.save_for_backward(x, hidden, down, up)
-        ctx.weight, ctx.scale = weight, scale
+        ctx.base, ctx.scale = base, scale
         return out
 
     @staticmethod
@@ -115,6 +111,6 @@ class _LowRankUpdate(torch.autograd.Function):
         grad_down = torch.bmm(grad_hidden, _by_agent(x, down)).mT
         grad_x = None
         if ctx.needs_input_grad[0]:
-            through_base = _by_agent(gradient @ ctx.weight, down)
+            through_base = linear(update, ctx.base.weight.mT)
             grad_x = through_base.baddbmm_(grad_hidden.mT, down.mT).view(x.shape)
-        return grad_x, None, None, grad_down, grad_up, None
+        return grad_x, grad_down, grad_up, None, None

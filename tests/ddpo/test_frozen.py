@@ -1,4 +1,4 @@
-"""Frozen convolutions: the same gradients, and no input kept for them."""
+"""Frozen layers: the same gradients, and no input kept for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddpo.frozen import FrozenConv2d, freeze
+from ddpo import frozen
+from ddpo.frozen import FrozenConv2d, FrozenLinear, freeze, linear
 from tests.conftest import make_rig
 
 GEOMETRIES = [
@@ -38,13 +39,13 @@ def kept(function):
 def test_output_and_gradient_are_those_of_pytorch(geometry, layout):
     torch.manual_seed(0)
     plain = nn.Conv2d(4, 6, **geometry).requires_grad_(False).to(memory_format=layout).double()
-    frozen = nn.Conv2d(4, 6, **geometry).double()
-    frozen.load_state_dict(plain.state_dict())
-    freeze(frozen.to(memory_format=layout))
-    assert type(frozen) is FrozenConv2d
+    constant = nn.Conv2d(4, 6, **geometry).double()
+    constant.load_state_dict(plain.state_dict())
+    freeze(constant.to(memory_format=layout))
+    assert type(constant) is FrozenConv2d
     x = torch.randn(2, 4, 9, 8).double().to(memory_format=layout)
     results = []
-    for layer in (plain, frozen):
+    for layer in (plain, constant):
         leaf = x.clone().requires_grad_()
         out = layer(leaf)
         out.backward(torch.ones_like(out).cumsum(2))
@@ -56,12 +57,38 @@ def test_output_and_gradient_are_those_of_pytorch(geometry, layout):
 
 def test_it_keeps_no_input():
     x = torch.randn(8, 16, 32, 32, requires_grad=True)
-    plain, frozen = nn.Conv2d(16, 4, 3).requires_grad_(False), nn.Conv2d(16, 4, 3)
-    freeze(frozen)
+    plain, constant = nn.Conv2d(16, 4, 3).requires_grad_(False), nn.Conv2d(16, 4, 3)
+    freeze(constant)
     _, before = kept(lambda: plain(x * 2))
-    _, after = kept(lambda: frozen(x * 2))
+    _, after = kept(lambda: constant(x * 2))
     assert before >= x.nbytes
     assert after == 0
+
+
+@pytest.mark.parametrize("lags", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 7)])
+def test_a_linear_layer_and_its_gradient_are_those_of_pytorch(shape, bias, lags, monkeypatch):
+    monkeypatch.setattr(frozen, "_mkl_lags", lambda: lags)
+    plain = nn.Linear(8, 6, bias=bias).requires_grad_(False)
+    constant = nn.Linear(8, 6, bias=bias)
+    constant.load_state_dict(plain.state_dict())
+    freeze(constant)
+    assert type(constant) is FrozenLinear
+    x = torch.randn(8, *shape).movedim(0, -1).requires_grad_()  # strided
+    weight = torch.randn(6, *shape).movedim(0, -1)
+    out, expected = constant(x), plain(x)
+    torch.testing.assert_close(out, expected)
+    (gradient,) = torch.autograd.grad(out, x, weight)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, weight)[0])
+    with torch.no_grad():
+        assert torch.equal(constant(x), expected)
+
+
+def test_products_of_other_dtypes_stay_matrix_products(monkeypatch):
+    monkeypatch.setattr(frozen, "_mkl_lags", lambda: True)
+    x, weight = torch.randn(2, 3, 4).double(), torch.randn(5, 4).double()
+    assert torch.equal(linear(x, weight), nn.functional.linear(x, weight))
 
 
 def test_a_training_pass_keeps_a_sixth_less_and_its_gradient_is_the_same():
