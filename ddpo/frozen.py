@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+_BATCH, _FEWEST_MULTIPLICATIONS = 16, 2**22  # from where on a convolution is faster
+
 
 def freeze(module: nn.Module) -> None:
     """Make a module constant, in place: no gradients, evaluation mode, layers of this module.
@@ -100,22 +102,24 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """The product x W^T + b by the faster library: the same up to rounding.
 
     MKL, which multiplies matrices, leaves half of AVX-512 idle on processors that are not Intel's;
-    oneDNN, which has the convolutions, does not.
+    oneDNN does not, but is only asked for convolutions, of a batch of 16 or more, and takes longer
+    to begin.
 
     Args:
-        x: (..., in); tokens (rows, tokens, in) may be taken for pixels.
+        x: (..., in).
         weight: (out, in).
         bias: (out,).
 
     Returns:
         (..., out).
     """
-    if x.ndim != 3 or x.device.type != "cpu" or x.dtype != torch.float32 or not _mkl_lags():
+    (width_out, width), positions = weight.shape, x.numel() // x.shape[-1]
+    is_large = positions % _BATCH == 0 and positions * width * width_out >= _FEWEST_MULTIPLICATIONS
+    if not is_large or x.device.type != "cpu" or x.dtype != torch.float32 or not _mkl_lags():
         return nn.functional.linear(x, weight, bias)
-    rows, tokens, width = x.shape
-    pixels = x.contiguous().view(rows, tokens, 1, width).permute(0, 3, 1, 2)  # channels last
+    pixels = x.contiguous().view(_BATCH, -1, 1, width).permute(0, 3, 1, 2)  # channels last
     out = nn.functional.conv2d(pixels, weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).reshape(rows, tokens, -1)
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], width_out)
 
 
 @cache

@@ -67,9 +67,10 @@ def test_it_keeps_no_input():
 
 @pytest.mark.parametrize("lags", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 7)])
+@pytest.mark.parametrize("shape", [(5,), (4, 8), (2, 3, 8)])
 def test_a_linear_layer_and_its_gradient_are_those_of_pytorch(shape, bias, lags, monkeypatch):
     monkeypatch.setattr(frozen, "_mkl_lags", lambda: lags)
+    monkeypatch.setattr(frozen, "_FEWEST_MULTIPLICATIONS", 0)
     plain = nn.Linear(8, 6, bias=bias).requires_grad_(False)
     constant = nn.Linear(8, 6, bias=bias)
     constant.load_state_dict(plain.state_dict())
@@ -85,10 +86,23 @@ def test_a_linear_layer_and_its_gradient_are_those_of_pytorch(shape, bias, lags,
         assert torch.equal(constant(x), expected)
 
 
-def test_products_of_other_dtypes_stay_matrix_products(monkeypatch):
+@pytest.mark.parametrize(("rows", "dtype"), [(4, torch.float64), (3, torch.float32)])
+def test_products_that_no_convolution_takes_are_matrix_products(rows, dtype, monkeypatch):
     monkeypatch.setattr(frozen, "_mkl_lags", lambda: True)
-    x, weight = torch.randn(2, 3, 4).double(), torch.randn(5, 4).double()
+    monkeypatch.setattr(frozen, "_FEWEST_MULTIPLICATIONS", 0)
+    x, weight = torch.randn(rows, 8, 4, dtype=dtype), torch.randn(5, 4, dtype=dtype)
     assert torch.equal(linear(x, weight), nn.functional.linear(x, weight))
+
+
+def test_large_products_are_convolutions_where_mkl_lags(monkeypatch):
+    """Only speed tells them apart, so the convolutions are counted."""
+    monkeypatch.setattr(frozen, "_mkl_lags", lambda: True)
+    calls = []
+    convolve = nn.functional.conv2d
+    monkeypatch.setattr(nn.functional, "conv2d", lambda *a: calls.append(1) or convolve(*a))
+    for positions, num_calls in ((32, 0), (1024, 1)):
+        linear(torch.randn(positions, 64), torch.randn(64, 64))
+        assert len(calls) == num_calls
 
 
 def test_a_training_pass_keeps_a_sixth_less_and_its_gradient_is_the_same():
