@@ -7,9 +7,10 @@ Three tables for each model, on one thread:
 
 1. K = 1..16 agents with the same number of images in all: CPU time an image.
 2. K agents in one pass against peft's adapters, one after another on the same UNet, the same images
-   a pass and agent. "lockstep" goes through the agents at every pass, as a loop does that moves all
-   agents together, with `set_adapter` before each; "in turn" finishes an agent before the next, so
-   that `set_adapter` costs nothing.
+   a pass and agent: denoising, sampling (denoising and decoding) and training. "lockstep" goes
+   through the agents at every pass, as a loop does that moves all agents together, with
+   `set_adapter` before each; "in turn" finishes an agent before the next, so that `set_adapter`
+   costs nothing.
 3. Bytes that an agent more keeps: all live tensors, before and after.
 
 The last line is JSON: `*_speedup_8x1` is 8 agents with one image each against lockstep, `*_in_turn`
@@ -21,6 +22,7 @@ from __future__ import annotations
 import gc
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from peft import LoraConfig
@@ -152,6 +154,12 @@ def scaling(name: str, agents: Sequence[int], num_steps: int, rounds: int) -> fl
     return max(abs(total / totals[1] - 1) for total in totals.values())
 
 
+def denoise(rig: Rig) -> None:
+    """One rollout without decoding, which adapters have no part in."""
+    with mock.patch.object(rig.sampler.model, "decode", lambda latents: latents[:, :3]):
+        rig.sample()
+
+
 def against_peft(
     name: str, num_agents: int, images: Sequence[int], num_steps: int, rounds: int
 ) -> dict[str, float]:
@@ -165,26 +173,25 @@ def against_peft(
         single = Rig.make(model, settings, agents=peft)
         rollouts = grouped.sample(), single.sample()
 
-        def in_turn(
-            what: str, switches: bool, single: Rig = single, rollouts: Any = rollouts
-        ) -> None:
+        parts: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "denoise": (partial(denoise, grouped), partial(denoise, single)),
+            "sample": (grouped.sample, single.sample),
+            "train": (partial(grouped.train, rollouts[0]), partial(single.train, rollouts[1])),
+        }
+
+        def in_turn(part: Callable[[], object], switches: bool, single: Rig = single) -> None:
             single.agents.switches_every_pass = switches
             for index in range(num_agents):
                 single.agents.activate(index)
-                single.sample() if what == "sample" else single.train(rollouts[1])
+                part()
 
-        measured = common.interleaved(
-            {
-                "sample grouped": grouped.sample,
-                "sample lockstep": partial(in_turn, "sample", True),
-                "sample in_turn": partial(in_turn, "sample", False),
-                "train grouped": partial(grouped.train, rollouts[0]),
-                "train lockstep": partial(in_turn, "train", True),
-                "train in_turn": partial(in_turn, "train", False),
-            },
-            rounds,
-        )
-        for what in ("sample", "train"):
+        cases: dict[str, Callable[[], object]] = {}
+        for what, (together, alone) in parts.items():
+            cases[f"{what} grouped"] = together
+            cases[f"{what} lockstep"] = partial(in_turn, alone, True)
+            cases[f"{what} in_turn"] = partial(in_turn, alone, False)
+        measured = common.interleaved(cases, rounds)
+        for what in parts:
             fast = measured[f"{what} grouped"]
             lockstep = common.paired_ratio(measured[f"{what} lockstep"], fast)
             turn = common.paired_ratio(measured[f"{what} in_turn"], fast)
