@@ -70,10 +70,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer whose weights want no gradient, and whose products in training are `linear`'s.
-
-    Without gradient it is PyTorch's own, to the bit.
-    """
+    """A linear layer whose weights want no gradient, and whose products are those of `linear`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
         """(..., in) to (..., out)."""
@@ -81,7 +78,7 @@ class FrozenLinear(nn.Linear):
         if torch.is_grad_enabled() and input.requires_grad:
             out = _Linear.apply(input, self)  # type: ignore[no-untyped-call]
         else:
-            out = super().forward(input)
+            out = linear(input, self.weight, self.bias)
         return out
 
 
@@ -113,13 +110,16 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Returns:
         (..., out).
     """
-    (width_out, width), positions = weight.shape, x.numel() // x.shape[-1]
-    is_large = positions % _BATCH == 0 and positions * width * width_out >= _FEWEST_MULTIPLICATIONS
-    if not is_large or x.device.type != "cpu" or x.dtype != torch.float32 or not _mkl_lags():
+    if x.numel() * weight.shape[0] < _FEWEST_MULTIPLICATIONS or not _is_for_onednn(x):
         return nn.functional.linear(x, weight, bias)
-    pixels = x.contiguous().view(_BATCH, -1, 1, width).permute(0, 3, 1, 2)  # channels last
+    pixels = x.contiguous().view(_BATCH, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last
     out = nn.functional.conv2d(pixels, weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], width_out)
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def _is_for_onednn(x: torch.Tensor) -> bool:
+    is_float32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    return is_float32_on_cpu and x.shape[:-1].numel() % _BATCH == 0 and _mkl_lags()
 
 
 @cache

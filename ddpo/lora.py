@@ -64,7 +64,7 @@ def _adapted(
     x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, base: nn.Linear, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The adapted layer's output (..., out), and x A^T (K, rows, rank) before it is scaled."""
-    out = nn.functional.linear(x, base.weight, base.bias)
+    out = linear(x, base.weight, base.bias)
     hidden = torch.bmm(_by_agent(x, down), down)
     # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
     update = torch.bmm(hidden, up)
