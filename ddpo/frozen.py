@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +118,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 def _is_for_onednn(x: torch.Tensor) -> bool:
     is_float32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return is_float32_on_cpu and x.shape[:-1].numel() % _BATCH == 0 and _mkl_lags()
+    return is_float32_on_cpu and x.shape[:-1].numel() % _BATCH == 0 and _MKL_LAGS
 
 
-@cache
 def _mkl_lags() -> bool:
     """Whether matrix products are MKL's, on an AMD processor with AVX-512."""
     backends, cpuinfo = torch.backends, Path("/proc/cpuinfo")
@@ -130,3 +128,6 @@ def _mkl_lags() -> bool:
         return False
     is_amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")
     return is_amd and backends.cpu.get_cpu_capability() == "AVX512"
+
+
+_MKL_LAGS = _mkl_lags()

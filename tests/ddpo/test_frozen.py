@@ -69,7 +69,7 @@ def test_it_keeps_no_input():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (4, 8), (2, 3, 8)])
 def test_a_linear_layer_and_its_gradient_are_those_of_pytorch(shape, bias, lags, monkeypatch):
-    monkeypatch.setattr(frozen, "_mkl_lags", lambda: lags)
+    monkeypatch.setattr(frozen, "_MKL_LAGS", lags)
     monkeypatch.setattr(frozen, "_FEWEST_MULTIPLICATIONS", 0)
     plain = nn.Linear(8, 6, bias=bias).requires_grad_(False)
     constant = nn.Linear(8, 6, bias=bias)
@@ -88,7 +88,7 @@ def test_a_linear_layer_and_its_gradient_are_those_of_pytorch(shape, bias, lags,
 
 @pytest.mark.parametrize(("rows", "dtype"), [(4, torch.float64), (3, torch.float32)])
 def test_products_that_no_convolution_takes_are_matrix_products(rows, dtype, monkeypatch):
-    monkeypatch.setattr(frozen, "_mkl_lags", lambda: True)
+    monkeypatch.setattr(frozen, "_MKL_LAGS", True)
     monkeypatch.setattr(frozen, "_FEWEST_MULTIPLICATIONS", 0)
     x, weight = torch.randn(rows, 8, 4, dtype=dtype), torch.randn(5, 4, dtype=dtype)
     assert torch.equal(linear(x, weight), nn.functional.linear(x, weight))
@@ -96,7 +96,7 @@ def test_products_that_no_convolution_takes_are_matrix_products(rows, dtype, mon
 
 def test_large_products_are_convolutions_where_mkl_lags(monkeypatch):
     """Only speed tells them apart, so the convolutions are counted."""
-    monkeypatch.setattr(frozen, "_mkl_lags", lambda: True)
+    monkeypatch.setattr(frozen, "_MKL_LAGS", True)
     calls = []
     convolve = nn.functional.conv2d
     monkeypatch.setattr(nn.functional, "conv2d", lambda *a: calls.append(1) or convolve(*a))
