@@ -86,7 +86,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
-        ctx.layer = layer
+        ctx.layer = layer  # not saved: as for a convolution, checkpointing would repeat the product
         return linear(x, layer.weight, layer.bias)
 
     @staticmethod
@@ -118,7 +118,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 def _is_for_onednn(x: torch.Tensor) -> bool:
     is_float32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return is_float32_on_cpu and x.shape[:-1].numel() % _BATCH == 0 and _MKL_LAGS
+    return _MKL_LAGS and is_float32_on_cpu and x.shape[:-1].numel() % _BATCH == 0
 
 
 def _mkl_lags() -> bool:
