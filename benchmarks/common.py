@@ -138,12 +138,16 @@ def print_header(title: str) -> None:
 
 
 def processor() -> str:
-    """Name of the processor and the number of cores this process may use."""
+    """Name of the processor, its family and model, and the cores this process may use."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = names[0].split(":", 1)[1].strip() if names else name
+        pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        facts = {key.strip(): value.strip() for key, value in pairs}
+        # A virtual machine's name for it may not tell one generation from the next.
+        parts = {"model name": "", "cpu family": "family ", "model": "model "}
+        known = [prefix + facts[key] for key, prefix in parts.items() if key in facts]
+        name = ", ".join(known) or name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name}, {cores} cores"
 

@@ -13,6 +13,9 @@ from tests.conftest import make_rig
 GEOMETRIES = [
     {"kernel_size": 3, "padding": 1},
     {"kernel_size": 1},
+    {"kernel_size": 1, "stride": 2},
+    {"kernel_size": 1, "padding": 1},
+    {"kernel_size": 1, "groups": 2},
     {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": (3, 2), "stride": (4, 3), "padding": (0, 1)},
     {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2, "bias": False},
@@ -92,6 +95,29 @@ def test_products_that_no_convolution_takes_are_matrix_products(rows, dtype, mon
     monkeypatch.setattr(frozen, "_FEWEST_MULTIPLICATIONS", 0)
     x, weight = torch.randn(rows, 8, 4, dtype=dtype), torch.randn(5, 4, dtype=dtype)
     assert torch.equal(linear(x, weight), nn.functional.linear(x, weight))
+
+
+CPUINFO = "processor\t: 0\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: 17\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "capability", "lags"),
+    [
+        (CPUINFO.format("AuthenticAMD", 26), "AVX512", True),  # Zen 5
+        (CPUINFO.format("AuthenticAMD", 25), "AVX512", False),  # Zen 4
+        (CPUINFO.format("AuthenticAMD", 26), "AVX2", False),
+        (CPUINFO.format("GenuineIntel", 26), "AVX512", False),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", "DEFAULT", False),
+    ],
+)
+def test_where_mkl_lags_is_read_from_the_processor(
+    cpuinfo, capability, lags, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert not frozen._mkl_lags(tmp_path / "cpuinfo")  # another system
+    (tmp_path / "cpuinfo").write_text(cpuinfo, encoding="utf-8")
+    assert frozen._mkl_lags(tmp_path / "cpuinfo") is lags
 
 
 def test_large_products_are_convolutions_where_mkl_lags(monkeypatch):
