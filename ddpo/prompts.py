@@ -156,9 +156,10 @@ def load_prompts(name: str) -> tuple[str, ...]:
 
 def _file_prompts(path: Path) -> Iterable[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"prompt file {path} is not UTF-8 text: {error}") from error
+    lines = [line.strip() for line in text.splitlines()]
     if path.suffix != ".jsonl":
         return lines
     return [_json_prompt(path, i, line) for i, line in enumerate(lines, start=1) if line]

@@ -199,7 +199,7 @@ def _source(module: str) -> Path | None:
 
 def _binding_problem(source: Path, attribute: str) -> str | None:
     try:
-        tree = ast.parse(source.read_text(encoding="utf-8"))
+        tree = ast.parse(source.read_bytes())
     except (SyntaxError, ValueError) as error:
         return f"names a file that is not valid Python: {error}"
     if attribute in _bound_names(tree):

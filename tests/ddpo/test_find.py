@@ -117,6 +117,13 @@ def test_guards_may_be_remote_or_of_the_user(own):
         read_settings([*options, "--config.guards.names=jugde"])
 
 
+def test_a_file_is_read_as_python_reads_it(tmp_path):
+    path = tmp_path / "marked.py"
+    path.write_text("def warmth(images): ...\n", encoding="utf-8-sig")
+    settings = read_settings([f"--config.rewards.names={path}:warmth,colorfulness"])
+    assert settings.rewards.names == (f"{path}:warmth", "colorfulness")
+
+
 def test_two_own_rewards_of_one_name_are_refused(own):
     with pytest.raises(ConfigError, match="must not repeat an objective"):
         read_settings([f"--config.rewards.names=own_rewards:warmth,{own}:warmth"])

@@ -97,6 +97,14 @@ def test_a_small_set_is_shared_and_that_is_said():
     assert parts.notes == ("118 of 398 report prompts are trained on as well",)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.txt", "cat\ndog"), ("a.jsonl", '{"prompt": "cat"}')]
+)
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(name, text, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert load_prompts(str(tmp_path / name))[0] == "cat"
+
+
 def test_json_lines_carry_metadata_to_the_reward_in_copies_too(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt": "a cat", "metadata": {"answers": ["cat"]}}\n\n{"prompt": "dog"}\n')
