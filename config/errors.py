@@ -16,15 +16,17 @@ class ConfigError(UserError):
 
     Args:
         problems: a sentence for each: the setting, its value, the rule, what to do.
+        advice: what else to do about all of them.
     """
 
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
+    def __init__(self, problems: list[str], advice: str = "") -> None:
+        self.problems, self.advice = problems, advice
         count = (
             "1 setting is wrong" if len(problems) == 1 else f"{len(problems)} settings are wrong"
         )
-        super().__init__(f"{count}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        lines = [f"{count}:", *(f"  - {problem}" for problem in problems), *filter(None, [advice])]
+        super().__init__("\n".join(lines))
 
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str], str]]:
         """What a process pool sends home: an exception's own way would call it with its message."""
-        return type(self), (self.problems,)
+        return type(self), (self.problems, self.advice)

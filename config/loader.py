@@ -9,26 +9,29 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from config.errors import ConfigError
+from config.resume import AUTO, settings_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def load(arguments: Sequence[str], default: Path) -> tuple[ConfigDict, list[str]]:
-    """Load a recipe and apply overrides.
+    """Load a recipe, or the settings of the run to continue, and apply overrides.
+
+    A run named by `--config.resume_from` brings its own settings, unless `--config` is given.
 
     Args:
         arguments: command line without the program's name; `--config.a.b=1` and `--config.a.b 1`
             are the same.
-        default: recipe used without `--config`.
+        default: recipe used without either.
 
     Returns:
         The configuration, and one sentence for each argument that could not be applied.
@@ -37,15 +40,16 @@ def load(arguments: Sequence[str], default: Path) -> tuple[ConfigDict, list[str]
         ConfigError: if the recipe itself cannot be loaded.
     """
     pairs, problems = _pairs(arguments)
-    recipe = default
-    overrides = []
+    named = dict(pairs)
+    recipe, run = named.get("config"), named.get("config.resume_from", AUTO)
+    settings = settings_in(Path(run)) if recipe is None and run != AUTO else None
+    if settings is not None:
+        config = ConfigDict({**settings, "resume_force": ()})
+    else:
+        config = load_recipe(default if recipe is None else Path(recipe))
     for name, value in pairs:
         if name == "config":
-            recipe = type(default)(value)
-        else:
-            overrides.append((name, value))
-    config = load_recipe(recipe)
-    for name, value in overrides:
+            continue
         try:
             _override(config, name.removeprefix("config."), value)
         except ValueError as error:

@@ -1,7 +1,8 @@
-"""Which settings a run may change when it is continued."""
+"""The settings of a run that is continued: what they were, and which of them may change."""
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ from config.schema import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from config.schema import Settings
 
+AUTO = "auto"  # of resume_from: whichever run of the log directory the settings mean
 # Settings that change nothing in what is learnt.
 _FREE = {
     "logdir",
@@ -71,12 +74,32 @@ _BEFORE = {
 }
 
 
-def past_defaults() -> dict[str, Any]:
-    """Nested settings: what a run did about those that its program did not have yet."""
+def completed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings of a run, with what it did about those that its program did not have yet.
+
+    Args:
+        given: `Settings.to_json()` of the run.
+    """
     config = base.get_config()
     config.update_from_flattened_dict(_BEFORE)
-    values: dict[str, Any] = config.to_dict()
-    return values
+    return _merged(config.to_dict(), given)
+
+
+def settings_in(run: Path) -> dict[str, Any] | None:
+    """The nested settings that a run directory was made with; None if no `config.json` is there.
+
+    Raises:
+        ConfigError: if the file is damaged.
+    """
+    path = run / "config.json"
+    try:
+        return completed(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except OSError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            [f"{path} is damaged ({error!r}); give the settings of the run with --config and so on"]
+        ) from error
 
 
 def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]:
@@ -87,20 +110,19 @@ def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]
     version of the program has and that of then had not, as long as they say what it did.
 
     Args:
-        before: `Settings.to_json()` of the run, as read from its checkpoint.
+        before: `Settings.to_json()` of the run, or `settings_in` its directory.
         settings: those of now.
 
     Raises:
         ConfigError: listing what differs and is not allowed.
     """
-    old, new = dict(flatten(before)), settings.flat()
-    default = dict(flatten(past_defaults()))
+    old, new, default = map(_flat, (before, settings.to_json(), completed({})))
     accepted, refused = [], []
     names = {*old, *new} - {"evolution.seed"}  # which is the run's seed
     for name in sorted(name for name in names if old.get(name) != new.get(name)):
         change = f"{name} was {_shown(old, name)} and is {_shown(new, name)} now"
         is_longer = name == _LONGER and new[name] > old.get(name, math.inf)
-        is_new = name not in old and new[name] == _as_json(default.get(name))
+        is_new = name not in old and new[name] == default.get(name)
         if name in _FREE or is_longer or is_new or name not in new:
             accepted.append(change)
         elif name in _ROUNDING:
@@ -111,17 +133,33 @@ def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]
             accepted.append(f"{change}; forced by resume_force")
         else:
             refused.append(
-                f"{change}; a run continues with the settings it began with, or by force with "
-                f"--config.resume_force={name}"
+                f"{change}; to continue with it all the same, --config.resume_force={name}"
             )
     if refused:
-        raise ConfigError(refused)
+        raise ConfigError(
+            refused,
+            "A run continues with the settings it began with: those are used where no --config is "
+            "given, as in --config.resume_from=RUN_DIRECTORY.",
+        )
     hidden = {"resume_from", "resume_force"}
     return [change for change in accepted if change.split(" ")[0] not in hidden]
 
 
-def _as_json(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+def _merged(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested defaults with the given values, which come from JSON, in their place."""
+    merged = dict(defaults)
+    for name, value in given.items():
+        if isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = _merged(merged[name], value)
+        else:
+            merged[name] = tuple(value) if isinstance(value, list) else value
+    return merged
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names and values, with lists for tuples as in JSON."""
+    pairs = flatten(settings)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

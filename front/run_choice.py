@@ -5,13 +5,15 @@ Nothing heavy is imported here: a run that is finished says so at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config.errors import UserError
+from config.errors import ConfigError, UserError
+from config.resume import AUTO, changed_settings, settings_in
 from front.files import write_json
 
 if TYPE_CHECKING:
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
 
     from config.schema import Settings
 
-AUTO = "auto"
 _FINISHED = "finished.json"
+_LENGTH = "evolutionary_generations"
+_RESULTS = ("front.json", _FINISHED, "adapters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +45,13 @@ def choose_run(settings: Settings) -> RunChoice:
     """The run directory that the settings mean.
 
     `resume_from` names it, or is `auto`: the run called `run_name`, or without that name the run
-    of `logdir` that was worked on last, those not finished first. Where `auto` finds nothing to go
-    on with, it begins a new run, so that a job can be started again and again by one command.
+    of `logdir` that was worked on last, those not finished first, and of the finished ones only
+    those with these settings. Where `auto` finds nothing to go on with, it begins a new run, so
+    that a job can be started again and again by one command.
 
     Raises:
         UserError: if there is nothing to continue, something would be overwritten, or a name leads
-            out of the log directory.
+            out of the log directory; `ConfigError` if a finished run was made with other settings.
     """
     logdir = Path(settings.logdir)
     if settings.resume_from == AUTO:
@@ -66,7 +70,7 @@ def choose_run(settings: Settings) -> RunChoice:
             f"{path} holds a run already; choose another run_name, or continue it with "
             f"--config.resume_from={path}"
         )
-    return RunChoice(path=path, is_new=True)
+    return _new(path)
 
 
 def mark_finished(path: Path, num_generations: int) -> None:
@@ -76,18 +80,46 @@ def mark_finished(path: Path, num_generations: int) -> None:
 
 def _choose_auto(logdir: Path, settings: Settings) -> RunChoice:
     name = settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S")
+    path = _inside(logdir, name)
     if settings.run_name:
-        candidates = [path for path in [_inside(logdir, name)] if has_checkpoint(path)]
-    else:
-        candidates = sorted(_runs_in(logdir), key=_last_worked_on, reverse=True)
-    choices = [_existing(path, settings) for path in candidates]
+        return _existing(path, settings) if has_checkpoint(path) else _new(path)
+    choices = []
+    for run in sorted(_runs_in(logdir), key=_last_worked_on, reverse=True):
+        with contextlib.suppress(ConfigError):  # finished, and not by these settings
+            choices.append(_existing(run, settings))
     unfinished = [choice for choice in choices if not choice.is_finished]
-    return (unfinished or choices or [RunChoice(path=_inside(logdir, name), is_new=True)])[0]
+    return (unfinished or choices or [_new(path)])[0]
+
+
+def _new(path: Path) -> RunChoice:
+    """A run to begin, where no other has left what could be taken for its results.
+
+    Raises:
+        UserError: if one has.
+    """
+    left = [name for name in _RESULTS if (path / name).exists()]
+    if left:
+        raise UserError(
+            f"{path} holds {', '.join(left)} of another run, without a checkpoint to go on from; "
+            "choose another run_name, or remove that folder"
+        )
+    return RunChoice(path=path, is_new=True)
 
 
 def _existing(path: Path, settings: Settings) -> RunChoice:
-    wanted = settings.evolution.num_generations
-    return RunChoice(path=path, is_new=False, is_finished=_num_generations_done(path) >= wanted)
+    """A run to go on with, or one that has done all these settings ask for.
+
+    Raises:
+        ConfigError: if it is finished and was made with other settings.
+    """
+    search = settings.evolution
+    num_done = _num_generations_done(path)
+    made_with = settings_in(path) if num_done >= 0 else None
+    if made_with is not None:
+        asked = min(search.evolutionary_generations, made_with["evolution"][_LENGTH])
+        made_with["evolution"][_LENGTH] = asked
+        changed_settings(made_with, settings)
+    return RunChoice(path=path, is_new=False, is_finished=num_done >= search.num_generations)
 
 
 def _num_generations_done(path: Path) -> int:

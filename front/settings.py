@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from ml_collections import ConfigDict
 
 from config.errors import ConfigError
 from config.parse import parse
-from config.resume import past_defaults
+from config.resume import completed
 from ddpo.rewards.find import reward_problems
 from front.front import ChoiceError, FrontError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from config.schema import Settings
     from front.front import Front
 
@@ -38,7 +35,7 @@ def settings_of(
     Raises:
         FrontError: if this program cannot read them.
     """
-    values = _merged(past_defaults(), front.settings)
+    values = completed(front.settings)
     if model:
         values["pretrained"]["model"] = model
     try:
@@ -62,12 +59,3 @@ def device_of(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ChoiceError(f"--device={name} cannot be used: {error}") from error
-
-
-def _merged(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested defaults with the given values in their place."""
-    merged = dict(defaults)
-    for name, value in json.loads(json.dumps(given)).items():
-        is_section = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merged(merged[name], value) if is_section else value
-    return merged

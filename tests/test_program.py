@@ -134,7 +134,8 @@ def test_an_exported_member_draws_the_pictures_it_was_judged_by(finished):
 
 def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
     logs = world("run_name=parts", "evolution.evolutionary_generations=1")
-    world(f"resume_from={logs / 'parts'}")
+    resume, longer = f"resume_from={logs / 'parts'}", "evolution.evolutionary_generations=2"
+    Run(read_settings([f"--config.{resume}", f"--config.{longer}"])).train()  # its own recipe
     for name in ("front.json", "history.json", "search.json"):
         assert read(logs / "parts" / name) == read(finished / name)
     for path in (finished / "policies").iterdir():

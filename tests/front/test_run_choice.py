@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -20,10 +21,12 @@ def _choose(tmp_path):
     return choose
 
 
-def make_run(folder, name, *, age=0, generations=None):
+def make_run(folder, name, *arguments, age=0, generations=None):
     """A run directory as far as a choice looks at it; finished if `generations` are."""
     checkpoints = folder / name / "checkpoints"
     (checkpoints / "00001").mkdir(parents=True)
+    settings = read_settings([f"--config.{argument}" for argument in arguments]).to_json()
+    (folder / name / "config.json").write_text(json.dumps({"settings": settings}))
     if generations is not None:
         (folder / name / "front.json").write_text("{}")
         mark_finished(folder / name, generations)
@@ -64,6 +67,26 @@ def test_a_finished_run_is_not_finished_for_more_generations_or_without_its_fron
     assert not choose(f"resume_from={run}", "evolution.evolutionary_generations=9").is_finished
     (run / "front.json").unlink()
     assert not choose(f"resume_from={run}").is_finished
+
+
+def test_a_finished_run_of_other_settings_is_not_what_is_asked_for(choose, tmp_path):
+    run = make_run(tmp_path, "a", "adapter.rank=8", generations=11)
+    assert choose("resume_from=auto").is_new
+    with pytest.raises(ConfigError, match=r"adapter\.rank was 8 and is 4 now"):
+        choose("resume_from=auto", "run_name=a")
+    assert choose("resume_from=auto", "adapter.rank=8").path == run
+    shorter = ("adapter.rank=8", "evolution.evolutionary_generations=1")
+    assert choose("resume_from=auto", *shorter).is_finished
+
+
+@pytest.mark.parametrize("left", ["front.json", "finished.json", "adapters/g000a0/x"])
+def test_results_without_a_checkpoint_are_not_taken_over_by_a_new_run(choose, tmp_path, left):
+    path = tmp_path / "a" / left
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    for arguments in (["run_name=a"], ["run_name=a", "resume_from=auto"]):
+        with pytest.raises(UserError, match=f"holds {left.split('/')[0]} of another run, without"):
+            choose(*arguments)
 
 
 def test_there_must_be_something_to_go_on_with(choose, tmp_path):
