@@ -8,7 +8,7 @@ adapted layer adds two batched matrix products, in which every row meets its own
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -225,12 +225,18 @@ class Agents:
         if self._shown == num_active and not is_training:
             return
         places = [place for pair in self._places.values() for place in pair]
-        block = self._block[:num_active].to(self._model_dtype)
-        parts = block.split([place.aligned_size for place in places], dim=1)
-        transposed = [
-            part[:, : place.size].unflatten(1, place.shape).mT
-            for part, place in zip(parts, places, strict=True)
-        ]
+        # What inference mode makes may not be seen to change outside of it: torch.compile looks.
+        with nullcontext() if is_training else torch.inference_mode(mode=False):
+            block = self._block if is_training else self._block.detach()
+            parts = (
+                block[:num_active]
+                .to(self._model_dtype)
+                .split([place.aligned_size for place in places], dim=1)
+            )
+            transposed = [
+                part[:, : place.size].unflatten(1, place.shape).mT
+                for part, place in zip(parts, places, strict=True)
+            ]
         pairs = map(Factors, transposed[::2], transposed[1::2])
         self._stack.update(zip(self._places, pairs, strict=True))
         are_views = not is_training and self._model_dtype == self.dtype

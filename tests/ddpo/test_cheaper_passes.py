@@ -87,6 +87,18 @@ def test_the_trial_of_a_compiler_has_the_shape_of_training(make_trainer, how, gu
     assert rows[-1] == trial == 8  # the update is the last there is
 
 
+@pytest.mark.filterwarnings("default")  # compilers have their own
+def test_a_compiled_unet_judges_one_set_after_the_other(make_trainer):
+    sets = [EvaluationSet.make("selection", ["a", "b"], num, run_seed=3) for num in (8, 6)]
+    returns = []
+    for backend in ("", "eager"):
+        trainer = make_trainer(f"pretrained.compile={backend}", "train.rows_per_pass=8")
+        assert hasattr(trainer.agents.unet, "_orig_mod") == bool(backend)
+        (policy, _) = trainer.snapshot()
+        returns.append(torch.cat([trainer.evaluate([policy], on)[0].returns for on in sets]))
+    torch.testing.assert_close(*returns, rtol=1e-3, atol=1e-3)
+
+
 # --- evaluation.num_steps ------------------------------------------------------------------------
 
 
