@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Buffers = Mapping[str, tuple[tuple[float, ...], ...]]
 
-_EPS = 1e-6
+_EPS = 1e-6  # of a reward's size: what varies less does not vary
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +118,13 @@ def _one_agent(
         centre, spread = _per_prompt(values, prompts, statistics, settings.min_count, weights)
     else:
         centre, spread = _per_prompt(values, prompts, statistics, settings.min_count)
-        if settings.normalisation == "frozen":
-            spread = scales.double().to(values.device).expand_as(values)
-    combined = ((values - centre) / (spread + _EPS)) @ w
+    if settings.normalisation == "frozen":
+        spread = scales.double().to(values.device)
+    else:
+        spread = (spread + _EPS * values.abs().mean(dim=0)).clamp_min(
+            torch.finfo(spread.dtype).tiny
+        )
+    combined = ((values - centre) / spread) @ w
     scaled = combined / (combined.std(correction=0) + _EPS)
     return scaled.clamp(-settings.max_advantage, settings.max_advantage)
 
@@ -158,7 +162,7 @@ def within_prompt_std(rewards: torch.Tensor, prompts: Sequence[str]) -> torch.Te
         prompts: N prompts; those seen once carry no information.
 
     Returns:
-        (M,) float64; 1 for an objective that does not vary.
+        (M,) float64; 0 for an objective that varies by rounding only.
     """
     prompts, values = scored(prompts, rewards.double())
     squares, freedom = torch.zeros(values.shape[1], dtype=torch.float64), 0
@@ -167,4 +171,4 @@ def within_prompt_std(rewards: torch.Tensor, prompts: Sequence[str]) -> torch.Te
         squares += (group - group.mean(dim=0)).square().sum(dim=0)
         freedom += len(group) - 1
     std = (squares / max(freedom, 1)).sqrt()
-    return torch.where(std > _EPS, std, torch.ones_like(std))
+    return torch.where(std > _EPS * values.abs().mean(dim=0), std, 0)

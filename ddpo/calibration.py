@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from config.schema import RewardSettings, Settings
+
+logger = logging.getLogger(__name__)
 
 # Where z = 0 and z = 1 lie when a recipe does not say: in standard deviations within a prompt.
 REFERENCE_DEVIATIONS = -3.0
@@ -57,6 +60,8 @@ def calibrate(
 ) -> Calibration:
     """Scales, reference and ideal points: the recipe's where it declares them.
 
+    An objective that does not vary is told, and measured to have scale 1.
+
     Args:
         rewards: (N, M) of the base model; NaN where a score is missing.
         prompts: N, each several times.
@@ -64,6 +69,14 @@ def calibrate(
     """
     mean = scored(prompts, rewards.double())[1].mean(dim=0)
     measured = within_prompt_std(rewards, prompts)
+    for name, deviation in zip(settings.objectives, measured.tolist(), strict=True):
+        if deviation == 0:
+            logger.warning(
+                "%s gives all of the base model's pictures of a prompt the same score: until that "
+                "changes nothing is learnt from it",
+                name,
+            )
+    measured[measured == 0] = 1
     scales = torch.tensor(settings.scales or measured.tolist(), dtype=torch.float64)
     reference = settings.reference or tuple((mean + REFERENCE_DEVIATIONS * scales).tolist())
     ideal = settings.ideal or tuple((mean + IDEAL_DEVIATIONS * scales).tolist())

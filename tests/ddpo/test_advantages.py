@@ -75,10 +75,11 @@ def test_raw_mixing_follows_the_larger_unit_and_normalised_mixing_does_not():
 
 
 @pytest.mark.parametrize("normalisation", ["frozen", "per_prompt"])
-def test_units_and_constants_change_nothing(normalisation):
+@pytest.mark.parametrize(("unit", "constant"), [(0.001, -3.0), (1e-9, 2e-8), (1e9, 0.0)])
+def test_units_and_constants_change_nothing(normalisation, unit, constant):
     plain, _ = run(REWARDS, [[0.3, 0.7]], normalisation)
-    changed = REWARDS * torch.tensor([100.0, 0.001]) + torch.tensor([7.0, -3.0])
-    scaled, _ = run(changed, [[0.3, 0.7]], normalisation, scales=(200.0, 0.02))
+    changed = REWARDS * torch.tensor([100.0, unit]) + torch.tensor([7.0, constant])
+    scaled, _ = run(changed, [[0.3, 0.7]], normalisation, scales=(200.0, 20 * unit))
     torch.testing.assert_close(plain, scaled, rtol=1e-3, atol=1e-3)
 
 
@@ -148,8 +149,11 @@ def test_an_agent_without_any_score_has_no_advantages():
 
 def test_within_prompt_std_pools_the_groups():
     rewards = torch.tensor([[1.0, 7.0], [3.0, 7.0], [10.0, 7.0], [14.0, 7.0]])
-    # squares 2 and 8 over 2 degrees of freedom; an objective that does not vary counts as 1
-    expected = torch.tensor([5.0**0.5, 1.0], dtype=torch.float64)
+    # squares 2 and 8 over 2 degrees of freedom; the other objective does not vary
+    expected = torch.tensor([5.0**0.5, 0.0], dtype=torch.float64)
     torch.testing.assert_close(within_prompt_std(rewards, PROMPTS), expected)
     more = torch.cat([rewards, torch.tensor([[torch.nan, 0.0]])])
     torch.testing.assert_close(within_prompt_std(more, [*PROMPTS, "a"]), expected)
+    small = 1e-9 * torch.tensor([1.0, 1 + 1e-7])  # an objective's unit is no reason, rounding is
+    rounded = within_prompt_std(rewards * small[:, None].repeat(2, 1), PROMPTS)
+    torch.testing.assert_close(rounded, 1e-9 * expected, rtol=1e-6, atol=0)

@@ -7,6 +7,7 @@ import torch
 
 from config.errors import UserError
 from config.loader import load_recipe
+from ddpo.calibration import calibrate
 from front.calibrate import calibration_report, reward_spread
 from mo_train import _read_command_or_exit, read_settings
 
@@ -37,6 +38,15 @@ def test_missing_scores_are_left_out():
     rewards = torch.tensor([[1.0], [3.0], [torch.nan], [5.0], [7.0]])
     spread = reward_spread(rewards, ["a", "a", "a", "b", "b"])
     assert spread.mean.item() == 4
+
+
+def test_an_objective_is_scaled_in_any_unit_and_told_if_it_does_not_vary(caplog):
+    settings = read_settings(["--config.rewards.names=sharpness,colorfulness"]).rewards
+    rewards = torch.tensor([[1e-9, 5.0], [3e-9, 5.0], [5e-9, 7.0], [7e-9, 7.0]])
+    calibration = calibrate(rewards, ["a", "a", "b", "b"], settings)
+    assert calibration.scales == pytest.approx((2**0.5 * 1e-9, 1))
+    assert "sharpness" not in caplog.text
+    assert "colorfulness gives all of the base model's pictures of a prompt the same" in caplog.text
 
 
 def test_memory_that_runs_out_is_a_clear_error(monkeypatch):
