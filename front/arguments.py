@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,39 @@ def positive(text: str) -> int:
 
 
 positive.__name__ = "whole number of at least 1"
+
+
+def seed(text: str) -> int:
+    """What a random generator can be seeded with; argparse turns a ValueError into its message."""
+    number = int(text)
+    if not 0 <= number < 2**62:  # the seeds that follow fit 63 bits, too
+        raise ValueError
+    return number
+
+
+seed.__name__ = "whole number of at least 0 and less than 2**62"
+
+
+def guidance(text: str) -> float:
+    """A guidance scale, 1 being none; argparse turns a ValueError into its message."""
+    number = float(text)
+    if not 1 <= number < math.inf:
+        raise ValueError
+    return number
+
+
+guidance.__name__ = "number of at least 1, which is no guidance"
+
+
+def plot_file(text: str) -> Path:
+    """Where to draw a plot; argparse turns a ValueError into its message."""
+    path = Path(text)
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError
+    return path
+
+
+plot_file.__name__ = "name that ends in .png, .pdf or .svg"
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:

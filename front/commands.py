@@ -22,8 +22,11 @@ from front.arguments import (
     add_run,
     choose,
     choose_or_blend,
+    guidance,
     numbers,
+    plot_file,
     positive,
+    seed,
 )
 from front.describe import front_text, member_text, summary
 from front.front import ChoiceError, Front, FrontError
@@ -181,12 +184,12 @@ def _configure_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-images", type=positive, default=4, help="pictures of each prompt")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the first picture; then seed + 1, ..."
+        "--seed", type=seed, default=0, help="of the first picture; then seed + 1, ..."
     )
     parser.add_argument("--steps", type=positive, help="denoising steps; default: the run's")
-    parser.add_argument("--guidance", type=float, help="guidance scale; default: the run's")
+    parser.add_argument("--guidance", type=guidance, help="guidance scale; default: the run's")
     add_model(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/generated/...")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/generated")
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -195,8 +198,6 @@ def generate(args: argparse.Namespace) -> None:
     Picture i of a prompt has the seed --seed + i. Without --steps and --guidance the sampler is
     that of the run. Writes every picture and one sheet of all.
     """
-    if args.seed < 0:
-        raise ChoiceError(f"--seed={args.seed} must be at least 0")
     front = Front.load(args.run)
     member = choose_or_blend(front, args)
     say(member_text(front, member))
@@ -374,7 +375,10 @@ def _configure_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ideal", type=numbers, help="raw returns that count as z = 1")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--out", type=Path, default=Path("comparison.png"), help="the plot; default comparison.png"
+        "--out",
+        type=plot_file,
+        default=Path("comparison.png"),
+        help="the plot, .png, .pdf or .svg; default comparison.png",
     )
 
 

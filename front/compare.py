@@ -230,7 +230,7 @@ def plot_comparison(path: Path, contenders: Sequence[Contender]) -> None:
     """Draw the fronts, and hypervolume over images and over UNet rows.
 
     Args:
-        path: the PNG file.
+        path: of the picture; its suffix says which kind.
         contenders: from `compare`.
     """
     import matplotlib as mpl  # noqa: PLC0415 - slow, and not needed for the table

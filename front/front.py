@@ -496,7 +496,7 @@ class Front:
             raise ChoiceError(f"{shown} must be numbers of at least 0, one for each of {order}")
         if abs(values.sum() - 1) > _SUM_TOLERANCE:
             positive = values.sum() > 0
-            scaled = ",".join(f"{value:.3g}" for value in values / values.sum()) if positive else ""
+            scaled = ",".join(f"{value:.7g}" for value in values / values.sum()) if positive else ""
             hint = f"; the same preference is {scaled}" if positive else ""
             raise ChoiceError(f"{shown} must sum to 1, not {values.sum():g}{hint}")
         return normalise(values)

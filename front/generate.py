@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +41,10 @@ def draw_beside_base(
     Args:
         front: of the run.
         member: policy or blend.
-        prompts: what to draw.
-        seeds: the same for every prompt.
-        out: folder for `<policy>_<prompt>_<seed>.png` and the sheet; made if absent.
+        prompts: what to draw; one given twice is drawn once.
+        seeds: the same for every prompt, one after the other.
+        out: folder for `<policy>_<prompt>_<seed>.png` and the sheet; made if absent. Names tell
+            apart whatever draws another picture, `changes` too: only the same picture is replaced.
         model: where the base model is now.
         device: empty for a GPU if there is one.
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
@@ -59,6 +61,7 @@ def draw_beside_base(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FrontError(f"{out} cannot be written to: {error}") from error
+    prompts = list(dict.fromkeys(prompts))
     texts = [prompt for prompt in prompts for _ in seeds]
     keys = [seed for _ in prompts for seed in seeds]
     rows = []
@@ -66,13 +69,15 @@ def draw_beside_base(
         for label, drawn in (("base model", None), (member.id, member)):
             images = painter.draw(drawn, texts, keys, on_batch=bar.update, **changes)
             rows.append((label.replace("-", "\n") if len(label) > 20 else label, images))
-    files = [f"{slug}_{seed}.png" for slug in _slugs(prompts) for seed in seeds]
+    settings = sorted(changes.items())
+    files = [f"{_slug(prompt, *settings)}_{seed}.png" for prompt in prompts for seed in seeds]
     try:
         for name, (_, images) in zip(("base", member.id), rows, strict=True):
             for file, image in zip(files, images, strict=True):
                 to_picture(image).save(out / f"{name}_{file}")
         size = max(_SMALLEST_TILE, min(_LARGEST_TILE, images.shape[-1]))
-        sheet = out / f"sheet_{member.id}_{files[0]}"
+        what = _slug(*prompts, *settings)
+        sheet = out / f"sheet_{member.id}_{what}_{seeds[0]}-{seeds[-1]}.png"
         plot_samples(sheet, texts, rows, size)
     except OSError as error:
         raise FrontError(f"{out} cannot be written to: {error}") from error
@@ -84,12 +89,9 @@ def to_picture(image: torch.Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
-def _slugs(prompts: Sequence[str]) -> list[str]:
-    """Prompts as parts of file names, with their number where they would be the same."""
-    slugs = [
-        re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "empty" for text in prompts
-    ]
-    return [
-        f"{slug}_{number}" if slugs.count(slug) > 1 else slug
-        for number, slug in enumerate(slugs, start=1)
-    ]
+def _slug(prompt: str, *rest: object) -> str:
+    """A prompt as part of a file name; a digest stands for what is lost of it, and for the rest."""
+    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:32] or "empty"
+    if slug == prompt and not rest:
+        return slug
+    return f"{slug}-{hashlib.sha256(repr((prompt, *rest)).encode()).hexdigest()[:8]}"

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from config.errors import UserError
+from ddpo.ddim import make_schedule
 from ddpo.pipeline import FrozenDiffusion
 from front.adapter import Adapter
+from front.front import ChoiceError
 from front.settings import device_of, settings_of
 
 if TYPE_CHECKING:
@@ -84,9 +87,9 @@ class Painter:
             (n, 3, H, W) uint8 on the CPU.
 
         Raises:
-            UserError: if the adapter is missing, damaged, or made for another model.
+            UserError: if the adapter is missing, damaged, or made for another model;
+                `ChoiceError` if the model has not so many steps.
         """
-        self._show(member)
         sample = self.sample
         settings = {
             "num_inference_steps": sample.num_steps,
@@ -95,6 +98,11 @@ class Painter:
             "negative_prompt": sample.negative_prompt or None,
             **changes,
         }
+        try:
+            make_schedule(self._model.scheduler, settings["num_inference_steps"], settings["eta"])
+        except UserError as error:
+            raise ChoiceError(str(error)) from error
+        self._show(member)
         negative = settings.pop("negative_prompt")
         batch = max(1, sample.rows_per_pass // (1 if settings["guidance_scale"] <= 1 else 2))
         images: list[torch.Tensor] = []

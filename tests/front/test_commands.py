@@ -88,6 +88,11 @@ def test_show_imports_no_deep_learning_library(finished_run):
         (["export", "--weights", "0.5,0.5", "--out", "x", "--format", "zip"], 2, "invalid choice"),
         (["generate", "--weights", "1,0", "--prompt", "a", "--num_images", "0"], 2, "at least 1"),
         (["generate", "--weights", "1,0", "--prompt", "a", "--seed", "-1"], 2, "at least 0"),
+        (["generate", "--weights", "1,0", "--prompt", "a", "--seed", str(2**62)], 2, "2**62"),
+        (["generate", "--weights", "1,0", "--prompt", "a", "--guidance", "nan"], 2, "at least 1"),
+        (["generate", "--weights", "1,0", "--prompt", "a", "--guidance", "-3"], 2, "at least 1"),
+        (["generate", "--weights", "1,0", "--prompt", "a", "--steps", "2000"], 2, "does not fit"),
+        (["compare", "--out", "x.foo"], 2, "name that ends in .png"),
         (["generate", "--policy", "x", "--blend", "--prompt", "a"], 2, "--weights alone"),
         (["generate", "--weights", "1,0", "--prompt", "a", "--device", "tpu9"], 2, "--device=tpu9"),
         (["what"], 2, "invalid choice"),
@@ -239,7 +244,8 @@ def test_generate_draws_the_policy_and_the_base_model_from_the_same_seeds(
     status, out, err = run_command("generate", run_copy, *arguments, "--seed", 5)
     assert status == 0, err
     folder = run_copy / "generated"
-    assert f"wrote {folder / f'sheet_{policy.id}_a_5.png'}" in out
+    (sheet,) = folder.glob(f"sheet_{policy.id}_a-*_5-6.png")
+    assert f"wrote {sheet}" in out
     assert len(list(folder.iterdir())) == 2 * 4 + 1
     pipe = make_tiny_pipe()
     for name in ("base", policy.id):
@@ -249,19 +255,28 @@ def test_generate_draws_the_policy_and_the_base_model_from_the_same_seeds(
             pipe, ["a", "a", "b c", "b c"], [5, 6, 5, 6], guidance_scale=1.0
         )
         expected = images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-        for image, key in zip(expected, ["a_5", "a_6", "b-c_5", "b-c_6"], strict=True):
-            np.testing.assert_array_equal(pixels(folder / f"{name}_{key}.png"), image)
+        for image, key in zip(expected, ["a_5", "a_6", "b-c-*_5", "b-c-*_6"], strict=True):
+            (file,) = folder.glob(f"{name}_{key}.png")
+            np.testing.assert_array_equal(pixels(file), image)
 
 
-def test_prompts_that_look_alike_in_a_file_name_get_files_of_their_own(
+def test_other_pictures_get_files_of_their_own_and_the_same_the_same(
     run_command, finished_run, tmp_path
 ):
-    prompts = ["--prompt", "猫", "--prompt", "собака", "--prompt", "a", "--num_images", 1]
-    arguments = ["--weights", "1,0", *prompts, "--out", tmp_path]
-    status, _, err = run_command("generate", finished_run, *arguments)
-    assert status == 0, err
-    drawn = {path.name for path in tmp_path.glob("base_*.png")}
-    assert drawn == {"base_empty_1_0.png", "base_empty_2_0.png", "base_a_0.png"}
+    names = []
+    for changes in (
+        ["--prompt", "猫", "--prompt", "собака", "--prompt", "a", "--prompt", "a"],
+        ["--prompt", "A", "--prompt", "?", "--prompt", "??", "--prompt", "a" * 99],
+        ["--prompt", "a", "--steps", 2],
+        ["--prompt", "a", "--steps", 2, "--guidance", 3],
+        ["--prompt", "a", "--steps", 2],
+    ):
+        arguments = ["--weights", "1,0", *changes, "--num_images", 1, "--out", tmp_path]
+        status, _, err = run_command("generate", finished_run, *arguments)
+        assert status == 0, err
+        names.append({path.name for path in tmp_path.iterdir()})
+    assert [len(found) for found in names] == [7, 16, 19, 22, 22]  # two of a prompt, and a sheet
+    assert {"base_猫_0.png", "base_собака_0.png", "base_a_0.png"} < names[0]
 
 
 def test_a_folder_that_cannot_be_made_does_not_cost_the_drawing(
@@ -292,7 +307,8 @@ def test_generate_takes_other_sampler_settings_and_a_model_that_moved(
     settings = {"num_inference_steps": 2, "guidance_scale": 3.0}
     image = draw_with_diffusers(make_tiny_pipe(), ["a"], [0], **settings)[0]
     expected = image.mul(255).round().byte().permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(pixels(tmp_path / "out" / "base_a_0.png"), expected)
+    (file,) = (tmp_path / "out").glob("base_a-*_0.png")
+    np.testing.assert_array_equal(pixels(file), expected)
 
 
 def test_a_run_older_than_evaluation_num_steps_is_drawn_with_its_own_steps(run_copy):

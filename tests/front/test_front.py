@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from front import Front
+from front.arguments import numbers
 from front.describe import front_text
 from front.front import ADAPTER_FILE, Blend, ChoiceError, FrontError, Guard
 from morl.objectives import to_z
@@ -155,6 +156,15 @@ def test_wrong_weights_are_refused_with_the_rule(finished_run, weights, message)
 def test_weights_rounded_by_hand_are_accepted(finished_run):
     front = Front.load(finished_run)
     assert front.check_weights((0.3333335, 0.6666668)).sum() == 1.0
+
+
+def test_the_weights_proposed_for_others_are_accepted(finished_run):
+    front = Front.load(finished_run)
+    for weights in ((1, 15), (1, 2), (1e-9, 3)):
+        with pytest.raises(ChoiceError) as error:
+            front.check_weights(weights)
+        proposed = numbers(str(error.value).rpartition("the same preference is ")[2])
+        assert front.check_weights(proposed) == pytest.approx(np.array(weights) / sum(weights))
 
 
 def test_what_nobody_reaches_and_what_does_not_exist_is_said(finished_run):
