@@ -74,7 +74,7 @@ class Sampler:
         return PromptBatch(
             texts=tuple(texts),
             encoded=self.model.encode_prompts(list(place)),
-            which=torch.tensor([place[text] for text in texts], device=self.model.device),
+            which=to_device(torch.tensor([place[text] for text in texts]), self.model.device),
             seeds=tuple(seeds),
             num_agents=num_agents,
         )

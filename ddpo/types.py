@@ -142,14 +142,14 @@ class PromptBatch:
 
     def chunk(self, start: int, stop: int) -> PromptBatch:
         """The samples start..stop of every agent, again agent-major."""
-        n = self.samples_per_agent
-        index = [k * n + i for k in range(self.num_agents) for i in range(start, min(stop, n))]
+        k, n = self.num_agents, self.samples_per_agent
+        index = [agent * n + i for agent in range(k) for i in range(start, min(stop, n))]
         return PromptBatch(
             texts=tuple(self.texts[i] for i in index),
             encoded=self.encoded,
-            which=self.which[index],
+            which=self.which.unflatten(0, (k, n))[:, start:stop].flatten(),
             seeds=tuple(self.seeds[i] for i in index),
-            num_agents=self.num_agents,
+            num_agents=k,
         )
 
 
