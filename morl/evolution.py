@@ -194,7 +194,8 @@ class Evolution:
 
         Args:
             offspring: Of all tasks.
-            excluded: Offspring that are recorded but neither archived nor made parents.
+            excluded: Offspring that are recorded but neither archived nor picked as parents; where
+                nothing is picked (warm-up, soup, fixed_weights) they go on all the same.
 
         Raises:
             RuntimeError: No generation was asked for.

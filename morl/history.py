@@ -1,6 +1,6 @@
 """Which weights moved which policy from where to where: the data of the prediction model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,11 +131,3 @@ class History:
     def to_json(self) -> list[dict[str, Any]]:
         """The improvements in order, as JSON."""
         return [record.to_json() for record in self._records]
-
-    @classmethod
-    def from_json(cls, base: Offspring, data: Sequence[Mapping[str, Any]]) -> "History":
-        """Makes and checks the history that `to_json` described."""
-        history = cls(base)
-        for entry in data:
-            history.add(Improvement.from_json(entry))
-        return history

@@ -34,8 +34,8 @@ _TINY = 1e-12
 class Prediction:
     """Predicted changes (C, M) in z of C tasks, and per parent the kind of model used.
 
-    Kinds: "tanh" (four distinct weights or more), "linear" (two or three), "mean" (one), "none" (no
-    improvement is known; the change is 0), "authors" (the authors' fit).
+    Kinds: "tanh" (four distinct weights or more of every objective), "linear" (two or three),
+    "mean" (one), "none" (no improvement is known; the change is 0), "authors" (the authors' fit).
     """
 
     changes: Array
@@ -70,16 +70,16 @@ def scale_free(
     if len(history.before) == 0:
         return Prediction(changes=np.zeros(weights.shape), kinds=("none",) * len(parents))
     nearest, closeness = neighbours(history.before, parents, num_neighbours)
-    distinct = num_distinct(history.weights[nearest])
-    is_linear = distinct < _MIN_WEIGHTS_TANH
     changes = np.empty(weights.shape)
+    fewest = np.full(len(parents), len(history.before))
     for j in range(weights.shape[1]):
-        parameters = fit_saturating(
-            history.weights[nearest, j], history.change[nearest, j], closeness, is_linear
-        )
+        x, y = history.weights[nearest, j], history.change[nearest, j]
+        distinct = num_distinct(x[..., None])
+        fewest = np.minimum(fewest, distinct)
+        parameters = fit_saturating(x, y, closeness, distinct < _MIN_WEIGHTS_TANH)
         changes[:, j] = saturating(weights[:, j], parameters[owner])
     kinds = tuple(
-        "mean" if n < 2 else "linear" if n < _MIN_WEIGHTS_TANH else "tanh" for n in distinct
+        "mean" if n < 2 else "linear" if n < _MIN_WEIGHTS_TANH else "tanh" for n in fewest
     )
     return Prediction(changes=changes, kinds=kinds)
 

@@ -95,35 +95,30 @@ def even_weights(num: int, num_objectives: int) -> Array:
     return np.asarray(pool[np.concatenate([vertices, others])])
 
 
-def weights_around(weights: ArrayLike, num: int, max_angle: float = np.pi / 4) -> Array:
-    """Candidate directions within `max_angle` (radians) of a weight vector, itself first.
+def weights_around_each(centres: Array, num: int, max_angle: float = np.pi / 4) -> list[Array]:
+    """Candidate directions within `max_angle` (radians) of each weight vector, itself first.
 
     PGMORL (Xu et al. 2020) takes K directions within 45 degrees. Here each is the point of a fine
     lattice on the simplex farthest from those before, which is the same for any M and gives K
     directions also beside the border of the simplex, where a symmetric fan loses half.
 
     Args:
-        weights: (M,) centre, on the simplex.
+        centres: (P, M), on the simplex.
         num: K >= 1.
         max_angle: Largest angle between a candidate and the centre.
 
     Returns:
-        (at most num, M); fewer only where the cone holds fewer lattice points.
+        P times (at most num, M); fewer only where the cone holds fewer lattice points.
 
     Raises:
         ValueError: `num` or `max_angle` is not positive.
 
     Example:
-        >>> weights_around([0.0, 1.0], 3).round(2)
+        >>> weights_around_each(np.array([[0.0, 1.0]]), 3)[0].round(2)
         array([[0.  , 1.  ],
                [0.5 , 0.5 ],
                [0.25, 0.75]])
     """
-    return weights_around_each(np.asarray(weights, dtype=np.float64)[None], num, max_angle)[0]
-
-
-def weights_around_each(centres: Array, num: int, max_angle: float = np.pi / 4) -> list[Array]:
-    """`weights_around` for every row of centres (P, M), all at once."""
     if num < 1 or not max_angle > 0:
         raise ValueError(f"num={num} and max_angle={max_angle} must be positive")
     pool = _pool(centres.shape[1], _MIN_POOL)

@@ -16,7 +16,7 @@ from morl.pareto import ParetoArchive, non_dominated
 from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES, SelectionContext, choose_greedily
 from morl.types import BASE_POLICY, Objective, Offspring, policy_id
-from morl.weights import even_weights, normalise, weights_around
+from morl.weights import even_weights, normalise, weights_around_each
 from tests.morl.toy import make_base, make_objectives, make_settings
 
 
@@ -163,7 +163,7 @@ def test_any_history_gives_finite_predictions(points):
 def test_any_weights_can_be_normalised_and_have_neighbours(values):
     weights = normalise(values)
     assert weights.sum() == pytest.approx(1, abs=1e-12)
-    around = weights_around(weights, 5)
+    around = weights_around_each(weights[None], 5)[0]
     assert 1 <= len(around) <= 5
     assert np.allclose(around.sum(axis=1), 1)
 

@@ -41,6 +41,15 @@ def test_two_or_three_weights_give_the_line_through_them():
     np.testing.assert_allclose(prediction.changes, 0.3 * queries - 0.1, atol=1e-6)
 
 
+def test_weights_are_counted_for_each_objective_by_itself():
+    """Six even weights of three objectives are 0, 1/2 and 1 to each: too few for a tanh."""
+    history = changes_of(lambda w: 0.3 * w, even_weights(6, 3), noise=0.02)
+    queries = np.stack([np.linspace(0, 1, 5), 1 - np.linspace(0, 1, 5), np.zeros(5)], axis=1)
+    prediction = predict(scale_free, history, queries)
+    assert prediction.kinds == ("linear",)
+    np.testing.assert_allclose(np.diff(prediction.changes[:, 0], 2), 0, atol=1e-6)
+
+
 def test_one_weight_gives_the_mean_change():
     weights = np.tile([0.5, 0.5], (4, 1))
     change = np.array([[0.0, 1.0], [0.1, 1.0], [0.2, 1.0], [0.1, 1.0]])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from morl.weights import even_weights, normalise, simplex_lattice, weights_around
+from morl.weights import even_weights, normalise, simplex_lattice, weights_around_each
 
 
 @pytest.mark.parametrize("num_objectives", [2, 3, 4, 5])
@@ -70,7 +70,7 @@ def test_weights_around_stay_within_the_angle_and_begin_with_the_centre(num_obje
         np.full(num_objectives, 1 / num_objectives),
         normalise(np.arange(num_objectives) + 0.1),
     ]:
-        around = weights_around(centre, 7)
+        around = weights_around_each(centre[None], 7)[0]
         assert around.shape == (7, num_objectives)
         np.testing.assert_array_equal(around[0], centre)
         assert (around >= 0).all()
@@ -83,4 +83,4 @@ def test_weights_around_stay_within_the_angle_and_begin_with_the_centre(num_obje
 def test_weights_around_need_a_positive_number_and_angle():
     for num, angle in ((0, 1.0), (3, 0.0), (3, float("nan"))):
         with pytest.raises(ValueError, match="positive"):
-            weights_around([0.5, 0.5], num, angle)
+            weights_around_each(np.array([[0.5, 0.5]]), num, angle)
