@@ -21,7 +21,7 @@ from absl import app, flags
 from config.errors import ConfigError, StoppedError, UserError
 from config.loader import load
 from config.parse import Choices, parse
-from ddpo.prompts import load_prompts
+from ddpo.prompts import prompt_problems
 from ddpo.rewards.find import guard_problems, reward_problems
 from front.run_choice import choose_run
 from front.stop import Stop
@@ -53,19 +53,11 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         ConfigError: listing every problem.
     """
     config, problems = load(arguments, DEFAULT_RECIPE)
-    settings = None
     try:
-        settings = parse(config, CHOICES, [reward_problems, guard_problems])
+        settings = parse(config, CHOICES, [reward_problems, guard_problems, prompt_problems])
     except ConfigError as error:
-        problems += error.problems
-    for key, name in config.prompts.items():
-        if not name and key != "train":  # as train
-            continue
-        try:
-            load_prompts(name)
-        except ValueError as error:
-            problems.append(f"prompts.{key}: {error}")
-    if settings is None or problems:
+        raise ConfigError(problems + error.problems) from error
+    if problems:
         raise ConfigError(problems)
     return settings
 

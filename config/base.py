@@ -105,7 +105,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.guards = guards = ml_collections.ConfigDict()
     guards.names = ()  # rewards, "base_similarity", "diversity" (docs/guards.md)
     # How far below the base model's value each may fall, in its own unit; a policy that has lost
-    # more is not archived, and no strategy picks it as a parent. Empty: guards are shown only.
+    # more is neither archived nor picked as a parent (but an agent of the warm-up or of
+    # fixed_weights goes on from its own last policy). Empty: guards are shown only.
     guards.max_losses = ()
     guards.clip_model = "emoji-clip"  # embeds pictures for base_similarity and diversity
 
@@ -125,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
     # (DDIM with eta = 0). Where they lie is drawn anew for every iteration. 0: noise in all steps.
     sample.noisy_steps = 0
     sample.negative_prompt = ""
-    sample.prompts_per_iteration = 12  # distinct prompts per agent and iteration
+    sample.prompts_per_iteration = 12  # an iteration; each comes once before any comes again
     sample.images_per_prompt = 4  # of each
     sample.rows_per_pass = 128  # UNet rows per pass, all agents together
     sample.offload_rollouts = False  # keep latents and pictures to learn from on the host

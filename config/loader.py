@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from config.errors import ConfigError
+from config.files import is_file
 from config.resume import AUTO, settings_in
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def load(arguments: Sequence[str], default: Path) -> tuple[ConfigDict, list[str]
     """
     pairs, problems = _pairs(arguments)
     named = dict(pairs)
-    recipe, run = named.get("config"), named.get("config.resume_from", AUTO)
-    settings = settings_in(Path(run)) if recipe is None and run != AUTO else None
+    recipe, run = named.get("config"), named.get("config.resume_from", "")
+    settings = settings_in(Path(run)) if recipe is None and run not in {"", AUTO} else None
     if settings is not None:
         config = ConfigDict({**settings, "resume_force": ()})
     else:
@@ -63,7 +64,7 @@ def load_recipe(path: Path) -> ConfigDict:
     Raises:
         ConfigError: if the file is absent, fails, or returns something else.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError([f"--config={path} is not a file; recipes are in config/"])
     spec = importlib.util.spec_from_file_location("recipe", path)
     if spec is None or spec.loader is None:

@@ -132,8 +132,11 @@ def _guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     for name in names:
         if name in flat.get("rewards.names", ()):
             yield f"guards.names: {name!r} is an objective; guard what is not optimised"
-    if len(set(names)) < len(names):
-        yield f"guards.names={names} must not repeat a guard"
+    if len({objective_name(name) for name in names}) < len(names):
+        yield (
+            f"guards.names={names} must not repeat a guard; one of module:function is called by "
+            "its function"
+        )
     if losses and len(losses) != len(names):
         yield f"guards.max_losses={losses} must have one number for each of {names}, or be empty"
     if any(loss < 0 for loss in losses):
@@ -224,9 +227,13 @@ def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _run_name_problems(run_name: str) -> Iterator[str]:
-    if run_name in {".", ".."} or any(c in run_name for c in "/\\\0") or len(run_name) > 200:
+    if (
+        run_name in {".", ".."}
+        or any(c in run_name for c in "/\\\0")
+        or len(run_name.encode()) > 200
+    ):
         yield (
-            f"run_name={run_name!r} must be a plain folder name of at most 200 characters; "
+            f"run_name={run_name!r} must be a plain folder name of at most 200 bytes; "
             "put folders into logdir"
         )
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from config.files import is_file
 from ddpo.assets import ASSETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from config.schema import PromptSettings
 
@@ -142,7 +143,7 @@ def load_prompts(name: str) -> tuple[str, ...]:
     """
     if name in PROMPT_SETS:
         found = PROMPT_SETS[name].prompts()
-    elif Path(name).is_file():
+    elif is_file(Path(name)):
         found = _file_prompts(Path(name))
     else:
         raise ValueError(
@@ -152,6 +153,17 @@ def load_prompts(name: str) -> tuple[str, ...]:
     if not prompts:
         raise ValueError(f"prompt set {name!r} holds no prompt; write one a line")
     return prompts
+
+
+def prompt_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each prompt set of flat settings that cannot be loaded."""
+    for setting, name in flat.items():
+        section, _, role = setting.partition(".")
+        if section == "prompts" and (name or role == "train"):  # those left empty are as train
+            try:
+                load_prompts(name)
+            except ValueError as error:
+                yield f"{setting}: {error}"
 
 
 def _file_prompts(path: Path) -> Iterable[str]:

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from config.errors import UserError
+from config.files import is_file
 from config.limits import OneOf
+from config.schema import objective_name
 from ddpo.rewards import PICTURE_GUARDS, REWARDS
 
 if TYPE_CHECKING:
@@ -68,6 +70,11 @@ def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         problem = name_problem("guards.names", name, _remote_names(flat))
         if problem is not None:
             yield f"{problem}. Guards may also be {' or '.join(PICTURE_GUARDS)}"
+        elif objective_name(name) in PICTURE_GUARDS:
+            yield (
+                f"guards.names: {name!r} would be called {objective_name(name)}, which is another "
+                "guard; give the function another name"
+            )
 
 
 def _remote_names(flat: Mapping[str, Any]) -> list[str]:
@@ -180,11 +187,11 @@ def _own_problem(name: str) -> str | None:
     module, _, attribute = name.rpartition(":")
     if not attribute.isidentifier() or not module:
         return "must look like module:function or path/to/file.py:function"
-    is_file = module.endswith(".py")
-    source = Path(module) if is_file else _source(module)
-    if source is None or not source.is_file():
-        missing = "file that does not exist" if is_file else "module that is not on the Python path"
-        return f"names a {missing}: {module}"
+    source = Path(module) if module.endswith(".py") else _source(module)
+    if source is None or not is_file(source):
+        if module.endswith(".py"):
+            return f"names a file that does not exist: {module}"
+        return f"names a module that is not on the Python path: {module}"
     return None if source.suffix != ".py" else _binding_problem(source, attribute)
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from config.errors import UserError
+from config.files import is_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ def load_tensors(setting: str, source: str) -> dict[str, torch.Tensor]:
         OSError: if it cannot be downloaded.
     """
     path = Path(source)
-    if not path.is_file():
+    if not is_file(path):
         owner, _, rest = source.partition("/")
         repository, _, file = rest.partition("/")
         if path.is_absolute() or not file:

@@ -123,6 +123,11 @@ WRONG = {
     "--config.pretrained.vae_tiling=perhaps": "must be True or False",
     "--config.pretrained.offload_text_encoders=perhaps": "must be True or False",
     "--config.run_name=../x": "must be a plain folder name",
+    f"--config.run_name={150 * 'ä'}": "of at most 200 bytes",
+    f"--config.prompts.train={'a cat, ' * 99}": "is neither a file nor one of",
+    f"--config.rewards.names={300 * 'a'}.py:f,colorfulness": "names a file that does not exist",
+    f"--config={300 * 'a'}.py": "is not a file",
+    "--config.guards.names=colorfulness:f,a:f": "must not repeat a guard",
     "--config.seed=-1": "must be at least 0",
     "--config.seed": "needs a value",
     "--seed=1": "is not understood",
@@ -238,7 +243,7 @@ def test_overrides_reach_the_settings():
     assert settings.seed == settings.evolution.seed == 7
 
 
-def test_a_run_to_continue_brings_its_settings_unless_a_recipe_is_given(tmp_path):
+def test_a_run_to_continue_brings_its_settings_unless_a_recipe_is_given(tmp_path, monkeypatch):
     began = ["--config.adapter.rank=8", "--config.adapter.target_modules=to_q,to_v"]
     began += ["--config.resume_force=train.kl_coef", "--config.train.learning_rate=1"]
     record = {"settings": read_settings(began).to_json()}
@@ -253,6 +258,8 @@ def test_a_run_to_continue_brings_its_settings_unless_a_recipe_is_given(tmp_path
     assert settings.train.learning_rate == 2
     changed_settings(record["settings"], read_settings([resume]))
     assert read_settings([resume, f"--config={base.__file__}"]).adapter.rank == 4
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(["--config.resume_from="]).adapter.rank == 4
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json is damaged"):
         read_settings([resume])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config.errors import UserError
+from config.errors import ConfigError, UserError
 from config.schema import GuardSettings
 from ddpo.evaluation import Evaluation, EvaluationSet
 from ddpo.guards import (
@@ -158,6 +158,13 @@ def test_the_guards_clip_runs_where_rewards_do(monkeypatch):
         settings = make_settings(guards={"names": ("diversity",)}, rewards=changes)
         Guards.build(settings, torch.device("meta"))
         assert devices.pop().type == expected
+
+
+def test_a_guard_of_ones_own_is_not_called_like_another(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text("def diversity(images, prompts):\n    return images.mean(dim=(1, 2, 3))\n")
+    with pytest.raises(ConfigError, match="would be called diversity, which is another guard"):
+        read_settings([f"--config.guards.names={own}:diversity"])
 
 
 def test_a_guard_that_fails_is_met_before_any_picture(tmp_path):
