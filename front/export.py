@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from front.adapter import Adapter, AdapterError
 from front.cards import write_adapter_card
-from front.front import FrontError
+from front.front import ADAPTER_FILE, FrontError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +70,16 @@ def save_adapter(agents: Agents, policy: Policy, folder: Path) -> None:
         folder: made if absent.
     """
     adapter_of(agents, policy).save(folder)
+
+
+def holds_adapter(agents: Agents, policy: Policy, folder: Path) -> bool:
+    """Whether `save_adapter` has written this very policy to a folder, to the bit."""
+    try:
+        found = Adapter.read(folder / ADAPTER_FILE).state_dict()
+    except AdapterError:
+        return False
+    own = adapter_of(agents, policy).state_dict()
+    return own.keys() == found.keys() and all(torch.equal(own[n], found[n]) for n in own)
 
 
 def write_folder(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from config.errors import UserError
 from front.checkpoint import CheckpointStore
-from front.export import save_adapter
+from front.export import holds_adapter, save_adapter
 from front.failures import DISK_ERRORS
 from front.files import make_folder, new_folder, remove, sweep, sync, write_json
 from front.lock import lock
@@ -96,6 +96,7 @@ class RunDir:
         self._num_failures = 0
         self._metrics = path / "metrics.jsonl"
         self._unwritten: list[str] = []
+        self._written: set[str] = set()  # policies whose adapter file is known to be theirs
         self._started = time.time()
 
     @contextlib.contextmanager
@@ -205,15 +206,28 @@ class RunDir:
     def write_adapters(self, agents: Agents, archive: Mapping[PolicyId, Policy]) -> None:
         """Export every archive member's adapter; remove those that have left the archive.
 
-        What a published front names stays: it is whole until the next one takes its place.
+        What a published front names stays: it is whole until the next one takes its place. Unless a
+        policy of it was trained again from an earlier checkpoint and came out otherwise.
         """
         adapters = self.path / "adapters"
         sweep(adapters)
-        for identifier, policy in archive.items():
-            if not self.adapter_folder(identifier).exists():
-                with new_folder(self.adapter_folder(identifier)) as folder:
-                    save_adapter(agents, policy, folder)
         published = self._published()
+        for identifier, policy in archive.items():
+            path = self.adapter_folder(identifier)
+            if identifier in self._written:
+                continue
+            if path.exists() and not holds_adapter(agents, policy, path):
+                remove(path)
+                if identifier in published:
+                    logger.warning(
+                        "%s was trained again and came out otherwise: until this run is finished, "
+                        "that adapter is not the one that front.json tells of",
+                        identifier,
+                    )
+            if not path.exists():
+                with new_folder(path) as folder:
+                    save_adapter(agents, policy, folder)
+            self._written.add(identifier)
         for folder in adapters.glob("*"):
             if folder.name not in {*archive, *published}:
                 remove(folder)

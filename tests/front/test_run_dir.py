@@ -14,8 +14,10 @@ import mo_loop
 from config.errors import UserError
 from front import Front
 from front import run_dir as run_dir_module
-from front.run_dir import open_run_dir, version_changes, written_by
-from tests.conftest import make_settings
+from front.export import holds_adapter
+from front.front import ADAPTER_FILE
+from front.run_dir import RunDir, open_run_dir, version_changes, written_by
+from tests.conftest import make_rig, make_settings
 
 
 @pytest.fixture(name="run_dir")
@@ -107,6 +109,22 @@ def test_a_published_front_stays_whole_until_the_next_one_is(make_run, run_copy,
     named = {*(policy["id"] for policy in front["policies"]), *front["dominated_on_report"]}
     assert {folder.name for folder in (run_copy / "adapters").iterdir()} == named
     assert not any((run_copy / name).exists() for name in of_the_old)
+
+
+def test_a_policy_that_was_trained_again_takes_its_old_adapters_place(run_dir, caplog):
+    agents = make_rig(1).agents
+    old = agents.initial_policy()
+    new = dataclasses.replace(old, adapter=old.adapter + 1)
+    run_dir.write_adapters(agents, {"g000a0": old})
+    file = run_dir.adapter_folder("g000a0") / ADAPTER_FILE
+    before, front = file.stat(), {"policies": [{"id": "g000a0"}], "dominated_on_report": []}
+    (run_dir.path / "front.json").write_text(json.dumps(front))
+    for policy, is_same in ((old, True), (new, False)):
+        again = RunDir(run_dir.path, make_settings().checkpoint, is_new=False)
+        again.write_adapters(agents, {"g000a0": policy})
+        assert holds_adapter(agents, policy, file.parent)
+        assert (file.stat().st_mtime_ns == before.st_mtime_ns) is is_same
+        assert ("g000a0 was trained again" in caplog.text) is not is_same
 
 
 def test_other_versions_than_those_that_wrote_a_checkpoint_are_told():
