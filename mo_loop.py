@@ -9,7 +9,6 @@ logs) happens in the first process alone.
 from __future__ import annotations
 
 import dataclasses
-import os
 from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from config.rules import process_problems
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
 from ddpo.guards import excluded_policies, guard_metrics
-from ddpo.processes import Processes
+from ddpo.processes import Processes, use_threads
 from ddpo.trainer import Trainer
 from front.failures import explained, memory_advised
 from front.media import generation_media, published_media
@@ -50,13 +49,6 @@ if TYPE_CHECKING:
     from front.checkpoint import Checkpoint
     from front.stop import Stop
     from morl.types import Generation
-
-
-def available_cpus() -> int:
-    """CPU cores for this process: those it may use, shared with the other processes beside it."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Run:
@@ -99,8 +91,7 @@ class Run:
             log_with=tracker_names or None,
             project_dir=self.run_dir.path,
         )
-        # The launchers set OMP_NUM_THREADS=1 on a CPU, so "all" has to be said aloud.
-        torch.set_num_threads(settings.num_threads or available_cpus())
+        use_threads(settings.num_threads)
         self.progress = Progress(settings.evolution.num_generations, is_first)
         parts.callback(self.progress.close)
         check_stop = stop.check if stop else lambda: None

@@ -77,10 +77,11 @@ def calibrate(
                 name,
             )
     measured[measured == 0] = 1
-    scales = torch.tensor(settings.scales or measured.tolist(), dtype=torch.float64)
-    reference = settings.reference or tuple((mean + REFERENCE_DEVIATIONS * scales).tolist())
-    ideal = settings.ideal or tuple((mean + IDEAL_DEVIATIONS * scales).tolist())
-    return Calibration(scales=tuple(scales.tolist()), reference=reference, ideal=ideal)
+    return Calibration(
+        scales=settings.scales or tuple(measured.tolist()),
+        reference=settings.reference or tuple((mean + REFERENCE_DEVIATIONS * measured).tolist()),
+        ideal=settings.ideal or tuple((mean + IDEAL_DEVIATIONS * measured).tolist()),
+    )
 
 
 def initial_statistics(

@@ -17,7 +17,7 @@ from config.errors import UserError
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from config.schema import PretrainedSettings
 
@@ -45,7 +45,9 @@ class Frame:
         Raises:
             UserError: if the model cannot draw that size.
         """
-        height, width = _own_size(pipe)
+        height, width = (
+            side * pipe.vae_scale_factor for side in own_sides(pipe.unet.config.sample_size)
+        )
         original: tuple[int, ...] = ()
         crop: tuple[int, ...] = (0, 0)
         if settings is not None:
@@ -78,12 +80,12 @@ class Frame:
         )
 
 
-def _own_size(pipe: Any) -> tuple[int, int]:
-    size = pipe.unet.config.sample_size
-    if size is None:
+def own_sides(sample_size: int | Sequence[int] | None) -> tuple[int, int]:
+    """Height and width of a model's latents by its UNet's configuration; 0 where it is silent."""
+    if sample_size is None:
         return 0, 0
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    return height, width
 
 
 class Family(ABC):

@@ -25,6 +25,7 @@ from ddpo.agents import target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.costs import Footprint
 from ddpo.dtypes import DTYPES
+from ddpo.families import own_sides
 from ddpo.frozen import freeze
 from ddpo.loading import configuration_source
 from ddpo.lora import Factors, StackedLoRALinear
@@ -134,9 +135,14 @@ def _measure(
         weight_bytes = sum(p.numel() * p.element_size() for m in frozen for p in m.parameters())
         adapters = _adapt(unet, adapter)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        own = unet.config.sample_size
-        height = pretrained.height // factor or own
-        width = pretrained.width // factor or own
+        own_height, own_width = own_sides(unet.config.sample_size)
+        height = pretrained.height // factor or own_height
+        width = pretrained.width // factor or own_width
+        if not (height and width):
+            raise UserError(
+                f"pretrained.model={pretrained.model!r} does not say the size of its pictures; set "
+                "pretrained.height and pretrained.width"
+            )
         latents = torch.zeros(1, unet.config.in_channels, height, width, dtype=dtype)
         inputs = _unet_inputs(unet, latents)
         with torch.no_grad():

@@ -140,7 +140,7 @@ class Processes:
                 f"--standalone --nproc_per_node {settings.count}, or with accelerate launch "
                 f"--multi_gpu --num_processes {settings.count} (with --cpu it starts one)"
             )
-        device = _own_device()
+        device = own_device()
         if count == 1:
             return cls.alone(device)
         timeout = timedelta(seconds=settings.timeout_seconds)
@@ -330,7 +330,7 @@ def backends_for(device_type: str) -> str:
     return ",".join(f"{kind}:{name}" for kind, name in names.items())
 
 
-def _own_device() -> torch.device:
+def own_device() -> torch.device:
     """The accelerator that this process has for itself, or the CPU.
 
     Raises:
@@ -347,3 +347,15 @@ def _own_device() -> torch.device:
         )
     torch.accelerator.set_device_index(local_rank)
     return torch.device(accelerator.type, local_rank)
+
+
+def use_threads(num_threads: int) -> None:
+    """Compute with so many threads on the CPU; 0 for the cores that this process may use.
+
+    Processes beside it have their share of them. Launchers set OMP_NUM_THREADS=1, so that "all" has
+    to be said aloud.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    own = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(num_threads or own)

@@ -141,8 +141,8 @@ class Trainer:
         key = (seed, generation, iteration)
         weights = self.agents.aim(weights, keyed_seed(*key, _WEIGHTS_KEY))
         draw = generation * self.settings.evolution.iterations_per_generation + iteration
-        distinct = draw_prompts(self.prompts.train, sample.prompts_per_iteration, draw, seed)
-        texts = [text for text in distinct for _ in range(sample.images_per_prompt)]
+        drawn = draw_prompts(self.prompts.train, sample.prompts_per_iteration, draw, seed)
+        texts = [text for text in drawn for _ in range(sample.images_per_prompt)]
         share = self.processes.share(
             num_agents, len(texts), block=self.settings.train.updates_per_epoch
         )

@@ -297,7 +297,6 @@ class UpdateStats:
             may be all the same, where only the scaled gradient of float16 overflowed.
         ratio_error: (T,) mean absolute log-ratio per step before the first update; NaN for steps
             not trained. Zero up to rounding.
-        num_updates: optimiser steps taken.
         excluded_steps: denoising steps left out: those without noise and the skipped last ones.
         unet_rows: UNet rows passed forward: those with gradient and, for the divergence, the base
             model's.
@@ -311,7 +310,6 @@ class UpdateStats:
     grad_norm: torch.Tensor
     skipped: torch.Tensor
     ratio_error: torch.Tensor
-    num_updates: int
     excluded_steps: int
     unet_rows: int
     kl_to_base: torch.Tensor | None = None
@@ -328,7 +326,6 @@ class UpdateStats:
             grad_norm=torch.cat([part.grad_norm for part in parts]),
             skipped=torch.cat([part.skipped for part in parts]),
             ratio_error=first.ratio_error,
-            num_updates=first.num_updates,
             excluded_steps=first.excluded_steps,
             unet_rows=sum(part.unet_rows for part in parts),
             kl_to_base=torch.cat(divergences) if divergences else None,

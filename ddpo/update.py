@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from config.errors import UserError
 from config.schema import trained_samples
 from ddpo.best_of import most_extreme
 from ddpo.processes import Processes, Share
@@ -55,6 +56,9 @@ class Updater:
         sampler: supplies the guided prediction.
         settings: of the run: the rule, inner epochs, updates per epoch, rows per pass and so on.
         processes: of which some may share this one's agents; by default none do.
+
+    Raises:
+        UserError: if no step of the sampler's schedule can be trained.
     """
 
     def __init__(
@@ -64,9 +68,14 @@ class Updater:
         self.settings = settings.train
         self.processes = processes or Processes.alone(sampler.model.device)
         schedule, skip_last = sampler.schedule, self.settings.skip_last_steps
+        steps = trained_steps(schedule, skip_last)
+        if not steps:
+            raise UserError(
+                f"none of the {len(schedule.timesteps)} denoising steps of this model can be "
+                "trained: what train.skip_last_steps leaves has no noise; raise sample.num_steps"
+            )
         # Not those of a rollout's window: a step counts the same wherever the window lies.
         self.step_weights = step_weights(schedule, skip_last, self.settings.step_weighting)
-        steps = trained_steps(schedule, skip_last)
         num_steps = settings.sample.noisy_steps or len(steps)
         self.steps_per_sample = max(1, round(self.settings.timestep_fraction * num_steps))
         self.recompute = self.settings.recompute_log_probs == "always"
@@ -122,7 +131,7 @@ class Updater:
         if is_measured := old is None or self.recompute:
             old = self._measures(agents, rollout, minibatches)
         meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
-        norms = []
+        norms, num_repeated = [], 0
         for number, pairs in enumerate(minibatches):
             self._differentiate(
                 agents, rollout, old, advantages, pairs, pairs_per_update, meter, on_pass
@@ -130,7 +139,7 @@ class Updater:
             if number == 0:
                 ratio_error = meter.ratio_error(self.processes)
                 if not is_measured and self._must_recompute(ratio_error):
-                    is_measured = True
+                    is_measured, num_repeated = True, pairs_per_update
                     old = self._measures(agents, rollout, minibatches)
                     meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
                     self._differentiate(
@@ -141,7 +150,9 @@ class Updater:
             norms.append(self._step(agents, share, on_update)[:num_agents])
         self._check_skipped(agents, share)
         num_pairs = len(minibatches) * pairs_per_update
-        passes_per_pair = 1 + is_measured + (self.settings.kl_coef > 0)
+        passes_per_gradient = 1 + (self.settings.kl_coef > 0)
+        num_passes = num_pairs * (is_measured + passes_per_gradient)
+        num_passes += num_repeated * passes_per_gradient
         grad_norms = torch.stack(norms).cpu()
         is_taken = grad_norms.isfinite()
         means = (meter.sums(self.processes, share.num_agents) / num_pairs).cpu()
@@ -153,9 +164,8 @@ class Updater:
             grad_norm=grad_norms.where(is_taken, 0).sum(dim=0) / is_taken.sum(dim=0),
             skipped=(~is_taken).sum(dim=0),
             ratio_error=ratio_error.cpu(),
-            num_updates=len(minibatches),
             excluded_steps=len(rollout.timesteps) - len(steps),
-            unet_rows=num_pairs * num_agents * self.rule.rows_per_pair * passes_per_pair,
+            unet_rows=num_passes * num_agents * self.rule.rows_per_pair,
         )
 
     def trained(self, schedule: Schedule, num_samples: int) -> dict[int, float] | None:
@@ -205,7 +215,6 @@ class Updater:
             grad_norm=norm.where(~is_skipped, math.nan),
             skipped=is_skipped.to(torch.int64),
             ratio_error=ratio_error,
-            num_updates=1,
             excluded_steps=num_steps - len(steps),
             unet_rows=share.num_samples * len(steps) * num_agents * self.rule.rows_per_pair,
         )

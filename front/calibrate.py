@@ -10,7 +10,7 @@ import torch
 
 from ddpo.advantages import scored, within_prompt_std
 from ddpo.calibration import Calibration, calibrate, calibration_set
-from ddpo.processes import Processes
+from ddpo.processes import Processes, own_device, use_threads
 from ddpo.trainer import Trainer
 from front.failures import memory_advised
 from front.progress import Progress, route_logs
@@ -93,9 +93,9 @@ def calibration_report(settings: Settings, device: torch.device | None = None) -
     Raises:
         UserError: see `measure`.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    use_threads(settings.num_threads)
     with memory_advised():
-        spread, calibration = measure(settings, device)
+        spread, calibration = measure(settings, device or own_device())
     names = settings.rewards.objectives
     return "\n".join([*_table(names, spread), "", *_recipe_lines(calibration)])
 

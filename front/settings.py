@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from config.errors import ConfigError
 from config.parse import parse
 from config.resume import completed
+from ddpo.processes import own_device
 from ddpo.rewards.find import reward_problems
 from front.front import ChoiceError, FrontError
 
@@ -49,12 +50,13 @@ def settings_of(
 
 
 def device_of(name: str) -> torch.device:
-    """The device of this name; empty for a GPU if there is one.
+    """The device of this name; empty for that of training, see `own_device`.
 
     Raises:
         ChoiceError: if there is no such device.
     """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not name:
+        return own_device()
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

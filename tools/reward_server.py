@@ -25,6 +25,7 @@ import torch
 
 from config.errors import UserError
 from config.schema import objective_name
+from ddpo.processes import own_device
 from ddpo.rewards.find import build_reward, name_problem
 from ddpo.rewards.wire import FORMAT, WireError, answer_body, read_request
 from ddpo.scorer import RewardError, Scorer
@@ -123,8 +124,7 @@ def make_scorers(names: Sequence[str], settings: RewardSettings) -> dict[str, Sc
     Raises:
         UserError: if a reward cannot be found or loaded.
     """
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(settings.device or default)
+    device = torch.device(settings.device) if settings.device else own_device()
     scorers = {}
     for name in names:
         if problem := name_problem("reward", name):

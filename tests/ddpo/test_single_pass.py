@@ -63,7 +63,7 @@ def test_it_makes_the_update_of_two_passes(changes):
     for name in ("grad_norm", "loss"):
         torch.testing.assert_close(getattr(stats, name), getattr(expected, name), rtol=1e-5, atol=0)
     assert torch.equal(stats.ratio_error.isnan(), expected.ratio_error.isnan())
-    for name in ("num_updates", "excluded_steps", "unet_rows"):
+    for name in ("excluded_steps", "unet_rows"):
         assert getattr(stats, name) == getattr(expected, name)
     assert torch.equal(stats.skipped, expected.skipped)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from config.errors import UserError
 from ddpo.ddim import guide
 from ddpo.processes import Share
 from tests.conftest import make_rig, make_tiny_pipe
@@ -112,6 +113,13 @@ def test_steps_without_variance_are_excluded_and_counted():
     assert rig.agents.snapshot(0).adapter.isfinite().all()
 
 
+def test_a_schedule_without_a_step_to_train_is_refused():
+    pipe = make_tiny_pipe()
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
+    with pytest.raises(UserError, match="none of the 1 denoising steps of this model can be"):
+        make_rig(1, pipe, sample={"num_steps": 1})
+
+
 def test_the_last_steps_are_left_out_when_asked():
     rig = make_rig(1, train={"skip_last_steps": 2})
     rollout = rig.rollout(rig.batch(1, 4))
@@ -154,9 +162,12 @@ def test_rounding_beyond_a_quarter_of_the_gate_makes_it_recompute(mode, recomput
     rig = make_rig(1, train={"recompute_log_probs": mode, "clip_nats": 1.0})
     rollout = rig.rollout(rig.batch(1, 4))
     rollout.log_probs.add_(0.5 / 256)  # half the clip range, as half precision would do
+    passed = []
+    rig.model.unet.register_forward_pre_hook(lambda _, args: passed.append(len(args[0])))
     stats = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1])
     assert rig.updater.recompute is recomputes
     assert bool(stats.ratio_error.max() < 1e-5) is recomputes
+    assert stats.unet_rows == sum(passed)
     assert ("recomputed from now on" in caplog.text) is recomputes
 
 

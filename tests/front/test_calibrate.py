@@ -49,6 +49,18 @@ def test_an_objective_is_scaled_in_any_unit_and_told_if_it_does_not_vary(caplog)
     assert "colorfulness gives all of the base model's pictures of a prompt the same" in caplog.text
 
 
+def test_points_are_measured_whatever_scales_are_declared():
+    rewards = torch.tensor([[1.0, 5.0], [3.0, 7.0], [5.0, 5.0], [7.0, 7.0]])
+    names = "--config.rewards.names=sharpness,colorfulness"
+    measured, declared = (
+        calibrate(rewards, ["a", "a", "b", "b"], read_settings([names, *more]).rewards)
+        for more in ([], ["--config.rewards.scales=1,10"])
+    )
+    assert declared.scales == (1, 10)
+    assert measured.ideal == declared.ideal == pytest.approx((4 + 18**0.5, 6 + 18**0.5))
+    assert measured.reference == declared.reference
+
+
 def test_memory_that_runs_out_is_a_clear_error(monkeypatch):
     def fails(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from config.errors import UserError
+from ddpo.footprint import measure_footprint
 from front.dry_run import dry_run, reward_state
 from mo_train import _read_command_or_exit
-from tests.conftest import make_settings
+from tests.conftest import make_settings, make_tiny_pipe
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,19 @@ def test_a_lora_that_is_merged_first_is_downloaded_too(tmp_path):
 
     assert "someone/style: its .safetensors file" in downloads("someone/style")
     assert "LoRA" not in downloads(str(tmp_path))
+
+
+def test_latents_need_not_be_square_but_their_size_known(tmp_path):
+    pipe = make_tiny_pipe()
+    for sample_size, entries in (([8, 16], 4 * 8 * 16), (None, 0)):
+        pipe.unet.register_to_config(sample_size=sample_size)
+        pipe.save_pretrained(tmp_path / "model")
+        settings = make_settings(pretrained={"model": str(tmp_path / "model")})
+        if entries:
+            assert measure_footprint(settings).latent_entries == entries
+        else:
+            with pytest.raises(UserError, match=r"set pretrained\.height and pretrained\.width"):
+                measure_footprint(settings)
 
 
 def test_an_unknown_model_ends_a_dry_run_with_its_name():
