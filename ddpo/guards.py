@@ -19,7 +19,7 @@ from config.errors import UserError
 from config.schema import objective_name
 from ddpo.rewards import PICTURE_GUARDS
 from ddpo.rewards.images import ImageBatch
-from ddpo.scorer import RewardError, Scorer, device_of
+from ddpo.scorer import RewardError, Scorer, reward_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -105,7 +105,7 @@ class Guards:
             from ddpo.rewards.clip import load_clip  # noqa: PLC0415 - no guard, no CLIP
 
             try:
-                tower = load_clip(guards.clip_model, device_of(rewards, device), rewards.dtype)
+                tower = load_clip(guards.clip_model, reward_device(rewards, device), rewards.dtype)
             except (OSError, ValueError) as error:
                 raise RewardError(
                     f"guards.clip_model={guards.clip_model!r} cannot be loaded: {error}"

@@ -97,7 +97,7 @@ class Scorer:
         Raises:
             RewardError: naming the one that cannot be found or whose weights cannot be loaded.
         """
-        device = device_of(settings, device)
+        device = reward_device(settings, device)
         rewards, units = {}, {}
         for name, objective in zip(settings.names, settings.objectives, strict=True):
             try:
@@ -252,7 +252,7 @@ class Scorer:
         return event
 
 
-def device_of(settings: RewardSettings, beside: torch.device) -> torch.device:
+def reward_device(settings: RewardSettings, beside: torch.device) -> torch.device:
     """Where rewards run: where the settings say, or else beside the base model."""
     return torch.device(settings.device) if settings.device else beside
 

@@ -59,7 +59,7 @@ def say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def new_folder(path: Path) -> Path:
+def empty_folder(path: Path) -> Path:
     """A folder to write to, made if absent.
 
     Raises:
@@ -104,7 +104,7 @@ def pick(args: argparse.Namespace) -> None:
     if args.out is not None:
         from front.export import write_folder
 
-        write_folder(new_folder(args.out), front, member)
+        write_folder(empty_folder(args.out), front, member)
         say(f"wrote {args.out}: pipe.load_lora_weights({str(args.out)!r})")
 
 
@@ -140,7 +140,7 @@ def blend(args: argparse.Namespace) -> None:
     if args.out is not None:
         from front.export import write_folder
 
-        write_folder(new_folder(args.out), front, member, adapter, error=error)
+        write_folder(empty_folder(args.out), front, member, adapter, error=error)
         say(f"wrote {args.out}: pipe.load_lora_weights({str(args.out)!r})")
 
 
@@ -167,7 +167,7 @@ def export(args: argparse.Namespace) -> None:
     front = Front.load(args.run)
     member = choose_or_blend(front, args)
     file = write_folder(
-        new_folder(args.out), front, member, layout=args.format, precision=args.dtype
+        empty_folder(args.out), front, member, layout=args.format, precision=args.dtype
     )
     size = file_size(file.stat().st_size)
     say(f"wrote {file}, {size}: {member.id} as {args.format}, {args.dtype}")

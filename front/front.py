@@ -176,7 +176,7 @@ def _apply(member: FrontPolicy | Blend, pipe: Any, name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BaseModel:
+class BaseReturns:
     """The base model's returns (M,) on the report set, their standard errors, and its guards."""
 
     report_returns: Array
@@ -208,7 +208,7 @@ class Front:
     objectives: tuple[Objective, ...]
     policies: tuple[FrontPolicy, ...]
     blends: tuple[Blend, ...]
-    base: BaseModel
+    base: BaseReturns
     guards: tuple[Guard, ...]
     dominated_on_report: tuple[PolicyId, ...]
     sample_prompts: tuple[str, ...]
@@ -266,7 +266,7 @@ class Front:
         if len(known) < len(policies):
             raise ValueError("two policies have the same id")
         blends = sorted((_blend(entry, known, num) for entry in data.get("blends", [])), key=_first)
-        base = BaseModel(
+        base = BaseReturns(
             report_returns=frozen_vector("base", data["base"]["report_returns"], num),
             report_std_error=frozen_vector("base", data["base"]["report_std_error"], num),
             guards=_guards(data["base"]),
