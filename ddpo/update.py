@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -131,20 +132,19 @@ class Updater:
         if is_measured := old is None or self.recompute:
             old = self._measures(agents, rollout, minibatches)
         meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
+        differentiate = partial(
+            self._differentiate, agents, rollout, advantages, pairs_per_update, meter, on_pass
+        )
         norms, num_repeated = [], 0
         for number, pairs in enumerate(minibatches):
-            self._differentiate(
-                agents, rollout, old, advantages, pairs, pairs_per_update, meter, on_pass
-            )
+            differentiate(pairs, old)
             if number == 0:
                 ratio_error = meter.ratio_error(self.processes)
                 if not is_measured and self._must_recompute(ratio_error):
                     is_measured, num_repeated = True, pairs_per_update
                     old = self._measures(agents, rollout, minibatches)
-                    meter = _Meter(num_agents, len(rollout.timesteps), agents.device)
-                    self._differentiate(
-                        agents, rollout, old, advantages, pairs, pairs_per_update, meter, on_pass
-                    )
+                    meter.forget()
+                    differentiate(pairs, old)
                     ratio_error = meter.ratio_error(self.processes)
             meter.is_before_first_update = False
             norms.append(self._step(agents, share, on_update)[:num_agents])
@@ -299,24 +299,24 @@ class Updater:
         self,
         agents: Agents,
         rollout: Rollout,
-        old: torch.Tensor,
         advantages: torch.Tensor,
-        pairs: torch.Tensor,
         pairs_per_update: int,
         meter: _Meter,
         on_pass: Callable[[], object] | None,
+        pairs: torch.Tensor,
+        old: torch.Tensor,
     ) -> None:
         """The gradient of one minibatch's share: per agent the sum over its pairs, divided by all.
 
         Args:
             agents: whose gradients are set.
             rollout: of this process's samples.
-            old: (rows, T, ...) measures under the policy that sampled.
             advantages: (K, N).
-            pairs: (K, pairs, 2) of this process.
             pairs_per_update: of each agent, in all processes.
             meter: takes in the diagnostics.
             on_pass: called after every UNet pass.
+            pairs: (K, pairs, 2) of this process.
+            old: (rows, T, ...) measures under the policy that sampled.
         """
         agents.zero_grad()
         num_agents, flat_advantages = rollout.prompts.num_agents, advantages.flatten()
@@ -401,6 +401,11 @@ class _Meter:
         # loss, approx_kl, clip_fraction, kl_to_base
         self._sums = torch.zeros(4, num_agents, device=device)
         self._step_error = torch.zeros(2, num_steps, device=device)  # sum, count
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._sums.zero_()
+        self._step_error.zero_()
 
     def add(self, steps: torch.Tensor, surrogate: Surrogate, kl_to_base: torch.Tensor) -> None:
         """Take in one pass of agent-major pairs."""
