@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from config.errors import ConfigError, UserError
-from config.resume import changed_settings
+from config.resume import changed_settings, check_prompts
 from config.rules import process_problems
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
@@ -211,8 +211,13 @@ class Run:
         return checkpoint, changes + version_changes(checkpoint.written_by)
 
     def _restore(self, checkpoint: Checkpoint, changes: Sequence[str]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            ConfigError: if prompt files have changed since.
+        """
         record = checkpoint.record
+        check_prompts(record.get("prompts", {}), self.trainer.prompts.digests(), self.settings)
         self.policies = {PolicyId(name): policy for name, policy in checkpoint.policies.items()}
         self.calibration = Calibration.from_json(record["calibration"])
         self.costs = Costs(**record["costs"])
@@ -289,6 +294,7 @@ class Run:
             "costs": dataclasses.asdict(self.costs),
             "curve": self.curve,
             "warmup_archive": self.warmup_archive,
+            "prompts": self.trainer.prompts.digests(),
             "recompute_log_probs": self.trainer.updater.recompute,
             "metrics_bytes": self.run_dir.flush_metrics(),
         }

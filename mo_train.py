@@ -14,7 +14,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags
 
@@ -22,7 +22,7 @@ from config.errors import ConfigError, StoppedError, UserError
 from config.loader import load
 from config.parse import Choices, parse
 from ddpo.prompts import prompt_problems
-from ddpo.rewards.find import guard_problems, reward_problems
+from ddpo.rewards.find import diversity_problems, guard_problems, reward_problems
 from front.run_choice import choose_run
 from front.stop import Stop
 from morl.prediction import PREDICTORS
@@ -41,6 +41,7 @@ CHOICES: Choices = {
     "evolution.strategy": STRATEGIES,
     "evolution.predictor": PREDICTORS,
 }
+RULES = (reward_problems, guard_problems, prompt_problems, diversity_problems)
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:
@@ -54,7 +55,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     """
     config, problems = load(arguments, DEFAULT_RECIPE)
     try:
-        settings = parse(config, CHOICES, [reward_problems, guard_problems, prompt_problems])
+        settings = parse(config, CHOICES, RULES)
     except ConfigError as error:
         raise ConfigError(problems + error.problems) from error
     if problems:
@@ -70,8 +71,7 @@ def _read_settings_or_exit(argv: Sequence[str]) -> Settings:
     try:
         return read_settings(argv[1:])
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(EXIT_WRONG_SETTINGS)
+        _exit(error)
 
 
 def _read_command_or_exit(argv: Sequence[str]) -> Callable[[], None]:
@@ -99,11 +99,12 @@ def calibrate(settings: Settings) -> None:
 
 
 def _print(report: Callable[[Settings], str], settings: Settings) -> None:
+    if not _is_first():
+        return
     try:
         sys.stdout.write(f"{report(settings)}\n")
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(_exit_code(error))
+        _exit(error)
 
 
 _INSTEAD = {"--dry_run": dry_run, "--calibrate": calibrate}
@@ -111,11 +112,10 @@ _INSTEAD = {"--dry_run": dry_run, "--calibrate": calibrate}
 
 def main(settings: Settings) -> None:
     """Train, and publish the front."""
-    is_first = os.environ.get("RANK", "0") == "0"  # of several processes, which all come by here
     try:
         choice = choose_run(settings)
         if choice.is_finished:
-            if is_first:
+            if _is_first():
                 sys.stdout.write(
                     f"{choice.path} is finished; raise evolution.evolutionary_generations to go "
                     "on\n"
@@ -128,15 +128,21 @@ def main(settings: Settings) -> None:
         with stop.watching():
             Run(settings, stop).train()
     except UserError as error:
-        if is_first or not isinstance(error, StoppedError):
-            sys.stderr.write(f"{error}\n")
-        sys.exit(_exit_code(error))
+        _exit(error)
 
 
-def _exit_code(error: UserError) -> int:
-    if isinstance(error, ConfigError):
-        return EXIT_WRONG_SETTINGS
-    return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_FAILED
+def _is_first() -> bool:
+    """Whether this is the first of several processes, which all come by here."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _exit(error: UserError) -> NoReturn:
+    """End with a message; the first process alone tells what is the same in all."""
+    is_shared = isinstance(error, (ConfigError, StoppedError))
+    if _is_first() or not is_shared:
+        sys.stderr.write(f"{error}\n")
+    codes = {ConfigError: EXIT_WRONG_SETTINGS, StoppedError: EXIT_STOPPED}
+    sys.exit(codes.get(type(error), EXIT_FAILED))
 
 
 if __name__ == "__main__":

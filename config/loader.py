@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,8 @@ def load_recipe(path: Path) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise ConfigError([f"--config={path} is not a Python file"])
     module = importlib.util.module_from_spec(spec)
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # for what it imports, as if it were run
     try:
         spec.loader.exec_module(module)
         return ConfigDict(module.get_config())

@@ -145,6 +145,27 @@ def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]
     return [change for change in accepted if change.split(" ")[0] not in hidden]
 
 
+def check_prompts(before: Mapping[str, str], now: Mapping[str, str], settings: Settings) -> None:
+    """Refuse prompts that are not those the run began with, unless `resume_force` names them.
+
+    Args:
+        before: role -> digest, as read from its checkpoint; without roles of an older program.
+        now: of all roles.
+        settings: those of now.
+
+    Raises:
+        ConfigError: naming the roles.
+    """
+    changed = [f"prompts.{role}" for role in now if before.get(role, now[role]) != now[role]]
+    refused = [name for name in changed if name not in settings.resume_force]
+    if refused:
+        raise ConfigError(
+            [f"{name}: its file holds other prompts than when the run began" for name in refused],
+            "Restore the file, or go on with the new prompts by "
+            f"--config.resume_force={','.join(refused)}",
+        )
+
+
 def _merged(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Nested defaults with the given values, which come from JSON, in their place."""
     merged = dict(defaults)

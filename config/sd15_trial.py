@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample.prompts_per_iteration = 8
     config.train.skip_last_steps = 2
 
-    config.evaluation.selection_images = 45
+    config.evaluation.selection_images = 90  # `diversity` needs two of each of 45 prompts
     config.evaluation.report_images = 64
     config.evolution.num_agents = 4
     config.evolution.start = "soup"

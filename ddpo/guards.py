@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from config.errors import UserError
 from config.schema import objective_name
 from ddpo.rewards import PICTURE_GUARDS
 from ddpo.rewards.images import ImageBatch
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from config.schema import GuardSettings, Settings
     from ddpo.evaluation import Evaluation, EvaluationSet
-    from ddpo.prompts import PromptSplit
     from ddpo.rewards.clip import ClipTower
     from ddpo.scorer import Submission
 
@@ -124,14 +122,14 @@ class Guards:
         scores = len(self._scorer.rewards) if self._scorer else 0
         return scores + (self._tower.model.config.projection_dim if self._tower else 0)
 
-    def check(self, height: int, width: int) -> None:
+    def check(self, height: int, width: int, prompts: Sequence[str]) -> None:
         """Try those guards that are rewards, as `Scorer.check` does.
 
         Raises:
             RewardError: naming the guard, what was expected and what came.
         """
         if self._scorer:
-            self._scorer.check(height, width)
+            self._scorer.check(height, width, prompts)
 
     def submit(self, images: torch.Tensor, prompts: Sequence[str]) -> Pending:
         """Start measuring pictures (rows, 3, H, W), agent-major; see `gather`."""
@@ -224,26 +222,6 @@ class Pending:
 
     scores: Sequence[Submission]
     embeds: torch.Tensor | None
-
-
-def check_guards(settings: Settings, prompts: PromptSplit) -> None:
-    """Refuse evaluation sets that a guard cannot be read off.
-
-    Raises:
-        UserError: naming the setting to change.
-    """
-    evaluation = settings.evaluation
-    sets = {
-        "selection": (evaluation.selection_images, prompts.selection),
-        "report": (evaluation.report_images, prompts.report),
-    }
-    for role, (images, texts) in sets.items():
-        if "diversity" in settings.guards.names and images < 2 * len(texts):
-            raise UserError(
-                f"the guard 'diversity' compares pictures of one prompt: evaluation.{role}_images="
-                f"{images} must be at least {2 * len(texts)}, two for each prompt; raise it, or "
-                f"give prompts.{role} a smaller set"
-            )
 
 
 def diversity(embeds: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:

@@ -138,7 +138,8 @@ class Processes:
             raise UserError(
                 f"processes.count={settings.count}, but {count} were started: launch with torchrun "
                 f"--standalone --nproc_per_node {settings.count}, or with accelerate launch "
-                f"--multi_gpu --num_processes {settings.count} (with --cpu it starts one)"
+                f"--multi_gpu --num_processes {settings.count} (with --cpu it starts one), or take "
+                "as many as there are with --config.processes.count=0"
             )
         device = own_device()
         if count == 1:
@@ -327,6 +328,8 @@ def backends_for(device_type: str) -> str:
     'cpu:gloo,cuda:nccl'
     """
     names = {kind: dist.get_default_backend_for_device(kind) for kind in ("cpu", device_type)}
+    if len(names) == 1:  # a list of one is taken, but torch complains of it at the end
+        return str(names["cpu"])
     return ",".join(f"{kind}:{name}" for kind, name in names.items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,10 @@ class PromptSplit:
     report: tuple[str, ...]
     notes: tuple[str, ...]
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each role's prompts with their metadata, in order."""
+        return {role: _digest(getattr(self, role)) for role in ROLES}
+
 
 def load_prompts(name: str) -> tuple[str, ...]:
     """Distinct prompts of a set that ships with the project, or of a file.
@@ -147,7 +152,8 @@ def load_prompts(name: str) -> tuple[str, ...]:
         found = _file_prompts(Path(name))
     else:
         raise ValueError(
-            f"prompt set {name!r} is neither a file nor one of {', '.join(PROMPT_SETS)}"
+            f"prompt set {name!r} is neither a file nor one of {', '.join(PROMPT_SETS)}; files are "
+            f"looked for from {Path.cwd()}"
         )
     prompts = tuple(dict.fromkeys(prompt for prompt in found if prompt))
     if not prompts:
@@ -164,6 +170,11 @@ def prompt_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 load_prompts(name)
             except ValueError as error:
                 yield f"{setting}: {error}"
+
+
+def _digest(prompts: Sequence[str]) -> str:
+    content = [(prompt, getattr(prompt, "metadata", {})) for prompt in prompts]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _file_prompts(path: Path) -> Iterable[str]:

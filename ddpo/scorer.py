@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DRY_PROMPTS = ("a cat", "a dog")
-
 
 class RewardError(UserError):
     """A reward raised, hung, or returned something that is not one score per image."""
@@ -114,20 +112,20 @@ class Scorer:
             max_invalid_fraction=settings.max_invalid_fraction,
         )
 
-    def check(self, height: int, width: int) -> None:
+    def check(self, height: int, width: int, prompts: Sequence[str]) -> None:
         """Call every reward once on pictures of noise, so that a mistake in it is met at once.
 
         Args:
             height: of the pictures to come, in pixels.
             width: likewise.
+            prompts: one for each picture; those to come may carry metadata that a reward needs.
 
         Raises:
             RewardError: naming the reward, what was expected and what came.
         """
-        noise = torch.rand(
-            len(_DRY_PROMPTS), 3, height, width, generator=torch.Generator().manual_seed(0)
-        )
-        for submission in self.submit(noise, _DRY_PROMPTS):
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(len(prompts), 3, height, width, generator=generator)
+        for submission in self.submit(noise, prompts):
             for name, call in submission.calls.items():
                 self._result(name, call)
 

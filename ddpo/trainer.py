@@ -15,7 +15,7 @@ from ddpo.collapse import CollapseWatch
 from ddpo.compiling import compile_unet
 from ddpo.conditioned import make_agents
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
-from ddpo.guards import Guards, check_guards
+from ddpo.guards import Guards
 from ddpo.pipeline import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.sampler import Sampler
@@ -88,13 +88,13 @@ class Trainer:
         self.check_stop = check_stop
         self._collapse = CollapseWatch()
         self.prompts = split_prompts(settings.prompts)
-        check_guards(settings, self.prompts)
         self.model = model or _load_model(settings, self.prompts, processes.device)
         self.scorer = Scorer.build(settings.rewards, processes.device)
         self.guards = Guards.build(settings, processes.device)
-        self.scorer.check(*self.model.image_size)
+        examples = (self.prompts.train[0], self.prompts.selection[0], self.prompts.report[0])
+        self.scorer.check(*self.model.image_size, examples)
         if self.guards is not None:
-            self.guards.check(*self.model.image_size)
+            self.guards.check(*self.model.image_size, examples)
         slots = max(len(processes.share(num, 1).agents) for num in settings.task_counts)
         self.agents = make_agents(self.model.unet, slots, settings, processes)
         self.sampler = Sampler(self.model, settings.training_sample)

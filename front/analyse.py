@@ -185,10 +185,8 @@ class Judge:
     ) -> None:
         settings = settings_of(front, model, rows_per_pass, with_rewards=True)
         where = device_of(device)
-        self.on = _report_set(settings)
-        shown = len(front.sample_prompts)
-        is_prefix = self.on.prompts[:shown] == front.sample_prompts
-        self._num_shown = shown if is_prefix and self.on.seeds[:shown] == front.sample_seeds else 0
+        self.on = _report_set(settings, front)
+        self._num_shown = len(front.sample_prompts)
         diffusion = FrozenDiffusion.load(settings.pretrained, where)
         self._scorer = Scorer.build(settings.rewards, where)
         rank = 2 * settings.policy_adapter.rank  # room for a blend of two
@@ -228,12 +226,24 @@ class Judge:
         self._scorer.close()
 
 
-def _report_set(settings: Settings) -> EvaluationSet:
+def _report_set(settings: Settings, front: Front) -> EvaluationSet:
+    """What the front was measured on.
+
+    Raises:
+        FrontError: if its prompts cannot be read, or are others now.
+    """
     try:
         prompts = split_prompts(settings.prompts).report
     except ValueError as error:
         raise FrontError(f"the report set cannot be drawn again: {error}") from error
-    return EvaluationSet.make("report", prompts, settings.evaluation.report_images, settings.seed)
+    on = EvaluationSet.make("report", prompts, settings.evaluation.report_images, settings.seed)
+    shown = on.first(len(front.sample_prompts))
+    if (shown.prompts, shown.seeds) != (front.sample_prompts, front.sample_seeds):
+        raise FrontError(
+            f"the report set is not that of the run: prompts.report={settings.prompts.report!r} has "
+            "changed since; restore it first"
+        )
+    return on
 
 
 def analyse(
@@ -252,7 +262,8 @@ def analyse(
         The analysis, and the evaluation of every policy and blend by its id.
 
     Raises:
-        UserError: if there is one policy only, or the run's parts cannot be used.
+        UserError: if there is one policy only, the run's parts cannot be used, or its policies are
+            not worth what they were.
     """
     if len(front.policies) < 2:
         raise FrontError("the front is a single policy: there is nothing to interpolate")
@@ -270,6 +281,7 @@ def analyse(
     finally:
         judge.close()
     evaluations = dict(zip(adapters, measured, strict=True))
+    _check_same(front, evaluations)
     blends = [
         Blend(
             id=name,
@@ -288,6 +300,24 @@ def analyse(
         num_images=len(adapters) * len(judge.on.prompts),
     )
     return analysis, evaluations
+
+
+def _check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:
+    """Refuse blends that were measured otherwise than the policies that they stand beside.
+
+    Raises:
+        FrontError: if a policy's return is off by more than its standard error.
+    """
+    for policy in front.policies:
+        now, then = evaluations[policy.id].returns.numpy(), policy.report_returns
+        room = policy.report_std_error + 1e-3 * np.abs(then)
+        for name, a, b, off in zip(front.names, now, then, np.abs(now - then) > room, strict=True):
+            if off:
+                raise FrontError(
+                    f"{policy.id} has {name}={a:.4g} now and had {b:.4g} when the run measured it: "
+                    "its prompts, the reward or the base model have changed since. Nothing was "
+                    "published; restore them first"
+                )
 
 
 def _z(front: Front, blend: Blend) -> Array:

@@ -111,6 +111,17 @@ def seed(text: str) -> int:
 seed.__name__ = "whole number of at least 0 and less than 2**62"
 
 
+def port(text: str) -> int:
+    """A port to listen on; argparse turns a ValueError into its message."""
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise ValueError
+    return number
+
+
+port.__name__ = "whole number from 0, which takes a free one, to 65535"
+
+
 def guidance(text: str) -> float:
     """A guidance scale, 1 being none; argparse turns a ValueError into its message."""
     number = float(text)

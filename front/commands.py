@@ -25,6 +25,7 @@ from front.arguments import (
     guidance,
     numbers,
     plot_file,
+    port,
     positive,
     seed,
 )
@@ -244,7 +245,7 @@ def _configure_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default: this machine alone"
     )
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--port", type=port, help="default: the first free one from 7860")
     parser.add_argument("--browse", action="store_true", help="open a browser")
 
 

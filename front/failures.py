@@ -81,5 +81,5 @@ def _way_back(run_dir: RunDir) -> str:
     what = "The measured base model" if saved < 0 else f"Generation {saved}"
     return (
         f"{what} is saved; what was done since is done again when the run goes on: "
-        f"mo_train.py --config.resume_from={run_dir.path}"
+        f"python mo_train.py --config.resume_from={run_dir.path}"
     )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_ROUNDING = 1e-7  # of a value: an error that small is float32's
+
 
 def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lines of aligned columns; the first column is flush left, the others right.
@@ -47,7 +49,7 @@ def with_error(value: float, error: float) -> str:
         >>> with_error(-0.9577499, 0.0226), with_error(5.81, 0.0)
         ('-0.958 ± 0.023', '5.81 ± 0')
     """
-    if not error > 0:
+    if not error > _ROUNDING * abs(value):
         return f"{value:.4g} ± 0"
     digits = max(0, 1 - int(f"{error:e}".split("e")[1]))
     return f"{value:.{digits}f} ± {error:.{digits}f}"

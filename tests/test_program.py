@@ -144,6 +144,21 @@ def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
     assert metrics(logs / "parts") == metrics(finished)
 
 
+def test_a_resumed_run_keeps_its_prompts(world, tmp_path):
+    report = tmp_path / "report.txt"
+    report.write_text("e\nf\n")
+    changes = (f"prompts.report={report}", "evolution.evolutionary_generations=0")
+    logs = world("run_name=edited", *changes)
+    report.write_text("e\ng\n")
+    resume = (f"resume_from={logs / 'edited'}", *changes)
+    with pytest.raises(
+        ConfigError, match=r"prompts\.report: its file holds other prompts"
+    ) as error:
+        world(*resume)
+    assert "prompts.train" not in str(error.value)
+    world(*resume, "resume_force=prompts.report")
+
+
 def test_a_resumed_run_keeps_its_settings(world, finished):
     with pytest.raises(ConfigError, match=r"learning_rate was 0\.1 and is 0\.2 now"):
         world(f"resume_from={finished}", "train.learning_rate=0.2")
@@ -190,7 +205,7 @@ def test_a_failing_reward_ends_the_run_with_its_name_and_a_way_back(world, monke
 
     def fails_in_the_second_generation(images, prompts):
         calls.append(len(images))
-        if sum(calls) > 2 + 16 + 16 + 16 + 32 + 8:  # the dry call, then until the second generation
+        if sum(calls) > 3 + 16 + 16 + 16 + 32 + 8:  # the dry call, then until the second generation
             raise ConnectionError("judge is gone")
         return images.mean(dim=(1, 2, 3))
 

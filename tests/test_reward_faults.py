@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from config.errors import UserError
+from ddpo.pipeline import FrozenDiffusion
+from ddpo.processes import Processes
+from ddpo.trainer import Trainer
 from mo_loop import Run
 from mo_train import read_settings
 from tests.conftest import make_settings, make_tiny_pipe
@@ -116,8 +119,26 @@ def test_a_hanging_reward_ends_the_run_with_a_whole_checkpoint_and_a_way_back(ru
     assert resumed["policies"] == whole["policies"]
 
 
+def test_the_trial_call_has_prompts_with_the_metadata_of_those_to_come(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "def answers(images, prompts):\n"
+        "    return images.mean(dim=(1, 2, 3)) * len([p.metadata for p in prompts])\n"
+    )
+    names = f"rewards.names={own}:answers,jpeg_compressibility"
+    settings = ("prompts.train=counting", "prompts.report=counting", names)
+    arguments = [f"--config.{each}" for each in settings]
+    parts = (Processes.alone(), lambda *_: lambda: None, lambda: None)
+    Trainer(read_settings(arguments), *parts, FrozenDiffusion(make_tiny_pipe())).close()
+    arguments[1] = (
+        "--config.prompts.report=emoji_report"  # met now, not when the front is published
+    )
+    with pytest.raises(UserError, match=r"reward 'answers' failed on 3 images: .*metadata"):
+        Trainer(read_settings(arguments), *parts, FrozenDiffusion(make_tiny_pipe()))
+
+
 def test_a_wrong_shape_is_met_before_anything_is_sampled(run):
     run.judge.KIND = "shape"
-    with pytest.raises(UserError, match=r"reward 'judge': expected a tensor \(2,\), got \(2, 1\)"):
+    with pytest.raises(UserError, match=r"reward 'judge': expected a tensor \(3,\), got \(3, 1\)"):
         run()
-    assert run.judge.LEFT == 10**9 - 2
+    assert run.judge.LEFT == 10**9 - 3

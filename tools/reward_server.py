@@ -29,6 +29,7 @@ from ddpo.processes import own_device
 from ddpo.rewards.find import build_reward, name_problem
 from ddpo.rewards.wire import FORMAT, WireError, answer_body, read_request
 from ddpo.scorer import RewardError, Scorer
+from front.arguments import port
 from mo_train import read_settings
 
 if TYPE_CHECKING:
@@ -151,12 +152,16 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("rewards", nargs="+", metavar="REWARD", help="a name or module:function")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8100, help="0 takes a free one")
+    parser.add_argument("--port", type=port, default=8100, help="0 takes a free one")
     known, overrides = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         scorers = make_scorers(known.rewards, read_settings(overrides).rewards)
-        with RewardServer((known.host, known.port), scorers) as server:
+        try:
+            server = RewardServer((known.host, known.port), scorers)
+        except OSError as error:
+            raise UserError(f"cannot listen on {known.host}, port {known.port}: {error}") from error
+        with server:
             for name in scorers:
                 sys.stdout.write(f"serving {server.url}/{name}\n")
             sys.stdout.flush()

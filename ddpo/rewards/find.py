@@ -16,6 +16,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ from urllib.parse import urlsplit
 from config.errors import UserError
 from config.files import is_file
 from config.limits import OneOf
-from config.schema import objective_name
+from config.schema import PromptSettings, objective_name
+from ddpo.prompts import ROLES, split_prompts
 from ddpo.rewards import PICTURE_GUARDS, REWARDS
 
 if TYPE_CHECKING:
@@ -77,6 +79,25 @@ def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def diversity_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each evaluation set that the guard `diversity` cannot be read off."""
+    prompts: dict[str, Any] = {role: flat.get(f"prompts.{role}") for role in ROLES}
+    if "diversity" not in flat.get("guards.names", ()) or None in prompts.values():
+        return
+    try:
+        split = split_prompts(PromptSettings(**prompts))
+    except ValueError:  # told where prompts are checked
+        return
+    for role, texts in (("selection", split.selection), ("report", split.report)):
+        images = flat.get(f"evaluation.{role}_images", math.inf)
+        if images < 2 * len(texts):
+            yield (
+                f"the guard 'diversity' compares pictures of one prompt: evaluation.{role}_images="
+                f"{images} must be at least {2 * len(texts)}, two for each prompt; raise it, or "
+                f"give prompts.{role} a smaller set"
+            )
+
+
 def _remote_names(flat: Mapping[str, Any]) -> list[str]:
     return [remote.partition("=")[0] for remote in flat.get("rewards.remotes", ())]
 
@@ -93,7 +114,11 @@ def name_problem(setting: str, name: str, remotes: Sequence[str] = ()) -> str | 
         problem = _own_problem(name)
         return None if problem is None else f"{setting}: {name!r} {problem}"
     problem = OneOf(*REWARDS, *remotes).problem(setting, name)
-    return None if problem is None else f"{problem}; a reward of your own is module:function"
+    return (
+        None
+        if problem is None
+        else f"{problem}; a reward of your own is file.py:function or module:function"
+    )
 
 
 def build_reward(name: str, settings: RewardSettings, device: torch.device) -> tuple[Reward, str]:
@@ -172,6 +197,8 @@ def _import(module: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(path, path)
         if spec is None or spec.loader is None:
             raise ImportError(f"{path} is not a Python file")
+        if (folder := str(Path(path).parent)) not in sys.path:
+            sys.path.append(folder)  # for what it imports, as if it were run
         # Known before it runs, as any import is: dataclasses, for one, look their module up.
         sys.modules[path] = loaded = importlib.util.module_from_spec(spec)
         try:
@@ -190,8 +217,11 @@ def _own_problem(name: str) -> str | None:
     source = Path(module) if module.endswith(".py") else _source(module)
     if source is None or not is_file(source):
         if module.endswith(".py"):
-            return f"names a file that does not exist: {module}"
-        return f"names a module that is not on the Python path: {module}"
+            return f"names a file that does not exist: {module}, seen from {Path.cwd()}"
+        return (
+            f"names a module that is not on the Python path: {module}; a file is named as "
+            f"{module}.py:{attribute}"
+        )
     return None if source.suffix != ".py" else _binding_problem(source, attribute)
 
 

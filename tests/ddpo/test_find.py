@@ -124,6 +124,20 @@ def test_a_file_is_read_as_python_reads_it(tmp_path):
     assert settings.rewards.names == (f"{path}:warmth", "colorfulness")
 
 
+def test_what_lies_beside_a_file_can_be_imported(tmp_path):
+    (tmp_path / "beside_it.py").write_text("NAMES = ('brightness', 'sharpness')\n")
+    (tmp_path / "recipe.py").write_text(
+        "import beside_it\nfrom config import base\n\n\ndef get_config():\n"
+        "    config = base.get_config()\n    config.rewards.names = beside_it.NAMES\n"
+        "    return config\n"
+    )
+    names = read_settings([f"--config={tmp_path / 'recipe.py'}"]).rewards.names
+    assert names == ("brightness", "sharpness")
+    (tmp_path / "own.py").write_text("from beside_it import NAMES as mine\n")
+    with pytest.raises(UserError, match="expected a function"):
+        build_reward(f"{tmp_path / 'own.py'}:mine", make_settings().rewards, torch.device("cpu"))
+
+
 def test_two_own_rewards_of_one_name_are_refused(own):
     with pytest.raises(ConfigError, match="must not repeat an objective"):
         read_settings([f"--config.rewards.names=own_rewards:warmth,{own}:warmth"])

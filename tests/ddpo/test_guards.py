@@ -8,19 +8,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config.errors import ConfigError, UserError
+from config.errors import ConfigError
 from config.schema import GuardSettings
 from ddpo.evaluation import Evaluation, EvaluationSet
 from ddpo.guards import (
     Guards,
-    check_guards,
     diversity,
     diversity_std_error,
     excluded_policies,
     guard_metrics,
 )
 from ddpo.processes import Processes
-from ddpo.prompts import split_prompts
 from ddpo.scorer import RewardError
 from ddpo.trainer import Trainer
 from mo_loop import Run
@@ -133,10 +131,10 @@ def test_a_missing_score_of_a_guard_is_left_out():
 
 
 def test_diversity_needs_two_pictures_of_a_prompt():
-    settings = make_settings(guards={"names": ("diversity",)}, evaluation={"selection_images": 89})
-    with pytest.raises(UserError, match=r"evaluation\.selection_images=89 must be at least 90"):
-        check_guards(settings, split_prompts(settings.prompts))
-    check_guards(make_settings(guards={"names": ("diversity",)}), split_prompts(settings.prompts))
+    arguments = ["--config.guards.names=diversity", "--config.prompts.train=simple_animals"]
+    with pytest.raises(ConfigError, match=r"evaluation\.selection_images=89 must be at least 90"):
+        read_settings([*arguments, "--config.evaluation.selection_images=89"])
+    read_settings([*arguments, "--config.evaluation.selection_images=90"])
 
 
 def test_a_picture_that_is_not_finite_is_left_out():
@@ -171,7 +169,7 @@ def test_a_guard_that_fails_is_met_before_any_picture(tmp_path):
     words = small_world(tmp_path)
     (tmp_path / "own.py").write_text("def one(images, prompts):\n    return images.mean()\n")
     settings = read_settings([*words, f"--config.guards.names={tmp_path / 'own.py'}:one"])
-    with pytest.raises(RewardError, match=r"'one': expected a tensor \(2,\), got \(\)"):
+    with pytest.raises(RewardError, match=r"'one': expected a tensor \(3,\), got \(\)"):
         Trainer(settings, Processes.alone(), lambda *_: lambda: None)
 
 

@@ -377,7 +377,7 @@ def run_out_of_memory():
 
 def test_what_is_on_a_gpu_goes_by_nccl_and_what_is_on_the_host_by_gloo():
     assert backends_for("cuda") == "cpu:gloo,cuda:nccl"
-    assert backends_for("cpu") == "cpu:gloo"
+    assert backends_for("cpu") == "gloo"
 
 
 def settings_for_processes(**changes):

@@ -25,6 +25,7 @@ from ddpo.rewards.wire import WireError, read_answer, read_request, request_body
 from ddpo.scorer import RewardError, Scorer
 from mo_train import read_settings
 from tests.conftest import make_settings
+from tools import reward_server
 from tools.reward_server import RewardServer, make_scorers
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def test_remote_and_local_rewards_mix_in_one_run(server):
         ]
     )
     scorer = Scorer.build(settings.rewards, torch.device("cpu"))
-    scorer.check(8, 8)
+    scorer.check(8, 8, ["a", "b"])
     values = scorer.gather([scorer.submit(IMAGES, PROMPTS)], 1).values
     assert torch.equal(values[..., 0], values[..., 1])
     assert scorer.units["vivid"] == REWARDS["colorfulness"].unit
@@ -115,6 +116,12 @@ def test_the_server_names_what_it_has_and_what_is_wrong(server):
         remote._ask("POST", body)
     with pytest.raises(UserError, match="did you mean 'colorfulness'"):
         make_scorers(["colourfulness"], make_settings().rewards)
+
+
+def test_a_port_that_is_taken_is_a_message(server):
+    port = server.url.rpartition(":")[2]
+    with pytest.raises(SystemExit, match=rf"cannot listen on 127\.0\.0\.1, port {port}: "):
+        reward_server.main(["brightness", "--port", port])
 
 
 def test_a_failing_reward_is_an_error_of_the_server(server):

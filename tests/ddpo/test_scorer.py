@@ -62,7 +62,7 @@ def test_a_bad_reward_is_named(reward, message):
     with pytest.raises(RewardError, match=message):
         collect(rig.sampler, Scorer({"r": reward}), rig.agents, rig.batch(1, 2))
     with pytest.raises(RewardError, match=message):
-        Scorer({"r": reward}).check(16, 16)
+        Scorer({"r": reward}).check(16, 16, ["a", "b"])
 
 
 @pytest.fixture(name="hanging")
@@ -204,7 +204,7 @@ def test_a_reward_that_exits_does_not_take_the_program_along():
         raise SystemExit(3)
 
     with pytest.raises(RewardError, match=r"SystemExit\(3\)"):
-        Scorer({"r": leaves}).check(4, 4)
+        Scorer({"r": leaves}).check(4, 4, ["a", "b"])
 
 
 def test_scores_do_not_depend_on_the_size_of_a_call():

@@ -50,8 +50,30 @@ def test_a_measured_blend_draws_the_pictures_its_numbers_come_from(analysed):
     blend.apply(pipe)
     on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
     images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=1.0)
-    score = colorfulness(images, on.prompts).mean().item()
-    assert score == pytest.approx(blend.report_returns[0], rel=1e-4)
+    seen = images.mul(255).round().div(255)  # rewards judge pictures of 8 bits
+    score = colorfulness(seen, on.prompts).mean().item()
+    assert score == pytest.approx(blend.report_returns[0], rel=1e-5)
+
+
+def test_blends_are_not_measured_on_other_prompts_than_the_policies(run_copy, capsys):
+    config = json.loads((run_copy / "config.json").read_text())
+    prompts = Path(config["settings"]["prompts"]["report"])
+    edited = run_copy / "edited.txt"
+    edited.write_text(prompts.read_text().replace("e", "another"))
+    config["settings"]["prompts"]["report"] = str(edited)
+    (run_copy / "config.json").write_text(json.dumps(config))
+    assert mo_front.main(["analyse", str(run_copy), "--points", "1"]) == 1
+    assert "the report set is not that of the run" in capsys.readouterr().err
+
+
+def test_blends_are_not_published_beside_policies_measured_otherwise(run_copy, capsys):
+    front = json.loads((run_copy / "front.json").read_text())
+    policy = front["policies"][0]
+    policy["report_returns"][0] += 2 * policy["report_std_error"][0]
+    (run_copy / "front.json").write_text(json.dumps(front))
+    assert mo_front.main(["analyse", str(run_copy), "--points", "1"]) == 1
+    assert "the reward or the base model have changed since" in capsys.readouterr().err
+    assert json.loads((run_copy / "front.json").read_text()) == front
 
 
 def test_useful_blends_are_added_to_the_front_and_raise_its_hypervolume(analysed, finished_run):

@@ -93,6 +93,7 @@ def test_show_imports_no_deep_learning_library(finished_run):
         (["generate", "--weights", "1,0", "--prompt", "a", "--guidance", "-3"], 2, "at least 1"),
         (["generate", "--weights", "1,0", "--prompt", "a", "--steps", "2000"], 2, "does not fit"),
         (["compare", "--out", "x.foo"], 2, "name that ends in .png"),
+        (["serve", "--port", "80000"], 2, "to 65535"),
         (["generate", "--policy", "x", "--blend", "--prompt", "a"], 2, "--weights alone"),
         (["generate", "--weights", "1,0", "--prompt", "a", "--device", "tpu9"], 2, "--device=tpu9"),
         (["what"], 2, "invalid choice"),
