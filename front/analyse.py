@@ -240,8 +240,8 @@ def _report_set(settings: Settings, front: Front) -> EvaluationSet:
     shown = on.first(len(front.sample_prompts))
     if (shown.prompts, shown.seeds) != (front.sample_prompts, front.sample_seeds):
         raise FrontError(
-            f"the report set is not that of the run: prompts.report={settings.prompts.report!r} has "
-            "changed since; restore it first"
+            f"the report set is not that of the run: prompts.report={settings.prompts.report!r} "
+            "holds other prompts now; restore it first"
         )
     return on
 
