@@ -126,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
     # (DDIM with eta = 0). Where they lie is drawn anew for every iteration. 0: noise in all steps.
     sample.noisy_steps = 0
     sample.negative_prompt = ""
-    sample.prompts_per_iteration = 12  # an iteration; each comes once before any comes again
+    sample.prompts_per_iteration = 12  # by each agent; all come once before one comes again
     sample.images_per_prompt = 4  # of each
     sample.rows_per_pass = 128  # UNet rows per pass, all agents together
     sample.offload_rollouts = False  # keep latents and pictures to learn from on the host

@@ -1,7 +1,8 @@
-"""Files that a user names."""
+"""Files that a user names, and what lies beside them."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,3 +15,10 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def make_importable_beside(path: Path) -> None:
+    """Let a Python file import what lies in its folder, as if it were run; all else comes first."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from config.errors import ConfigError
-from config.files import is_file
+from config.files import is_file, make_importable_beside
 from config.resume import AUTO, settings_in
 
 if TYPE_CHECKING:
@@ -71,8 +70,7 @@ def load_recipe(path: Path) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise ConfigError([f"--config={path} is not a Python file"])
     module = importlib.util.module_from_spec(spec)
-    if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)  # for what it imports, as if it were run
+    make_importable_beside(path)
     try:
         spec.loader.exec_module(module)
         return ConfigDict(module.get_config())

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from config.errors import UserError
-from config.files import is_file
+from config.files import is_file, make_importable_beside
 from config.limits import OneOf
 from config.schema import PromptSettings, objective_name
 from ddpo.prompts import ROLES, split_prompts
@@ -197,8 +197,7 @@ def _import(module: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(path, path)
         if spec is None or spec.loader is None:
             raise ImportError(f"{path} is not a Python file")
-        if (folder := str(Path(path).parent)) not in sys.path:
-            sys.path.append(folder)  # for what it imports, as if it were run
+        make_importable_beside(Path(path))
         # Known before it runs, as any import is: dataclasses, for one, look their module up.
         sys.modules[path] = loaded = importlib.util.module_from_spec(spec)
         try:
