@@ -10,6 +10,7 @@ from front.front import Blend, ChoiceError, Front, FrontPolicy
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -18,6 +19,31 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 numbers.__name__ = "list of numbers such as 0.3,0.7"
+
+
+def _whole(name: str, low: int, end: float = math.inf) -> Callable[[str], int]:
+    """A reader of whole numbers from `low` to below `end`, for argparse.
+
+    Args:
+        name: what argparse says was expected.
+        low: the smallest.
+        end: one more than the largest.
+    """
+
+    def read(text: str) -> int:
+        number = int(text)
+        if not low <= number < end:
+            raise ValueError
+        return number
+
+    read.__name__ = name
+    return read
+
+
+positive = _whole("whole number of at least 1", 1)
+# The seeds that follow fit 63 bits, too, as random generators want them.
+seed = _whole("whole number of at least 0 and less than 2**62", 0, 2**62)
+port = _whole("whole number from 0, which takes a free one, to 65535", 0, 2**16)
 
 
 def _bound(text: str) -> tuple[str, float]:
@@ -87,39 +113,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="UNet rows at a time; lower it if memory runs out; default: the run's",
     )
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1; argparse turns a ValueError into its message."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-positive.__name__ = "whole number of at least 1"
-
-
-def seed(text: str) -> int:
-    """What a random generator can be seeded with; argparse turns a ValueError into its message."""
-    number = int(text)
-    if not 0 <= number < 2**62:  # the seeds that follow fit 63 bits, too
-        raise ValueError
-    return number
-
-
-seed.__name__ = "whole number of at least 0 and less than 2**62"
-
-
-def port(text: str) -> int:
-    """A port to listen on; argparse turns a ValueError into its message."""
-    number = int(text)
-    if not 0 <= number < 2**16:
-        raise ValueError
-    return number
-
-
-port.__name__ = "whole number from 0, which takes a free one, to 65535"
 
 
 def guidance(text: str) -> float:
