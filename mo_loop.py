@@ -24,6 +24,7 @@ from ddpo.calibration import Calibration, calibrate, calibration_set, initial_st
 from ddpo.evaluation import EvaluationSet
 from ddpo.guards import excluded_policies, guard_metrics
 from ddpo.processes import Processes, use_threads
+from ddpo.prompts import split_prompts
 from ddpo.trainer import Trainer
 from front.failures import explained, memory_advised
 from front.media import generation_media, published_media
@@ -207,17 +208,14 @@ class Run:
         if self.run_dir.is_new:
             return None, []
         checkpoint = self.run_dir.store.latest()
-        changes = changed_settings(checkpoint.record["settings"], self.settings)
+        record, prompts = checkpoint.record, split_prompts(self.settings.prompts)
+        changes = changed_settings(record["settings"], self.settings)
+        check_prompts(record.get("prompts", {}), prompts.digests(), self.settings)
         return checkpoint, changes + version_changes(checkpoint.written_by)
 
     def _restore(self, checkpoint: Checkpoint, changes: Sequence[str]) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            ConfigError: if prompt files have changed since.
-        """
+        """Continue from a checkpoint."""
         record = checkpoint.record
-        check_prompts(record.get("prompts", {}), self.trainer.prompts.digests(), self.settings)
         self.policies = {PolicyId(name): policy for name, policy in checkpoint.policies.items()}
         self.calibration = Calibration.from_json(record["calibration"])
         self.costs = Costs(**record["costs"])
