@@ -212,18 +212,17 @@ class RunDir:
         adapters = self.path / "adapters"
         sweep(adapters)
         published = self._published()
-        for identifier, policy in archive.items():
-            path = self.adapter_folder(identifier)
-            if identifier in self._written:
-                continue
-            if path.exists() and not holds_adapter(agents, policy, path):
+        for identifier in sorted(archive.keys() - self._written):
+            path, policy = self.adapter_folder(identifier), archive[identifier]
+            is_another = path.exists() and not holds_adapter(agents, policy, path)
+            if is_another and identifier in published:
+                logger.warning(
+                    "%s was trained again and came out otherwise: until this run is finished, "
+                    "that adapter is not the one that front.json tells of",
+                    identifier,
+                )
+            if is_another:
                 remove(path)
-                if identifier in published:
-                    logger.warning(
-                        "%s was trained again and came out otherwise: until this run is finished, "
-                        "that adapter is not the one that front.json tells of",
-                        identifier,
-                    )
             if not path.exists():
                 with new_folder(path) as folder:
                     save_adapter(agents, policy, folder)
