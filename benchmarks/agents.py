@@ -46,7 +46,7 @@ IMAGES_PER_AGENT = (1, 2, 4)
 
 
 class PeftAgents:
-    """The baseline: K adapters of peft on one UNet, one of them active at a time.
+    """The baseline: K adapters of peft on one UNet of diffusers, one of them active at a time.
 
     It has the methods of `ddpo.agents.Agents` that sampler and updater use, for one agent.
 
@@ -168,8 +168,8 @@ def against_peft(
     for n in images:
         grouped = make_rig(name, num_agents, n, num_steps)
         settings = sizes(1, n, num_steps)
-        model = FrozenDiffusion(random_pipeline(name))
-        peft = PeftAgents(model.unet, num_agents, settings.adapter, settings.train)
+        model, plain = FrozenDiffusion(random_pipeline(name)), random_pipeline(name)
+        peft = PeftAgents(plain.unet, num_agents, settings.adapter, settings.train)
         single = Rig.make(model, settings, agents=peft)
         rollouts = grouped.sample(), single.sample()
 

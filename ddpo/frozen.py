@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 _BATCH, _FEWEST_MULTIPLICATIONS = 16, 2**22  # from where on a convolution is faster
@@ -25,6 +28,12 @@ def freeze(module: nn.Module) -> None:
             each.__class__ = FrozenConv2d
         elif type(each) is nn.Linear:
             each.__class__ = FrozenLinear
+        elif type(each) is Attention:
+            each.__class__ = FrozenAttention
+        elif type(each) is Upsample2D and _can_merge(each):
+            each.__class__ = FrozenUpsample2D
+            kernel = _merged_kernel(each.get_parameter("conv.weight"))
+            each.register_buffer("kernel", kernel, persistent=False)
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -71,6 +80,90 @@ class _Convolution(torch.autograd.Function):
         unreached = [(size + 2 * p - d * (k - 1) - 1) % s for size, p, d, k, s in sizes]
         geometry = stride, padding, unreached, layer.groups, layer.dilation
         return nn.functional.conv_transpose2d(gradient, layer.weight, None, *geometry), None
+
+
+class FrozenAttention(Attention):  # type: ignore[misc]
+    """Attention that does not look up its processor's signature at every call.
+
+    diffusers does, for arguments that nobody gives here: 2 % of a small model's pass.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **cross_attention_kwargs: Any,
+    ) -> torch.Tensor:
+        """What the processor makes of (rows, positions, channels)."""
+        arguments = hidden_states, encoder_hidden_states, attention_mask
+        apply = super().forward if cross_attention_kwargs else partial(self.processor, self)
+        out: torch.Tensor = apply(*arguments, **cross_attention_kwargs)
+        return out
+
+
+class FrozenUpsample2D(Upsample2D):  # type: ignore[misc]
+    """Nearest-neighbour upsampling by two and a 3x3 convolution, as one transposed convolution.
+
+    Each of four neighbours of the large image sees the same few pixels of the small one, under sums
+    of the 3x3 weights: 16 products where there were 36, and the large image is never made. Results
+    are the same up to rounding.
+    """
+
+    kernel: torch.Tensor
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_size: int | None = None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """(rows, in, h, w) to (rows, out, 2 h, 2 w), or to another size if one is given."""
+        out: torch.Tensor
+        if output_size is not None:
+            out = super().forward(hidden_states, output_size, *args, **kwargs)
+        elif torch.is_grad_enabled():
+            out = _Upsampling.apply(hidden_states, self)  # type: ignore[no-untyped-call]
+        else:
+            out = _upsampled(hidden_states, self)
+        return out
+
+
+class _Upsampling(torch.autograd.Function):
+    """`_upsampled`, differentiable with respect to its input only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: FrozenUpsample2D) -> torch.Tensor:
+        ctx.layer = layer  # not saved: as for a convolution
+        return _upsampled(x, layer)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return nn.functional.conv2d(gradient, ctx.layer.kernel, stride=2, padding=1), None
+
+
+def _upsampled(x: torch.Tensor, layer: FrozenUpsample2D) -> torch.Tensor:
+    return nn.functional.conv_transpose2d(x, layer.kernel, layer.conv.bias, stride=2, padding=1)
+
+
+def _can_merge(layer: Upsample2D) -> bool:
+    """Whether a layer is what `FrozenUpsample2D` computes, on a processor and in a dtype it suits.
+
+    Sums of weights would round once more in half precision; on GPUs nobody has measured it.
+    """
+    convolution: Any = getattr(layer, "conv", None)
+    return (
+        type(convolution) in {nn.Conv2d, FrozenConv2d}
+        and (convolution.kernel_size, convolution.padding) == ((3, 3), (1, 1))
+        and layer.interpolate
+        and layer.norm is None
+        and convolution.weight.device.type == "cpu"
+        and convolution.weight.dtype in {torch.float32, torch.float64}
+    )
+
+
+def _merged_kernel(weight: torch.Tensor) -> torch.Tensor:
+    """The (in, out, 4, 4) kernel of the transposed convolution, from (out, in, 3, 3) weights."""
+    pixel = torch.ones(1, 1, 2, 2, dtype=weight.dtype)  # what one pixel becomes
+    spread = nn.functional.conv2d(weight.flip(2, 3).reshape(-1, 1, 3, 3), pixel, padding=1)
+    return spread.view(*weight.shape[:2], 4, 4).transpose(0, 1).contiguous()
 
 
 class FrozenLinear(nn.Linear):

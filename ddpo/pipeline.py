@@ -12,6 +12,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from config.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
 from ddpo.families import FAMILIES, Frame
+from ddpo.frozen import freeze
 from ddpo.loading import load_pipeline
 from ddpo.types import Conditioning
 
@@ -88,10 +89,10 @@ class FrozenDiffusion:
         self.scheduler = _ddim_of(pipe)
         self.pipe = pipe.to(device)
         self.device = torch.device(device)
-        for module in (pipe.unet, pipe.vae, *self._text_encoders):
-            module.requires_grad_(False).eval()
         if pipe.vae.dtype != (dtype := self.family.vae_dtype(pipe)):
             pipe.vae.to(dtype)
+        for module in (pipe.unet, pipe.vae, *self._text_encoders):
+            freeze(module)
         self._encode_one = lru_cache(maxsize=_REMEMBERED_PROMPTS)(self._encode)
 
     @classmethod

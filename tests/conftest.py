@@ -69,6 +69,12 @@ def _settings() -> Callable[..., schema.Settings]:
     return make_settings
 
 
+@pytest.fixture(name="unmerged")
+def _unmerged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upsampling layers are diffusers' own, so that pictures can be compared to the bit."""
+    monkeypatch.setattr("ddpo.frozen._can_merge", lambda _: False)
+
+
 @pytest.fixture(name="tiny_pipe")
 def _tiny_pipe() -> Any:
     return make_tiny_pipe()

@@ -18,7 +18,6 @@ def train(folder, *overrides):
     """One warm-up generation of the smoke recipe on the model saved in `folder`."""
     changes = (
         "sample.guidance_scale=3",
-        "train.learning_rate=0.4",
         "evolution.evolutionary_generations=0",
         "run_name=run",
         *overrides,

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from ddpo import frozen
-from ddpo.frozen import FrozenConv2d, FrozenLinear, freeze, linear
+from ddpo.frozen import (
+    FrozenAttention,
+    FrozenConv2d,
+    FrozenLinear,
+    FrozenUpsample2D,
+    freeze,
+    linear,
+)
+from front.export import save_adapter
 from tests.conftest import make_rig
+from tests.tiny import KINDS, draw_with_diffusers, make_tiny_pipe
 
 GEOMETRIES = [
     {"kernel_size": 3, "padding": 1},
@@ -66,6 +77,108 @@ def test_it_keeps_no_input():
     _, after = kept(lambda: constant(x * 2))
     assert before >= x.nbytes
     assert after == 0
+
+
+def test_upsampling_keeps_no_input():
+    plain, constant = upsampling_pair()
+    freeze(constant)
+    x = torch.randn(8, 4, 32, 32, requires_grad=True)
+    _, before = kept(lambda: plain(x * 2))
+    _, after = kept(lambda: constant(x * 2))
+    assert before >= x.nbytes
+    assert after == 0
+
+
+def upsampling_pair(**changes):
+    """diffusers' upsampling layer and its frozen copy."""
+    torch.manual_seed(0)
+    plain = Upsample2D(4, **{"use_conv": True, "out_channels": 6, **changes})
+    constant = Upsample2D(4, **{"use_conv": True, "out_channels": 6, **changes})
+    constant.load_state_dict(plain.state_dict())
+    return plain.requires_grad_(False), constant
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [True, False])
+def test_upsampling_and_its_gradient_are_those_of_diffusers(bias, layout):
+    plain, constant = upsampling_pair(bias=bias)
+    plain.double()
+    freeze(constant.double().to(memory_format=layout))
+    assert type(constant) is FrozenUpsample2D
+    assert constant.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(2, 4, 5, 3).double().to(memory_format=layout).requires_grad_()
+    weight = torch.randn(2, 6, 10, 6).double()
+    out, expected = constant(x), plain(x)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(each, x, weight)[0] for each in (out, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(constant(x), out)
+
+
+def test_upsampling_to_another_size_is_that_of_diffusers():
+    plain, constant = upsampling_pair()
+    freeze(constant)
+    x = torch.randn(2, 4, 5, 3)
+    out = constant(x, output_size=(9, 5))
+    assert out.shape == (2, 6, 9, 5)
+    assert torch.equal(out, plain(x, output_size=(9, 5)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_conv": False},
+        {"use_conv": False, "use_conv_transpose": True},
+        {"interpolate": False},
+        {"kernel_size": 1, "padding": 0},
+        {"norm_type": "ln_norm", "eps": 1e-5, "elementwise_affine": False},
+        {"name": "Conv2d_0"},
+    ],
+)
+def test_upsampling_of_other_kinds_stays_as_it_is(changes):
+    plain, constant = upsampling_pair(**changes)
+    freeze(constant)
+    assert type(constant) is Upsample2D
+    x = torch.randn(2, 4, 5, 3)
+    assert torch.equal(constant(x), plain(x))
+
+
+def test_weights_of_half_precision_are_not_summed():
+    for dtype, kind in ((torch.bfloat16, Upsample2D), (torch.float32, FrozenUpsample2D)):
+        _, constant = upsampling_pair()
+        freeze(constant.to(dtype))
+        assert type(constant) is kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_upsampling_changes_pictures_by_rounding_only(tmp_path, kind):
+    rig = make_rig(1, make_tiny_pipe(kind))
+    rig.perturb()
+    for part in (rig.model.pipe.unet, rig.model.pipe.vae):
+        assert any(type(module) is FrozenUpsample2D for module in part.modules())
+    save_adapter(rig.agents, rig.agents.snapshot(0), tmp_path)
+    batch = rig.batch(1, 3)
+    pipe = make_tiny_pipe(kind)
+    without = draw_with_diffusers(pipe, batch.texts, batch.seeds)
+    pipe.load_lora_weights(tmp_path)
+    expected = draw_with_diffusers(pipe, batch.texts, batch.seeds)
+    assert (rig.rollout(batch).images - expected).abs().max() < 1e-4
+    assert (without - expected).abs().max() > 1e-3
+
+
+def test_attention_is_that_of_diffusers():
+    torch.manual_seed(0)
+    plain, constant = Attention(8, heads=2, dim_head=4), Attention(8, heads=2, dim_head=4)
+    constant.load_state_dict(plain.state_dict())
+    freeze(constant)
+    assert type(constant) is FrozenAttention
+    x, context = torch.randn(2, 5, 8), torch.randn(2, 3, 8)
+    mask = torch.zeros(2, 5).bernoulli() * -1e4
+    assert torch.equal(constant(x), plain(x))
+    assert torch.equal(constant(x, context), plain(x, context))
+    assert torch.equal(constant(x, None, mask), plain(x, None, mask))
+    assert torch.equal(constant(x, unknown=1), plain(x))  # which diffusers ignores
 
 
 @pytest.mark.parametrize("lags", [True, False])

@@ -10,6 +10,7 @@ from tests.conftest import draw_with_diffusers, make_rig, make_tiny_pipe
 from tests.tiny import KINDS
 
 
+@pytest.mark.usefixtures("unmerged")
 @pytest.mark.parametrize("alpha", [4.0, 8.0, 6.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plain_pipeline_draws_bitwise_the_pictures_of_training(tmp_path, kind, alpha):
