@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ class _Convolution(torch.autograd.Function):
 class FrozenAttention(Attention):  # type: ignore[misc]
     """Attention that does not look up its processor's signature at every call.
 
-    diffusers does, for arguments that nobody gives here: 2 % of a small model's pass.
+    diffusers does, for arguments that nobody gives here: 3 % of sampling with a small model.
     """
 
     def forward(
@@ -96,9 +95,12 @@ class FrozenAttention(Attention):  # type: ignore[misc]
         **cross_attention_kwargs: Any,
     ) -> torch.Tensor:
         """What the processor makes of (rows, positions, channels)."""
-        arguments = hidden_states, encoder_hidden_states, attention_mask
-        apply = super().forward if cross_attention_kwargs else partial(self.processor, self)
-        out: torch.Tensor = apply(*arguments, **cross_attention_kwargs)
+        inputs = hidden_states, encoder_hidden_states, attention_mask
+        out: torch.Tensor
+        if cross_attention_kwargs:
+            out = super().forward(*inputs, **cross_attention_kwargs)
+        else:
+            out = self.processor(self, *inputs)
         return out
 
 
