@@ -143,6 +143,15 @@ def load_plain(folder: Any) -> Any:
     return DiffusionPipeline.from_pretrained(folder)
 
 
+def draw_without_and_with(
+    adapter: Any, pipe: Any, texts: Any, seeds: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures of a plain pipeline before and after it loads the adapter in a folder."""
+    without = draw_with_diffusers(pipe, texts, seeds)
+    pipe.load_lora_weights(adapter)
+    return without, draw_with_diffusers(pipe, texts, seeds)
+
+
 def draw_with_diffusers(pipe: Any, texts: Any, seeds: Any, **changes: Any) -> torch.Tensor:
     """Pictures (rows, 3, H, W) from diffusers' own sampling loop, one seed each.
 

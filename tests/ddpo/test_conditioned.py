@@ -12,8 +12,9 @@ from config.errors import ConfigError
 from ddpo.conditioned import stratified_weights
 from front.adapter import Adapter
 from front.export import adapter_of, save_adapter
-from tests.conftest import draw_with_diffusers, make_rig, make_settings, make_tiny_pipe
+from tests.conftest import make_rig, make_settings, make_tiny_pipe
 from tests.family import even, family_rig, members
+from tests.tiny import draw_without_and_with
 
 
 def train(rig, generation=0):
@@ -226,10 +227,7 @@ def test_an_exported_member_draws_bitwise_the_pictures_of_training(tmp_path):
     rig.agents.show(torch.tensor([[0.3, 0.7]]))
     save_adapter(rig.agents, rig.agents.snapshot(0), tmp_path)
     batch = rig.batch(1, 3)
-    pipe = make_tiny_pipe()
-    without = draw_with_diffusers(pipe, batch.texts, batch.seeds)
-    pipe.load_lora_weights(tmp_path)
-    images = draw_with_diffusers(pipe, batch.texts, batch.seeds)
+    without, images = draw_without_and_with(tmp_path, make_tiny_pipe(), batch.texts, batch.seeds)
     assert torch.equal(images, rig.rollout(batch).images)
     assert (images - without).abs().max() > 1e-3
 

@@ -19,7 +19,7 @@ from ddpo.frozen import (
 )
 from front.export import save_adapter
 from tests.conftest import make_rig
-from tests.tiny import KINDS, draw_with_diffusers, make_tiny_pipe
+from tests.tiny import KINDS, draw_without_and_with, make_tiny_pipe
 
 GEOMETRIES = [
     {"kernel_size": 3, "padding": 1},
@@ -92,8 +92,8 @@ def test_upsampling_keeps_no_input():
 def upsampling_pair(**changes):
     """diffusers' upsampling layer and its frozen copy."""
     torch.manual_seed(0)
-    plain = Upsample2D(4, **{"use_conv": True, "out_channels": 6, **changes})
-    constant = Upsample2D(4, **{"use_conv": True, "out_channels": 6, **changes})
+    settings = {"use_conv": True, "out_channels": 6, **changes}
+    plain, constant = Upsample2D(4, **settings), Upsample2D(4, **settings)
     constant.load_state_dict(plain.state_dict())
     return plain.requires_grad_(False), constant
 
@@ -159,10 +159,9 @@ def test_merged_upsampling_changes_pictures_by_rounding_only(tmp_path, kind):
         assert any(type(module) is FrozenUpsample2D for module in part.modules())
     save_adapter(rig.agents, rig.agents.snapshot(0), tmp_path)
     batch = rig.batch(1, 3)
-    pipe = make_tiny_pipe(kind)
-    without = draw_with_diffusers(pipe, batch.texts, batch.seeds)
-    pipe.load_lora_weights(tmp_path)
-    expected = draw_with_diffusers(pipe, batch.texts, batch.seeds)
+    without, expected = draw_without_and_with(
+        tmp_path, make_tiny_pipe(kind), batch.texts, batch.seeds
+    )
     assert (rig.rollout(batch).images - expected).abs().max() < 1e-4
     assert (without - expected).abs().max() > 1e-3
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from front.export import save_adapter
-from tests.conftest import draw_with_diffusers, make_rig, make_tiny_pipe
-from tests.tiny import KINDS
+from tests.conftest import make_rig
+from tests.tiny import KINDS, draw_without_and_with, make_tiny_pipe
 
 
 @pytest.mark.usefixtures("unmerged")
@@ -18,9 +18,8 @@ def test_a_plain_pipeline_draws_bitwise_the_pictures_of_training(tmp_path, kind,
     rig.perturb()
     save_adapter(rig.agents, rig.agents.snapshot(0), tmp_path)
     batch = rig.batch(1, 3)
-    pipe = make_tiny_pipe(kind)
-    without = draw_with_diffusers(pipe, batch.texts, batch.seeds)
-    pipe.load_lora_weights(tmp_path)
-    images = draw_with_diffusers(pipe, batch.texts, batch.seeds)
+    without, images = draw_without_and_with(
+        tmp_path, make_tiny_pipe(kind), batch.texts, batch.seeds
+    )
     assert torch.equal(images, rig.rollout(batch).images)
     assert (images - without).abs().max() > 1e-3
