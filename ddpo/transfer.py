@@ -13,7 +13,7 @@ def to_device(
     On CUDA a copy from ordinary memory would make the host wait, so it goes through pinned memory.
     """
     if device.type == "cuda" and not values.is_cuda:
-        values = values.pin_memory()
+        values = values.contiguous().pin_memory()  # which expanded values cannot be
     return values.to(device, dtype or values.dtype, non_blocking=True)
 
 
