@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,7 +19,8 @@ from config.errors import UserError
 from ddpo.adam import AdapterAdam
 from ddpo.advantages import PromptStatistics
 from ddpo.frozen import freeze
-from ddpo.lora import Factors, StackedLoRALinear
+from ddpo.layout import FlatLayout, rank_of_products
+from ddpo.lora import StackedLoRALinear
 from ddpo.loss_scale import LossScale
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from config.schema import AdapterSettings, TrainSettings
     from ddpo.lora import Stack
     from ddpo.types import Conditioning
-
-_ALIGNMENT = 16  # float32 entries: every adapter matrix starts on a 64-byte boundary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,21 +58,6 @@ class Policy:
                 raise FloatingPointError(f"{name} has entries that are not finite")
 
 
-class _Place(NamedTuple):
-    """Where one adapted layer's A (rank, in) or B (out, rank) lies in the flat adapter."""
-
-    start: int
-    shape: tuple[int, int]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def aligned_size(self) -> int:
-        return -(-self.size // _ALIGNMENT) * _ALIGNMENT
-
-
 class Agents:
     """K worker slots on one UNet: adapters, gradients and AdamW state, each a (K, P) block.
 
@@ -99,20 +83,24 @@ class Agents:
         self.num_agents = num_agents
         self.settings = adapter
         targets = target_layers(unet, adapter.target_modules)
-        self._places = _layout(targets, adapter.rank)
+        self._layout = FlatLayout(targets, adapter.rank)
         reference = next(unet.parameters())
         # Adapters are float32 whatever the model's dtype (float64 if it is, for exact tests).
         self._model_dtype = reference.dtype
         self.dtype = torch.promote_types(reference.dtype, torch.float32)
-        size = sum(place.aligned_size for pair in self._places.values() for place in pair)
         self._weights = nn.Parameter(
-            torch.zeros(num_agents, size, device=reference.device, dtype=self.dtype)
+            torch.zeros(num_agents, self._layout.size, device=reference.device, dtype=self.dtype)
         )
         self._grads = torch.zeros_like(self._weights)
         self._weights.grad = self._grads
         self._block: torch.Tensor = self._weights  # adapters that passes use, a row an agent
-        self._stack: Stack = {}  # what every layer sees in the present pass
-        self._shown = 0  # how many agents `_stack` shows without gradient; 0: none
+        self._stack: Stack = {}  # what every layer sees in the present pass, in a layout of its own
+        self._shown_layout, self._positions = self._layout, None
+        if (rank := rank_of_products(adapter.rank, reference)) != adapter.rank:
+            self._shown_layout = FlatLayout(targets, rank)
+            self._positions = self._layout.positions_in(self._shown_layout).to(reference.device)
+        # What `_stack` shows without gradient: so many agents, as of that change of the block.
+        self._shown: tuple[int, int] | None = None
         self._layers: list[StackedLoRALinear] = []
         for name, base in targets.items():
             layer = StackedLoRALinear(base, adapter.alpha / adapter.rank, self._stack, name)
@@ -133,7 +121,7 @@ class Agents:
     @property
     def layer_names(self) -> tuple[str, ...]:
         """The adapted layers, in the UNet's order."""
-        return tuple(self._places)
+        return self._layout.layer_names
 
     @property
     def device(self) -> torch.device:
@@ -142,11 +130,7 @@ class Agents:
 
     def matrices(self, flat: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of one layer's A (..., rank, in) and B (..., out, rank) in a flat (..., P)."""
-        a, b = (
-            flat.narrow(-1, place.start, place.size).unflatten(-1, place.shape)
-            for place in self._places[name]
-        )
-        return a, b
+        return self._layout.matrices(flat, name)
 
     def predict(
         self,
@@ -209,38 +193,28 @@ class Agents:
         """
         adapters = self._weights.detach()[:num_active]
         self._block = adapters.repeat_interleave(samples, dim=0).requires_grad_()
-        self._shown = 0
+        self._shown = None
         try:
             yield self._block
         finally:
-            self._block, self._shown = self._weights, 0
+            self._block, self._shown = self._weights, None
 
     def _show_weights(self, num_active: int) -> None:
-        """Hand every layer its matrices, as one split: backward fills the block in one piece.
-
-        Without gradient they are views that stay true while the weights change in place, so the
-        steps of a rollout share them; unless the model has another dtype.
-        """
+        """Hand every layer its matrices, which without gradient serve until they change."""
         is_training = torch.is_grad_enabled()
-        if self._shown == num_active and not is_training:
+        shown = num_active, self._block._version
+        if self._shown == shown and not is_training:
             return
-        places = [place for pair in self._places.values() for place in pair]
         # What inference mode makes may not be seen to change outside of it: torch.compile looks.
         with nullcontext() if is_training else torch.inference_mode(mode=False):
             block = self._block if is_training else self._block.detach()
-            parts = (
-                block[:num_active]
-                .to(self._model_dtype)
-                .split([place.aligned_size for place in places], dim=1)
-            )
-            transposed = [
-                part[:, : place.size].unflatten(1, place.shape).mT
-                for part, place in zip(parts, places, strict=True)
-            ]
-        pairs = map(Factors, transposed[::2], transposed[1::2])
-        self._stack.update(zip(self._places, pairs, strict=True))
-        are_views = not is_training and self._model_dtype == self.dtype
-        self._shown = num_active if are_views else 0
+            block = block[:num_active].to(self._model_dtype)
+            if self._positions is not None:
+                padded = block.new_zeros(num_active, self._shown_layout.size)
+                block = padded.index_copy(1, self._positions, block)
+            factors = self._shown_layout.factors(block)
+        self._stack.update(factors)
+        self._shown = None if is_training else shown
 
     @property
     def gradients(self) -> torch.Tensor:
@@ -272,7 +246,7 @@ class Agents:
         """The base model as a policy: A drawn once from the adapter seed, B zero."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         flat = torch.zeros(self._weights.shape[1])
-        for name in self._places:
+        for name in self.layer_names:
             a, _ = self.matrices(flat, name)
             bound = 1 / math.sqrt(a.shape[1])  # peft's Kaiming-uniform with a = sqrt(5)
             a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
@@ -374,14 +348,3 @@ def target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> dict[str, nn.Li
         for name, layer in linear.items()
         if any(fits(name, suffix) for suffix in suffixes)
     }
-
-
-def _layout(targets: dict[str, nn.Linear], rank: int) -> dict[str, tuple[_Place, _Place]]:
-    """Give every layer's A and B an aligned place in the flat adapter."""
-    places, start = {}, 0
-    for name, base in targets.items():
-        a = _Place(start, (rank, base.in_features))
-        b = _Place(start + a.aligned_size, (base.out_features, rank))
-        places[name] = a, b
-        start = b.start + b.aligned_size
-    return places

@@ -66,11 +66,15 @@ def _adapted(
     """The adapted layer's output (..., out), and x A^T (K, rows, rank) before it is scaled."""
     out = linear(x, base.weight, base.bias)
     hidden = torch.bmm(_by_agent(x, down), down)
-    # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
-    update = torch.bmm(hidden, up)
-    if scale != 1:
-        update *= scale
-    return out.add_(update.view(out.shape)), hidden
+    if x.device.type == "cpu":
+        # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
+        update = torch.bmm(hidden, up)
+        if scale != 1:
+            update *= scale
+        out.add_(update.view(out.shape))
+    else:
+        out.view(up.shape[0], -1, out.shape[-1]).baddbmm_(hidden, up, alpha=scale)
+    return out, hidden
 
 
 def _by_agent(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
