@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
@@ -13,6 +14,7 @@ from ddpo.frozen import (
     FrozenAttention,
     FrozenConv2d,
     FrozenLinear,
+    FrozenResnetBlock2D,
     FrozenUpsample2D,
     freeze,
     linear,
@@ -144,11 +146,22 @@ def test_upsampling_of_other_kinds_stays_as_it_is(changes):
     assert torch.equal(constant(x), plain(x))
 
 
-def test_weights_of_half_precision_are_not_summed():
-    for dtype, kind in ((torch.bfloat16, Upsample2D), (torch.float32, FrozenUpsample2D)):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_summed_weights_of_half_precision_are_at_most_twice_as_far_from_float32(dtype):
+    plain, constant = upsampling_pair(out_channels=64)
+    x = torch.randn(2, 4, 16, 16).to(dtype)
+    exact = plain.double()(x.double())
+    freeze(constant.to(dtype))
+    assert constant.kernel.dtype == dtype
+    errors = [(each(x).double() - exact).square().mean() for each in (constant, plain.to(dtype))]
+    assert errors[0] < 2**2 * errors[1]
+
+
+def test_costs_are_counted_of_layers_as_published():
+    with torch.device("meta"):
         _, constant = upsampling_pair()
-        freeze(constant.to(dtype))
-        assert type(constant) is kind
+    freeze(constant)
+    assert type(constant) is Upsample2D
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,6 +177,53 @@ def test_merged_upsampling_changes_pictures_by_rounding_only(tmp_path, kind):
     )
     assert (rig.rollout(batch).images - expected).abs().max() < 1e-4
     assert (without - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    "changes", [{}, {"out_channels": 8, "temb_channels": None}, {"conv_shortcut_bias": False}]
+)
+def test_a_residual_block_is_that_of_diffusers_to_the_bit(changes, train):
+    plain, constant = block_pair(**changes)
+    freeze(constant)
+    assert type(constant) is FrozenResnetBlock2D
+    x = torch.randn(2, 8, 5, 3)
+    temb = None if plain.time_emb_proj is None else torch.randn(2, 16)
+    x.requires_grad_(train)
+    results = []
+    for block in (plain.requires_grad_(False), constant):
+        block.conv1.__class__ = block.conv2.__class__ = FrozenConv2d
+        with torch.set_grad_enabled(train):
+            out = block(x * 2, temb)
+        results.append([out, *(torch.autograd.grad(out.sum(), x) if train else ())])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"up": True},
+        {"down": True},
+        {"non_linearity": "gelu"},
+        {"time_embedding_norm": "scale_shift"},
+        {"skip_time_act": True},
+        {"output_scale_factor": 2.0},
+    ],
+)
+def test_residual_blocks_of_other_kinds_stay_as_they_are(changes):
+    _, block = block_pair(**changes)
+    freeze(block)
+    assert type(block) is ResnetBlock2D
+
+
+def block_pair(**changes):
+    """diffusers' residual block and its copy."""
+    torch.manual_seed(0)
+    settings = {"in_channels": 8, "out_channels": 12, "temb_channels": 16, "groups": 4, **changes}
+    plain, constant = ResnetBlock2D(**settings), ResnetBlock2D(**settings)
+    constant.load_state_dict(plain.state_dict())
+    return plain, constant
 
 
 def test_attention_is_that_of_diffusers():
