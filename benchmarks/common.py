@@ -91,7 +91,11 @@ class Measured:
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], object]], rounds: int, clock: Clock = cpu_seconds
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Clock = cpu_seconds,
+    *,
+    warm_up: bool = True,
 ) -> dict[str, Measured]:
     """Measure every case once a round, in turn, after one unmeasured call of each.
 
@@ -99,8 +103,9 @@ def interleaved(
         cases: name -> what to run.
         rounds: at least 1.
         clock: runs a function and returns its seconds.
+        warm_up: whether to make the unmeasured calls.
     """
-    for case in cases.values():
+    for case in cases.values() if warm_up else ():
         case()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.worker import ROOT
 from config.errors import ConfigError, UserError
-from ddpo.costs import CARDS, Plan, hours, total_flops
+from ddpo.costs import CARDS, UTILISATION, Plan, hours, total_flops
 from ddpo.footprint import measure_footprint
 from ddpo.prompts import split_prompts
 from mo_train import read_settings
@@ -33,7 +33,9 @@ def recipes() -> list[Path]:
 def main() -> None:
     """Print the table and the headline."""
     parser = common.parser(__doc__, rounds=1)
-    parser.add_argument("--utilisation", type=float, default=0.4, help="share of a card's peak")
+    parser.add_argument(
+        "--utilisation", type=float, default=UTILISATION, help="share of a card's peak"
+    )
     arguments = parser.parse_args()
     chosen = [ROOT / "config" / "base.py"] if arguments.quick else recipes()
     common.say(f"One card at {arguments.utilisation:.0%} of its bfloat16 peak.\n")

@@ -1,12 +1,14 @@
 """Stable Diffusion 1.5 on one GPU: images a second, share of the card's ceiling, memory.
 
-    python -m benchmarks.gpu           # about 8 minutes on a recent card; bfloat16
-    python -m benchmarks.gpu --quick   # a small model, on a CPU too: does it still run?
+    python -m benchmarks.gpu             # about 4 minutes on an H100; bfloat16
+    python -m benchmarks.gpu --compile   # with torch.compile too, whose graphs take as long again
+    python -m benchmarks.gpu --quick     # a small model, on a CPU too: does it still run?
 
 The model has Stable Diffusion 1.5's architecture and random weights, so that nothing is downloaded:
 512 x 512 pixels, guidance, six agents. Times are between device events; FLOPs are those of the cost
 model (`mo_train.py --dry_run`), which counts UNet and decoder; the ceiling is a matrix product of
-the same dtype measured in the same run. Memory is the allocator's peak.
+the same dtype measured in the same run. Memory is the allocator's peak, beside what the dry run
+expects.
 
 The last line is JSON.
 """
@@ -14,7 +16,9 @@ The last line is JSON.
 from __future__ import annotations
 
 import gc
+import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +32,8 @@ from benchmarks import common
 from benchmarks.models import letter_tokenizer, save_random_pipeline, sd_scheduler_settings
 from benchmarks.rig import Rig, one_rollout
 from config.errors import UserError
+from ddpo.compiling import compile_unet
+from ddpo.costs import Plan, expected_memory
 from ddpo.dtypes import DTYPES
 from ddpo.footprint import known_architecture, measure_footprint
 from ddpo.pipeline import FrozenDiffusion
@@ -51,8 +57,10 @@ class Bench:
         model: a hub id whose architecture is known, or a folder.
         device: of the model.
         dtype: of its frozen parts.
+        backend: of torch.compile; empty: without.
         steps: numbers of denoising steps.
         images: of each agent, where throughput is measured.
+        grouped_steps: denoising steps where agents are drawn together and in turn.
         agents: numbers of agents whose memory is measured.
         rounds: figures are medians over these.
         product: rows of the square matrices whose product is the ceiling.
@@ -61,8 +69,10 @@ class Bench:
     model: str
     device: torch.device
     dtype: str
+    backend: str
     steps: tuple[int, ...]
     images: int
+    grouped_steps: int
     agents: tuple[int, ...]
     rounds: int
     product: int
@@ -72,23 +82,27 @@ class Bench:
         """Device events, or CPU time."""
         return common.cuda_seconds if self.device.type == "cuda" else common.cpu_seconds
 
-    def settings(self, steps: int, images: int, rows: int, *, checkpointing: bool) -> Settings:
-        """Of one rollout of `images` an agent, with at most `rows` UNet rows in a pass."""
+    def settings(self, agents: int, steps: int, images: int, **train: bool) -> Settings:
+        """Of one rollout of `images` an agent, all of them in one pass."""
         return one_rollout(
             images,
             steps,
-            rows,
+            2 * agents * images,
             5.0,
-            {"gradient_checkpointing": checkpointing},
-            pretrained={"model": self.model, "dtype": self.dtype},
+            train,
+            pretrained={"model": self.model, "dtype": self.dtype, "vae_slicing": steps == 1},
+            evolution={"num_agents": agents},
         )
 
-    def rig(self, agents: int, settings: Settings) -> Rig:
+    def rig(self, settings: Settings) -> Rig:
         """Agents on a new model with random weights."""
-        model = FrozenDiffusion(self._pipeline(), self.device)
+        pipe = self._pipeline()
+        model = FrozenDiffusion(pipe, self.device)
+        if settings.pretrained.vae_slicing:
+            pipe.vae.enable_slicing()
         if settings.train.gradient_checkpointing:
-            model.pipe.unet.enable_gradient_checkpointing()
-        return Rig.make(model, settings, agents)
+            pipe.unet.enable_gradient_checkpointing()
+        return Rig.make(model, settings, settings.evolution.num_agents)
 
     def _pipeline(self) -> Any:
         torch.manual_seed(0)
@@ -132,61 +146,96 @@ def flops_per_image(footprint: Footprint, steps: int) -> dict[str, float]:
 
 
 def throughput(bench: Bench, peak: float) -> dict[str, Any]:
-    """Table 1: images a second of six agents, and what share of the ceiling that is."""
-    kinds = ("sample", "train", "single_pass")
-    out: dict[str, Any] = {f"{kind}_images_per_s": {} for kind in kinds}
-    out |= {"ceiling_share": {}, "single_pass_ceiling_share": {}}
-    rows = []
-    rig = None
-    for steps in bench.steps:
-        del rig
-        release()
-        settings = bench.settings(
-            steps, bench.images, 2 * AGENTS * bench.images, checkpointing=False
-        )
-        rig = bench.rig(AGENTS, settings)
-        rollout = rig.sample()
-        measured = common.interleaved(
-            {
-                "sample": rig.sample,
-                "train": partial(rig.train, rollout),
-                "single_pass": rig.in_single_pass().sample_and_train,
-            },
-            bench.rounds,
-            bench.clock,
-        )
-        flops = flops_per_image(measure_footprint(settings), steps)
-        images = AGENTS * bench.images
-        seconds = {what: measured[what].median / images for what in flops}
-        share = (flops["sample"] + flops["train"]) / (seconds["sample"] + seconds["train"]) / peak
-        single_share = flops["single_pass"] / seconds["single_pass"] / peak
-        speeds = [1 / seconds[kind] for kind in kinds]
-        for kind, speed in zip(kinds, speeds, strict=True):
-            out[f"{kind}_images_per_s"][str(steps)] = speed
-        out["ceiling_share"][str(steps)] = share
-        out["single_pass_ceiling_share"][str(steps)] = single_share
-        rows.append([steps, *speeds[:2], share, speeds[2], single_share])
+    """Table 4: images a second of six agents, and what share of the ceiling that is."""
+    rig = bench.rig(bench.settings(AGENTS, min(bench.steps), bench.images))
+    plain = {str(steps): _speeds(bench, rig, steps, peak) for steps in bench.steps}
+    out: dict[str, Any] = {"plain": plain}
+    if bench.backend:
+        begun = time.perf_counter()
+        _compile(rig, bench.backend)
+        rig.sample()
+        out["compile_seconds"] = time.perf_counter() - begun
+        out["compiled"] = {str(steps): _speeds(bench, rig, steps, peak) for steps in bench.steps}
+    columns = {
+        "sample_images_per_s": "sampled [images/s]",
+        "train_images_per_s": "trained [images/s]",
+        "ceiling_share": "share of the ceiling",
+        "single_pass_images_per_s": "both in a single pass [images/s]",
+        "single_pass_ceiling_share": "share of the ceiling",
+    }
     common.say(f"## Throughput: {AGENTS} agents, {bench.images} images of each in a pass\n")
     common.print_table(
+        ["compiled", "steps", *columns.values()],
         [
-            "steps",
-            "sampled [images/s]",
-            "trained [images/s]",
-            "share of the ceiling",
-            "both in a single pass [images/s]",
-            "share of the ceiling",
+            [compiled, steps, *(_shown(speeds.get(name)) for name in columns)]
+            for key, compiled in (("plain", "no"), ("compiled", "yes"))
+            for steps, speeds in out.get(key, {}).items()
         ],
-        rows,
     )
     return out
 
 
+def _speeds(bench: Bench, rig: Rig, steps: int, peak: float) -> dict[str, float]:
+    """Images a second and shares of the ceiling with so many steps, on the agents of a rig.
+
+    A single pass of a compiled UNet, which would need a third graph, is not measured.
+    """
+    model, agents = rig.sampler.model, rig.agents
+    brief, settings = (bench.settings(AGENTS, n, bench.images) for n in (2, steps))
+    for case in _cases(Rig.make(model, brief, agents)).values():
+        case()  # kernels are loaded, graphs compiled
+    cases = _cases(Rig.make(model, settings, agents))
+    measured = common.interleaved(cases, bench.rounds, bench.clock, warm_up=False)
+    flops = flops_per_image(measure_footprint(settings), steps)
+    images = AGENTS * bench.images
+    seconds = {what: each.median / images for what, each in measured.items()}
+    out = {f"{what}_images_per_s": 1 / value for what, value in seconds.items()}
+    both = (flops["sample"] + flops["train"]) / (seconds["sample"] + seconds["train"])
+    out["ceiling_share"] = both / peak
+    if single := seconds.get("single_pass"):
+        out["single_pass_ceiling_share"] = flops["single_pass"] / single / peak
+    sys.stderr.write(f"{steps} steps: {out}\n")  # the table comes at the end
+    return out
+
+
+def _cases(rig: Rig) -> dict[str, Callable[[], object]]:
+    cases: dict[str, Callable[[], object]] = {
+        "sample": rig.sample,
+        "train": partial(rig.train, rig.sample()),
+    }
+    if rig.agents.unet is rig.sampler.model.unet:
+        cases["single_pass"] = rig.in_single_pass().sample_and_train
+    return cases
+
+
+def _compile(rig: Rig, backend: str) -> None:
+    """Compile the UNet pass of a rig, as `pretrained.compile` and `channels_last` do.
+
+    Raises:
+        UserError: if it cannot be compiled.
+    """
+    sampler, rows = rig.sampler, rig.settings.train.rows_per_pass
+    unet: Any = sampler.model.unet
+    unet.to(memory_format=torch.channels_last)
+    latents = torch.zeros(rows, *sampler.model.latent_shape, device=sampler.model.device)
+    timesteps = sampler.schedule.timesteps[:1].repeat(rows)
+    conditioning = sampler.negative[[0] * rows]
+
+    def trial() -> torch.Tensor:
+        out: torch.Tensor = rig.agents.predict(
+            latents, timesteps, conditioning, rig.agents.num_agents
+        )
+        return out
+
+    if not compile_unet(rig.agents, backend, trial):
+        raise UserError("the UNet could not be compiled here; see the message above")
+
+
 def grouped(bench: Bench) -> dict[str, float]:
-    """Table 2: six agents in one pass against one after another, one image of each."""
-    steps = min(bench.steps)
-    settings = bench.settings(steps, 1, 2 * AGENTS, checkpointing=False)
-    together = bench.rig(AGENTS, settings)
-    alone = bench.rig(1, bench.settings(steps, 1, 2, checkpointing=False))
+    """Table 1: six agents in one pass against one after another, one image of each."""
+    together, alone = (
+        bench.rig(bench.settings(agents, bench.grouped_steps, 1)) for agents in (AGENTS, 1)
+    )
     rollouts = together.sample(), alone.sample()
 
     def in_turn(function: Callable[[], object]) -> None:
@@ -212,15 +261,20 @@ def grouped(bench: Bench) -> dict[str, float]:
     return {f"grouped_{what}_speedup": ratio for what, ratio in ratios.items()}
 
 
-def peak_memory(bench: Bench, agents: int, settings: Settings) -> float | None:
+def peak_memory(bench: Bench, settings: Settings) -> float | None:
     """GB at the peak of one rollout and its update; None on a CPU or where it does not fit."""
     release()
     try:
-        rig = bench.rig(agents, settings)
+        rig = bench.rig(settings)
         rig.sample_and_train()
     except torch.OutOfMemoryError:
         return None
     return torch.cuda.max_memory_allocated() / GB if bench.device.type == "cuda" else None
+
+
+def expected_peak(settings: Settings) -> float:
+    """GB that the dry run expects."""
+    return expected_memory(settings, Plan.of(settings, 1), measure_footprint(settings)).peak / GB
 
 
 def release() -> None:
@@ -232,39 +286,42 @@ def release() -> None:
 
 
 def memory(bench: Bench) -> dict[str, Any]:
-    """Tables 3 and 4: memory by number of agents, and the largest setting within 10 and 24 GB."""
+    """Tables 2 and 3: memory by number of agents, and the smallest setting in 10 and 24 GB."""
     most = max(bench.agents)
-    by_agents = {
-        k: peak_memory(bench, k, bench.settings(1, most // k, 2 * most, checkpointing=True))
-        for k in bench.agents
-    }
+    by_agents, rows = {}, []
+    for agents in bench.agents:
+        settings = bench.settings(agents, 1, most // agents, gradient_checkpointing=True)
+        by_agents[str(agents)] = peak = peak_memory(bench, settings)
+        rows.append([agents, _shown(peak), expected_peak(settings)])
     common.say(f"## Memory: {most} images in one pass, checkpointed\n")
-    common.print_table(["agents", "peak [GB]"], [[k, _shown(gb)] for k, gb in by_agents.items()])
+    common.print_table(["agents", "peak [GB]", "expected"], rows)
     tried: list[dict[str, Any]] = []
+    rows = []
     for images in (1, 2, 4):
         for checkpointing in (False, True):
-            settings = bench.settings(1, images, 2 * AGENTS * images, checkpointing=checkpointing)
-            peak = peak_memory(bench, AGENTS, settings)
-            tried.append({"rows": 2 * AGENTS * images, "checkpointing": checkpointing, "gb": peak})
+            settings = bench.settings(AGENTS, 1, images, gradient_checkpointing=checkpointing)
+            peak, expected = peak_memory(bench, settings), expected_peak(settings)
+            unet_rows = settings.train.rows_per_pass
+            tried.append({"rows": unet_rows, "checkpointing": checkpointing, "gb": peak})
+            rows.append([unet_rows, "yes" if checkpointing else "no", _shown(peak), expected])
     common.say(f"## What fits: {AGENTS} agents\n")
-    common.print_table(
-        ["UNet rows a pass", "checkpointing", "peak [GB]"],
-        [[t["rows"], "yes" if t["checkpointing"] else "no", _shown(t["gb"])] for t in tried],
-    )
-    out: dict[str, Any] = {"memory_gb": {str(k): gb for k, gb in by_agents.items()}}
+    common.print_table(["UNet rows a pass", "checkpointing", "peak [GB]", "expected"], rows)
+    out: dict[str, Any] = {"memory_gb": by_agents}
     for budget in (10, 24):
         fits = [(t["gb"], t["rows"], t) for t in tried if t["gb"] and t["gb"] <= budget]
         out[f"within_{budget}_gb"] = min(fits, key=lambda fit: fit[:2])[2] if fits else None
     return out
 
 
-def _shown(gb: float | None) -> object:
-    return "-" if gb is None else gb
+def _shown(value: float | None) -> object:
+    return "-" if value is None else value
 
 
 def main() -> None:
     """Print the tables and the headline."""
-    arguments = common.parser(__doc__, rounds=3).parse_args()
+    parser = common.parser(__doc__, rounds=2)
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.quick:
             common.pin_to_one_thread()
@@ -273,8 +330,10 @@ def main() -> None:
                 model=folder,
                 device=torch.device("cpu"),
                 dtype="float32",
-                steps=(1,),
+                backend="eager" if arguments.compile else "",
+                steps=(2,),
                 images=1,
+                grouped_steps=1,
                 agents=(1, 2),
                 rounds=1,
                 product=256,
@@ -284,8 +343,10 @@ def main() -> None:
                 model=SD15,
                 device=torch.device("cuda"),
                 dtype="bfloat16",
+                backend="inductor" if arguments.compile else "",
                 steps=(50, 20),
-                images=2,
+                images=4,
+                grouped_steps=4,
                 agents=(1, 2, 4, 8, 16),
                 rounds=arguments.rounds,
                 product=8192,
@@ -297,9 +358,9 @@ def main() -> None:
         common.say(f"Ceiling: {peak / 1e12:.3g} TFLOP/s, {bench.dtype} matrix product\n")
         headline = {
             "ceiling_tflops": peak / 1e12,
-            **throughput(bench, peak),
             **grouped(bench),
             **memory(bench),
+            **throughput(bench, peak),
         }
     common.print_headline(headline)
 

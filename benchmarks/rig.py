@@ -12,7 +12,6 @@ from config import base
 from config.parse import parse
 from ddpo.agents import Agents
 from ddpo.allocator import keep_freed_memory
-from ddpo.pipeline import FrozenDiffusion
 from ddpo.sampler import Sampler
 from ddpo.seeding import keyed_seed
 from ddpo.types import Rollout
@@ -20,6 +19,7 @@ from ddpo.update import Updater
 
 if TYPE_CHECKING:
     from config.schema import Settings
+    from ddpo.pipeline import BaseModel
 
 
 def settings_with(**changes: dict[str, Any]) -> Settings:
@@ -84,7 +84,7 @@ class Rig:
     updater: Updater
 
     @classmethod
-    def make(cls, model: FrozenDiffusion, settings: Settings, agents: Any | int) -> Rig:
+    def make(cls, model: BaseModel, settings: Settings, agents: Any | int) -> Rig:
         """Put the parts together; a number of agents stands for so many stacked adapters."""
         if model.device.type == "cpu":
             keep_freed_memory()  # as `Trainer` does

@@ -24,11 +24,7 @@ HEADLINES = {
     "processes": {"speedup", "speedup_cpu", "max_difference"},
     "gpu": {
         "ceiling_tflops",
-        "sample_images_per_s",
-        "train_images_per_s",
-        "single_pass_images_per_s",
-        "ceiling_share",
-        "single_pass_ceiling_share",
+        "plain",
         "grouped_sample_speedup",
         "grouped_train_speedup",
         "memory_gb",
