@@ -145,7 +145,9 @@ class Rig:
             self.agents.load(slot, dataclasses.replace(policy, adapter=policy.adapter + noise))
 
 
-def make_rig(num_agents: int = 3, pipe: Any = None, **changes: dict[str, Any]) -> Rig:
+def make_rig(
+    num_agents: int = 3, pipe: Any = None, device: str = "cpu", **changes: dict[str, Any]
+) -> Rig:
     """Model, agents, sampler and updater with settings changed by section."""
     from ddpo.conditioned import make_agents
     from ddpo.pipeline import FrozenDiffusion
@@ -168,7 +170,7 @@ def make_rig(num_agents: int = 3, pipe: Any = None, **changes: dict[str, Any]) -
         **changes.pop("train", {}),
     }
     settings = make_settings(sample=sample, train=train, **changes)
-    model = FrozenDiffusion(pipe or make_tiny_pipe())
+    model = FrozenDiffusion(pipe or make_tiny_pipe(), device)
     agents = make_agents(model.unet, num_agents, settings, Processes.alone())
     sampler = Sampler(model, settings.sample)
     return Rig(settings, model, agents, sampler, Updater(sampler, settings))
