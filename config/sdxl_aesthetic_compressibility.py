@@ -8,7 +8,7 @@ Objectives: z = 0 and z = 1 are measured when the run starts, see `mo_train.py -
 DDPO has no SDXL numbers. What scales is kept: the gate of 1.64 nats on a step, guidance 5, learning
 rate 3e-4. A row costs 8 times one of SD 1.5, so there are 30 steps of which half are trained, drawn
 anew for each sample, and 64 images an iteration. The VAE runs in float32, one picture at a time;
-the text encoders leave the device once the prompts are encoded. One card of 80 GB, or several with
+the text encoders leave the device once the prompts are encoded. One card of 24 GB, or several with
 `--num_processes`.
 """
 
@@ -18,7 +18,7 @@ from config import aesthetic_compressibility
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`aesthetic_score` against `jpeg_compressibility` on SDXL, on one card of 80 GB."""
+    """`aesthetic_score` against `jpeg_compressibility` on SDXL, on one card of 24 GB."""
     config = aesthetic_compressibility.get_config()
     config.pretrained.model = "stabilityai/stable-diffusion-xl-base-1.0"
     config.pretrained.offload_text_encoders = True

@@ -10,7 +10,15 @@ from huggingface_hub import try_to_load_from_cache
 
 from config.errors import UserError
 from ddpo.assets import resolve_model
-from ddpo.costs import CARDS, Plan, expected_memory, hours, rows_that_fit, total_flops
+from ddpo.costs import (
+    CARDS,
+    UTILISATION,
+    Plan,
+    expected_memory,
+    hours,
+    rows_that_fit,
+    total_flops,
+)
 from ddpo.footprint import KNOWN_MODELS, measure_footprint
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS
@@ -24,7 +32,6 @@ if TYPE_CHECKING:
     from ddpo.costs import Footprint, Memory
     from ddpo.prompts import PromptSplit
 
-UTILISATION = 0.4  # share of a card's peak that the hours assume
 _BUDGETS_GB = (10, 24, 80)
 _CPU = torch.device("cpu")
 # What a diffusers pipeline loads: part -> file, without its suffix.
@@ -175,7 +182,7 @@ def _time(plan: Plan, footprint: Footprint) -> Iterator[str]:
     needed = {card: hours(flops, peak, UTILISATION) for card, peak in CARDS.items()}
     shown = ", ".join(f"{card} {_duration(spent)}" for card, spent in needed.items())
     yield f"{flops / 1e15:,.3g} PFLOP in UNet and VAE; rewards come on top"
-    yield f"one card at {UTILISATION:.0%} of its bfloat16 peak (an assumption): {shown}"
+    yield f"one card at {UTILISATION:.0%} of its bfloat16 peak (an H100's share): {shown}"
 
 
 def _duration(spent: float) -> str:

@@ -87,7 +87,7 @@ def test_a_dry_run_says_what_a_recipe_needs(name, monkeypatch):
     if name.startswith("sdxl"):
         assert footprint.unet_parameters == 2_567_463_684
     peak = expected_memory(settings, plan, footprint).peak / 1e9
-    card, rewards = (80, 1.8) if name.startswith("sdxl") else (24, 1.8)
+    card, rewards = 24, 1.8
     if "pick_score" in settings.rewards.names:
         rewards += 3.9  # CLIP-H in float32
     assert peak + rewards < 0.95 * card

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.loader import load_recipe
-from ddpo.costs import CARDS, Plan, expected_memory, hours, total_flops
+from ddpo.costs import CARDS, UTILISATION, Plan, expected_memory, hours, total_flops
 from ddpo.footprint import load_architecture, measure_footprint
 from ddpo.prompts import MIN_TO_SPLIT, PROMPT_SETS, load_prompts, split_prompts
 from ddpo.rewards import markdown_table
-from front.dry_run import UTILISATION
 from mo_train import read_settings
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ _END = "<!-- end of table -->"
 _HARDWARE = {  # of config/aesthetic_compressibility.py
     "one card of 10 GB": (
         "sample.rows_per_pass=24",
-        "train.rows_per_pass=12",
+        "train.rows_per_pass=24",
         "pretrained.offload_text_encoders=True",
         "rewards.device=cpu",
     ),

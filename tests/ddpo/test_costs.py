@@ -61,16 +61,18 @@ def test_stable_diffusion_has_its_published_size():
 def test_stable_diffusion_costs_what_was_measured_on_a_gpu(monkeypatch):
     """0.803 TFLOP and 0.80 GB a row (flash attention, bfloat16); backward 1.1 to 1.3 forwards.
 
-    With convolutions that keep their inputs, as was measured; those of the project keep none.
+    With convolutions that keep their inputs; those of the project keep none, and take 0.714 GB, or
+    0.179 with checkpointing (`benchmarks/gpu.py` on an H100, from 24 to 48 rows).
     """
-    found = footprint_of(SD15)
+    found, saving = footprint_of(SD15), footprint_of(SD15, gradient_checkpointing=True)
+    assert found.train_bytes == pytest.approx(0.714e9, rel=0.02)
+    assert saving.train_bytes == pytest.approx(0.179e9, rel=0.02)
     assert found.sample_flops == pytest.approx(0.803e12, rel=0.01)
     monkeypatch.setattr("ddpo.frozen.FrozenConv2d", torch.nn.Conv2d)
     monkeypatch.setattr("ddpo.footprint._measure", _measure.__wrapped__)  # past its cache
     plain = footprint_of(SD15)
     assert plain.train_bytes == pytest.approx(0.80e9, rel=0.05)
     assert plain.train_flops == found.train_flops
-    assert found.train_bytes < 0.87 * plain.train_bytes
     assert 2.1 < found.train_flops / found.sample_flops < 2.3
     assert found.adapter_parameters == 797_184  # rank 4 on the attention projections
     assert (found.latent_entries, found.image_entries) == (4 * 64 * 64, 3 * 512 * 512)
@@ -79,7 +81,6 @@ def test_stable_diffusion_costs_what_was_measured_on_a_gpu(monkeypatch):
 
 def test_checkpointing_saves_bytes_and_costs_a_forward_pass():
     plain, saving = footprint_of(SD15), footprint_of(SD15, gradient_checkpointing=True)
-    assert saving.train_bytes < 0.6 * plain.train_bytes
     extra = (saving.train_flops - plain.train_flops) / plain.sample_flops
     assert 0.5 < extra < 1  # what no backward pass asks for is not repeated
     assert saving.sample_bytes == plain.sample_bytes
