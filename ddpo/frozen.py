@@ -24,8 +24,10 @@ def freeze(module: nn.Module) -> None:
     """
     module.requires_grad_(False).eval()
     for each in module.modules():
-        if type(each) is nn.Conv2d:
+        if type(each) is nn.Conv2d and _pads_with_zeros(each):
             each.__class__ = FrozenConv2d
+        elif type(each) is nn.Dropout:
+            each.__class__ = nn.Identity
         elif type(each) is nn.Linear:
             each.__class__ = FrozenLinear
         elif type(each) is Attention:
@@ -45,19 +47,23 @@ class FrozenConv2d(nn.Conv2d):
     that is a seventh of what a row with gradient needs. Results are the same up to rounding.
     """
 
-    def _conv_forward(
-        self,
-        input: torch.Tensor,  # noqa: A002 - nn.Conv2d's name
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Conv2d's name
+        """(rows, in, h, w) to (rows, out, h', w')."""
         out: torch.Tensor
-        is_plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if torch.is_grad_enabled() and is_plain:
+        if torch.is_grad_enabled():
             out = _Convolution.apply(input, self)  # type: ignore[no-untyped-call]
         else:
-            out = super()._conv_forward(input, weight, bias)
+            out = _convolved(input, self)
         return out
+
+
+def _pads_with_zeros(layer: nn.Conv2d) -> bool:
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _convolved(x: torch.Tensor, layer: FrozenConv2d) -> torch.Tensor:
+    geometry: Any = layer.stride, layer.padding, layer.dilation, layer.groups
+    return nn.functional.conv2d(x, layer.weight, layer.bias, *geometry)
 
 
 class _Convolution(torch.autograd.Function):
@@ -67,8 +73,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, layer: FrozenConv2d) -> torch.Tensor:
         # Not with save_for_backward: checkpointing would repeat the convolution to save it again.
         ctx.layer, ctx.size = layer, x.shape[2:]
-        geometry: Any = layer.stride, layer.padding, layer.dilation, layer.groups
-        return nn.functional.conv2d(x, layer.weight, layer.bias, *geometry)
+        return _convolved(x, layer)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -190,6 +195,7 @@ def _can_merge(layer: Upsample2D) -> bool:
     convolution: Any = getattr(layer, "conv", None)
     return (
         type(convolution) in {nn.Conv2d, FrozenConv2d}
+        and _pads_with_zeros(convolution)
         and (convolution.kernel_size, convolution.padding) == ((3, 3), (1, 1))
         and layer.interpolate
         and layer.norm is None

@@ -32,8 +32,6 @@ GEOMETRIES = [
     {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": (3, 2), "stride": (4, 3), "padding": (0, 1)},
     {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2, "bias": False},
-    {"kernel_size": 3, "padding": "same"},
-    {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
 ]
 
 
@@ -48,6 +46,23 @@ def kept(function):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = function()
     return result, sum(storages.values())
+
+
+@pytest.mark.parametrize(
+    "geometry", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}]
+)
+def test_convolutions_that_pad_otherwise_stay_as_they_are(geometry):
+    layer = nn.Conv2d(4, 6, kernel_size=3, **geometry)
+    freeze(layer)
+    assert type(layer) is nn.Conv2d
+
+
+def test_dropout_is_left_out():
+    layers = nn.Sequential(nn.Dropout(0.5))
+    freeze(layers)
+    x = torch.randn(3)
+    assert layers(x) is x
+    assert type(layers[0]) is nn.Identity
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
