@@ -237,6 +237,7 @@ class Agents:
         """
         self.loss_scale.unscale(self._grads)
         norms = self._adam.step(self._grads, max_grad_norm)
+        self._shown = None  # torch's fused optimiser leaves the block's version as it was
         is_bad = ~norms.isfinite()
         self.loss_scale.update(is_bad)
         self.skipped_in_row = torch.where(is_bad, self.skipped_in_row + 1, 0)

@@ -33,9 +33,13 @@ def test_a_pass_sees_what_the_adapters_have_become(dtype):
         after = rig.agents.predict(x, t, Conditioning(text=c), 2)
         rig.agents.load(0, rig.agents.initial_policy())
         again = rig.agents.predict(x, t, Conditioning(text=c), 2)
+        rig.agents.gradients[1] = 1
+        rig.agents.step(max_grad_norm=1)
+        stepped = rig.agents.predict(x, t, Conditioning(text=c), 2)
     assert not torch.equal(after[:2], before[:2])
     assert torch.equal(again[:2], before[:2])
     assert torch.equal(again[2:], after[2:])
+    assert not torch.equal(stepped[2:], again[2:])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
