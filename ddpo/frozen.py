@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 _BATCH, _FEWEST_MULTIPLICATIONS = 16, 2**22  # from where on a convolution is faster
+_CACHE_BYTES = 2 * 2**20  # about what a core has to itself
 _ZEN_5 = 26  # AMD's "cpu family" of its first processors that compute all 512 bits at once
 
 
@@ -23,6 +26,7 @@ def freeze(module: nn.Module) -> None:
         module: its input and what is put into it may still want gradients.
     """
     module.requires_grad_(False).eval()
+    each: Any
     for each in module.modules():
         if type(each) is nn.Conv2d and _pads_with_zeros(each):
             each.__class__ = FrozenConv2d
@@ -32,6 +36,8 @@ def freeze(module: nn.Module) -> None:
             each.__class__ = FrozenLinear
         elif type(each) is Attention:
             each.__class__ = FrozenAttention
+        elif type(each) is FeedForward and type(each.net[0]) is GEGLU:
+            each.__class__ = FrozenFeedForward
         elif type(each) is ResnetBlock2D and _is_plain(each):
             each.__class__ = FrozenResnetBlock2D
         elif type(each) is Upsample2D and _can_merge(each):
@@ -110,6 +116,23 @@ class FrozenAttention(Attention):  # type: ignore[misc]
         else:
             out = self.processor(self, *inputs)
         return out
+
+
+class FrozenFeedForward(FeedForward):  # type: ignore[misc]
+    """A feed-forward network that, on a CPU and without gradient, takes rows that fit its cache.
+
+    Its hidden layer is eight times as wide as its input; at once it would go through memory.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """(rows, positions, channels) to the same shape."""
+        rows, positions, _channels = hidden_states.shape
+        if hidden_states.device.type == "cpu" and not torch.is_grad_enabled():
+            width = self.net[0].proj.out_features
+            rows = max(1, _CACHE_BYTES // (positions * width * hidden_states.element_size()))
+        forward = super().forward
+        parts = [forward(part) for part in hidden_states.split(rows)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class FrozenResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
@@ -209,9 +232,9 @@ def _merged_kernel(weight: torch.Tensor) -> torch.Tensor:
     Sums are rounded once, to the weights' dtype and in their memory layout.
     """
     exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    pixel = exact.new_ones(1, 1, 2, 2)  # what one pixel becomes
-    spread = nn.functional.conv2d(exact.flip(2, 3).reshape(-1, 1, 3, 3), pixel, padding=1)
-    kernel = spread.view(*weight.shape[:2], 4, 4).transpose(0, 1).to(weight.dtype)
+    padded = nn.functional.pad(exact.flip(2, 3), (1, 1, 1, 1))
+    rows = padded[:, :, 1:] + padded[:, :, :-1]  # a pixel becomes two in each direction
+    kernel = (rows[..., 1:] + rows[..., :-1]).transpose(0, 1).to(weight.dtype)
     is_channels_last = weight.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if is_channels_last else torch.contiguous_format
     return kernel.contiguous(memory_format=layout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -13,6 +14,7 @@ from ddpo import frozen
 from ddpo.frozen import (
     FrozenAttention,
     FrozenConv2d,
+    FrozenFeedForward,
     FrozenLinear,
     FrozenResnetBlock2D,
     FrozenUpsample2D,
@@ -192,6 +194,32 @@ def test_merged_upsampling_changes_pictures_by_rounding_only(tmp_path, kind):
     )
     assert (rig.rollout(batch).images - expected).abs().max() < 1e-4
     assert (without - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_feed_forward_network_takes_rows_that_fit_the_cache(rows, monkeypatch):
+    torch.manual_seed(0)
+    plain, constant = FeedForward(16), FeedForward(16)
+    constant.load_state_dict(plain.state_dict())
+    freeze(constant)
+    assert type(constant) is FrozenFeedForward
+    sizes = []
+    constant.net[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    row_bytes = 10 * 128 * 4  # positions, hidden channels of gate and value, float32
+    monkeypatch.setattr(frozen, "_CACHE_BYTES", 3 * row_bytes + 1)
+    x = torch.randn(rows, 10, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(constant(x), plain(x), rtol=1e-5, atol=1e-6)
+    assert sizes == {1: [1], 3: [3], 8: [3, 3, 2]}[rows]
+    sizes.clear()
+    constant(x.requires_grad_()).sum().backward()
+    assert sizes == [rows]
+
+
+def test_other_feed_forward_networks_stay_as_they_are():
+    layer = FeedForward(16, activation_fn="gelu")
+    freeze(layer)
+    assert type(layer) is FeedForward
 
 
 @pytest.mark.parametrize("train", [False, True])
