@@ -255,6 +255,7 @@ def _attention_backward_flops(*inputs: Any, **_: Any) -> int:
 
 _FLOPS = {
     **flop_registry,
+    torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm],
     _attention: _attention_flops,
     _attention_backward: _attention_backward_flops,
 }

@@ -9,7 +9,13 @@ import torch
 
 from config.errors import UserError
 from ddpo.costs import Footprint, Plan, expected_memory, hours, total_flops
-from ddpo.footprint import _measure, known_architecture, load_architecture, measure_footprint
+from ddpo.footprint import (
+    _measure,
+    _Meter,
+    known_architecture,
+    load_architecture,
+    measure_footprint,
+)
 from tests.conftest import make_settings
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -79,6 +85,16 @@ def test_stable_diffusion_costs_what_was_measured_on_a_gpu(monkeypatch):
     assert found.weight_bytes == pytest.approx(2 * 1.066e9, rel=1e-3)
 
 
+def test_every_product_is_counted():
+    a, b = (torch.zeros(2, 3, 3, device="meta") for _ in range(2))
+    meter = _Meter(torch.nn.Identity())
+    with meter:
+        torch.bmm(a, b)
+        torch.baddbmm(a, a, b)
+        a.baddbmm_(a, b)
+    assert meter.flops == 3 * 2 * 2 * 3**3
+
+
 def test_checkpointing_saves_bytes_and_costs_a_forward_pass():
     plain, saving = footprint_of(SD15), footprint_of(SD15, gradient_checkpointing=True)
     extra = (saving.train_flops - plain.train_flops) / plain.sample_flops
@@ -88,8 +104,6 @@ def test_checkpointing_saves_bytes_and_costs_a_forward_pass():
 
 def test_bytes_are_those_of_real_tensors():
     """The meter on the meta device against the same pass with memory, followed by hand."""
-    from ddpo.footprint import _Meter
-
     layer = torch.nn.Linear(8, 8, bias=False)
     meter = _Meter(layer)
     with torch.no_grad(), meter:
