@@ -48,6 +48,22 @@ def test_a_member_is_the_sum_of_the_parts_times_its_weights(num_objectives):
         torch.testing.assert_close(adapter.update(layer), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_sees_what_the_family_has_become(dtype):
+    rig = family_rig(3, make_tiny_pipe().to(dtype))
+    conditioning = rig.batch(3, 1).conditioning
+    latents = torch.randn(3, *rig.model.latent_shape)
+    seen = []
+    with torch.no_grad():
+        for change in (None, lambda: rig.agents.step(1.0), lambda: rig.agents.aim(even(3), 1)):
+            if change is not None:
+                rig.agents.gradients.fill_(1)
+                change()
+            seen.append(rig.agents.predict(latents, torch.tensor(500), conditioning, 3))
+    assert not torch.equal(seen[1], seen[0])
+    assert not torch.equal(seen[2], seen[1])
+
+
 def test_the_family_starts_as_the_base_model():
     pipe = make_tiny_pipe()
     plain = make_rig(2, make_tiny_pipe())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -41,8 +43,18 @@ def test_a_higher_rank_adds_zeros(rank):
         assert wider.count_nonzero() == matrix.numel()
 
 
-def test_only_half_precision_on_a_gpu_is_padded():
-    assert rank_of_products(4, torch.zeros(1, dtype=torch.bfloat16)) == 4
+@pytest.mark.parametrize(
+    ("is_cuda", "dtype", "expected"),
+    [
+        (True, torch.bfloat16, {4: 8, 8: 8, 9: 16}),
+        (True, torch.float16, {1: 8}),
+        (True, torch.float32, {4: 4}),
+        (False, torch.bfloat16, {4: 4}),
+    ],
+)
+def test_half_precision_on_a_gpu_is_padded(is_cuda, dtype, expected):
+    model = SimpleNamespace(is_cuda=is_cuda, dtype=dtype)
+    assert {rank: rank_of_products(rank, model) for rank in expected} == expected
 
 
 def test_padded_agents_draw_and_learn_the_same(monkeypatch):
