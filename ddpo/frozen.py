@@ -26,24 +26,13 @@ def freeze(module: nn.Module) -> None:
         module: its input and what is put into it may still want gradients.
     """
     module.requires_grad_(False).eval()
-    each: Any
     for each in module.modules():
-        if type(each) is nn.Conv2d and _pads_with_zeros(each):
-            each.__class__ = FrozenConv2d
-        elif type(each) is nn.Dropout:
-            each.__class__ = nn.Identity
-        elif type(each) is nn.Linear:
-            each.__class__ = FrozenLinear
-        elif type(each) is Attention:
-            each.__class__ = FrozenAttention
-        elif type(each) is FeedForward and type(each.net[0]) is GEGLU:
-            each.__class__ = FrozenFeedForward
-        elif type(each) is ResnetBlock2D and _is_plain(each):
-            each.__class__ = FrozenResnetBlock2D
-        elif type(each) is Upsample2D and _can_merge(each):
-            each.__class__ = FrozenUpsample2D
-            kernel = _merged_kernel(each.get_parameter("conv.weight"))
-            each.register_buffer("kernel", kernel, persistent=False)
+        frozen, suits = _FROZEN.get(type(each), (None, None))
+        if frozen is not None and suits(each):
+            each.__class__ = frozen
+            if frozen is FrozenUpsample2D:
+                kernel = _merged_kernel(each.get_parameter("conv.weight"))
+                each.register_buffer("kernel", kernel, persistent=False)
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -308,3 +297,19 @@ def _mkl_lags(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 _MKL_LAGS = _mkl_lags()
+
+
+def _always(_: nn.Module) -> bool:
+    return True
+
+
+# Kind of layer -> what it becomes, and which of its kind do.
+_FROZEN: dict[type[nn.Module], tuple[Any, Any]] = {
+    nn.Conv2d: (FrozenConv2d, _pads_with_zeros),
+    nn.Linear: (FrozenLinear, _always),
+    nn.Dropout: (nn.Identity, _always),
+    Attention: (FrozenAttention, _always),
+    FeedForward: (FrozenFeedForward, lambda layer: type(layer.net[0]) is GEGLU),
+    ResnetBlock2D: (FrozenResnetBlock2D, _is_plain),
+    Upsample2D: (FrozenUpsample2D, _can_merge),
+}

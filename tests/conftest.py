@@ -72,7 +72,11 @@ def _settings() -> Callable[..., schema.Settings]:
 @pytest.fixture(name="unmerged")
 def _unmerged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Upsampling layers are diffusers' own, so that pictures can be compared to the bit."""
-    monkeypatch.setattr("ddpo.frozen._can_merge", lambda _: False)
+    from diffusers.models.upsampling import Upsample2D
+
+    from ddpo import frozen
+
+    monkeypatch.delitem(frozen._FROZEN, Upsample2D)
 
 
 @pytest.fixture(name="tiny_pipe")
