@@ -129,7 +129,8 @@ def test_the_program_draws_in_passes_of_training_and_learns_the_same(tmp_path, o
     assert max(rows[0]) == 8
     assert max(rows[1]) == 4
     assert sum(rows[0]) == 1.5 * sum(rows[1])  # two of four steps are trained
-    assert (adapters[1] - adapters[0]).abs().max() < 0.01 * settings.train.learning_rate
+    learnt = adapters[0] - trainer.agents.initial_policy().adapter
+    assert (adapters[1] - adapters[0]).norm() < 1e-3 * learnt.norm()
 
 
 @pytest.mark.parametrize("rows_per_pass", [8, 20, 1000])
