@@ -82,24 +82,23 @@ class Bench:
         """Device events, or CPU time."""
         return common.cuda_seconds if self.device.type == "cuda" else common.cpu_seconds
 
-    def settings(self, agents: int, steps: int, images: int) -> Settings:
-        """Of one rollout of `images` an agent, all of them in one pass."""
-        return self._settings(agents, steps, images, is_saving=False, is_checkpointed=False)
-
-    def saving(self, agents: int, images: int, *, is_checkpointed: bool) -> Settings:
-        """Of one step of it, pictures decoded one at a time."""
-        return self._settings(agents, 1, images, is_saving=True, is_checkpointed=is_checkpointed)
-
-    def _settings(
-        self, agents: int, steps: int, images: int, *, is_saving: bool, is_checkpointed: bool
+    def settings(
+        self,
+        agents: int,
+        steps: int,
+        images: int,
+        *,
+        vae_slicing: bool = False,
+        checkpointing: bool = False,
     ) -> Settings:
+        """Of one rollout of `images` an agent, all of them in one pass."""
         return one_rollout(
             images,
             steps,
             2 * agents * images,
             5.0,
-            {"gradient_checkpointing": is_checkpointed},
-            pretrained={"model": self.model, "dtype": self.dtype, "vae_slicing": is_saving},
+            {"gradient_checkpointing": checkpointing},
+            pretrained={"model": self.model, "dtype": self.dtype, "vae_slicing": vae_slicing},
             evolution={"num_agents": agents},
         )
 
@@ -223,20 +222,9 @@ def _compile(rig: Rig, backend: str) -> None:
     Raises:
         UserError: if it cannot be compiled.
     """
-    sampler, rows = rig.sampler, rig.settings.train.rows_per_pass
-    unet: Any = sampler.model.unet
+    unet: Any = rig.sampler.model.unet
     unet.to(memory_format=torch.channels_last)
-    latents = torch.zeros(rows, *sampler.model.latent_shape, device=sampler.model.device)
-    timesteps = sampler.schedule.timesteps[:1].repeat(rows)
-    conditioning = sampler.negative[[0] * rows]
-
-    def trial() -> torch.Tensor:
-        out: torch.Tensor = rig.agents.predict(
-            latents, timesteps, conditioning, rig.agents.num_agents
-        )
-        return out
-
-    if not compile_unet(rig.agents, backend, trial):
+    if not compile_unet(rig.agents, backend, partial(rig.updater.trial_pass, rig.agents)):
         raise UserError("the UNet could not be compiled here; see the message above")
 
 
@@ -296,10 +284,10 @@ def release() -> None:
 
 def memory(bench: Bench) -> dict[str, Any]:
     """Tables 2 and 3: memory by number of agents, and the most rows within 10 and 24 GB."""
-    most = max(bench.agents)
+    most, saving = max(bench.agents), partial(bench.settings, steps=1, vae_slicing=True)
     by_agents, rows = {}, []
     for agents in bench.agents:
-        settings = bench.saving(agents, most // agents, is_checkpointed=True)
+        settings = saving(agents, images=most // agents, checkpointing=True)
         by_agents[str(agents)] = peak = peak_memory(bench, settings)
         rows.append([agents, _shown(peak), expected_peak(settings)])
     common.say(f"## Memory: {most} images in one pass, checkpointed\n")
@@ -308,7 +296,7 @@ def memory(bench: Bench) -> dict[str, Any]:
     rows = []
     for images in (1, 2, 4):
         for checkpointing in (False, True):
-            settings = bench.saving(AGENTS, images, is_checkpointed=checkpointing)
+            settings = saving(AGENTS, images=images, checkpointing=checkpointing)
             peak, expected = peak_memory(bench, settings), expected_peak(settings)
             unet_rows = settings.train.rows_per_pass
             tried.append({"rows": unet_rows, "checkpointing": checkpointing, "gb": peak})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,7 +107,8 @@ class Trainer:
         self.updater = Updater(self.sampler, settings, processes)
         self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
         if settings.pretrained.compile:
-            compile_unet(self.agents, settings.pretrained.compile, self._trial_pass)
+            trial = partial(self.updater.trial_pass, self.agents)
+            compile_unet(self.agents, settings.pretrained.compile, trial)
 
     def load(self, policies: Sequence[Policy], weights: torch.Tensor) -> None:
         """Put K policies, to be improved along weights (K, M), into slots, wherever they are."""
@@ -243,19 +245,6 @@ class Trainer:
             self.check_stop()
 
         return on_step
-
-    def _trial_pass(self) -> torch.Tensor:
-        """A prediction from zeros, in the shape of training's passes."""
-        num_agents, updater = self.agents.num_agents, self.updater
-        pairs = updater.pairs_per_pass(num_agents)
-        rows = num_agents * pairs * updater.rule.rows_per_pair
-        latents = torch.zeros(rows, *self.model.latent_shape, device=self.processes.device)
-        timesteps = self.sampler.schedule.timesteps[:1].repeat(rows)
-        conditioning = self.sampler.negative[[0] * rows]
-        if not self.settings.train.single_pass:
-            return self.agents.predict(latents, timesteps, conditioning, num_agents)
-        with self.agents.copies(num_agents, pairs):
-            return self.agents.predict(latents, timesteps, conditioning, num_agents * pairs)
 
     def close(self) -> None:
         """Stop the reward threads."""

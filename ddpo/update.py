@@ -65,6 +65,7 @@ class Updater:
     def __init__(
         self, sampler: Sampler, settings: Settings, processes: Processes | None = None
     ) -> None:
+        self.sampler = sampler
         self.rule = UPDATE_RULES[settings.train.update_rule](sampler, settings)
         self.settings = settings.train
         self.processes = processes or Processes.alone(sampler.model.device)
@@ -264,6 +265,19 @@ class Updater:
         """(sample, step) pairs of each agent that one UNet pass carries, unless it is the last."""
         per_pair = num_agents * self.rule.rows_per_pair
         return max(1, self.settings.rows_per_pass // per_pair)
+
+    def trial_pass(self, agents: Agents) -> torch.Tensor:
+        """A prediction (rows, C, h, w) from zeros, in the shape of training's passes."""
+        num_agents, model = agents.num_agents, self.sampler.model
+        pairs = self.pairs_per_pass(num_agents)
+        rows = num_agents * pairs * self.rule.rows_per_pair
+        latents = torch.zeros(rows, *model.latent_shape, device=model.device)
+        timesteps = self.sampler.schedule.timesteps[:1].repeat(rows)
+        conditioning = self.sampler.negative[[0] * rows]
+        if not self.settings.single_pass:
+            return agents.predict(latents, timesteps, conditioning, num_agents)
+        with agents.copies(num_agents, pairs):
+            return agents.predict(latents, timesteps, conditioning, num_agents * pairs)
 
     def _minibatches(
         self, share: Share, steps: torch.Tensor, seeds: Sequence[int]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -153,39 +154,30 @@ def test_what_saves_memory_changes_nothing(change):
 @pytest.mark.filterwarnings("default")  # the compiler's own
 def test_a_compiled_unet_draws_and_trains_the_same():
     plain, compiled = make_rig(2, device="cuda"), make_rig(2, device="cuda")
-    conditioning = compiled.batch(2, 2).conditioning
-    latents = torch.randn(4, *compiled.model.latent_shape, device="cuda")
-
-    def trial():
-        return compiled.agents.predict(
-            latents, torch.ones(4, dtype=torch.int64, device="cuda"), conditioning, 2
-        )
-
+    trial = partial(compiled.updater.trial_pass, compiled.agents)
     assert compile_unet(compiled.agents, "inductor", trial)
     first, second = trained(plain), trained(compiled)
     torch.testing.assert_close(second[0].images, first[0].images, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(second[1].grad_norm, first[1].grad_norm, rtol=1e-2, atol=0)
 
 
-def train(*words):
-    """Run the main script; returns its standard error."""
-    command = [sys.executable, "mo_train.py", *words]
+def run(*words):
+    """Run a program of the project; returns its standard error."""
+    command = [sys.executable, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
 
 def test_a_run_goes_on_and_its_front_draws(tmp_path):
-    words = [*small_world(tmp_path), "--config.run_name=run"]
-    train(*words, "--config.evolution.evolutionary_generations=0")
-    train(*words, f"--config.resume_from={tmp_path / 'logs' / 'run'}")
-    run = tmp_path / "logs" / "run"
-    assert json.loads((run / "config.json").read_text())["device"] == "cuda:0"
-    command = [sys.executable, "mo_front.py", "generate", str(run), "--weights=0.5,0.5"]
-    command += ["--prompt=a", "--num_images=1", f"--out={tmp_path / 'pictures'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert list((tmp_path / "pictures").glob("*.png"))
+    words = ["mo_train.py", *small_world(tmp_path), "--config.run_name=run"]
+    folder, pictures = tmp_path / "logs" / "run", tmp_path / "pictures"
+    run(*words, "--config.evolution.evolutionary_generations=0")
+    run(*words, f"--config.resume_from={folder}")
+    assert json.loads((folder / "config.json").read_text())["device"] == "cuda:0"
+    choice = ["--weights=0.5,0.5", "--prompt=a", "--num_images=1", f"--out={pictures}"]
+    run("mo_front.py", "generate", str(folder), *choice)
+    assert list(pictures.glob("*.png"))
 
 
 @pytest.mark.parametrize(
@@ -203,5 +195,5 @@ def test_a_run_goes_on_and_its_front_draws(tmp_path):
     ids=str,
 )
 def test_a_run_in_every_precision(words, tmp_path):
-    told = train(*small_world(tmp_path), *words)
+    told = run("mo_train.py", *small_world(tmp_path), *words)
     assert "could not be compiled" not in told

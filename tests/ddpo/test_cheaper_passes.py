@@ -81,7 +81,7 @@ def test_the_trial_of_a_compiler_has_the_shape_of_training(make_trainer, how, gu
         "train.rows_per_pass=8",
     )
     rows = count_rows(trainer)
-    trainer._trial_pass()
+    trainer.updater.trial_pass(trainer.agents)
     (trial,) = rows
     iterate(trainer)
     assert rows[-1] == trial == 8  # the update is the last there is
