@@ -18,6 +18,11 @@ _ALIGNMENT = 16  # float32 entries: every matrix starts on a 64-byte boundary
 _TENSOR_CORE = 8  # entries in half precision that a GPU's tensor cores take at a time
 
 
+def _multiple(number: int, of: int) -> int:
+    """The smallest that is not less."""
+    return -(-number // of) * of
+
+
 class _Place(NamedTuple):
     """Where one matrix lies: A (rank, in) or B (out, rank)."""
 
@@ -30,7 +35,7 @@ class _Place(NamedTuple):
 
     @property
     def aligned_size(self) -> int:
-        return -(-self.size // _ALIGNMENT) * _ALIGNMENT
+        return _multiple(self.size, _ALIGNMENT)
 
 
 class FlatLayout:
@@ -107,4 +112,4 @@ def rank_of_products(rank: int, model: torch.Tensor) -> int:
         model: a weight of the layers.
     """
     is_padded = model.is_cuda and model.dtype.itemsize == 2
-    return -(-rank // _TENSOR_CORE) * _TENSOR_CORE if is_padded else rank
+    return _multiple(rank, _TENSOR_CORE) if is_padded else rank
