@@ -1,7 +1,7 @@
 """Stable Diffusion 1.5 on one GPU: images a second, share of the card's ceiling, memory.
 
-    python -m benchmarks.gpu             # a few minutes on an H100; bfloat16
-    python -m benchmarks.gpu --compile   # with torch.compile too, whose graphs take minutes more
+    python -m benchmarks.gpu             # a few minutes on an H100; bfloat16, `pretrained.fuse`
+    python -m benchmarks.gpu --compile   # and all of the UNet compiled, which takes minutes more
     python -m benchmarks.gpu --quick     # a small model, on a CPU too: does it still run?
 
 The model has Stable Diffusion 1.5's architecture and random weights, so that nothing is downloaded:
@@ -90,6 +90,7 @@ class Bench:
         *,
         vae_slicing: bool = False,
         checkpointing: bool = False,
+        fuse: bool = True,
     ) -> Settings:
         """Of one rollout of `images` an agent, all of them in one pass."""
         return one_rollout(
@@ -98,7 +99,12 @@ class Bench:
             2 * agents * images,
             5.0,
             {"gradient_checkpointing": checkpointing},
-            pretrained={"model": self.model, "dtype": self.dtype, "vae_slicing": vae_slicing},
+            pretrained={
+                "model": self.model,
+                "dtype": self.dtype,
+                "fuse": fuse,
+                "vae_slicing": vae_slicing,
+            },
             evolution={"num_agents": agents},
         )
 
@@ -106,6 +112,8 @@ class Bench:
         """Agents on a new model with random weights."""
         pipe = self._pipeline()
         model = FrozenDiffusion(pipe, self.device)
+        if settings.pretrained.fuse:
+            model.fuse()
         if settings.pretrained.vae_slicing:
             pipe.vae.enable_slicing()
         if settings.train.gradient_checkpointing:
@@ -154,16 +162,24 @@ def flops_per_image(footprint: Footprint, steps: int) -> dict[str, float]:
 
 
 def throughput(bench: Bench, peak: float) -> dict[str, Any]:
-    """Table 4: images a second of six agents, and what share of the ceiling that is."""
-    rig = bench.rig(bench.settings(AGENTS, min(bench.steps), bench.images))
-    plain = {str(steps): _speeds(bench, rig, steps, peak) for steps in bench.steps}
-    out: dict[str, Any] = {"plain": plain}
+    """Table 4: images a second of six agents, and what share of the ceiling that is.
+
+    Of the plain UNet, without `pretrained.fuse`, only the fewest steps are measured.
+    """
+    ways = {"plain": [min(bench.steps)], "fused": bench.steps}
     if bench.backend:
+        ways["compiled"] = bench.steps
+    out: dict[str, Any] = {"ready_after_seconds": {}}
+    for way, numbers_of_steps in ways.items():
         begun = time.perf_counter()
-        _compile(rig, bench.backend)
-        rig.sample()
-        out["compile_seconds"] = time.perf_counter() - begun
-        out["compiled"] = {str(steps): _speeds(bench, rig, steps, peak) for steps in bench.steps}
+        rig = bench.rig(bench.settings(AGENTS, 1, bench.images, fuse=way == "fused"))
+        if way == "compiled":
+            _compile(rig, bench.backend)
+        rig.sample_and_train()
+        out["ready_after_seconds"][way] = time.perf_counter() - begun
+        out[way] = {str(steps): _speeds(bench, rig, steps, peak) for steps in numbers_of_steps}
+        del rig
+        release()
     columns = {
         "sample_images_per_s": "sampled [images/s]",
         "train_images_per_s": "trained [images/s]",
@@ -173,11 +189,11 @@ def throughput(bench: Bench, peak: float) -> dict[str, Any]:
     }
     common.say(f"## Throughput: {AGENTS} agents, {bench.images} images of each in a pass\n")
     common.print_table(
-        ["compiled", "steps", *columns.values()],
+        ["UNet", "steps", *columns.values()],
         [
-            [compiled, steps, *(_shown(speeds.get(name)) for name in columns)]
-            for key, compiled in (("plain", "no"), ("compiled", "yes"))
-            for steps, speeds in out.get(key, {}).items()
+            [unet, steps, *(_shown(speeds.get(name)) for name in columns)]
+            for unet in ways
+            for steps, speeds in out[unet].items()
         ],
     )
     return out
@@ -355,9 +371,9 @@ def main() -> None:
         common.say(f"Ceiling: {peak / 1e12:.3g} TFLOP/s, {bench.dtype} matrix product\n")
         headline = {
             "ceiling_tflops": peak / 1e12,
+            **throughput(bench, peak),
             **grouped(bench),
             **memory(bench),
-            **throughput(bench, peak),
         }
     common.print_headline(headline)
 

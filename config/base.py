@@ -45,6 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     pretrained.lora_scale = 1.0  # its strength
     pretrained.channels_last = False  # memory layout of the UNet; faster convolutions on some GPUs
     pretrained.tf32 = False  # on CUDA, float32 products of 10 bits: faster, see docs/scaling.md
+    pretrained.fuse = False  # norms and activations in fewer passes: for GPUs, see docs/scaling.md
     pretrained.compile = ""  # backend of torch.compile for the UNet, such as "inductor"
     pretrained.vae_slicing = False  # decode one picture at a time: less memory, slower
     pretrained.vae_tiling = False  # decode large pictures in overlapping tiles; not exact

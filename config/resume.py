@@ -43,6 +43,7 @@ _ROUNDING = {
     "processes.count",
     "pretrained.channels_last",
     "pretrained.tf32",
+    "pretrained.fuse",
     "pretrained.compile",
     "pretrained.vae_slicing",
     "pretrained.offload_text_encoders",

@@ -84,6 +84,11 @@ def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             f"pretrained.single_file_config={config!r} has no effect: pretrained.model={model!r} "
             "is not a .safetensors file; leave it empty"
         )
+    if flat.get("pretrained.fuse") and (backend := flat.get("pretrained.compile")):
+        yield (
+            f"pretrained.fuse=True has no effect with pretrained.compile={backend!r}, which fuses "
+            "more; set pretrained.fuse=False, or leave pretrained.compile empty"
+        )
 
 
 def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:

@@ -43,6 +43,7 @@ class PretrainedSettings:
     lora_scale: float
     channels_last: bool
     tf32: bool
+    fuse: bool
     compile: str
     vae_slicing: bool
     vae_tiling: bool

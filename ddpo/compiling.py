@@ -1,4 +1,4 @@
-"""torch.compile for the UNet, with its stacked adapters inside, where it works."""
+"""torch.compile where it works: of the UNet, with its stacked adapters inside, or of less."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 def compile_unet(agents: Agents, backend: str, trial: Callable[[], torch.Tensor]) -> bool:
     """Replace the agents' UNet pass by a compiled one, if a trial of it succeeds.
 
-    What cannot be compiled is told, and the UNet stays as it is; where compiling fails later, at
-    another number of rows, torch tells it and runs those without. Results change by rounding only.
+    Results change by rounding only.
 
     Each number of rows has a graph of its own. One graph for all, which torch would try from the
     second on, had sympy prove things about numbers of rows, and came to no end.
@@ -37,21 +36,34 @@ def compile_unet(agents: Agents, backend: str, trial: Callable[[], torch.Tensor]
     Returns:
         Whether the compiled UNet is in use.
     """
+    plain = agents.unet
+    agents.unet = cast("torch.nn.Module", torch.compile(plain, backend=backend, dynamic=False))
+    if not succeeds(trial, "the UNet"):
+        agents.unet = plain
+    agents.zero_grad()
+    return agents.unet is not plain
+
+
+def succeeds(trial: Callable[[], torch.Tensor], what: str) -> bool:
+    """Whether something compiled can be used, forward and backward; if not, says why.
+
+    Where compiling fails later, in another shape, torch tells it and runs that without.
+
+    Args:
+        trial: runs it and returns what to differentiate.
+        what: it is, for the message.
+    """
     # It asks every input for its gradient, of which adapter matrices, being views, have none.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     dynamo.config.recompile_limit = _MOST_GRAPHS
     dynamo.config.suppress_errors = False
-    plain = agents.unet
     try:
-        agents.unet = cast("torch.nn.Module", torch.compile(plain, backend=backend, dynamic=False))
         trial().sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler, and what it calls, may raise anything
-        agents.unet = plain
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        logger.warning("the UNet could not be compiled and runs without: %s", reason)
-    else:
-        dynamo.config.suppress_errors = True
-    agents.zero_grad()
-    return agents.unet is not plain
+        logger.warning("%s could not be compiled and run without: %s", what, reason)
+        return False
+    dynamo.config.suppress_errors = True
+    return True

@@ -26,6 +26,7 @@ from ddpo.costs import Footprint
 from ddpo.dtypes import DTYPES
 from ddpo.families import own_sides
 from ddpo.frozen import freeze
+from ddpo.fused import fuse
 from ddpo.loading import configuration_source
 from ddpo.lora import Factors, StackedLoRALinear
 
@@ -132,6 +133,10 @@ def _measure(
         unet_parameters = _parameters(unet)
         weight_bytes = sum(p.numel() * p.element_size() for m in frozen for p in m.parameters())
         adapters = _adapt(unet, adapter)
+        if pretrained.fuse:
+            freeze(vae)
+            fuse(unet)
+            fuse(vae)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         own_height, own_width = own_sides(unet.config.sample_size)
         height = pretrained.height // factor or own_height

@@ -13,6 +13,7 @@ from config.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
 from ddpo.families import FAMILIES, Frame
 from ddpo.frozen import freeze
+from ddpo.fused import can_fuse, fuse
 from ddpo.loading import load_pipeline
 from ddpo.types import Conditioning
 
@@ -114,6 +115,13 @@ class FrozenDiffusion:
         if settings.vae_tiling:
             pipe.vae.enable_tiling()
         return cls(pipe, device, Frame.of(pipe, settings))
+
+    def fuse(self) -> bool:
+        """Draw in fewer passes over memory, if that can be compiled here; see `ddpo.fused`."""
+        if is_possible := can_fuse(self.device):
+            fuse(self.pipe.unet)
+            fuse(self.pipe.vae)
+        return is_possible
 
     @property
     def unet(self) -> torch.nn.Module:

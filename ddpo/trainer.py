@@ -260,6 +260,8 @@ def _load_model(settings: Settings, prompts: PromptSplit, device: torch.device) 
         UserError: if it cannot be loaded.
     """
     model = FrozenDiffusion.load(settings.pretrained, device)
+    if settings.pretrained.fuse:
+        model.fuse()
     if settings.train.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
     if settings.pretrained.offload_text_encoders:

@@ -152,6 +152,16 @@ def test_what_saves_memory_changes_nothing(change):
 
 
 @pytest.mark.filterwarnings("default")  # the compiler's own
+def test_fused_layers_draw_and_train_the_same():
+    plain, fused = make_rig(2, device="cuda"), make_rig(2, device="cuda")
+    assert fused.model.fuse()
+    first, second = trained(plain), trained(fused)
+    torch.testing.assert_close(second[0].images, first[0].images, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(second[1].grad_norm, first[1].grad_norm, rtol=1e-2, atol=0)
+    assert second[1].ratio_error.nan_to_num(0).max() < 1e-4
+
+
+@pytest.mark.filterwarnings("default")  # the compiler's own
 def test_a_compiled_unet_draws_and_trains_the_same():
     plain, compiled = make_rig(2, device="cuda"), make_rig(2, device="cuda")
     trial = partial(compiled.updater.trial_pass, compiled.agents)
@@ -191,6 +201,7 @@ def test_a_run_goes_on_and_its_front_draws(tmp_path):
             "--config.train.updates_per_epoch=1",
         ),
         ("--config.pretrained.compile=inductor", "--config.pretrained.dtype=bfloat16"),
+        ("--config.pretrained.fuse=True", "--config.pretrained.dtype=bfloat16"),
     ],
     ids=str,
 )

@@ -216,6 +216,19 @@ def test_a_feed_forward_network_takes_rows_that_fit_the_cache(rows, monkeypatch)
     assert sizes == [rows]
 
 
+def test_an_adapted_feed_forward_network_takes_all_rows_at_once(monkeypatch):
+    """Each agent's rows must meet its own adapter."""
+    monkeypatch.setattr(frozen, "_CACHE_BYTES", 1)
+    adapter = {"target_modules": ("ff.net.0.proj", "ff.net.2")}
+    together, alone = make_rig(2, adapter=adapter), make_rig(1, adapter=adapter)
+    together.perturb()
+    alone.agents.load(0, together.agents.snapshot(1))
+    expected = alone.rollout(alone.batch(1, 3, first_agent=1)).images
+    images = together.rollout(together.batch(2, 3)).images
+    torch.testing.assert_close(images[3:], expected, rtol=1e-4, atol=1e-5)
+    assert (images[3:] - images[:3]).abs().max() > 1e-3
+
+
 def test_other_feed_forward_networks_stay_as_they_are():
     layer = FeedForward(16, activation_fn="gelu")
     freeze(layer)
