@@ -37,8 +37,12 @@ def compile_unet(agents: Agents, backend: str, trial: Callable[[], torch.Tensor]
         Whether the compiled UNet is in use.
     """
     plain = agents.unet
-    agents.unet = cast("torch.nn.Module", torch.compile(plain, backend=backend, dynamic=False))
-    if not succeeds(trial, "the UNet"):
+
+    def compiled_trial() -> torch.Tensor:
+        agents.unet = cast("torch.nn.Module", torch.compile(plain, backend=backend, dynamic=False))
+        return trial()
+
+    if not succeeds(compiled_trial, "the UNet"):
         agents.unet = plain
     agents.zero_grad()
     return agents.unet is not plain

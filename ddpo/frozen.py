@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
@@ -127,6 +129,44 @@ def _is_plain_attention(layer: Attention) -> bool:
         and not layer.residual_connection
         and layer.rescale_output_factor == 1
     )
+
+
+class FrozenTransformer2D(Transformer2DModel):  # type: ignore[misc]
+    """Transformer blocks whose first and last product read and write images as they lie in memory.
+
+    diffusers' convolutions of one pixel, or linear layers, need a copy in another layout. Results
+    are the same up to rounding.
+    """
+
+    def forward(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: Any = None, **_: Any
+    ) -> tuple[torch.Tensor]:
+        """(rows, channels, h, w), and (rows, tokens, width) of prompts, to the first's shape."""
+        pixels = _pixels_projected(self.norm(hidden_states).flatten(2).mT, self.proj_in)
+        for block in self.transformer_blocks:
+            run = block
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                run = partial(self._gradient_checkpointing_func, block)
+            pixels = run(pixels, None, encoder_hidden_states)
+        is_channels_last = hidden_states.is_contiguous(memory_format=torch.channels_last)
+        out = _pixels_projected(pixels, self.proj_out, transposed=not is_channels_last)
+        return (hidden_states + out.mT.unflatten(2, hidden_states.shape[2:]),)
+
+
+def _pixels_projected(
+    pixels: torch.Tensor, layer: nn.Module, *, transposed: bool = False
+) -> torch.Tensor:
+    """What a layer makes of (rows, positions, channels), stored as (rows, channels, positions)."""
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):  # is adapted
+        out: torch.Tensor = layer(pixels)
+        return out
+    weight, bias, rows = layer.weight.flatten(1), layer.bias, len(pixels)
+    if _is_for_onednn(pixels) or not transposed and pixels.is_contiguous():
+        return constant_linear(pixels, weight, bias)
+    weight = weight.expand(rows, -1, -1)
+    if transposed:
+        return torch.baddbmm(bias[:, None].expand(rows, -1, 1), weight, pixels.mT).mT
+    return torch.baddbmm(bias.expand(rows, 1, -1), pixels, weight.mT)
 
 
 class FrozenFeedForward(FeedForward):  # type: ignore[misc]
@@ -258,25 +298,32 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
         """(..., in) to (..., out)."""
-        out: torch.Tensor
-        if torch.is_grad_enabled() and input.requires_grad:
-            out = _Linear.apply(input, self)  # type: ignore[no-untyped-call]
-        else:
-            out = linear(input, self.weight, self.bias)
-        return out
+        return constant_linear(input, self.weight, self.bias)
+
+
+def constant_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`linear`, differentiable with respect to x only."""
+    out: torch.Tensor
+    if torch.is_grad_enabled() and x.requires_grad:
+        out = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    else:
+        out = linear(x, weight, bias)
+    return out
 
 
 class _Linear(torch.autograd.Function):
-    """`linear`, differentiable with respect to its input only."""
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.weight = weight  # not saved: as for a convolution, checkpointing would repeat it
+        return linear(x, weight, bias)
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
-        ctx.layer = layer  # not saved: as for a convolution, checkpointing would repeat the product
-        return linear(x, layer.weight, layer.bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return linear(gradient, ctx.layer.weight.mT), None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return linear(gradient, ctx.weight.mT), None, None
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -335,6 +382,7 @@ _FROZEN: dict[type[nn.Module], tuple[Any, Any]] = {
     nn.Dropout: (nn.Identity, always),
     Attention: (FrozenAttention, _is_plain_attention),
     FeedForward: (FrozenFeedForward, lambda layer: type(layer.net[0]) is GEGLU),
+    Transformer2DModel: (FrozenTransformer2D, lambda layer: layer.is_input_continuous),
     ResnetBlock2D: (FrozenResnetBlock2D, _is_plain),
     Upsample2D: (FrozenUpsample2D, _can_merge),
 }

@@ -9,17 +9,16 @@ of the time that the whole UNet takes for every number of rows.
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import _dynamo as dynamo
 from torch import nn
 from torch.nn import functional
 
 from ddpo.compiling import succeeds
-from ddpo.frozen import FrozenFeedForward, FrozenResnetBlock2D, always, convolve, linear
+from ddpo.frozen import FrozenFeedForward, FrozenResnetBlock2D, always, convolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,22 +71,6 @@ class FusedResnetBlock2D(FrozenResnetBlock2D):
         return _image(out, hidden)
 
 
-class FusedTransformer2D(Transformer2DModel):  # type: ignore[misc]
-    """Transformer blocks on the pixels of an image, which stay where they are in memory."""
-
-    def forward(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: Any = None, **_: Any
-    ) -> tuple[torch.Tensor]:
-        """(rows, channels, h, w), and (rows, tokens, width) of prompts, to the first's shape."""
-        pixels = _projected(_pixels(self.norm(hidden_states)), self.proj_in)
-        for block in self.transformer_blocks:
-            run = block
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                run = partial(self._gradient_checkpointing_func, block)
-            pixels = run(pixels, None, encoder_hidden_states)
-        return (hidden_states + _image(_projected(pixels, self.proj_out), hidden_states),)
-
-
 class FusedGroupNorm(nn.GroupNorm):
     """A group norm that stays in channels-last layout."""
 
@@ -121,14 +104,6 @@ def _image(pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _columns(pixels: torch.Tensor) -> torch.Tensor:
     """(rows, positions, channels) as (rows positions, 1, channels)."""
     return pixels.view(-1, 1, pixels.shape[-1])
-
-
-def _projected(pixels: torch.Tensor, layer: nn.Module) -> torch.Tensor:
-    """What a linear layer, or a convolution that is one, makes of (rows, positions, channels)."""
-    if isinstance(layer, nn.Conv2d):
-        return linear(pixels, layer.weight.flatten(1), layer.bias)
-    out: torch.Tensor = layer(pixels)
-    return out
 
 
 def _normalised(
@@ -310,5 +285,4 @@ _FUSED: dict[type[nn.Module], tuple[Any, Any]] = {
     FrozenResnetBlock2D: (FusedResnetBlock2D, always),
     FrozenFeedForward: (FusedFeedForward, always),
     nn.GroupNorm: (FusedGroupNorm, lambda layer: layer.affine),
-    Transformer2DModel: (FusedTransformer2D, lambda layer: layer.is_input_continuous),
 }

@@ -69,14 +69,16 @@ def _settings() -> Callable[..., schema.Settings]:
     return make_settings
 
 
-@pytest.fixture(name="unmerged")
-def _unmerged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Upsampling layers are diffusers' own, so that pictures can be compared to the bit."""
+@pytest.fixture(name="rounded_as_diffusers")
+def _rounded_as_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that would round otherwise are diffusers' own: pictures can be compared to the bit."""
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.upsampling import Upsample2D
 
     from ddpo import frozen
 
-    monkeypatch.delitem(frozen._FROZEN, Upsample2D)
+    for kind in (Transformer2DModel, Upsample2D):
+        monkeypatch.delitem(frozen._FROZEN, kind)
 
 
 @pytest.fixture(name="tiny_pipe")

@@ -13,7 +13,7 @@ from ddpo.types import Conditioning
 from tests.conftest import make_rig, make_settings, make_tiny_pipe
 
 
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 def test_a_fresh_adapter_leaves_the_base_model_bitwise_as_it_was():
     pipe = make_tiny_pipe()
     x, t, c = torch.randn(6, 4, 8, 8), torch.tensor(500).expand(6), torch.randn(6, 8, 16)

@@ -237,7 +237,7 @@ def test_evaluation_leaves_the_family_alone():
         assert torch.equal(agents._weights[slot], policy.adapter)
 
 
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 def test_an_exported_member_draws_bitwise_the_pictures_of_training(tmp_path):
     rig = family_rig(2, adapter={"alpha": 6.0})
     rig.agents.show(torch.tensor([[0.3, 0.7]]))

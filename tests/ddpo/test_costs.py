@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from config.errors import UserError
 from ddpo.costs import Footprint, Plan, expected_memory, hours, total_flops
@@ -75,7 +76,8 @@ def test_stable_diffusion_costs_what_was_measured_on_a_gpu(monkeypatch):
     assert found.train_bytes == pytest.approx(0.714e9, rel=0.02)
     assert saving.train_bytes == pytest.approx(0.179e9, rel=0.02)
     assert found.sample_flops == pytest.approx(0.803e12, rel=0.01)
-    monkeypatch.delitem(_FROZEN, torch.nn.Conv2d)
+    for kind in (torch.nn.Conv2d, Transformer2DModel):
+        monkeypatch.delitem(_FROZEN, kind)
     monkeypatch.setattr("ddpo.footprint._measure", _measure.__wrapped__)  # past its cache
     plain = footprint_of(SD15)
     assert plain.train_bytes == pytest.approx(0.80e9, rel=0.05)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpo import frozen
 from ddpo.frozen import (
@@ -17,6 +21,7 @@ from ddpo.frozen import (
     FrozenFeedForward,
     FrozenLinear,
     FrozenResnetBlock2D,
+    FrozenTransformer2D,
     FrozenUpsample2D,
     freeze,
     linear,
@@ -280,6 +285,44 @@ def block_pair(**changes):
     plain, constant = ResnetBlock2D(**settings), ResnetBlock2D(**settings)
     constant.load_state_dict(plain.state_dict())
     return plain, constant
+
+
+@pytest.mark.parametrize("lags", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("linear", [False, True])
+def test_transformers_and_their_gradients_are_those_of_diffusers(
+    linear, layout, lags, monkeypatch
+):
+    torch.manual_seed(0)
+    monkeypatch.setattr(frozen, "_MKL_LAGS", lags)
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 4,
+        "in_channels": 8,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 6,
+        "use_linear_projection": linear,
+    }
+    plain, constant = (Transformer2DModel(**settings).to(memory_format=layout) for _ in range(2))
+    constant.load_state_dict(plain.state_dict())
+    freeze(constant)
+    assert type(constant) is FrozenTransformer2D
+    inputs = torch.randn(16, 8, 5, 3).to(memory_format=layout), torch.randn(16, 7, 6)
+    for each in inputs:
+        each.requires_grad_()
+    results = []
+    for layer in (plain.requires_grad_(False), constant):
+        (out,) = layer(*inputs, return_dict=False)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
+    constant.gradient_checkpointing = True
+    constant._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    (out,) = constant(*inputs)
+    results.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
+    with torch.inference_mode():
+        results.append([constant(*inputs)[0]])
+    for ours in results[1:]:
+        for one, other in zip(ours, results[0], strict=False):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_is_that_of_diffusers():

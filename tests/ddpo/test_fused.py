@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from ddpo import fused
 from ddpo.footprint import measure_footprint
-from ddpo.frozen import freeze
-from ddpo.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, FusedTransformer2D, fuse
+from ddpo.frozen import FrozenTransformer2D, freeze
+from ddpo.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse
 from ddpo.pipeline import FrozenDiffusion
 from tests.conftest import make_rig, make_settings
 from tests.ddpo.test_frozen import kept
@@ -88,7 +88,7 @@ TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels":
                 lambda linear=linear: Transformer2DModel(
                     **TRANSFORMER, cross_attention_dim=6, use_linear_projection=linear
                 ),
-                FusedTransformer2D,
+                FrozenTransformer2D,
                 ((2, 8, 5, 3), (2, 7, 6)),
             )
             for linear in (False, True)

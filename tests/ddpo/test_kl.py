@@ -10,7 +10,7 @@ from tests.conftest import make_rig, make_tiny_pipe
 from tests.ddpo.test_update import advantages
 
 
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 def test_the_base_model_is_there_under_any_adapters():
     rig, plain = make_rig(2), make_tiny_pipe()
     rig.perturb()

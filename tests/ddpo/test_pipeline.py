@@ -41,13 +41,13 @@ def draw(pretrained, **sample):
 @pytest.mark.parametrize(
     "sample", [{}, {"negative_prompt": "b"}, {"guidance_scale": 1.0}], ids=["", "negative", "plain"]
 )
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 def test_pictures_are_bitwise_those_of_plain_diffusers(folders, kind, sample):
     expected = draw_with_diffusers(load_plain(folders[kind]), TEXTS, SEEDS, **sample)
     assert torch.equal(draw({"model": folders[kind]}, **sample), expected)
 
 
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_other_than_the_models_own_draw_as_in_diffusers(folders, kind):
     changes = {"height": 24, "width": 32}
@@ -57,7 +57,7 @@ def test_sizes_other_than_the_models_own_draw_as_in_diffusers(folders, kind):
     assert torch.equal(images, expected)
 
 
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 def test_sdxl_is_told_sizes_and_crops(folders):
     told = {"original_size": (64, 48), "crop_top_left": (4, 8)}
     plain = load_plain(folders["sdxl"])
@@ -130,7 +130,7 @@ HELPERS = {
 }
 
 
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 @pytest.mark.parametrize("helper", HELPERS)
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_memory_helpers_draw_what_diffusers_draws_with_them(folders, kind, helper):
@@ -199,7 +199,7 @@ def test_models_that_are_no_chain_of_ddim_steps_are_refused():
         FrozenDiffusion(pipe)
 
 
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_a_model_with_zero_terminal_snr_is_drawn_with_and_trained(eta):
     def pipe():

@@ -20,7 +20,7 @@ def test_a_sample_depends_on_neither_the_pass_size_nor_the_number_of_agents():
             torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 def test_pictures_are_bitwise_those_of_a_plain_pipeline():
     rig = make_rig(1, sample={"negative_prompt": "b"})
     batch = rig.batch(1, 3)

@@ -10,7 +10,7 @@ from tests.conftest import make_rig
 from tests.tiny import KINDS, draw_without_and_with, make_tiny_pipe
 
 
-@pytest.mark.usefixtures("unmerged")
+@pytest.mark.usefixtures("rounded_as_diffusers")
 @pytest.mark.parametrize("alpha", [4.0, 8.0, 6.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plain_pipeline_draws_bitwise_the_pictures_of_training(tmp_path, kind, alpha):
