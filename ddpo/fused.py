@@ -136,7 +136,7 @@ class _Fused:
     ) -> None:
         self._function = function
         self._results = results
-        self._options = {"triton.prefer_nd_tiling": is_tiled}
+        self._options: dict[str, Any] = {"triton.prefer_nd_tiling": is_tiled}
 
     @cached_property
     def _compiled(self) -> Callable[..., Any]:
@@ -157,7 +157,7 @@ def _group_norm(
     weight: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
-    silu: bool,  # noqa: FBT001 - autograd's functions are called by position
+    silu: bool,
 ) -> tuple[torch.Tensor, ...]:
     """The output; the mean of x, by channel; the mean and 1 / std of x + shift, by group."""
     values, shift, weight, bias = map(_exact, (x, shift, weight, bias))
@@ -178,7 +178,7 @@ def _group_norm_backward(
     rstd: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    silu: bool,  # noqa: FBT001
+    silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and shift."""
     slope, values, offset, weight, bias = map(_exact, (gradient, x, shift, weight, bias))
@@ -239,7 +239,7 @@ def _gated(x: torch.Tensor) -> torch.Tensor:
 
 def _gated_backward(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     hidden, gate = x[:, :1], x[:, 1:]
-    gelu, pull_back = torch.func.vjp(functional.gelu, gate)
+    gelu, pull_back = torch.func.vjp(functional.gelu, gate)  # type: ignore[misc]
     return torch.cat([gradient * gelu, *pull_back(gradient * hidden)], dim=1)
 
 

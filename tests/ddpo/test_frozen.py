@@ -290,9 +290,7 @@ def block_pair(**changes):
 @pytest.mark.parametrize("lags", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("linear", [False, True])
-def test_transformers_and_their_gradients_are_those_of_diffusers(
-    linear, layout, lags, monkeypatch
-):
+def test_transformers_and_their_gradients_are_those_of_diffusers(linear, layout, lags, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(frozen, "_MKL_LAGS", lags)
     settings = {

@@ -8,13 +8,12 @@ import pytest
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 from torch.nn import functional
 
 from ddpo import fused
 from ddpo.footprint import measure_footprint
-from ddpo.frozen import FrozenTransformer2D, freeze
+from ddpo.frozen import freeze
 from ddpo.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse
 from ddpo.pipeline import FrozenDiffusion
 from tests.conftest import make_rig, make_settings
@@ -66,7 +65,6 @@ def test_a_norm_in_half_precision_is_rounded_once():
 
 
 RESIDUAL = {"in_channels": 8, "out_channels": 12, "temb_channels": 16, "groups": 4}
-TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 8, "norm_num_groups": 4}
 
 
 @pytest.mark.parametrize(
@@ -82,16 +80,6 @@ TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels":
             lambda: ResnetBlock2D(in_channels=8, temb_channels=None, groups=4),
             FusedResnetBlock2D,
             ((2, 8, 5, 3),),
-        ),
-        *(
-            (
-                lambda linear=linear: Transformer2DModel(
-                    **TRANSFORMER, cross_attention_dim=6, use_linear_projection=linear
-                ),
-                FrozenTransformer2D,
-                ((2, 8, 5, 3), (2, 7, 6)),
-            )
-            for linear in (False, True)
         ),
         (lambda: FeedForward(8), FusedFeedForward, ((2, 5, 8),)),
         (lambda: nn.GroupNorm(4, 8), FusedGroupNorm, ((2, 8, 5, 3),)),
@@ -110,7 +98,6 @@ def test_a_layer_and_its_gradient_are_those_of_diffusers(make, kind, shapes):
     results = []
     for layer in layers:
         out = layer(*inputs, *no_timestep)
-        out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
         results.append((out, *torch.autograd.grad(out.sin().sum(), inputs)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -146,7 +133,8 @@ def drawn_and_trained(rig, num_agents=2):
 def test_pictures_and_gradients_change_by_rounding_only(kind, is_checkpointed):
     results = []
     for is_fused in (False, True):
-        adapter = {"target_modules": EVERY_LINEAR_LAYER}
+        projections = () if kind == "sd1" else ("proj_in", "proj_out")  # there convolutions
+        adapter = {"target_modules": (*EVERY_LINEAR_LAYER, *projections)}
         rig = make_rig(2, make_tiny_pipe(kind), adapter=adapter)
         if is_fused:
             assert rig.model.fuse()
