@@ -158,7 +158,7 @@ def test_fused_layers_draw_and_train_the_same():
     first, second = trained(plain), trained(fused)
     torch.testing.assert_close(second[0].images, first[0].images, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(second[1].grad_norm, first[1].grad_norm, rtol=1e-2, atol=0)
-    assert second[1].ratio_error.nan_to_num(0).max() < 1e-4
+    assert second[1].ratio_error.nan_to_num(0).max() < 1e-3
 
 
 @pytest.mark.filterwarnings("default")  # the compiler's own

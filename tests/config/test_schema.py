@@ -142,6 +142,14 @@ def test_a_wrong_setting_is_named(argument):
     assert WRONG[argument] in str(error.value)
 
 
+def test_layers_are_fused_or_the_unet_is_compiled():
+    fuse, backend = "--config.pretrained.fuse=True", "--config.pretrained.compile=inductor"
+    for argument in (fuse, backend):
+        read_settings([argument])
+    with pytest.raises(ConfigError, match=r"has no effect with pretrained\.compile='inductor'"):
+        read_settings([fuse, backend])
+
+
 def test_all_problems_come_in_one_message():
     arguments = ["--config.seed=-1", "--config.foo=1", "--config.sample.eta=0", "--config.train=1"]
     with pytest.raises(ConfigError, match="4 settings are wrong") as error:

@@ -16,6 +16,7 @@ from ddpo.calibration import initial_statistics
 from ddpo.costs import Plan
 from ddpo.ddim import gaussian_log_prob, make_schedule, output_coefficient, step_mean
 from ddpo.evaluation import EvaluationSet, evaluate
+from ddpo.fused import FusedGroupNorm
 from ddpo.processes import Processes
 from ddpo.sampler import Sampler
 from ddpo.scorer import collect
@@ -97,6 +98,18 @@ def test_a_compiled_unet_judges_one_set_after_the_other(make_trainer):
         (policy, _) = trainer.snapshot()
         returns.append(torch.cat([trainer.evaluate([policy], on)[0].returns for on in sets]))
     torch.testing.assert_close(*returns, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("default")  # compilers have their own
+def test_a_fused_model_learns_the_same(make_trainer):
+    stats = []
+    with torch.compiler.set_stance("force_eager"):
+        for is_fused in (False, True):
+            trainer = make_trainer(f"pretrained.fuse={is_fused}")
+            for part in (trainer.model.pipe.unet, trainer.model.pipe.vae):
+                assert any(type(each) is FusedGroupNorm for each in part.modules()) == is_fused
+            stats.append(iterate(trainer).stats.grad_norm)
+    torch.testing.assert_close(*stats, rtol=1e-3, atol=0)
 
 
 # --- evaluation.num_steps ------------------------------------------------------------------------
