@@ -86,8 +86,8 @@ def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         )
     if flat.get("pretrained.fuse") and (backend := flat.get("pretrained.compile")):
         yield (
-            f"pretrained.fuse=True has no effect with pretrained.compile={backend!r}, which fuses "
-            "more; set pretrained.fuse=False, or leave pretrained.compile empty"
+            f"pretrained.fuse=True and pretrained.compile={backend!r} exclude each other, both "
+            "compile the UNet; set pretrained.fuse=False, or leave pretrained.compile empty"
         )
 
 

@@ -1,4 +1,4 @@
-"""torch.compile where it works: of the UNet, with its stacked adapters inside, or of less."""
+"""torch.compile where it works: of the UNet with its adapters, or of functions (`ddpo.fused`)."""
 
 from __future__ import annotations
 
@@ -51,23 +51,33 @@ def compile_unet(agents: Agents, backend: str, trial: Callable[[], torch.Tensor]
 def succeeds(trial: Callable[[], torch.Tensor], what: str) -> bool:
     """Whether something compiled can be used, forward and backward; if not, says why.
 
-    Where compiling fails later, in another shape, torch tells it and runs that without.
+    Where compiling fails later, in another shape, torch tells it and runs that uncompiled: of this
+    thread, see `settle`.
 
     Args:
         trial: runs it and returns what to differentiate.
         what: it is, for the message.
     """
-    # It asks every input for its gradient, of which adapter matrices, being views, have none.
+    # Dynamo asks every input for its gradient, of which adapter matrices, being views, have none.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-    dynamo.config.recompile_limit = _MOST_GRAPHS
-    dynamo.config.suppress_errors = False
+    settle(is_lenient=False)
     try:
         trial().sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler, and what it calls, may raise anything
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        logger.warning("%s could not be compiled and run without: %s", what, reason)
+        logger.warning("%s could not be compiled, so this goes on uncompiled: %s", what, reason)
         return False
-    dynamo.config.suppress_errors = True
+    settle(is_lenient=True)
     return True
+
+
+def settle(*, is_lenient: bool) -> None:
+    """Set the compiler's limits, in this thread: autograd runs a GPU's backward passes in others.
+
+    Args:
+        is_lenient: whether what cannot be compiled runs uncompiled.
+    """
+    dynamo.config.recompile_limit = _MOST_GRAPHS
+    dynamo.config.suppress_errors = is_lenient

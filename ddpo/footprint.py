@@ -134,7 +134,7 @@ def _measure(
         weight_bytes = sum(p.numel() * p.element_size() for m in frozen for p in m.parameters())
         adapters = _adapt(unet, adapter)
         if pretrained.fuse:
-            freeze(vae)
+            freeze(vae)  # fused layers are made of frozen ones
             fuse(unet)
             fuse(vae)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)

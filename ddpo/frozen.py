@@ -107,7 +107,8 @@ class FrozenAttention(Attention):  # type: ignore[misc]
         **cross_attention_kwargs: Any,
     ) -> torch.Tensor:
         """(rows, positions, channels), and (rows, tokens, width), to the first's shape."""
-        if attention_mask is not None or cross_attention_kwargs:
+        is_plain = hidden_states.dim() == 3 and type(self.processor) is AttnProcessor2_0
+        if attention_mask is not None or cross_attention_kwargs or not is_plain:
             inputs = hidden_states, encoder_hidden_states, attention_mask
             return super().forward(*inputs, **cross_attention_kwargs)  # type: ignore[no-any-return]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -123,12 +124,7 @@ class FrozenAttention(Attention):  # type: ignore[misc]
 def _is_plain_attention(layer: Attention) -> bool:
     """Whether a layer is what `FrozenAttention` computes."""
     extras = layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_k, layer.norm_cross
-    return (
-        type(layer.processor) is AttnProcessor2_0
-        and not any(extras)
-        and not layer.residual_connection
-        and layer.rescale_output_factor == 1
-    )
+    return not any(extras) and not layer.residual_connection and layer.rescale_output_factor == 1
 
 
 class FrozenTransformer2D(Transformer2DModel):  # type: ignore[misc]
@@ -139,9 +135,17 @@ class FrozenTransformer2D(Transformer2DModel):  # type: ignore[misc]
     """
 
     def forward(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: Any = None, **_: Any
-    ) -> tuple[torch.Tensor]:
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: Any = None,
+        *,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
         """(rows, channels, h, w), and (rows, tokens, width) of prompts, to the first's shape."""
+        if return_dict or any(each is not None for each in others.values()):
+            others["return_dict"] = return_dict
+            return super().forward(hidden_states, encoder_hidden_states, **others)
         pixels = _pixels_projected(self.norm(hidden_states).flatten(2).mT, self.proj_in)
         for block in self.transformer_blocks:
             run = block
@@ -151,6 +155,12 @@ class FrozenTransformer2D(Transformer2DModel):  # type: ignore[misc]
         is_channels_last = hidden_states.is_contiguous(memory_format=torch.channels_last)
         out = _pixels_projected(pixels, self.proj_out, transposed=not is_channels_last)
         return (hidden_states + out.mT.unflatten(2, hidden_states.shape[2:]),)
+
+
+def _is_plain_transformer(layer: Transformer2DModel) -> bool:
+    """Whether a layer is what `FrozenTransformer2D` computes."""
+    kind = layer.config.norm_type, layer.config.attention_type
+    return bool(layer.is_input_continuous) and kind == ("layer_norm", "default")
 
 
 def _pixels_projected(
@@ -389,7 +399,7 @@ _FROZEN: dict[type[nn.Module], tuple[Any, Any]] = {
     nn.Dropout: (nn.Identity, always),
     Attention: (FrozenAttention, _is_plain_attention),
     FeedForward: (FrozenFeedForward, lambda layer: type(layer.net[0]) is GEGLU),
-    Transformer2DModel: (FrozenTransformer2D, lambda layer: layer.is_input_continuous),
+    Transformer2DModel: (FrozenTransformer2D, _is_plain_transformer),
     ResnetBlock2D: (FrozenResnetBlock2D, _is_plain),
     Upsample2D: (FrozenUpsample2D, _can_merge),
 }

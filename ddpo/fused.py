@@ -3,8 +3,9 @@
 Between its products a UNet goes over its activations many times: norms, activation functions,
 biases and sums, a pass each, and copies, because PyTorch's group norm wants another memory layout
 than a GPU's convolutions. Here it is one pass, or two where a norm needs its statistics first, in
-channels-last layout. These few functions are compiled once for tensors of any size, in a fraction
-of the time that the whole UNet takes for every number of rows.
+channels-last layout. These few functions are compiled for tensors of nearly any size at once (a
+single row, or another dtype, has kernels of its own), in a fraction of the time that the whole UNet
+takes for every number of rows.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import _dynamo as dynamo
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ddpo.compiling import succeeds
+from ddpo.compiling import settle, succeeds
 from ddpo.frozen import FrozenFeedForward, FrozenResnetBlock2D, always, convolve
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ class FusedFeedForward(FrozenFeedForward):
 
 
 def _pixels(x: torch.Tensor) -> torch.Tensor:
-    """(rows, channels, h, w) in channels-last layout as (rows, h w, channels), without a copy."""
+    """(rows, channels, h, w) as (rows, h w, channels): a copy, if not channels last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
@@ -121,7 +123,7 @@ def _normalised(
 class _Fused:
     """A function that torch.compile makes one pass or two of, for tensors of any size.
 
-    Only the last but one of a tensor's sizes is constant in it.
+    Only the last but one of a tensor's sizes is constant in it: groups, or the halves of a gate.
 
     Args:
         function: of tensors and constants, to one tensor or several.
@@ -228,7 +230,9 @@ class _GroupNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        settle(is_lenient=True)
         inputs = gradient.contiguous(), *ctx.saved_tensors, *ctx.constants
         return *_GroupNorm._backward(*inputs), None, None, None, None
 
@@ -256,7 +260,9 @@ class _Gate(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        settle(is_lenient=True)
         out: torch.Tensor = _Gate._backward(gradient.contiguous(), *ctx.saved_tensors)
         return out
 

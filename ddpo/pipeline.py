@@ -117,7 +117,11 @@ class FrozenDiffusion:
         return cls(pipe, device, Frame.of(pipe, settings))
 
     def fuse(self) -> bool:
-        """Draw in fewer passes over memory, if that can be compiled here; see `ddpo.fused`."""
+        """Draw in fewer passes over memory, see `ddpo.fused`.
+
+        Returns:
+            Whether that could be compiled here; if not, nothing has changed.
+        """
         if is_possible := can_fuse(self.device):
             fuse(self.pipe.unet)
             fuse(self.pipe.vae)

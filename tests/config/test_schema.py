@@ -146,7 +146,7 @@ def test_layers_are_fused_or_the_unet_is_compiled():
     fuse, backend = "--config.pretrained.fuse=True", "--config.pretrained.compile=inductor"
     for argument in (fuse, backend):
         read_settings([argument])
-    with pytest.raises(ConfigError, match=r"has no effect with pretrained\.compile='inductor'"):
+    with pytest.raises(ConfigError, match=r"fuse=True and pretrained\.compile='inductor' exclude"):
         read_settings([fuse, backend])
 
 

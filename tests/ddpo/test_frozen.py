@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
@@ -314,13 +315,35 @@ def test_transformers_and_their_gradients_are_those_of_diffusers(linear, layout,
         results.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
     constant.gradient_checkpointing = True
     constant._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-    (out,) = constant(*inputs)
+    (out,) = constant(*inputs, return_dict=False)
     results.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
     with torch.inference_mode():
-        results.append([constant(*inputs)[0]])
+        results.append([constant(*inputs, return_dict=False)[0]])
     for ours in results[1:]:
         for one, other in zip(ours, results[0], strict=False):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*Transformer2DModelOutput:FutureWarning")
+def test_what_a_transformer_is_rarely_asked_is_answered_by_diffusers():
+    torch.manual_seed(0)
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 4,
+        "in_channels": 8,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 6,
+    }
+    plain, constant = Transformer2DModel(**settings), Transformer2DModel(**settings)
+    constant.load_state_dict(plain.state_dict())
+    freeze(constant)
+    inputs = torch.randn(2, 8, 5, 3), torch.randn(2, 7, 6)
+    mask = torch.tensor([[1.0] * 4 + [0.0] * 3] * 2)
+    for more in ({}, {"encoder_attention_mask": mask}):
+        torch.testing.assert_close(constant(*inputs, **more).sample, plain(*inputs, **more).sample)
+    other = Transformer2DModel(**settings, norm_type="ada_norm_zero", num_embeds_ada_norm=3)
+    freeze(other)
+    assert type(other) is Transformer2DModel
 
 
 def test_attention_is_that_of_diffusers():
@@ -335,6 +358,12 @@ def test_attention_is_that_of_diffusers():
     assert torch.equal(constant(x, context), plain(x, context))
     assert torch.equal(constant(x, None, mask), plain(x, None, mask))
     assert torch.equal(constant(x, unknown=1), plain(x))  # which diffusers ignores
+    image = torch.randn(2, 8, 3, 5)
+    torch.testing.assert_close(constant(image), plain(image))
+    constant.set_processor(AttnProcessor())  # later
+    with mock.patch.object(AttnProcessor, "__call__", return_value=x) as call:
+        assert constant(x) is x
+    assert call.called
 
 
 @pytest.mark.parametrize("lags", [True, False])

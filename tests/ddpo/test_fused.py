@@ -184,7 +184,7 @@ def test_without_a_compiler_layers_stay_as_they_are_and_it_is_said(monkeypatch, 
     kinds = list(map(type, model.unet.modules()))
     assert not model.fuse()
     assert list(map(type, model.unet.modules())) == kinds
-    told = "norms and activations could not be compiled and run without: no compiler here"
+    told = "norms and activations could not be compiled, so this goes on uncompiled: no compiler"
     assert told in caplog.text
 
 
