@@ -20,6 +20,9 @@ _BATCH, _FEWEST_MULTIPLICATIONS = 16, 2**22  # from where on a convolution is fa
 _CACHE_BYTES = 2 * 2**20  # about what a core has to itself
 _ZEN_5 = 26  # AMD's "cpu family" of its first processors that compute all 512 bits at once
 
+# Kind of layer -> what it becomes, and which of its kind do.
+LayerKinds = dict[type[nn.Module], tuple[Any, Any]]
+
 
 def freeze(module: nn.Module) -> None:
     """Make a module constant, in place: no gradients, evaluation mode, layers of this module.
@@ -28,13 +31,21 @@ def freeze(module: nn.Module) -> None:
         module: its input and what is put into it may still want gradients.
     """
     module.requires_grad_(False).eval()
+    for each in change_layers(module, _FROZEN):
+        if isinstance(each, FrozenUpsample2D):
+            kernel = _merged_kernel(each.get_parameter("conv.weight"))
+            each.register_buffer("kernel", kernel, persistent=False)
+
+
+def change_layers(module: nn.Module, kinds: LayerKinds) -> list[nn.Module]:
+    """Give the layers in a module that a table names another class; returns those."""
+    changed = []
     for each in module.modules():
-        frozen, suits = _FROZEN.get(type(each), (None, None))
-        if frozen is not None and suits(each):
-            each.__class__ = frozen
-            if frozen is FrozenUpsample2D:
-                kernel = _merged_kernel(each.get_parameter("conv.weight"))
-                each.register_buffer("kernel", kernel, persistent=False)
+        kind, suits = kinds.get(type(each), (None, None))
+        if kind is not None and suits(each):
+            each.__class__ = kind
+            changed.append(each)
+    return changed
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -301,8 +312,7 @@ def _merged_kernel(weight: torch.Tensor) -> torch.Tensor:
 
     Sums are rounded once, to the weights' dtype and in their memory layout.
     """
-    exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    padded = nn.functional.pad(exact.flip(2, 3), (1, 1, 1, 1))
+    padded = nn.functional.pad(exact(weight).flip(2, 3), (1, 1, 1, 1))
     rows = padded[:, :, 1:] + padded[:, :, :-1]  # a pixel becomes two in each direction
     kernel = (rows[..., 1:] + rows[..., :-1]).transpose(0, 1).to(weight.dtype)
     is_channels_last = weight.is_contiguous(memory_format=torch.channels_last)
@@ -387,13 +397,17 @@ def _mkl_lags(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 _MKL_LAGS = _mkl_lags()
 
 
+def exact(x: torch.Tensor) -> torch.Tensor:
+    """The same in float32 at least, for sums that are rounded once."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def always(_: nn.Module) -> bool:
     """Whether a layer is changed: it is."""
     return True
 
 
-# Kind of layer -> what it becomes, and which of its kind do.
-_FROZEN: dict[type[nn.Module], tuple[Any, Any]] = {
+_FROZEN: LayerKinds = {
     nn.Conv2d: (FrozenConv2d, _pads_with_zeros),
     nn.Linear: (FrozenLinear, always),
     nn.Dropout: (nn.Identity, always),

@@ -20,7 +20,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ddpo.compiling import settle, succeeds
-from ddpo.frozen import FrozenFeedForward, FrozenResnetBlock2D, always, convolve
+from ddpo.frozen import (
+    FrozenFeedForward,
+    FrozenResnetBlock2D,
+    LayerKinds,
+    always,
+    change_layers,
+    convolve,
+    exact,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,10 +55,7 @@ def fuse(module: nn.Module) -> None:
         module: made constant by `freeze`; linear layers in it may be adapted, before or after.
     """
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for each in module.modules():
-        fused, suits = _FUSED.get(type(each), (None, None))
-        if fused is not None and suits(each):
-            each.__class__ = fused
+    change_layers(module, _FUSED)
 
 
 class FusedResnetBlock2D(FrozenResnetBlock2D):
@@ -162,7 +167,7 @@ def _group_norm(
     silu: bool,
 ) -> tuple[torch.Tensor, ...]:
     """The output; the mean of x, by channel; the mean and 1 / std of x + shift, by group."""
-    values, shift, weight, bias = map(_exact, (x, shift, weight, bias))
+    values, shift, weight, bias = map(exact, (x, shift, weight, bias))
     var, mean = torch.var_mean(values, dim=1, correction=0)
     means = mean + shift
     center = means.mean(2, keepdim=True)
@@ -183,7 +188,7 @@ def _group_norm_backward(
     silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and shift."""
-    slope, values, offset, weight, bias = map(_exact, (gradient, x, shift, weight, bias))
+    slope, values, offset, weight, bias = map(exact, (gradient, x, shift, weight, bias))
     offset = offset - center
     centered, scale = values + offset[:, None], weight * rstd
     if silu:
@@ -196,10 +201,6 @@ def _group_norm_backward(
     grad_x = slope * scale[:, None] - along_mean[:, None] - centered * along_x[:, None]
     grad_shift = total * scale - positions * (along_mean + (mean + offset) * along_x)  # its sum
     return grad_x.to(x.dtype), grad_shift.to(shift.dtype)
-
-
-def _exact(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -286,8 +287,7 @@ class _Sum(torch.autograd.Function):
         return gradient, gradient, None
 
 
-# Kind of layer -> what it becomes, and which of its kind do.
-_FUSED: dict[type[nn.Module], tuple[Any, Any]] = {
+_FUSED: LayerKinds = {
     FrozenResnetBlock2D: (FusedResnetBlock2D, always),
     FrozenFeedForward: (FusedFeedForward, always),
     nn.GroupNorm: (FusedGroupNorm, lambda layer: layer.affine),

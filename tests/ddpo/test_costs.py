@@ -23,8 +23,8 @@ from tests.conftest import make_settings
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
-def footprint_of(model, **train):
-    pretrained = {"model": model, "dtype": "bfloat16"}
+def footprint_of(model, *, fuse=False, **train):
+    pretrained = {"model": model, "dtype": "bfloat16", "fuse": fuse}
     return measure_footprint(make_settings(pretrained=pretrained, train=train))
 
 

@@ -116,10 +116,8 @@ def test_upsampling_keeps_no_input():
 
 def upsampling_pair(**changes):
     """diffusers' upsampling layer and its frozen copy."""
-    torch.manual_seed(0)
-    settings = {"use_conv": True, "out_channels": 6, **changes}
-    plain, constant = Upsample2D(4, **settings), Upsample2D(4, **settings)
-    constant.load_state_dict(plain.state_dict())
+    settings = {"channels": 4, "use_conv": True, "out_channels": 6, **changes}
+    plain, constant = pair(Upsample2D, settings)
     return plain.requires_grad_(False), constant
 
 
@@ -204,9 +202,7 @@ def test_merged_upsampling_changes_pictures_by_rounding_only(tmp_path, kind):
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_a_feed_forward_network_takes_rows_that_fit_the_cache(rows, monkeypatch):
-    torch.manual_seed(0)
-    plain, constant = FeedForward(16), FeedForward(16)
-    constant.load_state_dict(plain.state_dict())
+    plain, constant = pair(FeedForward, {"dim": 16})
     freeze(constant)
     assert type(constant) is FrozenFeedForward
     sizes = []
@@ -281,9 +277,14 @@ def test_residual_blocks_of_other_kinds_stay_as_they_are(changes):
 
 def block_pair(**changes):
     """diffusers' residual block and its copy."""
-    torch.manual_seed(0)
     settings = {"in_channels": 8, "out_channels": 12, "temb_channels": 16, "groups": 4, **changes}
-    plain, constant = ResnetBlock2D(**settings), ResnetBlock2D(**settings)
+    return pair(ResnetBlock2D, settings)
+
+
+def pair(kind, settings):
+    """A random layer and its copy."""
+    torch.manual_seed(0)
+    plain, constant = kind(**settings), kind(**settings)
     constant.load_state_dict(plain.state_dict())
     return plain, constant
 
@@ -292,18 +293,10 @@ def block_pair(**changes):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("linear", [False, True])
 def test_transformers_and_their_gradients_are_those_of_diffusers(linear, layout, lags, monkeypatch):
-    torch.manual_seed(0)
     monkeypatch.setattr(frozen, "_MKL_LAGS", lags)
-    settings = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 4,
-        "in_channels": 8,
-        "norm_num_groups": 4,
-        "cross_attention_dim": 6,
-        "use_linear_projection": linear,
-    }
-    plain, constant = (Transformer2DModel(**settings).to(memory_format=layout) for _ in range(2))
-    constant.load_state_dict(plain.state_dict())
+    plain, constant = transformer_pair(use_linear_projection=linear)
+    for each in (plain, constant):
+        each.to(memory_format=layout)
     freeze(constant)
     assert type(constant) is FrozenTransformer2D
     inputs = torch.randn(16, 8, 5, 3).to(memory_format=layout), torch.randn(16, 7, 6)
@@ -326,30 +319,32 @@ def test_transformers_and_their_gradients_are_those_of_diffusers(linear, layout,
 
 @pytest.mark.filterwarnings("ignore:.*Transformer2DModelOutput:FutureWarning")
 def test_what_a_transformer_is_rarely_asked_is_answered_by_diffusers():
-    torch.manual_seed(0)
+    plain, constant = transformer_pair()
+    freeze(constant)
+    inputs = torch.randn(2, 8, 5, 3), torch.randn(2, 7, 6)
+    mask = torch.tensor([[1.0] * 4 + [0.0] * 3] * 2)
+    for more in ({}, {"encoder_attention_mask": mask}):
+        torch.testing.assert_close(constant(*inputs, **more).sample, plain(*inputs, **more).sample)
+    _, other = transformer_pair(norm_type="ada_norm_zero", num_embeds_ada_norm=3)
+    freeze(other)
+    assert type(other) is Transformer2DModel
+
+
+def transformer_pair(**changes):
+    """diffusers' transformer and its copy."""
     settings = {
         "num_attention_heads": 2,
         "attention_head_dim": 4,
         "in_channels": 8,
         "norm_num_groups": 4,
         "cross_attention_dim": 6,
+        **changes,
     }
-    plain, constant = Transformer2DModel(**settings), Transformer2DModel(**settings)
-    constant.load_state_dict(plain.state_dict())
-    freeze(constant)
-    inputs = torch.randn(2, 8, 5, 3), torch.randn(2, 7, 6)
-    mask = torch.tensor([[1.0] * 4 + [0.0] * 3] * 2)
-    for more in ({}, {"encoder_attention_mask": mask}):
-        torch.testing.assert_close(constant(*inputs, **more).sample, plain(*inputs, **more).sample)
-    other = Transformer2DModel(**settings, norm_type="ada_norm_zero", num_embeds_ada_norm=3)
-    freeze(other)
-    assert type(other) is Transformer2DModel
+    return pair(Transformer2DModel, settings)
 
 
 def test_attention_is_that_of_diffusers():
-    torch.manual_seed(0)
-    plain, constant = Attention(8, heads=2, dim_head=4), Attention(8, heads=2, dim_head=4)
-    constant.load_state_dict(plain.state_dict())
+    plain, constant = pair(Attention, {"query_dim": 8, "heads": 2, "dim_head": 4})
     freeze(constant)
     assert type(constant) is FrozenAttention
     x, context = torch.randn(2, 5, 8), torch.randn(2, 3, 8)

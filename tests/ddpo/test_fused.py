@@ -12,16 +12,13 @@ from torch import nn
 from torch.nn import functional
 
 from ddpo import fused
-from ddpo.footprint import measure_footprint
 from ddpo.frozen import freeze
 from ddpo.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse
 from ddpo.pipeline import FrozenDiffusion
-from tests.conftest import make_rig, make_settings
+from tests.conftest import make_rig
+from tests.ddpo.test_costs import SD15, footprint_of
 from tests.ddpo.test_frozen import kept
 from tests.tiny import KINDS, make_tiny_pipe
-
-SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-
 
 pytestmark = pytest.mark.filterwarnings("default")  # compilers have their own
 
@@ -163,13 +160,7 @@ def test_a_training_pass_keeps_less():
 
 
 def test_what_the_dry_run_expects_is_less():
-    footprints = [
-        measure_footprint(
-            make_settings(pretrained={"model": SD15, "dtype": "bfloat16", "fuse": is_fused})
-        )
-        for is_fused in (False, True)
-    ]
-    plain, changed = footprints
+    plain, changed = footprint_of(SD15), footprint_of(SD15, fuse=True)
     assert changed.train_bytes == pytest.approx(0.563e9, rel=0.01)  # an H100's, of 48 rows
     assert changed.train_bytes < 0.8 * plain.train_bytes
     assert (changed.train_flops, changed.sample_flops) == (plain.train_flops, plain.sample_flops)
