@@ -133,8 +133,8 @@ def _measure(
         unet_parameters = _parameters(unet)
         weight_bytes = sum(p.numel() * p.element_size() for m in frozen for p in m.parameters())
         adapters = _adapt(unet, adapter)
+        freeze(vae)
         if pretrained.fuse:
-            freeze(vae)  # fused layers are made of frozen ones
             fuse(unet)
             fuse(vae)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -289,6 +289,9 @@ class _Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        is_convolution = func.overloadpacket is torch.ops.aten.convolution
+        if is_convolution and any(each.stride(1) == 1 != each.stride(3) for each in args[:2]):
+            out = out.contiguous(memory_format=torch.channels_last)  # as real devices return it
         if func.overloadpacket in _FLOPS:
             self.flops += int(_FLOPS[func.overloadpacket](*args, **(kwargs or {}), out_val=out))
         for tensor in tree_leaves(out):

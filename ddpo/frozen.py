@@ -189,7 +189,7 @@ def _pixels_projected(
         return out
     bias: Any = layer.bias
     weight, rows = layer.weight.flatten(1), len(pixels)
-    if _is_for_onednn(pixels) or (not transposed and pixels.is_contiguous()):
+    if is_for_onednn(pixels) or (not transposed and pixels.is_contiguous()):
         return constant_linear(pixels, weight, bias)
     weight = weight.expand(rows, -1, -1)
     if transposed:
@@ -227,7 +227,8 @@ class FrozenResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
         hidden: torch.Tensor = self.conv1(_silu(self.norm1(input_tensor)))
         if self.time_emb_proj is not None:
             hidden += self.time_emb_proj(nn.functional.silu(temb))[:, :, None, None]
-        hidden = self.conv2(_silu(self.norm2(hidden)))
+        hidden = _silu(self.norm2(hidden))  # two steps: the first one's input is freed
+        hidden = self.conv2(hidden)
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
         return input_tensor + hidden
@@ -244,7 +245,7 @@ def _is_plain(block: ResnetBlock2D) -> bool:
         block.upsample is None
         and block.downsample is None
         and isinstance(block.nonlinearity, nn.SiLU)
-        and block.time_embedding_norm == "default"
+        and block.time_embedding_norm != "scale_shift"
         and not block.skip_time_act
         and block.output_scale_factor == 1
     )
@@ -368,14 +369,15 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Returns:
         (..., out).
     """
-    if x.numel() * weight.shape[0] < _FEWEST_MULTIPLICATIONS or not _is_for_onednn(x):
+    if x.numel() * weight.shape[0] < _FEWEST_MULTIPLICATIONS or not is_for_onednn(x):
         return nn.functional.linear(x, weight, bias)
     pixels = x.contiguous().view(_BATCH, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last
     out = nn.functional.conv2d(pixels, weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-def _is_for_onednn(x: torch.Tensor) -> bool:
+def is_for_onednn(x: torch.Tensor) -> bool:
+    """Whether `linear` leaves the product of so many rows (..., in) to oneDNN, if it is large."""
     is_float32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     return _MKL_LAGS and is_float32_on_cpu and x.shape[:-1].numel() % _BATCH == 0
 

@@ -67,7 +67,8 @@ class FusedResnetBlock2D(FrozenResnetBlock2D):
         if self.time_emb_proj is not None:
             shift += self.time_emb_proj(functional.silu(temb))
         hidden = convolve(_normalised(input_tensor, self.norm1, silu=True), self.conv1, None)
-        hidden = convolve(_normalised(hidden, self.norm2, shift, silu=True), self.conv2, None)
+        hidden = _normalised(hidden, self.norm2, shift, silu=True)
+        hidden = convolve(hidden, self.conv2, None)
         bias = self.conv2.bias
         if self.conv_shortcut is not None:
             input_tensor = convolve(input_tensor, self.conv_shortcut, None)

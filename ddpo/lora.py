@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ddpo.frozen import linear
+from ddpo.frozen import is_for_onednn, linear
 
 
 class Factors(NamedTuple):
@@ -62,10 +62,16 @@ class StackedLoRALinear(nn.Module):
 
 def _adapted(
     x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, base: nn.Linear, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The adapted layer's output (..., out), and x A^T (K, rows, rank) before it is scaled."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The adapted layer's output (..., out), and x A^T (K, rows, rank) if that was needed for it."""
+    rows = _by_agent(x, down)
+    if _merges(rows, up):
+        out = torch.bmm(rows, _merged(down, up, base, scale).mT)
+        if base.bias is not None:
+            out += base.bias
+        return out.view(*x.shape[:-1], -1), None
     out = linear(x, base.weight, base.bias)
-    hidden = torch.bmm(_by_agent(x, down), down)
+    hidden = torch.bmm(rows, down)
     if x.device.type == "cpu":
         # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
         update = torch.bmm(hidden, up)
@@ -75,6 +81,22 @@ def _adapted(
     else:
         out.view(up.shape[0], -1, out.shape[-1]).baddbmm_(hidden, up, alpha=scale)
     return out, hidden
+
+
+def _merges(x: torch.Tensor, up: torch.Tensor) -> bool:
+    """Whether the rows of an agent (K, rows, in) are multiplied by the sum of both weights.
+
+    Where that is less work than the low-rank product, and in float32 at least: a sum rounded to
+    half precision, or to a GPU's tf32, would lose small updates.
+    """
+    is_exact = x.device.type == "cpu" and x.dtype.itemsize >= torch.float32.itemsize
+    rows, width, out = x.shape[1], x.shape[2], up.shape[2]
+    return is_exact and rows * (width + out) >= width * out and not is_for_onednn(x)
+
+
+def _merged(down: torch.Tensor, up: torch.Tensor, base: nn.Linear, scale: float) -> torch.Tensor:
+    """Every agent's W + scale * B A: (K, out, in), made for this product and not kept."""
+    return torch.baddbmm(base.weight.expand(len(up), -1, -1), up.mT, down.mT, alpha=scale)
 
 
 def _by_agent(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -106,15 +128,20 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, hidden, down, up = ctx.saved_tensors
-        update = _by_agent(gradient, up)
+        rows, update = _by_agent(x, down), _by_agent(gradient, up)
+        is_merged = hidden is None
+        if is_merged:
+            hidden = torch.bmm(rows, down)
         grad_up = torch.bmm(hidden.mT, update)
         grad_hidden = torch.bmm(up, update.mT)  # (K, rank, rows)
         if ctx.scale != 1:
             grad_up *= ctx.scale
             grad_hidden *= ctx.scale
-        grad_down = torch.bmm(grad_hidden, _by_agent(x, down)).mT
+        grad_down = torch.bmm(grad_hidden, rows).mT
         grad_x = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and is_merged:
+            grad_x = torch.bmm(update, _merged(down, up, ctx.base, ctx.scale)).view(x.shape)
+        elif ctx.needs_input_grad[0]:
             through_base = linear(update, ctx.base.weight.mT)
             grad_x = through_base.baddbmm_(grad_hidden.mT, down.mT).view(x.shape)
         return grad_x, grad_down, grad_up, None, None

@@ -75,10 +75,11 @@ def _rounded_as_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.upsampling import Upsample2D
 
-    from ddpo import frozen
+    from ddpo import frozen, lora
 
     for kind in (Transformer2DModel, Upsample2D):
         monkeypatch.delitem(frozen._FROZEN, kind)
+    monkeypatch.setattr(lora, "_merges", lambda *_: False)
 
 
 @pytest.fixture(name="tiny_pipe")

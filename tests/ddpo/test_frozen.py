@@ -239,7 +239,13 @@ def test_other_feed_forward_networks_stay_as_they_are():
 
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(
-    "changes", [{}, {"out_channels": 8, "temb_channels": None}, {"conv_shortcut_bias": False}]
+    "changes",
+    [
+        {},
+        {"conv_shortcut_bias": False},
+        {"out_channels": 8, "temb_channels": None},
+        {"out_channels": 8, "temb_channels": None, "time_embedding_norm": "group"},
+    ],
 )
 def test_a_residual_block_is_that_of_diffusers_to_the_bit(changes, train):
     plain, constant = block_pair(**changes)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from ddpo import fused
-from ddpo.frozen import freeze
+from ddpo.frozen import FrozenResnetBlock2D, freeze
 from ddpo.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse
 from ddpo.pipeline import FrozenDiffusion
 from tests.conftest import make_rig
@@ -136,7 +136,9 @@ def test_pictures_and_gradients_change_by_rounding_only(kind, is_checkpointed):
         if is_fused:
             assert rig.model.fuse()
             for part in (rig.model.pipe.unet, rig.model.pipe.vae):
-                assert {FusedResnetBlock2D, FusedGroupNorm} < set(map(type, part.modules()))
+                kinds = set(map(type, part.modules()))
+                assert {FusedResnetBlock2D, FusedGroupNorm} < kinds
+                assert not {ResnetBlock2D, FrozenResnetBlock2D, nn.GroupNorm} & kinds
         if is_checkpointed:
             rig.model.unet.enable_gradient_checkpointing()
         results.append(drawn_and_trained(rig))
@@ -163,6 +165,7 @@ def test_what_the_dry_run_expects_is_less():
     plain, changed = footprint_of(SD15), footprint_of(SD15, fuse=True)
     assert changed.train_bytes == pytest.approx(0.563e9, rel=0.01)  # an H100's, of 48 rows
     assert changed.train_bytes < 0.8 * plain.train_bytes
+    assert changed.decode_bytes < 0.95 * plain.decode_bytes
     assert (changed.train_flops, changed.sample_flops) == (plain.train_flops, plain.sample_flops)
 
 

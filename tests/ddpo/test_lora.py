@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ddpo import frozen, lora
 from ddpo.lora import Factors, StackedLoRALinear
 
 AGENTS, WIDTH, OUT, RANK = 3, 6, 5, 2
@@ -33,10 +34,12 @@ def by_hand(layer, factors, x):
     return torch.cat(parts)
 
 
+@pytest.mark.parametrize("merges", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 1.5])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(6,), (6, 4), (3, 2, 4)])
-def test_output_and_gradients_are_those_agent_by_agent(shape, bias, scale):
+def test_output_and_gradients_are_those_agent_by_agent(shape, bias, scale, merges, monkeypatch):
+    monkeypatch.setattr(lora, "_merges", lambda *_: merges)
     layer, factors = make_layer(scale, bias)
     x = torch.randn(*shape, WIDTH, dtype=torch.float64).requires_grad_()
     leaves = (x, *factors)
@@ -49,14 +52,16 @@ def test_output_and_gradients_are_those_agent_by_agent(shape, bias, scale):
         assert torch.equal(layer(x), out)  # the ratio before the first update is 1
 
 
-def test_gradients_agree_with_finite_differences():
+@pytest.mark.parametrize("rows", [2, 4])
+def test_gradients_agree_with_finite_differences(rows):
     layer, factors = make_layer(1.5)
 
     def run(x, down, up):
         layer.stack["layer"] = Factors(down, up)
         return layer(x)
 
-    x = torch.randn(3, 2, WIDTH, dtype=torch.float64).requires_grad_()
+    x = torch.randn(AGENTS, rows, WIDTH, dtype=torch.float64).requires_grad_()
+    assert lora._merges(x, factors.up) == (rows == 4)
     assert torch.autograd.gradcheck(run, (x, *factors))
 
 
@@ -88,3 +93,22 @@ def test_half_precision_gradients_keep_its_dtype(dtype):
     expected = torch.autograd.grad(by_hand(layer, factors, x).sum(), (x, *factors))
     for found, right in zip((x.grad, *(f.grad for f in factors)), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_small_updates_are_not_lost_in_the_weights(dtype):
+    layer, (down, up) = make_layer(1.0, bias=False, dtype=dtype)
+    layer.base.weight.fill_(1)
+    with torch.no_grad():
+        down.zero_()[:, 0] = 1e-3
+        up.fill_(1)
+    x = torch.zeros(AGENTS, 100, WIDTH, dtype=dtype)  # enough rows for merging to be less work
+    x[..., 0], x[..., 1] = 1, -1
+    torch.testing.assert_close(layer(x), torch.full_like(layer(x), RANK * 1e-3), rtol=0.01, atol=0)
+
+
+def test_weights_are_not_merged_where_products_are_convolutions(monkeypatch):
+    x, up = torch.zeros(2, 64, WIDTH), torch.zeros(2, RANK, OUT)
+    assert lora._merges(x, up)
+    monkeypatch.setattr(frozen, "_MKL_LAGS", True)
+    assert not lora._merges(x, up)
