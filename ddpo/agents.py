@@ -1,8 +1,8 @@
 """K agents on one frozen UNet: stacked LoRA adapters, their optimiser, snapshots of policies.
 
-One UNet pass carries the rows of all agents, agent-major. The base layers see one large batch; each
-adapted layer adds two batched matrix products, in which every row meets its own agent's adapter
-(LoRA: Hu et al. 2022, eq. 3). One agent is the case K = 1.
+One UNet pass carries the rows of all agents, agent-major. The base layers see one large batch; in
+each adapted layer batched matrix products let every row meet its own agent's adapter (LoRA: Hu et
+al. 2022, eq. 3). One agent is the case K = 1.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def _pixels_projected(
         return out
     bias: Any = layer.bias
     weight, rows = layer.weight.flatten(1), len(pixels)
-    if is_for_onednn(pixels) or (not transposed and pixels.is_contiguous()):
+    if is_for_onednn(pixels, weight) or (not transposed and pixels.is_contiguous()):
         return constant_linear(pixels, weight, bias)
     weight = weight.expand(rows, -1, -1)
     if transposed:
@@ -369,17 +369,19 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Returns:
         (..., out).
     """
-    if x.numel() * weight.shape[0] < _FEWEST_MULTIPLICATIONS or not is_for_onednn(x):
+    if not is_for_onednn(x, weight):
         return nn.functional.linear(x, weight, bias)
     pixels = x.contiguous().view(_BATCH, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last
     out = nn.functional.conv2d(pixels, weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-def is_for_onednn(x: torch.Tensor) -> bool:
-    """Whether `linear` leaves the product of so many rows (..., in) to oneDNN, if it is large."""
+def is_for_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `linear` leaves x W^T to oneDNN: a large product of whole batches, where MKL lags."""
     is_float32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return _MKL_LAGS and is_float32_on_cpu and x.shape[:-1].numel() % _BATCH == 0
+    is_whole = x.shape[:-1].numel() % _BATCH == 0
+    is_large = x.numel() * weight.shape[0] >= _FEWEST_MULTIPLICATIONS
+    return _MKL_LAGS and is_float32_on_cpu and is_whole and is_large
 
 
 def _mkl_lags(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

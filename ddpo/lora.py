@@ -63,9 +63,9 @@ class StackedLoRALinear(nn.Module):
 def _adapted(
     x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, base: nn.Linear, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The adapted layer's output (..., out), and x A^T (K, rows, rank) if that was needed for it."""
+    """The adapted layer's output (..., out), and x A^T (K, rows, rank) if that was needed."""
     rows = _by_agent(x, down)
-    if _merges(rows, up):
+    if _merges(rows, base.weight):
         out = torch.bmm(rows, _merged(down, up, base, scale).mT)
         if base.bias is not None:
             out += base.bias
@@ -83,15 +83,15 @@ def _adapted(
     return out, hidden
 
 
-def _merges(x: torch.Tensor, up: torch.Tensor) -> bool:
+def _merges(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the rows of an agent (K, rows, in) are multiplied by the sum of both weights.
 
     Where that is less work than the low-rank product, and in float32 at least: a sum rounded to
     half precision, or to a GPU's tf32, would lose small updates.
     """
     is_exact = x.device.type == "cpu" and x.dtype.itemsize >= torch.float32.itemsize
-    rows, width, out = x.shape[1], x.shape[2], up.shape[2]
-    return is_exact and rows * (width + out) >= width * out and not is_for_onednn(x)
+    is_less = x.shape[1] * sum(weight.shape) >= weight.numel()
+    return is_exact and is_less and not is_for_onednn(x, weight)
 
 
 def _merged(down: torch.Tensor, up: torch.Tensor, base: nn.Linear, scale: float) -> torch.Tensor:

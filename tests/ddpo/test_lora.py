@@ -61,7 +61,7 @@ def test_gradients_agree_with_finite_differences(rows):
         return layer(x)
 
     x = torch.randn(AGENTS, rows, WIDTH, dtype=torch.float64).requires_grad_()
-    assert lora._merges(x, factors.up) == (rows == 4)
+    assert lora._merges(x, layer.base.weight) == (rows == 4)
     assert torch.autograd.gradcheck(run, (x, *factors))
 
 
@@ -108,7 +108,8 @@ def test_small_updates_are_not_lost_in_the_weights(dtype):
 
 
 def test_weights_are_not_merged_where_products_are_convolutions(monkeypatch):
-    x, up = torch.zeros(2, 64, WIDTH), torch.zeros(2, RANK, OUT)
-    assert lora._merges(x, up)
+    x, weight = torch.zeros(2, 64, WIDTH), torch.zeros(OUT, WIDTH)
     monkeypatch.setattr(frozen, "_MKL_LAGS", True)
-    assert not lora._merges(x, up)
+    assert lora._merges(x, weight)
+    monkeypatch.setattr(frozen, "_FEWEST_MULTIPLICATIONS", x.numel() * OUT)
+    assert not lora._merges(x, weight)
