@@ -71,7 +71,7 @@ def _settings() -> Callable[..., schema.Settings]:
 
 @pytest.fixture(name="rounded_as_diffusers")
 def _rounded_as_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers that would round otherwise are diffusers' own: pictures can be compared to the bit."""
+    """What would round otherwise is as in diffusers and peft: pictures compare to the bit."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.upsampling import Upsample2D
 
