@@ -13,7 +13,7 @@ import torch
 
 from config import base, schema
 from config.parse import parse
-from tests.tiny import LETTERS, draw_with_diffusers, make_tiny_pipe, sd_scheduler
+from tests.tiny import LETTERS, draw_with_diffusers, make_tiny_pipe, of_8_bits, sd_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +91,16 @@ def small_world(folder: Path) -> list[str]:
     """A tiny model and prompt files in `folder`; the words that run the smoke recipe on them."""
     make_tiny_pipe().save_pretrained(folder / "model")
     return world_around(folder)
+
+
+def report_colorfulness(pipe: Any, guidance_scale: float = 1.0) -> float:
+    """How colourful the report set of `world_around` is, drawn by diffusers with a pipeline."""
+    from ddpo.evaluation import EvaluationSet
+    from ddpo.rewards.colorfulness import colorfulness
+
+    on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
+    images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=guidance_scale)
+    return colorfulness(of_8_bits(images), on.prompts).mean().item()
 
 
 def world_around(folder: Path) -> list[str]:

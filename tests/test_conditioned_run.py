@@ -13,8 +13,6 @@ import torch
 import ddpo.trainer
 import mo_front
 from ddpo.conditioned import ConditionedAgents
-from ddpo.evaluation import EvaluationSet
-from ddpo.rewards.colorfulness import colorfulness
 from front import Front
 from front.adapter import Adapter
 from front.checkpoint import CheckpointStore
@@ -23,7 +21,13 @@ from front.front import ChoiceError, FrontError
 from mo_loop import Run
 from mo_train import read_settings
 from morl.weights import even_weights
-from tests.conftest import draw_with_diffusers, make_tiny_pipe, small_world, timeless_metrics
+from tests.conftest import (
+    draw_with_diffusers,
+    make_tiny_pipe,
+    report_colorfulness,
+    small_world,
+    timeless_metrics,
+)
 from tests.family import family_rig
 
 CONDITIONED = (
@@ -94,11 +98,7 @@ def test_an_archived_member_is_an_ordinary_adapter_that_draws_what_it_was_judged
     assert (adapter.rank, adapter.alpha) == (6, 9.0)  # M + 1 = 3 parts
     pipe = make_tiny_pipe()
     pipe.load_lora_weights(member.adapter)
-    on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
-    images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=1.0)
-    pixels = (255 * images).round() / 255  # what rewards see
-    mean = colorfulness(pixels, on.prompts).mean().item()
-    assert mean == pytest.approx(member.report_returns[0], rel=1e-5)
+    assert report_colorfulness(pipe) == pytest.approx(member.report_returns[0], rel=1e-5)
 
 
 @pytest.fixture(name="siblings")

@@ -16,7 +16,7 @@ from config.parse import parse
 from ddpo.rewards import REWARDS, RewardEntry
 from mo_loop import Run
 from mo_train import read_settings
-from tests.conftest import draw_with_diffusers, make_tiny_pipe, small_world, timeless_metrics
+from tests.conftest import make_tiny_pipe, report_colorfulness, small_world, timeless_metrics
 
 
 @pytest.fixture(scope="module", name="world")
@@ -119,18 +119,11 @@ def test_metrics_say_what_happened(finished):
 
 def test_an_exported_member_draws_the_pictures_it_was_judged_by(finished):
     """front.json's returns come back from the adapter file in a plain diffusers pipeline."""
-    from ddpo.evaluation import EvaluationSet
-    from ddpo.rewards.colorfulness import colorfulness
-
     front = read(finished / "front.json")
     pipe = make_tiny_pipe()
     member = next(policy for policy in front["policies"] if policy["id"] != "base")
     pipe.load_lora_weights(finished / member["adapter"])
-    on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
-    images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=1.0)
-    seen = images.mul(255).round().div(255)  # rewards judge pictures of 8 bits
-    mean = colorfulness(seen, on.prompts).mean().item()
-    assert mean == pytest.approx(member["report_returns"][0], rel=1e-5)
+    assert report_colorfulness(pipe) == pytest.approx(member["report_returns"][0], rel=1e-5)
 
 
 def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):

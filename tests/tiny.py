@@ -152,6 +152,11 @@ def draw_without_and_with(
     return without, draw_with_diffusers(pipe, texts, seeds)
 
 
+def of_8_bits(images: torch.Tensor) -> torch.Tensor:
+    """The same pictures as they are saved, and as rewards see them."""
+    return images.mul(255).round().div(255)
+
+
 def draw_with_diffusers(pipe: Any, texts: Any, seeds: Any, **changes: Any) -> torch.Tensor:
     """Pictures (rows, 3, H, W) from diffusers' own sampling loop, one seed each.
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from config.errors import UserError
 from ddpo.rewards import REWARDS
 from tests.conftest import LETTERS, make_settings
+from tests.tiny import of_8_bits
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
 PIXELS, PATCH, SEEN, READ, LAYERS = 28, 14, 128, 64, 2  # picture; widths of picture and text
@@ -137,7 +138,7 @@ def test_image_reward_is_blip_and_its_head_from_the_published_names(tmp_path, to
     torch.save(state, tmp_path / "ImageReward.pt")
     reward = build(tmp_path / "ImageReward.pt", tokenizer_folder)
     images = torch.rand(3, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(1))
-    images = images.mul(255).round().div(255)
+    images = of_8_bits(images)
     prompts = ["A b c", "z", "b " * 50]  # lower-cased; short; cut at 35 tokens
     tokens = torch.zeros(3, 35, dtype=torch.long)
     for row, ids in enumerate(("a b c", "z", "b " * 33)):

@@ -26,6 +26,7 @@ from ddpo.rewards.rms_contrast import rms_contrast
 from ddpo.rewards.sharpness import sharpness
 from ddpo.scorer import Scorer
 from tests.conftest import LETTERS, make_settings
+from tests.tiny import of_8_bits
 
 CPU = torch.device("cpu")
 
@@ -137,7 +138,7 @@ def smooth_images(rows, height, width, seed=1):
     """Pictures of 8 bits a channel in which a resize has something to interpolate."""
     coarse = torch.rand(rows, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     images = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
-    return images.mul(255).round().div(255)
+    return of_8_bits(images)
 
 
 def as_pil(images):

@@ -14,6 +14,7 @@ from ddpo.processes import Processes, Share
 from ddpo.rewards.jpeg import JpegSize
 from ddpo.scorer import RewardError, Scorer, collect
 from tests.conftest import make_rig
+from tests.tiny import of_8_bits
 
 
 def brightness(images, prompts):
@@ -26,7 +27,7 @@ def test_rewards_come_back_agent_major_and_in_the_order_of_the_objectives():
     scorer = Scorer({"bright": brightness, "red": lambda images, _: images[:, 0].mean(dim=(1, 2))})
     rollout, rewards = collect(rig.sampler, scorer, rig.agents, rig.batch(2, 5))
     assert rewards.objectives == ("bright", "red")
-    saved = rollout.images.mul(255).round().div(255)  # rewards see what would be saved
+    saved = of_8_bits(rollout.images)
     expected = torch.stack([brightness(saved, ()), saved[:, 0].mean(dim=(1, 2))])
     torch.testing.assert_close(rewards.values, expected.T.reshape(2, 5, 2))
 
@@ -95,7 +96,7 @@ def test_a_hanging_call_is_skipped_and_a_new_thread_goes_on(hanging, caplog):
         timeout_seconds=0.2,
         on_error="skip",
     )
-    images = torch.rand(4, 3, 4, 4).mul(255).round().div(255)
+    images = of_8_bits(torch.rand(4, 3, 4, 4))
     rewards = scorer.gather([scorer.submit(images, ["a"] * 4)], 1)
     assert rewards.is_valid.tolist() == [[False, False, True, True]]
     torch.testing.assert_close(rewards.values[0, 2:, 0], brightness(images[2:], ()))

@@ -18,7 +18,7 @@ from front.front import Blend, FrontError
 from front.samples import read_samples
 from morl.indicators import hypervolume
 from morl.objectives import to_z
-from tests.conftest import draw_with_diffusers, make_tiny_pipe
+from tests.conftest import draw_with_diffusers, make_tiny_pipe, report_colorfulness
 
 
 @pytest.fixture(scope="module", name="analysed")
@@ -43,17 +43,10 @@ def test_measuring_the_policies_again_gives_the_published_numbers(finished_run):
 
 def test_a_measured_blend_draws_the_pictures_its_numbers_come_from(analysed):
     """Its returns come back from its adapter in a plain diffusers pipeline."""
-    from ddpo.evaluation import EvaluationSet
-    from ddpo.rewards.colorfulness import colorfulness
-
     blend = Front.load(analysed).blends[0]
     pipe = make_tiny_pipe()
     blend.apply(pipe)
-    on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
-    images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=1.0)
-    seen = images.mul(255).round().div(255)  # rewards judge pictures of 8 bits
-    score = colorfulness(seen, on.prompts).mean().item()
-    assert score == pytest.approx(blend.report_returns[0], rel=1e-5)
+    assert report_colorfulness(pipe) == pytest.approx(blend.report_returns[0], rel=1e-5)
 
 
 def test_blends_are_not_measured_on_other_prompts_than_the_policies(run_copy, capsys):
