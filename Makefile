@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train smoke test test-serve check evidence-toy clean
+.PHONY: train smoke test test-serve check same evidence-toy clean
 
 train: $(VENV)/.run-ready
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no mo_train.py $(ARGS)
@@ -26,6 +26,11 @@ check: $(VENV)/.dev-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Whether results are still those of a commit, bit for bit: make same COMMIT=HEAD~1.
+COMMIT ?= HEAD
+same: $(VENV)/.run-ready
+	$(BIN)/python -m tools.same $(COMMIT) $(ARGS)
 
 # Every method on a model of 8 numbers, 8 seeds each: ten minutes of one core, resumable.
 evidence-toy: $(VENV)/.run-ready

@@ -1,0 +1,196 @@
+"""Whether a change leaves results as they were, bit for bit: a commit against the working tree.
+
+    python -m tools.same HEAD~3            # everything: some four minutes of two cores
+    python -m tools.same HEAD --only smoke # what has "smoke" in its name
+
+Runs, on one thread each, seed 0 of every arm and pair of the toy study, the smoke recipe in several
+variants and one generation of `config/faithful.py` on the embedded model. Compares SHA-256 digests
+of policies, exported adapters, `front.json` and `metrics.jsonl` without its clocks. The commit is
+checked out beside the working tree and runs its own program; its digests are kept in `runs/same/`.
+Exits with 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+TREE = Path(__file__).resolve().parent.parent
+KEPT = TREE / "runs" / "same"
+CLOCKS = ("seconds", "cost/overhead_fraction", "cost/reward_seconds_per_image")
+
+_COMMON = ("--config.num_threads=1", "--config.run_name=run")
+_FAITHFUL = (
+    "--config=config/faithful.py",
+    "--config.evolution.warmup_generations=1",
+    "--config.evolution.evolutionary_generations=0",
+    "--config.evolution.iterations_per_generation=2",
+    "--config.evaluation.selection_images=32",
+    "--config.evaluation.report_images=32",
+)
+_SMOKE = ("--config=config/smoke.py",)
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "faithful": _FAITHFUL,
+    "smoke": _SMOKE,
+    "smoke_guided": (*_SMOKE, "--config.sample.guidance_scale=3", "--config.train.kl_coef=0.1"),
+    "smoke_conditioned": (
+        *_SMOKE,
+        "--config.agents.kind=conditioned",
+        "--config.evolution.strategy=fixed_weights",
+    ),
+    "smoke_forward": (*_SMOKE, "--config.train.update_rule=awm"),
+    "smoke_single_pass": (
+        *_SMOKE,
+        "--config.train.single_pass=True",
+        "--config.train.updates_per_epoch=1",
+    ),
+    "smoke_guarded": (
+        *_SMOKE,
+        "--config.guards.names=colorfulness,diversity",
+        "--config.train.gradient_checkpointing=True",
+        "--config.train.timestep_fraction=0.5",
+    ),
+}
+# Plays one arm of the toy study and leaves its folder behind; understood by every commit.
+_TOY = """
+import contextlib, sys
+from benchmarks.toy import run
+from benchmarks.toy.arms import HERE
+from benchmarks.toy.sweep import Sweep
+pair, arm, folder = sys.argv[1:]
+run.TemporaryDirectory = lambda dir=None: contextlib.nullcontext(folder)
+rate = Sweep(HERE / "sweep.json").best(pair, arm)
+print(run.play(pair, arm, 0, rate, {"run_name": "run"}).hypervolumes()[-1])
+"""
+_ARMS = """
+from benchmarks.toy.arms import ARMS, PAIRS
+print(*(f"{pair}/{arm}" for pair in PAIRS for arm in ARMS))
+"""
+
+
+def digests(run: Path) -> dict[str, str]:
+    """File or metric -> digest, of what a run directory holds."""
+    found = {}
+    for path in sorted(run.rglob("*.safetensors")):
+        found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    front = run / "front.json"
+    if front.exists():
+        found["front.json"] = _digest(json.loads(front.read_text(encoding="utf-8")))
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    columns: dict[str, list[object]] = {}
+    for line in map(json.loads, lines):
+        for name, value in line.items():
+            if not name.startswith(CLOCKS):
+                columns.setdefault(name, []).append([line["step"], value])
+    return found | {name: _digest(values) for name, values in columns.items()}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def measured(tree: Path, only: str) -> dict[str, dict[str, str]]:
+    """Run name -> digests, of the program in a tree."""
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        names = [*PROGRAMS, *_python(tree, "-c", _ARMS).split()]
+        chosen = [name for name in names if only in name]
+        return dict(pool.map(lambda name: (name, _run(tree, name, Path(folder) / name)), chosen))
+
+
+def _run(tree: Path, name: str, folder: Path) -> dict[str, str]:
+    folder.mkdir(parents=True)
+    if name in PROGRAMS:
+        words = (*PROGRAMS[name], *_COMMON, f"--config.logdir={folder}")
+        _python(tree, "mo_train.py", *words)
+    else:
+        _python(tree, "-c", _TOY, *name.split("/"), str(folder))
+    sys.stderr.write(f"{tree.name} {name}\n")
+    return digests(folder / "run")
+
+
+def _python(tree: Path, *words: str) -> str:
+    """What a Python program prints, in a tree; exits with its message if it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} in {tree}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def of_commit(commit: str, only: str) -> dict[str, dict[str, str]]:
+    """The digests of a commit: those kept, or measured now."""
+    sha = _git("rev-parse", commit)
+    path = KEPT / f"{sha}{only and '-' + only.replace('/', '-')}.json"
+    whole = KEPT / f"{sha}.json"
+    for kept in (whole, path):
+        if kept.exists():
+            all_of_them: dict[str, dict[str, str]] = json.loads(kept.read_text(encoding="utf-8"))
+            return {name: each for name, each in all_of_them.items() if only in name}
+    with TemporaryDirectory() as folder:
+        tree = Path(folder) / sha[:7]
+        _git("worktree", "add", "--detach", str(tree), sha)
+        try:
+            found = measured(tree, only)
+        finally:
+            _git("worktree", "remove", "--force", str(tree))
+    KEPT.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=TREE, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def differences(
+    before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]
+) -> Iterator[str]:
+    """A line for each run that is not the same, or is on one side only."""
+    for name in sorted({*before, *after}):
+        if name not in before or name not in after:
+            yield f"{name}: only {'before' if name in before else 'after'}"
+            continue
+        old, new = before[name], after[name]
+        changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        if changed:
+            yield f"{name}: {len(changed)} of {len(old)} differ: {', '.join(changed[:6])}"
+
+
+def main() -> int:
+    """Compare, and print what differs; the exit status."""
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("commit", help="compared with the working tree")
+    arguments.add_argument("--only", default="", help="runs whose name contains this")
+    chosen = arguments.parse_args()
+    before = of_commit(chosen.commit, chosen.only)
+    after = measured(TREE, chosen.only)
+    lines = list(differences(before, after))
+    same = len({*before} & {*after}) - sum(": only " not in line for line in lines)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write(f"{same} runs are the same, bit for bit\n")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
