@@ -14,7 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from front.commands import COMMANDS
 from front.front import ChoiceError
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from config.errors import ConfigError, UserError
-from config.resume import changed_settings, check_prompts
-from config.rules import process_problems
+from config.settings.errors import ConfigError, UserError
+from config.settings.resume import changed_settings, check_prompts
+from config.settings.rules import process_problems
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
 from ddpo.guards import excluded_policies, guard_metrics
@@ -41,7 +41,7 @@ from morl.weights import even_weights
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
     from ddpo.agents import Policy
     from ddpo.evaluation import Evaluation
     from ddpo.guards import GuardReading

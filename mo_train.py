@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags
 
-from config.errors import ConfigError, StoppedError, UserError
-from config.loader import load
-from config.parse import Choices, parse
+from config.settings.errors import ConfigError, StoppedError, UserError
+from config.settings.loader import load
+from config.settings.parse import Choices, parse
 from ddpo.prompts import prompt_problems
 from ddpo.rewards.find import diversity_problems, guard_problems, reward_problems
 from front.run_choice import choose_run
@@ -31,7 +31,7 @@ from morl.selection import STRATEGIES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "config" / "base.py"
 EXIT_FAILED = 1

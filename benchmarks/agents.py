@@ -36,7 +36,7 @@ from ddpo.pipeline import FrozenDiffusion
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.schema import AdapterSettings, Settings, TrainSettings
+    from config.settings.schema import AdapterSettings, Settings, TrainSettings
     from ddpo.types import Conditioning
 
 TOTAL_IMAGES = 16

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import common
 from benchmarks.worker import ROOT
-from config.errors import ConfigError, UserError
+from config.settings.errors import ConfigError, UserError
 from ddpo.costs import CARDS, UTILISATION, Plan, hours, total_flops
 from ddpo.footprint import measure_footprint
 from ddpo.prompts import split_prompts

@@ -31,7 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from benchmarks import common
 from benchmarks.models import letter_tokenizer, save_random_pipeline, sd_scheduler_settings
 from benchmarks.rig import Rig, one_rollout
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.compiling import compile_unet
 from ddpo.costs import Plan, expected_memory
 from ddpo.dtypes import DTYPES
@@ -41,7 +41,7 @@ from ddpo.pipeline import FrozenDiffusion
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
     from ddpo.costs import Footprint
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from config import base
-from config.parse import parse
+from config.settings.parse import parse
 from ddpo.agents import Agents
 from ddpo.allocator import keep_freed_memory
 from ddpo.sampler import Sampler
@@ -18,7 +18,7 @@ from ddpo.types import Rollout
 from ddpo.update import Updater
 
 if TYPE_CHECKING:
-    from config.schema import Settings
+    from config.settings.schema import Settings
     from ddpo.pipeline import BaseModel
 
 

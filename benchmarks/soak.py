@@ -23,7 +23,7 @@ import ml_collections
 
 from benchmarks import common
 from config import base
-from config.parse import parse
+from config.settings.parse import parse
 from mo_loop import Run
 from morl.types import Generation, PolicyId
 

@@ -2,7 +2,7 @@
 
 Override any of them as `--config.train.learning_rate=1e-3`, or write a recipe: a file beside this
 one that imports `get_config` and changes a few keys. Types and limits of single settings
-are in `config/schema.py`, rules between them in `config/rules.py`.
+are in `config/settings/schema.py`, rules between them in `config/settings/rules.py`.
 """
 
 import ml_collections

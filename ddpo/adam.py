@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from config.schema import TrainSettings
+    from config.settings.schema import TrainSettings
     from ddpo.agents import Policy
 
 

@@ -16,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.schema import AdvantageSettings
+    from config.settings.schema import AdvantageSettings
 
     Buffers = Mapping[str, tuple[tuple[float, ...], ...]]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.adam import AdapterAdam
 from ddpo.advantages import PromptStatistics
 from ddpo.frozen import freeze
@@ -26,7 +26,7 @@ from ddpo.loss_scale import LossScale
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from config.schema import AdapterSettings, TrainSettings
+    from config.settings.schema import AdapterSettings, TrainSettings
     from ddpo.lora import Stack
     from ddpo.types import Conditioning
 

@@ -16,7 +16,7 @@ from ddpo.prompts import spread
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.schema import RewardSettings, Settings
+    from config.settings.schema import RewardSettings, Settings
 
 logger = logging.getLogger(__name__)
 

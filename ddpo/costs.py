@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from config.schema import trained_samples, warmup_tasks
+from config.settings.schema import trained_samples, warmup_tasks
 
 if TYPE_CHECKING:
-    from config.schema import Settings
+    from config.settings.schema import Settings
 
 IMAGES_PER_PROMPT = 4  # of the base model, in calibration
 # How many policies the report set will see is known at the end only; the default run has about 3

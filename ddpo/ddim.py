@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from config.errors import UserError
+from config.settings.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from config.errors import StoppedError
+from config.settings.errors import StoppedError
 from ddpo.processes import Processes
 from ddpo.prompts import spread
 from ddpo.scorer import RewardError

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.schema import PretrainedSettings
+    from config.settings.schema import PretrainedSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.agents import target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.costs import Footprint
@@ -33,7 +33,7 @@ from ddpo.lora import Factors, StackedLoRALinear
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from config.schema import AdapterSettings, PretrainedSettings, Settings
+    from config.settings.schema import AdapterSettings, PretrainedSettings, Settings
 
 # Models whose architecture is known without asking a hub.
 KNOWN_MODELS = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from config.schema import objective_name
+from config.settings.schema import objective_name
 from ddpo.rewards import PICTURE_GUARDS
 from ddpo.rewards.images import ImageBatch
 from ddpo.scorer import RewardError, Scorer, reward_device
@@ -23,7 +23,7 @@ from ddpo.scorer import RewardError, Scorer, reward_device
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from config.schema import GuardSettings, Settings
+    from config.settings.schema import GuardSettings, Settings
     from ddpo.evaluation import Evaluation, EvaluationSet
     from ddpo.rewards.clip import ClipTower
     from ddpo.scorer import Submission

@@ -15,13 +15,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.assets import resolve_model
 from ddpo.dtypes import DTYPES
 from ddpo.families import FAMILIES, Family
 
 if TYPE_CHECKING:
-    from config.schema import PretrainedSettings
+    from config.settings.schema import PretrainedSettings
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
 from ddpo.families import FAMILIES, Frame
 from ddpo.frozen import freeze
@@ -20,7 +20,7 @@ from ddpo.types import Conditioning
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from config.schema import PretrainedSettings, SampleSettings
+    from config.settings.schema import PretrainedSettings, SampleSettings
 
 _REMEMBERED_PROMPTS = 4096
 # Samplers of one and the same discrete noise schedule, which DDIM can take over.

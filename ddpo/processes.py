@@ -23,14 +23,14 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
-from config.errors import StoppedError, UserError
+from config.settings.errors import StoppedError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from config.schema import ProcessSettings
+    from config.settings.schema import ProcessSettings
 
 T = TypeVar("T")
 

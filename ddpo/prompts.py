@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config.files import is_file
+from config.settings.files import is_file
 from ddpo.assets import ASSETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from config.schema import PromptSettings
+    from config.settings.schema import PromptSettings
 
 ROLES = ("train", "selection", "report")
 MIN_TO_SPLIT = 64  # a smaller set is not split: its parts would say little

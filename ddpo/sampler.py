@@ -15,7 +15,7 @@ from ddpo.types import PromptBatch, Rollout
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from config.schema import SampleSettings
+    from config.settings.schema import SampleSettings
     from ddpo.agents import Agents
     from ddpo.ddim import Schedule
     from ddpo.pipeline import BaseModel

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.rewards.find import build_reward
 from ddpo.rewards.images import BatchReward, ImageBatch
 from ddpo.types import RewardBatch, Rollout
@@ -23,7 +23,7 @@ from ddpo.worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from config.schema import RewardSettings
+    from config.settings.schema import RewardSettings
     from ddpo.agents import Agents
     from ddpo.ddim import Schedule
     from ddpo.rewards import Reward

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.ddim import output_coefficient
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from config.errors import StoppedError
+from config.settings.errors import StoppedError
 from ddpo.advantages import advantages
 from ddpo.allocator import keep_freed_memory
 from ddpo.collapse import CollapseWatch
@@ -30,7 +30,7 @@ from ddpo.update import Updater
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
     from ddpo.agents import Policy
     from ddpo.pipeline import BaseModel
     from ddpo.processes import Processes

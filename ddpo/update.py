@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from config.errors import UserError
-from config.schema import trained_samples
+from config.settings.errors import UserError
+from config.settings.schema import trained_samples
 from ddpo.best_of import most_extreme
 from ddpo.processes import Processes, Share
 from ddpo.steps import step_weights, trained_steps
@@ -27,7 +27,7 @@ from ddpo.update_rules import UPDATE_RULES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
     from ddpo.agents import Agents
     from ddpo.ddim import Schedule
     from ddpo.loss import Surrogate

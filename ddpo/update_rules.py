@@ -23,7 +23,7 @@ from ddpo.transfer import pairs_of, to_device
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
     from ddpo.agents import Agents
     from ddpo.sampler import Sampler
     from ddpo.types import Rollout

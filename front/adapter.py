@@ -18,7 +18,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from front.files import write_atomic
 from front.front import ADAPTER_FILE
 

@@ -39,7 +39,7 @@ from morl.weights import normalise
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
     from ddpo.evaluation import Evaluation
     from front.front import FrontPolicy
     from morl.types import Array, PolicyId

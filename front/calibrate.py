@@ -18,7 +18,7 @@ from front.progress import Progress, route_logs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

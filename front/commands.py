@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from front.arguments import (
     add_blend,
     add_choice,

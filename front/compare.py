@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config.schema import flatten
+from config.settings.schema import flatten
 from front.front import ChoiceError, FrontError
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import to_z

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.assets import resolve_model
 from ddpo.costs import (
     CARDS,
@@ -28,7 +28,7 @@ from front.progress import route_logs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from config.schema import PretrainedSettings, RewardSettings, Settings
+    from config.settings.schema import PretrainedSettings, RewardSettings, Settings
     from ddpo.costs import Footprint, Memory
     from ddpo.prompts import PromptSplit
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
-from config.errors import ConfigError, StoppedError, UserError
+from config.settings.errors import ConfigError, StoppedError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from front.blend import affine_shares, coefficients
 from morl.history import Improvement
 from morl.indicators import expected_utility, hypervolume, sparsity

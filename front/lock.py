@@ -8,7 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, TextIO
 
-from config.errors import UserError
+from config.settings.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path

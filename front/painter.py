@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.ddim import make_schedule
 from ddpo.pipeline import FrozenDiffusion
 from front.adapter import Adapter

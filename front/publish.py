@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from front.analyse import ANALYSIS, DENSE_PLOT
 from front.plots import plot_front, plot_hypervolume, plot_samples
 from front.report import write_report

@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
-from config.errors import UserError
-from config.schema import flatten
+from config.settings.errors import UserError
+from config.settings.schema import flatten
 from front.files import write_atomic
 from front.front import Blend, Front
 from front.samples import encode, read_samples, sample_path

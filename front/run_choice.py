@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config.errors import ConfigError, UserError
-from config.resume import AUTO, changed_settings, settings_in
+from config.settings.errors import ConfigError, UserError
+from config.settings.resume import AUTO, changed_settings, settings_in
 from front.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
 
 _FINISHED = "finished.json"
 _LENGTH = "evolutionary_generations"

@@ -11,7 +11,7 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from front.checkpoint import CheckpointStore
 from front.export import holds_adapter, save_adapter
 from front.failures import DISK_ERRORS
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from config.schema import CheckpointSettings, Settings
+    from config.settings.schema import CheckpointSettings, Settings
     from ddpo.agents import Agents, Policy
     from ddpo.evaluation import Evaluation
     from morl.types import PolicyId

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from ml_collections import ConfigDict
 
-from config.errors import ConfigError
-from config.parse import parse
-from config.resume import completed
+from config.settings.errors import ConfigError
+from config.settings.parse import parse
+from config.settings.resume import completed
 from ddpo.processes import own_device
 from ddpo.rewards.find import reward_problems
 from front.front import ChoiceError, FrontError
 
 if TYPE_CHECKING:
-    from config.schema import Settings
+    from config.settings.schema import Settings
     from front.front import Front
 
 

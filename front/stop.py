@@ -7,7 +7,7 @@ import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from config.errors import StoppedError
+from config.settings.errors import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

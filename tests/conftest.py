@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from config import base, schema
-from config.parse import parse
+from config import base
+from config.settings import schema
+from config.settings.parse import parse
 from tests.tiny import LETTERS, draw_with_diffusers, make_tiny_pipe, of_8_bits, sd_scheduler
 
 if TYPE_CHECKING:

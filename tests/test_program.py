@@ -11,8 +11,8 @@ import torch
 from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
-from config.errors import ConfigError, UserError
-from config.parse import parse
+from config.settings.errors import ConfigError, UserError
+from config.settings.parse import parse
 from ddpo.rewards import REWARDS, RewardEntry
 from mo_loop import Run
 from mo_train import read_settings

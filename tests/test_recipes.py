@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from config.loader import load_recipe
-from config.rules import process_problems
+from config.settings.loader import load_recipe
+from config.settings.rules import process_problems
 from ddpo.costs import Plan, expected_memory
 from ddpo.footprint import KNOWN_MODELS, measure_footprint
 from ddpo.prompts import split_prompts

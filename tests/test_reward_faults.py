@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.pipeline import FrozenDiffusion
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer

@@ -19,7 +19,7 @@ from benchmarks.toy.rewards import Bell, Near
 from benchmarks.toy.run import play
 from benchmarks.toy.sweep import Sweep
 from benchmarks.toy.tables import print_all
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.advantages import within_prompt_std
 from ddpo.agents import Agents
 from ddpo.costs import Plan

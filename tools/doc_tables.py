@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config.loader import load_recipe
+from config.settings.loader import load_recipe
 from ddpo.costs import CARDS, UTILISATION, Plan, expected_memory, hours, total_flops
 from ddpo.footprint import load_architecture, measure_footprint
 from ddpo.prompts import MIN_TO_SPLIT, PROMPT_SETS, load_prompts, split_prompts
@@ -17,7 +17,7 @@ from mo_train import read_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 _END = "<!-- end of table -->"

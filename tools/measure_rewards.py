@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from config.errors import UserError
-from config.schema import objective_name
+from config.settings.errors import UserError
+from config.settings.schema import objective_name
 from ddpo.rewards.find import build_reward
 from ddpo.scorer import Scorer
 from mo_train import read_settings

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from config.errors import UserError
-from config.schema import objective_name
+from config.settings.errors import UserError
+from config.settings.schema import objective_name
 from ddpo.processes import own_device
 from ddpo.rewards.find import build_reward, name_problem
 from ddpo.rewards.wire import FORMAT, WireError, answer_body, read_request
@@ -35,7 +35,7 @@ from mo_train import read_settings
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.schema import RewardSettings
+    from config.settings.schema import RewardSettings
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from mo_loop import Run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
     from ddpo.pipeline import BaseModel
     from front.checkpoint import Checkpoint
     from morl.types import Generation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.common import say
 from benchmarks.side_by_side import completed
-from config.errors import UserError
+from config.settings.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

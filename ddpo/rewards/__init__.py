@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from config.schema import RewardSettings
+    from config.settings.schema import RewardSettings
 
 
 class Reward(Protocol):

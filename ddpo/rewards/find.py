@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from config.errors import UserError
-from config.files import is_file, make_importable_beside
-from config.limits import OneOf
-from config.schema import PromptSettings, objective_name
+from config.settings.errors import UserError
+from config.settings.files import is_file, make_importable_beside
+from config.settings.limits import OneOf
+from config.settings.schema import PromptSettings, objective_name
 from ddpo.prompts import ROLES, split_prompts
 from ddpo.rewards import PICTURE_GUARDS, REWARDS
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from config.schema import RewardSettings
+    from config.settings.schema import RewardSettings
     from ddpo.rewards import Reward
 
 DEFAULT_UNIT = "score"

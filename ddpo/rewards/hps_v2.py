@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.dtypes import DTYPES
 from ddpo.rewards.clip import ClipTower
 from ddpo.rewards.images import BatchReward

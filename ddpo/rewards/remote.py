@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.rewards.images import BatchReward
 from ddpo.rewards.wire import (
     WireError,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 
-from config.errors import UserError
-from config.files import is_file
+from config.settings.errors import UserError
+from config.settings.files import is_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

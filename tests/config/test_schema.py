@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from config import base
-from config.errors import ConfigError
-from config.parse import parse
-from config.resume import changed_settings
+from config.settings.errors import ConfigError
+from config.settings.parse import parse
+from config.settings.resume import changed_settings
 from mo_train import read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_every_mistake_of_the_table_is_met_without_importing_torch():
     """One process that imports nothing else: the table above in a second, start included."""
     code = (
         "import json, sys\n"
-        "from config.errors import ConfigError\n"
+        "from config.settings.errors import ConfigError\n"
         "from mo_train import read_settings\n"
         "messages = []\n"
         "for argument in json.load(sys.stdin):\n"

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import ddpo.trainer
-from config.errors import ConfigError, UserError
-from config.rules import process_problems
+from config.settings.errors import ConfigError, UserError
+from config.settings.rules import process_problems
 from ddpo.best_of import most_extreme
 from ddpo.calibration import initial_statistics
 from ddpo.costs import Plan

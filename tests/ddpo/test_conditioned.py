@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from config.errors import ConfigError
+from config.settings.errors import ConfigError
 from ddpo.conditioned import stratified_weights
 from front.adapter import Adapter
 from front.export import adapter_of, save_adapter

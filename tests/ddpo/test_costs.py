@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.costs import Footprint, Plan, expected_memory, hours, total_flops
 from ddpo.footprint import (
     _measure,

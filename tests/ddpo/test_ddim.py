@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.ddim import gaussian_log_prob, guide, make_schedule, step_mean, step_std
 from tests.conftest import sd_scheduler
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from config.errors import ConfigError, UserError
+from config.settings.errors import ConfigError, UserError
 from ddpo.rewards.find import build_reward
 from ddpo.scorer import Scorer
 from mo_train import read_settings

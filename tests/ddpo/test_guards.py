@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config.errors import ConfigError
-from config.schema import GuardSettings
+from config.settings.errors import ConfigError
+from config.settings.schema import GuardSettings
 from ddpo.evaluation import Evaluation, EvaluationSet
 from ddpo.guards import (
     Guards,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.rewards import REWARDS
 from tests.conftest import LETTERS, make_settings
 from tests.tiny import of_8_bits

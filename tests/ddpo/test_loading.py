@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.footprint import load_architecture
 from ddpo.loading import configuration_source, load_pipeline
 from tests.conftest import make_settings

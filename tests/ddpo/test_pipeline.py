@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.agents import Agents
 from ddpo.pipeline import FrozenDiffusion
 from ddpo.sampler import Sampler

@@ -18,8 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import UserError
-from config.rules import process_problems
+from config.settings.errors import UserError
+from config.settings.rules import process_problems
 from ddpo.processes import Processes, Share, backends_for
 from ddpo.rewards import REWARDS, RewardEntry
 from tests.conftest import make_settings, make_tiny_pipe

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from config.schema import PromptSettings
+from config.settings.schema import PromptSettings
 from ddpo.prompts import Prompt, draw_prompts, load_prompts, split_prompts
 from ddpo.scorer import Scorer, collect
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config.errors import ConfigError, UserError
+from config.settings.errors import ConfigError, UserError
 from ddpo.rewards import REWARDS
 from ddpo.rewards.images import ImageBatch
 from ddpo.rewards.remote import RemoteError, RemoteReward

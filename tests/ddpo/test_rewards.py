@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.rewards import REWARDS
 from ddpo.rewards.aesthetic_score import load_head
 from ddpo.rewards.brightness import brightness

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from config.errors import UserError
+from config.settings.errors import UserError
 from ddpo.ddim import guide
 from ddpo.processes import Share
 from tests.conftest import make_rig, make_tiny_pipe

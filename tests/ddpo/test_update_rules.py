@@ -8,7 +8,7 @@ import typing
 import pytest
 import torch
 
-from config.schema import TrainSettings
+from config.settings.schema import TrainSettings
 from ddpo import forward_process
 from ddpo.forward_process import mean_square, negative_aware_loss, optimality
 from ddpo.update_rules import UPDATE_RULES

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from config.errors import UserError
-from config.loader import load_recipe
+from config.settings.errors import UserError
+from config.settings.loader import load_recipe
 from ddpo.calibration import calibrate
 from front.calibrate import calibration_report, reward_spread
 from mo_train import _read_command_or_exit, read_settings

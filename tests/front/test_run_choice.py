@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from config.errors import ConfigError, UserError
+from config.settings.errors import ConfigError, UserError
 from front.run_choice import RunChoice, choose_run, mark_finished
 from mo_train import read_settings
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mo_loop
-from config.errors import UserError
+from config.settings.errors import UserError
 from front import Front
 from front import run_dir as run_dir_module
 from front.export import holds_adapter

@@ -7,14 +7,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from config import base
-from config.errors import ConfigError
-from config.schema import flatten
+from config.settings.errors import ConfigError
+from config.settings.schema import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from config.schema import Settings
+    from config.settings.schema import Settings
 
 AUTO = "auto"  # of resume_from: whichever run of the log directory the settings mean
 # Settings that change nothing in what is learnt.

@@ -11,10 +11,10 @@ import math
 import typing
 from typing import TYPE_CHECKING, Any
 
-from config.errors import ConfigError
-from config.limits import Limit, OneOf
-from config.rules import rule_problems
-from config.schema import Settings, flatten
+from config.settings.errors import ConfigError
+from config.settings.limits import Limit, OneOf
+from config.settings.rules import rule_problems
+from config.settings.schema import Settings, flatten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,8 @@ def parse(config: ConfigDict, choices: Choices, rules: Sequence[Rule] = ()) -> S
         config: as made by `config/base.py`, with overrides applied.
         choices: dotted setting -> the names it may take, from the tables of `ddpo/` and `morl/`;
             for a tuple of names every member is checked.
-        rules: besides those of `config/rules.py`: flat settings -> a sentence for each problem.
+        rules: besides those of `config/settings/rules.py`: flat settings -> a sentence for each
+            problem.
 
     Returns:
         The typed settings.

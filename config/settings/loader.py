@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from config.errors import ConfigError
-from config.files import is_file, make_importable_beside
-from config.resume import AUTO, settings_in
+from config.settings.errors import ConfigError
+from config.settings.files import is_file, make_importable_beside
+from config.settings.resume import AUTO, settings_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
-from config.schema import objective_name, task_counts, trained_samples
+from config.settings.schema import objective_name, task_counts, trained_samples
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -1,6 +1,7 @@
 """Typed, frozen settings: one dataclass per section, each value with the limits it must keep.
 
-`config/parse.py` makes them from a ConfigDict, `config/rules.py` holds the rules between settings.
+`config/settings/parse.py` makes them from a ConfigDict, `config/settings/rules.py` holds the rules
+between settings.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from config.limits import Above, AtLeast, AtMost, Below, Device, OneOf
+from config.settings.limits import Above, AtLeast, AtMost, Below, Device, OneOf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
