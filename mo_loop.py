@@ -41,8 +41,9 @@ from morl.weights import even_weights
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ddpo.agents.slots import Policy
+
     from config.settings.schema import Settings
-    from ddpo.agents import Policy
     from ddpo.evaluation import Evaluation
     from ddpo.guards import GuardReading
     from ddpo.pipeline import BaseModel

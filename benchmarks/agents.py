@@ -30,7 +30,7 @@ from peft import LoraConfig
 from benchmarks import common
 from benchmarks.models import MODELS, random_pipeline
 from benchmarks.rig import Rig, one_rollout
-from ddpo.loss_scale import LossScale
+from ddpo.agents.loss_scale import LossScale
 from ddpo.pipeline import FrozenDiffusion
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ IMAGES_PER_AGENT = (1, 2, 4)
 class PeftAgents:
     """The baseline: K adapters of peft on one UNet of diffusers, one of them active at a time.
 
-    It has the methods of `ddpo.agents.Agents` that sampler and updater use, for one agent.
+    It has the methods of `ddpo.agents.slots.Agents` that sampler and updater use, for one agent.
 
     Args:
         unet: gets the adapters.

@@ -12,7 +12,7 @@ from torch import _dynamo as dynamo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ddpo.agents import Agents
+    from ddpo.agents.slots import Agents
 
 # With and without gradient, generations of few and of all agents, last passes of fewer rows.
 _MOST_GRAPHS = 32

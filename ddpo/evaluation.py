@@ -17,7 +17,7 @@ from ddpo.seeding import keyed_seed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ddpo.agents import Agents, Policy
+    from ddpo.agents.slots import Agents, Policy
     from ddpo.guards import Guards
     from ddpo.sampler import Sampler
     from ddpo.scorer import Scorer

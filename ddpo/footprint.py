@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from config.settings.errors import UserError
-from ddpo.agents import target_layers
+from ddpo.agents.lora import Factors, StackedLoRALinear
+from ddpo.agents.slots import target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.costs import Footprint
 from ddpo.dtypes import DTYPES
@@ -28,7 +29,6 @@ from ddpo.families import own_sides
 from ddpo.frozen import freeze
 from ddpo.fused import fuse
 from ddpo.loading import configuration_source
-from ddpo.lora import Factors, StackedLoRALinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

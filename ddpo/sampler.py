@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from config.settings.schema import SampleSettings
-    from ddpo.agents import Agents
+    from ddpo.agents.slots import Agents
     from ddpo.ddim import Schedule
     from ddpo.pipeline import BaseModel
     from ddpo.types import Conditioning

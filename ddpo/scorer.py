@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from config.settings.schema import RewardSettings
-    from ddpo.agents import Agents
+    from ddpo.agents.slots import Agents
     from ddpo.ddim import Schedule
     from ddpo.rewards import Reward
     from ddpo.sampler import Sampler

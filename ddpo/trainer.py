@@ -11,10 +11,10 @@ import torch
 
 from config.settings.errors import StoppedError
 from ddpo.advantages import advantages
+from ddpo.agents.conditioned import make_agents
 from ddpo.allocator import keep_freed_memory
 from ddpo.collapse import CollapseWatch
 from ddpo.compiling import compile_unet
-from ddpo.conditioned import make_agents
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
 from ddpo.guards import Guards
 from ddpo.pipeline import FrozenDiffusion
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from config.settings.schema import Settings
-    from ddpo.agents import Policy
+    from ddpo.agents.slots import Policy
     from ddpo.pipeline import BaseModel
     from ddpo.processes import Processes
     from ddpo.prompts import PromptSplit

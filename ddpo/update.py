@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from config.settings.schema import Settings
-    from ddpo.agents import Agents
+    from ddpo.agents.slots import Agents
     from ddpo.ddim import Schedule
     from ddpo.loss import Surrogate
     from ddpo.sampler import Sampler

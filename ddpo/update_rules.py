@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from config.settings.schema import Settings
-    from ddpo.agents import Agents
+    from ddpo.agents.slots import Agents
     from ddpo.sampler import Sampler
     from ddpo.types import Rollout
 

@@ -15,7 +15,8 @@ from front.front import ADAPTER_FILE, FrontError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ddpo.agents import Agents, Policy
+    from ddpo.agents.slots import Agents, Policy
+
     from front.front import Blend, Front, FrontPolicy
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}

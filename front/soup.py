@@ -7,15 +7,15 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from ddpo.agents.slots import Policy
 
-from ddpo.agents import Policy
 from front.adapter import Adapter
 from front.export import adapter_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ddpo.agents import Agents
+    from ddpo.agents.slots import Agents
 
 logger = logging.getLogger(__name__)
 

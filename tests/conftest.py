@@ -167,7 +167,7 @@ def make_rig(
     num_agents: int = 3, pipe: Any = None, device: str = "cpu", **changes: dict[str, Any]
 ) -> Rig:
     """Model, agents, sampler and updater with settings changed by section."""
-    from ddpo.conditioned import make_agents
+    from ddpo.agents.conditioned import make_agents
     from ddpo.pipeline import FrozenDiffusion
     from ddpo.processes import Processes
     from ddpo.sampler import Sampler

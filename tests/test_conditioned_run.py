@@ -12,7 +12,7 @@ import torch
 
 import ddpo.trainer
 import mo_front
-from ddpo.conditioned import ConditionedAgents
+from ddpo.agents.conditioned import ConditionedAgents
 from front import Front
 from front.adapter import Adapter
 from front.checkpoint import CheckpointStore

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ddpo.agents.slots import Agents
 
-from ddpo.agents import Agents
 from ddpo.footprint import known_architecture
 from ddpo.pipeline import FrozenDiffusion
 from ddpo.sampler import Sampler

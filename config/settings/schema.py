@@ -254,8 +254,8 @@ class Settings:
     def policy_adapter(self) -> AdapterSettings:
         """The adapter that a policy is.
 
-        A member of the conditioned family holds M + 1 adapters side by side (`ddpo/conditioned.py`)
-        and has their strength, alpha / rank.
+        A member of the conditioned family holds M + 1 adapters side by side
+        (`ddpo/agents/conditioned.py`) and has their strength, alpha / rank.
         """
         num = 1 + len(self.rewards.names) if self.agents.kind == "conditioned" else 1
         adapter = self.adapter

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from config.settings.errors import ConfigError
-from ddpo.conditioned import stratified_weights
+from ddpo.agents.conditioned import stratified_weights
 from front.adapter import Adapter
 from front.export import adapter_of, save_adapter
 from tests.conftest import make_rig, make_settings, make_tiny_pipe

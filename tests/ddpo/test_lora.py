@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ddpo import frozen, lora
-from ddpo.lora import Factors, StackedLoRALinear
+from ddpo.agents.lora import Factors, StackedLoRALinear
 
 AGENTS, WIDTH, OUT, RANK = 3, 6, 5, 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddpo.loss_scale import LossScale
+from ddpo.agents.loss_scale import LossScale
 from tests.conftest import make_rig, make_tiny_pipe
 
 CPU = torch.device("cpu")

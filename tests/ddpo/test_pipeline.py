@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ddpo.agents.slots import Agents
 
 from config.settings.errors import UserError
-from ddpo.agents import Agents
 from ddpo.pipeline import FrozenDiffusion
 from ddpo.sampler import Sampler
 from ddpo.types import Rollout

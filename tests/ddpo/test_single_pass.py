@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
+from ddpo.agents.loss_scale import LossScale
 from ddpo.ddim import gaussian_log_prob, step_mean
-from ddpo.loss_scale import LossScale
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from ddpo.types import Rollout

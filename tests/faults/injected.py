@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def never_reach_a_safe_point() -> None:
     """The first picture takes for ever."""
-    from ddpo.agents import Agents
+    from ddpo.agents.slots import Agents
 
     def hang(*args: object) -> None:
         os.write(2, b"stuck\n")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ddpo.lora import Factors, Stack
+from ddpo.agents.lora import Factors, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,8 +17,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from ddpo.adam import AdapterAdam
-from ddpo.agents import Agents
+from ddpo.agents.adam import AdapterAdam
+from ddpo.agents.slots import Agents
 from ddpo.processes import Processes
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from config.settings.schema import AdapterSettings, Settings, TrainSettings
-    from ddpo.agents import Policy
+    from ddpo.agents.slots import Policy
 
 
 def make_agents(

@@ -16,18 +16,18 @@ import torch
 from torch import nn
 
 from config.settings.errors import UserError
-from ddpo.adam import AdapterAdam
 from ddpo.advantages import PromptStatistics
+from ddpo.agents.adam import AdapterAdam
+from ddpo.agents.layout import FlatLayout, rank_of_products
+from ddpo.agents.lora import StackedLoRALinear
+from ddpo.agents.loss_scale import LossScale
 from ddpo.frozen import freeze
-from ddpo.layout import FlatLayout, rank_of_products
-from ddpo.lora import StackedLoRALinear
-from ddpo.loss_scale import LossScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from config.settings.schema import AdapterSettings, TrainSettings
-    from ddpo.lora import Stack
+    from ddpo.agents.lora import Stack
     from ddpo.types import Conditioning
 
 
