@@ -41,12 +41,11 @@ from morl.weights import even_weights
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ddpo.agents.slots import Policy
-
     from config.settings.schema import Settings
+    from ddpo.agents.slots import Policy
     from ddpo.evaluation import Evaluation
     from ddpo.guards import GuardReading
-    from ddpo.pipeline import BaseModel
+    from ddpo.model.stable_diffusion import BaseModel
     from ddpo.trainer import Iteration
     from front.checkpoint import Checkpoint
     from front.stop import Stop

@@ -31,7 +31,7 @@ from benchmarks import common
 from benchmarks.models import MODELS, random_pipeline
 from benchmarks.rig import Rig, one_rollout
 from ddpo.agents.loss_scale import LossScale
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

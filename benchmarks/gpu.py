@@ -36,7 +36,7 @@ from ddpo.compiling import compile_unet
 from ddpo.costs import Plan, expected_memory
 from ddpo.dtypes import DTYPES
 from ddpo.footprint import known_architecture, measure_footprint
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion
 
 if TYPE_CHECKING:
     from collections.abc import Callable

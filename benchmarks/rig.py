@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ddpo.agents.slots import Agents
 
 from config import base
 from config.settings.parse import parse
+from ddpo.agents.slots import Agents
 from ddpo.allocator import keep_freed_memory
 from ddpo.sampler import Sampler
 from ddpo.seeding import keyed_seed
@@ -19,7 +19,7 @@ from ddpo.update import Updater
 
 if TYPE_CHECKING:
     from config.settings.schema import Settings
-    from ddpo.pipeline import BaseModel
+    from ddpo.model.stable_diffusion import BaseModel
 
 
 def settings_with(**changes: dict[str, Any]) -> Settings:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from config.settings.schema import SampleSettings
     from ddpo.agents.slots import Agents
     from ddpo.ddim import Schedule
-    from ddpo.pipeline import BaseModel
+    from ddpo.model.stable_diffusion import BaseModel
     from ddpo.types import Conditioning
 
 

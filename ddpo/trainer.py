@@ -17,7 +17,7 @@ from ddpo.collapse import CollapseWatch
 from ddpo.compiling import compile_unet
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
 from ddpo.guards import Guards
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.sampler import Sampler
 from ddpo.scorer import RewardError, Scorer, collect
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from config.settings.schema import Settings
     from ddpo.agents.slots import Policy
-    from ddpo.pipeline import BaseModel
+    from ddpo.model.stable_diffusion import BaseModel
     from ddpo.processes import Processes
     from ddpo.prompts import PromptSplit
 

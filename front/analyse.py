@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ddpo.agents.slots import Agents
 from tqdm import tqdm
 
+from ddpo.agents.slots import Agents
 from ddpo.evaluation import EvaluationSet, evaluate, standard_error
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
 from ddpo.sampler import Sampler
 from ddpo.scorer import Scorer

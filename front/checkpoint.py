@@ -18,12 +18,12 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ddpo.agents.slots import Policy
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from config.settings.errors import UserError
 from ddpo.advantages import PromptStatistics
+from ddpo.agents.slots import Policy
 from front.files import new_folder, plain_name, remove, sweep, write_atomic, write_durable
 
 if TYPE_CHECKING:

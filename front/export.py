@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ddpo.agents.slots import Agents, Policy
-
     from front.front import Blend, Front, FrontPolicy
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}

@@ -10,7 +10,7 @@ import torch
 
 from config.settings.errors import UserError
 from ddpo.ddim import make_schedule
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion
 from front.adapter import Adapter
 from front.front import ChoiceError
 from front.settings import device_of, settings_of

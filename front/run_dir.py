@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from ddpo.agents.slots import Agents, Policy
-
     from config.settings.schema import CheckpointSettings, Settings
+    from ddpo.agents.slots import Agents, Policy
     from ddpo.evaluation import Evaluation
     from morl.types import PolicyId
 

@@ -7,8 +7,8 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from ddpo.agents.slots import Policy
 
+from ddpo.agents.slots import Policy
 from front.adapter import Adapter
 from front.export import adapter_of
 

@@ -168,7 +168,7 @@ def make_rig(
 ) -> Rig:
     """Model, agents, sampler and updater with settings changed by section."""
     from ddpo.agents.conditioned import make_agents
-    from ddpo.pipeline import FrozenDiffusion
+    from ddpo.model.stable_diffusion import FrozenDiffusion
     from ddpo.processes import Processes
     from ddpo.sampler import Sampler
     from ddpo.update import Updater

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ddpo.agents.slots import Agents
 
+from ddpo.agents.slots import Agents
 from ddpo.footprint import known_architecture
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.sampler import Sampler
 from ddpo.types import Rollout
 from tests.conftest import make_settings

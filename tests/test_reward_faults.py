@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from config.settings.errors import UserError
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from mo_loop import Run

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from ddpo.agents.slots import Agents
 
 from benchmarks import side_by_side
 from benchmarks.evidence import Record
@@ -22,6 +21,7 @@ from benchmarks.toy.sweep import Sweep
 from benchmarks.toy.tables import print_all
 from config.settings.errors import UserError
 from ddpo.advantages import within_prompt_std
+from ddpo.agents.slots import Agents
 from ddpo.costs import Plan
 from ddpo.sampler import Sampler
 from mo_train import read_settings

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from config.settings.schema import Settings
-    from ddpo.pipeline import BaseModel
+    from ddpo.model.stable_diffusion import BaseModel
     from front.checkpoint import Checkpoint
     from morl.types import Generation
 

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from ddpo.agents.slots import Agents
 
 from config.settings.errors import UserError
+from ddpo.agents.slots import Agents
 from ddpo.types import Conditioning
 from tests.conftest import make_rig, make_settings, make_tiny_pipe
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from ddpo import fused
 from ddpo.frozen import FrozenResnetBlock2D, freeze
 from ddpo.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion
 from tests.conftest import make_rig
 from tests.ddpo.test_costs import SD15, footprint_of
 from tests.ddpo.test_frozen import kept

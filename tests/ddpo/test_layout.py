@@ -60,9 +60,7 @@ def test_half_precision_on_a_gpu_is_padded(is_cuda, dtype, expected):
 def test_padded_agents_draw_and_learn_the_same(monkeypatch):
     results = []
     for padded in (4, 8):
-        monkeypatch.setattr(
-            "ddpo.agents.slots.rank_of_products", lambda *_, padded=padded: padded
-        )
+        monkeypatch.setattr("ddpo.agents.slots.rank_of_products", lambda *_, padded=padded: padded)
         rig = make_rig(3, make_tiny_pipe().to(torch.float64))
         rig.perturb()
         rollout = rig.rollout(rig.batch(3, 4))

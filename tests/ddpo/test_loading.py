@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from config.settings.errors import UserError
 from ddpo.footprint import load_architecture
-from ddpo.loading import configuration_source, load_pipeline
+from ddpo.model.loading import configuration_source, load_pipeline
 from tests.conftest import make_settings
 from tests.original_layout import original_state_dict, unet_name
 from tests.tiny import KINDS, draw_with_diffusers, load_plain, make_tiny_pipe
@@ -199,7 +199,7 @@ def test_what_cannot_be_loaded_is_named_with_what_to_do(tmp_path, folders, monke
     def unreachable(*args, **kwargs):
         raise LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr("ddpo.loading.snapshot_download", unreachable)
+    monkeypatch.setattr("ddpo.model.loading.snapshot_download", unreachable)
     refused("`hf download someone/model --local-dir FOLDER`", model="someone/model")
     # What diffusers tells a checkpoint's kind by; its configuration is that of the published model.
     cross = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"

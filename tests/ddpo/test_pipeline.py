@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ddpo.agents.slots import Agents
 
 from config.settings.errors import UserError
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.agents.slots import Agents
+from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.sampler import Sampler
 from ddpo.types import Rollout
 from tests.conftest import make_rig, make_settings

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ddpo.agents.slots import Policy
 
 from ddpo.advantages import PromptStatistics
+from ddpo.agents.slots import Policy
 from front.checkpoint import CheckpointError, CheckpointStore
 
 FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpo.pipeline import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion
 from front import Front
 from front.painter import Painter
 from front.samples import read_samples

@@ -11,10 +11,10 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from config.settings.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
-from ddpo.families import FAMILIES, Frame
 from ddpo.frozen import freeze
 from ddpo.fused import can_fuse, fuse
-from ddpo.loading import load_pipeline
+from ddpo.model.families import FAMILIES, Frame
+from ddpo.model.loading import load_pipeline
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:

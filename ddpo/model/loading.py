@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
 from ddpo.dtypes import DTYPES
-from ddpo.families import FAMILIES, Family
+from ddpo.model.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from config.settings.schema import PretrainedSettings
