@@ -22,9 +22,9 @@ from config.settings.resume import changed_settings, check_prompts
 from config.settings.rules import process_problems
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
-from ddpo.guards import excluded_policies, guard_metrics
 from ddpo.processes import Processes, use_threads
 from ddpo.prompts import split_prompts
+from ddpo.rewards.guards import excluded_policies, guard_metrics
 from ddpo.trainer import Trainer
 from front.failures import explained, memory_advised
 from front.media import generation_media, published_media
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from config.settings.schema import Settings
     from ddpo.agents.slots import Policy
     from ddpo.evaluation import Evaluation
-    from ddpo.guards import GuardReading
     from ddpo.model.stable_diffusion import BaseModel
+    from ddpo.rewards.guards import GuardReading
     from ddpo.trainer import Iteration
     from front.checkpoint import Checkpoint
     from front.stop import Stop

@@ -22,7 +22,7 @@ from config.settings.errors import ConfigError, StoppedError, UserError
 from config.settings.loader import load
 from config.settings.parse import Choices, parse
 from ddpo.prompts import prompt_problems
-from ddpo.rewards.find import diversity_problems, guard_problems, reward_problems
+from ddpo.rewards.lookup import diversity_problems, guard_problems, reward_problems
 from front.run_choice import choose_run
 from front.stop import Stop
 from morl.prediction import PREDICTORS

@@ -11,16 +11,16 @@ import torch
 from config.settings.errors import StoppedError
 from ddpo.processes import Processes
 from ddpo.prompts import spread
-from ddpo.scorer import RewardError
+from ddpo.rewards.scorer import RewardError
 from ddpo.seeding import keyed_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ddpo.agents.slots import Agents, Policy
-    from ddpo.guards import Guards
+    from ddpo.rewards.guards import Guards
+    from ddpo.rewards.scorer import Scorer
     from ddpo.sampler import Sampler
-    from ddpo.scorer import Scorer
 
 _MIN_IMAGES = 2  # below that a mean has no standard error
 
@@ -79,7 +79,7 @@ class Evaluation:
         rewards: (N, M) float32, one row per image; NaN where a score is missing. Returns are
             means over the images that have all scores.
         images: (n, 3, H, W) uint8, the first n images.
-        features: (N, F) float32, what guards keep of each image (`ddpo/guards.py`).
+        features: (N, F) float32, what guards keep of each image (`ddpo/rewards/guards.py`).
     """
 
     rewards: torch.Tensor

@@ -13,14 +13,14 @@ from config.settings.errors import StoppedError
 from ddpo.advantages import advantages
 from ddpo.agents.conditioned import make_agents
 from ddpo.allocator import keep_freed_memory
-from ddpo.collapse import CollapseWatch
 from ddpo.compiling import compile_unet
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
-from ddpo.guards import Guards
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
+from ddpo.rewards.collapse import CollapseWatch
+from ddpo.rewards.guards import Guards
+from ddpo.rewards.scorer import RewardError, Scorer, collect
 from ddpo.sampler import Sampler
-from ddpo.scorer import RewardError, Scorer, collect
 from ddpo.seeding import keyed_seed
 from ddpo.steps import noise_windows
 from ddpo.stopwatch import Stopwatch

@@ -21,8 +21,8 @@ from ddpo.agents.slots import Agents
 from ddpo.evaluation import EvaluationSet, evaluate, standard_error
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
+from ddpo.rewards.scorer import Scorer
 from ddpo.sampler import Sampler
-from ddpo.scorer import Scorer
 from front.adapter import Adapter
 from front.blend import depth_of_corner, height_above_chord, neighbours
 from front.export import policy_of

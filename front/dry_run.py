@@ -22,7 +22,7 @@ from ddpo.costs import (
 from ddpo.footprint import KNOWN_MODELS, measure_footprint
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS
-from ddpo.rewards.find import build_reward
+from ddpo.rewards.lookup import build_reward
 from front.progress import route_logs
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ddpo.evaluation import Evaluation, EvaluationSet
-    from ddpo.guards import GuardReading
+    from ddpo.rewards.guards import GuardReading
     from front.run_dir import RunDir
     from morl.evolution import Evolution
     from morl.types import Objective, Offspring, PolicyId

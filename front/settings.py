@@ -12,7 +12,7 @@ from config.settings.errors import ConfigError
 from config.settings.parse import parse
 from config.settings.resume import completed
 from ddpo.processes import own_device
-from ddpo.rewards.find import reward_problems
+from ddpo.rewards.lookup import reward_problems
 from front.front import ChoiceError, FrontError
 
 if TYPE_CHECKING:

@@ -72,7 +72,7 @@ def _run(tmp_path):
         )
         Run(settings).train()
 
-    from ddpo.rewards.find import build_reward
+    from ddpo.rewards.lookup import build_reward
 
     build_reward(f"{own}:judge", make_settings().rewards, torch.device("cpu"))
     run.judge = sys.modules[str(own)]

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from config.settings.errors import UserError
 from config.settings.schema import objective_name
-from ddpo.rewards.find import build_reward
-from ddpo.scorer import Scorer
+from ddpo.rewards.lookup import build_reward
+from ddpo.rewards.scorer import Scorer
 from mo_train import read_settings
 
 if TYPE_CHECKING:

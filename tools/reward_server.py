@@ -8,7 +8,7 @@
 Any reward of docs/rewards.md or any `module:function` is served at /<its name>. What rewards are
 built from is overridden as in training (`--config.rewards.device=cuda:1`). There is no password
 and no encryption: it listens to this machine only unless `--host` says otherwise, and a line
-between machines is best an ssh tunnel. What is said is described in `ddpo/rewards/wire.py`.
+between machines is best an ssh tunnel. What is said is described in `ddpo/rewards/remote/wire.py`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import torch
 from config.settings.errors import UserError
 from config.settings.schema import objective_name
 from ddpo.processes import own_device
-from ddpo.rewards.find import build_reward, name_problem
-from ddpo.rewards.wire import FORMAT, WireError, answer_body, read_request
-from ddpo.scorer import RewardError, Scorer
+from ddpo.rewards.lookup import build_reward, name_problem
+from ddpo.rewards.remote.wire import FORMAT, WireError, answer_body, read_request
+from ddpo.rewards.scorer import RewardError, Scorer
 from front.arguments import port
 from mo_train import read_settings
 
@@ -44,7 +44,7 @@ _IDLE_SECONDS = 60  # a client that sends nothing for so long is hung up on
 
 
 class RewardServer(ThreadingHTTPServer):
-    """Answers as `ddpo/rewards/wire.py` says.
+    """Answers as `ddpo/rewards/remote/wire.py` says.
 
     Args:
         address: host and port; port 0 takes a free one.

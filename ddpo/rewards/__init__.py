@@ -6,7 +6,7 @@ A reward is built once by its factory and then called from a worker thread:
     scores = reward(images, prompts)   # (rows, 3, H, W) in [0, 1], one prompt per row -> (rows,)
 
 Factories import what they need themselves, so that listing the table costs nothing. Rewards that
-are not in the table, a user's own and remote ones, are found by `ddpo/rewards/find.py`.
+are not in the table, a user's own and remote ones, are found by `ddpo/rewards/lookup.py`.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _image_reward(settings: RewardSettings, device: torch.device) -> Reward:
     return ImageReward(weights, tokenizer, device, settings.dtype)
 
 
-# Guards that are no rewards, because they compare pictures: see `ddpo/guards.py`.
+# Guards that are no rewards, because they compare pictures: see `ddpo/rewards/guards.py`.
 PICTURE_GUARDS = {
     "base_similarity": "cosine of CLIP embeddings with the base model's picture of the same noise",
     "diversity": "mean 1 - cosine of CLIP embeddings between the pictures of a prompt",

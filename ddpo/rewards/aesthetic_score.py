@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ddpo.rewards.images import BatchReward
+from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.weights import load_into, load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ddpo.rewards.clip import ClipTower
-    from ddpo.rewards.images import ImageBatch
+    from ddpo.rewards.image_batch import ImageBatch
 
 _SETTING = "rewards.aesthetic_head"
 

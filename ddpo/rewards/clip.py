@@ -19,7 +19,7 @@ from ddpo.dtypes import DTYPES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ddpo.rewards.images import ImageBatch
+    from ddpo.rewards.image_batch import ImageBatch
 
 _MAX_PROMPTS = 4096  # text embeddings kept
 

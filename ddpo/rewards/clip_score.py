@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddpo.rewards.images import BatchReward
+from ddpo.rewards.image_batch import BatchReward
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ddpo.rewards.clip import ClipTower
-    from ddpo.rewards.images import ImageBatch
+    from ddpo.rewards.image_batch import ImageBatch
 
 WEIGHT = 100.0
 

@@ -18,13 +18,13 @@ from transformers import CLIPConfig, CLIPModel
 from config.settings.errors import UserError
 from ddpo.dtypes import DTYPES
 from ddpo.rewards.clip import ClipTower
-from ddpo.rewards.images import BatchReward
+from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.weights import load_into, load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ddpo.rewards.images import ImageBatch
+    from ddpo.rewards.image_batch import ImageBatch
 
 _SETTING = "rewards.hps_weights"
 _NAMES = {

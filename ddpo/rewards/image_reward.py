@@ -27,13 +27,13 @@ from config.settings.errors import UserError
 from ddpo.dtypes import DTYPES
 from ddpo.rewards.aesthetic_score import make_head
 from ddpo.rewards.clip import clip_pixels
-from ddpo.rewards.images import BatchReward
+from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.weights import load_into, load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ddpo.rewards.images import ImageBatch
+    from ddpo.rewards.image_batch import ImageBatch
 
 _SETTING = "rewards.image_reward_weights"
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072

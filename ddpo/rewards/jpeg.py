@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddpo.rewards.images import BatchReward
+from ddpo.rewards.image_batch import BatchReward
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ddpo.rewards.images import ImageBatch
+    from ddpo.rewards.image_batch import ImageBatch
 
 _BYTES_PER_KB = 1000
 

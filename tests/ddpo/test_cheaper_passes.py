@@ -18,8 +18,8 @@ from ddpo.ddim import gaussian_log_prob, make_schedule, output_coefficient, step
 from ddpo.evaluation import EvaluationSet, evaluate
 from ddpo.fused import FusedGroupNorm
 from ddpo.processes import Processes
+from ddpo.rewards.scorer import collect
 from ddpo.sampler import Sampler
-from ddpo.scorer import collect
 from ddpo.steps import noise_windows, step_weights
 from ddpo.trainer import Trainer
 from ddpo.types import Rollout

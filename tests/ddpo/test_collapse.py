@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ddpo.collapse import CollapseWatch, without_variance
+from ddpo.rewards.collapse import CollapseWatch, without_variance
 from ddpo.types import RewardBatch
 from tests.conftest import make_rig
 

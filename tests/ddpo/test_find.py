@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from config.settings.errors import ConfigError, UserError
-from ddpo.rewards.find import build_reward
-from ddpo.scorer import Scorer
+from ddpo.rewards.lookup import build_reward
+from ddpo.rewards.scorer import Scorer
 from mo_train import read_settings
 from tests.conftest import make_settings
 

@@ -11,15 +11,15 @@ from torch.nn import functional as F
 from config.settings.errors import ConfigError
 from config.settings.schema import GuardSettings
 from ddpo.evaluation import Evaluation, EvaluationSet
-from ddpo.guards import (
+from ddpo.processes import Processes
+from ddpo.rewards.guards import (
     Guards,
     diversity,
     diversity_std_error,
     excluded_policies,
     guard_metrics,
 )
-from ddpo.processes import Processes
-from ddpo.scorer import RewardError
+from ddpo.rewards.scorer import RewardError
 from ddpo.trainer import Trainer
 from mo_loop import Run
 from mo_train import read_settings
@@ -190,7 +190,7 @@ def test_guards_are_not_measured_on_the_pictures_of_calibration(tmp_path, monkey
 def test_features_are_those_of_the_pictures_whatever_the_pass(rig):
     """Guards read in chunks and agent-major; each picture must meet its own embedding."""
     from ddpo.evaluation import evaluate
-    from ddpo.scorer import Scorer
+    from ddpo.rewards.scorer import Scorer
 
     on = EvaluationSet(prompts=("a", "b", "c"), seeds=(5, 6, 7))
     found = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddpo.compiling import compile_unet
-from ddpo.scorer import Scorer, collect
+from ddpo.rewards.scorer import Scorer, collect
 from tests.conftest import make_rig, make_tiny_pipe
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from config.settings.schema import PromptSettings
 from ddpo.prompts import Prompt, draw_prompts, load_prompts, split_prompts
-from ddpo.scorer import Scorer, collect
+from ddpo.rewards.scorer import Scorer, collect
 
 
 def test_every_prompt_is_drawn_equally_often():

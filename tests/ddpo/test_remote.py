@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from ddpo.rewards.remote.client.client import RemoteError, RemoteReward
 from torch.nn import functional as F
 
 from config.settings.errors import ConfigError, UserError
 from ddpo.rewards import REWARDS
-from ddpo.rewards.images import ImageBatch
-from ddpo.rewards.remote import RemoteError, RemoteReward
-from ddpo.rewards.wire import WireError, read_answer, read_request, request_body
-from ddpo.scorer import RewardError, Scorer
+from ddpo.rewards.image_batch import ImageBatch
+from ddpo.rewards.remote.wire import WireError, read_answer, read_request, request_body
+from ddpo.rewards.scorer import RewardError, Scorer
 from mo_train import read_settings
 from tests.conftest import make_settings
 from tools import reward_server

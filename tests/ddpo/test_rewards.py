@@ -20,11 +20,11 @@ from ddpo.rewards.aesthetic_score import load_head
 from ddpo.rewards.brightness import brightness
 from ddpo.rewards.clip import clip_pixels, load_clip
 from ddpo.rewards.colorfulness import colorfulness
-from ddpo.rewards.images import ImageBatch
+from ddpo.rewards.image_batch import ImageBatch
 from ddpo.rewards.jpeg import JpegSize
 from ddpo.rewards.rms_contrast import rms_contrast
+from ddpo.rewards.scorer import Scorer
 from ddpo.rewards.sharpness import sharpness
-from ddpo.scorer import Scorer
 from tests.conftest import LETTERS, make_settings
 from tests.tiny import of_8_bits
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ddpo.evaluation import EvaluationSet, evaluate
 from ddpo.processes import Processes, Share
 from ddpo.rewards.jpeg import JpegSize
-from ddpo.scorer import RewardError, Scorer, collect
+from ddpo.rewards.scorer import RewardError, Scorer, collect
 from tests.conftest import make_rig
 from tests.tiny import of_8_bits
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpo.scorer import Scorer, collect
+from ddpo.rewards.scorer import Scorer, collect
 from tests.conftest import make_rig, make_tiny_pipe
 
 # Python's ways from a tensor to a number, and the operations that have to know values.

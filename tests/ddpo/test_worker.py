@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpo.worker import Worker
+from ddpo.rewards.worker import Worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +85,7 @@ def test_a_closed_worker_waits_for_its_thread_and_drops_what_waits():
 
 
 def test_closing_does_not_wait_for_a_call_that_hangs(monkeypatch):
-    monkeypatch.setattr("ddpo.worker._PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("ddpo.rewards.worker._PATIENCE_SECONDS", 0.01)
     worker, is_over, has_begun = Worker("w"), threading.Event(), threading.Event()
     hanging = worker.submit(lambda: (has_begun.set(), is_over.wait(30)))
     assert has_begun.wait(5)
@@ -96,7 +96,7 @@ def test_closing_does_not_wait_for_a_call_that_hangs(monkeypatch):
 
 def test_a_program_ends_although_a_call_hangs_and_nobody_closed_its_worker():
     code = (
-        "import time; from ddpo.worker import Worker; import ddpo.worker as w\n"
+        "import time; from ddpo.rewards.worker import Worker; import ddpo.rewards.worker as w\n"
         "w._PATIENCE_SECONDS = 0.1\n"
         "Worker('idle'); worker = Worker('hangs'); call = worker.submit(lambda: time.sleep(1000))\n"
         "try: call.result(0.1)\n"

@@ -1,6 +1,6 @@
 """A reward in another process or on another machine: the way a VLM judge is plugged in.
 
-`tools/reward_server.py` is the other side; `ddpo/rewards/wire.py` says what goes over the line.
+`tools/reward_server.py` is the other side; `ddpo/rewards/remote/wire.py` says what goes over the line.
 Pictures travel as PNG, so that a reward scores the same bits wherever it runs, or as JPEG where
 the line is slow.
 """
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from config.settings.errors import UserError
-from ddpo.rewards.images import BatchReward
-from ddpo.rewards.wire import (
+from ddpo.rewards.image_batch import BatchReward
+from ddpo.rewards.remote.wire import (
     WireError,
     error_text,
     read_answer,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ddpo.rewards.images import ImageBatch
+    from ddpo.rewards.image_batch import ImageBatch
 
 logger = logging.getLogger(__name__)
 

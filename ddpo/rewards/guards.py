@@ -17,8 +17,8 @@ import torch
 
 from config.settings.schema import objective_name
 from ddpo.rewards import PICTURE_GUARDS
-from ddpo.rewards.images import ImageBatch
-from ddpo.scorer import RewardError, Scorer, reward_device
+from ddpo.rewards.image_batch import ImageBatch
+from ddpo.rewards.scorer import RewardError, Scorer, reward_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from config.settings.schema import GuardSettings, Settings
     from ddpo.evaluation import Evaluation, EvaluationSet
     from ddpo.rewards.clip import ClipTower
-    from ddpo.scorer import Submission
+    from ddpo.rewards.scorer import Submission
 
 Name = TypeVar("Name", bound=str)
 

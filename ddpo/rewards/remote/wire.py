@@ -22,7 +22,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ddpo.rewards.images import ImageBatch
+    from ddpo.rewards.image_batch import ImageBatch
 
 FORMAT = 1
 ENCODINGS = ("png", "jpeg")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from config.settings.errors import UserError
-from ddpo.rewards.find import build_reward
-from ddpo.rewards.images import BatchReward, ImageBatch
+from ddpo.rewards.image_batch import BatchReward, ImageBatch
+from ddpo.rewards.lookup import build_reward
+from ddpo.rewards.worker import Worker
 from ddpo.types import RewardBatch, Rollout
-from ddpo.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from ddpo.agents.slots import Agents
     from ddpo.ddim import Schedule
     from ddpo.rewards import Reward
+    from ddpo.rewards.worker import Call
     from ddpo.sampler import Sampler
     from ddpo.types import PromptBatch
-    from ddpo.worker import Call
 
 logger = logging.getLogger(__name__)
 
