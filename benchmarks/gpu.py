@@ -32,11 +32,11 @@ from benchmarks import common
 from benchmarks.models import letter_tokenizer, save_random_pipeline, sd_scheduler_settings
 from benchmarks.rig import Rig, one_rollout
 from config.settings.errors import UserError
-from ddpo.compiling import compile_unet
 from ddpo.costs import Plan, expected_memory
 from ddpo.dtypes import DTYPES
 from ddpo.footprint import known_architecture, measure_footprint
 from ddpo.model.stable_diffusion import FrozenDiffusion
+from ddpo.speed.compiling import compile_unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable

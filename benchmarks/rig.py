@@ -11,9 +11,9 @@ import torch
 from config import base
 from config.settings.parse import parse
 from ddpo.agents.slots import Agents
-from ddpo.allocator import keep_freed_memory
 from ddpo.sampler import Sampler
 from ddpo.seeding import keyed_seed
+from ddpo.speed.allocator import keep_freed_memory
 from ddpo.types import Rollout
 from ddpo.update import Updater
 

@@ -25,10 +25,10 @@ from ddpo.agents.slots import target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.costs import Footprint
 from ddpo.dtypes import DTYPES
-from ddpo.frozen import freeze
-from ddpo.fused import fuse
 from ddpo.model.families import own_sides
 from ddpo.model.loading import configuration_source
+from ddpo.speed.frozen import freeze
+from ddpo.speed.fused import fuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpo.compiling import compile_unet
+from ddpo.speed.compiling import compile_unet
 from ddpo.types import Rollout
 from tests.conftest import make_rig, small_world
 from tests.tiny import make_tiny_pipe

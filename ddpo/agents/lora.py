@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ddpo.frozen import is_for_onednn, linear
+from ddpo.speed.frozen import is_for_onednn, linear
 
 
 class Factors(NamedTuple):

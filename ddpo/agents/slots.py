@@ -21,7 +21,7 @@ from ddpo.agents.adam import AdapterAdam
 from ddpo.agents.layout import FlatLayout, rank_of_products
 from ddpo.agents.lora import StackedLoRALinear
 from ddpo.agents.loss_scale import LossScale
-from ddpo.frozen import freeze
+from ddpo.speed.frozen import freeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,10 +11,10 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from config.settings.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
-from ddpo.frozen import freeze
-from ddpo.fused import can_fuse, fuse
 from ddpo.model.families import FAMILIES, Frame
 from ddpo.model.loading import load_pipeline
+from ddpo.speed.frozen import freeze
+from ddpo.speed.fused import can_fuse, fuse
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class FrozenDiffusion:
         return cls(pipe, device, Frame.of(pipe, settings))
 
     def fuse(self) -> bool:
-        """Draw in fewer passes over memory, see `ddpo.fused`.
+        """Draw in fewer passes over memory, see `ddpo.speed.fused`.
 
         Returns:
             Whether that could be compiled here; if not, nothing has changed.

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from ddpo import allocator
+from ddpo.speed import allocator
 
 PROGRAM = """
 import resource, sys, torch
-from ddpo.allocator import keep_freed_memory
+from ddpo.speed.allocator import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

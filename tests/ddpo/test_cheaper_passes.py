@@ -16,10 +16,10 @@ from ddpo.calibration import initial_statistics
 from ddpo.costs import Plan
 from ddpo.ddim import gaussian_log_prob, make_schedule, output_coefficient, step_mean
 from ddpo.evaluation import EvaluationSet, evaluate
-from ddpo.fused import FusedGroupNorm
 from ddpo.processes import Processes
 from ddpo.rewards.scorer import collect
 from ddpo.sampler import Sampler
+from ddpo.speed.fused import FusedGroupNorm
 from ddpo.steps import noise_windows, step_weights
 from ddpo.trainer import Trainer
 from ddpo.types import Rollout

@@ -17,7 +17,7 @@ from ddpo.footprint import (
     load_architecture,
     measure_footprint,
 )
-from ddpo.frozen import _FROZEN
+from ddpo.speed.frozen import _FROZEN
 from tests.conftest import make_settings
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

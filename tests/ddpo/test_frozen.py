@@ -15,8 +15,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ddpo import frozen
-from ddpo.frozen import (
+from ddpo.speed import frozen
+from ddpo.speed.frozen import (
     FrozenAttention,
     FrozenConv2d,
     FrozenFeedForward,

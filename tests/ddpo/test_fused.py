@@ -11,10 +11,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn import functional
 
-from ddpo import fused
-from ddpo.frozen import FrozenResnetBlock2D, freeze
-from ddpo.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse
 from ddpo.model.stable_diffusion import FrozenDiffusion
+from ddpo.speed import fused
+from ddpo.speed.frozen import FrozenResnetBlock2D, freeze
+from ddpo.speed.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse
 from tests.conftest import make_rig
 from tests.ddpo.test_costs import SD15, footprint_of
 from tests.ddpo.test_frozen import kept

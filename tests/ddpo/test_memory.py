@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from ddpo.compiling import compile_unet
 from ddpo.rewards.scorer import Scorer, collect
+from ddpo.speed.compiling import compile_unet
 from tests.conftest import make_rig, make_tiny_pipe
 
 

@@ -19,8 +19,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ddpo.compiling import settle, succeeds
-from ddpo.frozen import (
+from ddpo.speed.compiling import settle, succeeds
+from ddpo.speed.frozen import (
     FrozenFeedForward,
     FrozenResnetBlock2D,
     LayerKinds,
