@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.worker import ROOT
 from config.settings.errors import ConfigError, UserError
-from ddpo.costs import CARDS, UTILISATION, Plan, hours, total_flops
-from ddpo.footprint import measure_footprint
+from ddpo.cost.footprint import measure_footprint
+from ddpo.cost.plan import CARDS, UTILISATION, Plan, hours, total_flops
 from ddpo.prompts import split_prompts
 from mo_train import read_settings
 

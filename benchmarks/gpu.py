@@ -32,9 +32,9 @@ from benchmarks import common
 from benchmarks.models import letter_tokenizer, save_random_pipeline, sd_scheduler_settings
 from benchmarks.rig import Rig, one_rollout
 from config.settings.errors import UserError
-from ddpo.costs import Plan, expected_memory
+from ddpo.cost.footprint import known_architecture, measure_footprint
+from ddpo.cost.plan import Plan, expected_memory
 from ddpo.dtypes import DTYPES
-from ddpo.footprint import known_architecture, measure_footprint
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.speed.compiling import compile_unet
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from config.settings.schema import Settings
-    from ddpo.costs import Footprint
+    from ddpo.cost.plan import Footprint
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 AGENTS = 6

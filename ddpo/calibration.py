@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddpo.advantages import PromptStatistics, scored, within_prompt_std
-from ddpo.costs import IMAGES_PER_PROMPT
+from ddpo.cost.plan import IMAGES_PER_PROMPT
 from ddpo.evaluation import EvaluationSet
 from ddpo.prompts import spread
 

@@ -12,6 +12,7 @@ import torch
 from config.settings.errors import StoppedError
 from ddpo.advantages import advantages
 from ddpo.agents.conditioned import make_agents
+from ddpo.cost.stopwatch import Stopwatch
 from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
@@ -23,7 +24,6 @@ from ddpo.seeding import keyed_seed
 from ddpo.speed.allocator import keep_freed_memory
 from ddpo.speed.compiling import compile_unet
 from ddpo.steps import noise_windows
-from ddpo.stopwatch import Stopwatch
 from ddpo.types import RewardBatch, UpdateStats
 from ddpo.update import Updater
 

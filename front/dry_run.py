@@ -10,7 +10,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
-from ddpo.costs import (
+from ddpo.cost.footprint import KNOWN_MODELS, measure_footprint
+from ddpo.cost.plan import (
     CARDS,
     UTILISATION,
     Plan,
@@ -19,7 +20,6 @@ from ddpo.costs import (
     rows_that_fit,
     total_flops,
 )
-from ddpo.footprint import KNOWN_MODELS, measure_footprint
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS
 from ddpo.rewards.lookup import build_reward
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from config.settings.schema import PretrainedSettings, RewardSettings, Settings
-    from ddpo.costs import Footprint, Memory
+    from ddpo.cost.plan import Footprint, Memory
     from ddpo.prompts import PromptSplit
 
 _BUDGETS_GB = (10, 24, 80)

@@ -82,7 +82,7 @@ def test_the_pictures_of_every_policy_are_kept(finished):
 
 def test_the_costs_are_those_that_the_settings_promise(world, finished):
     """What `--dry_run` counts is what the run spends, up to the number of policies reported."""
-    from ddpo.costs import Plan
+    from ddpo.cost.plan import Plan
 
     front = read(finished / "front.json")
     settings = parse(ConfigDict(read(finished / "config.json")["settings"]), {})

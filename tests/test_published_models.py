@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ddpo.agents.slots import Agents
-from ddpo.footprint import known_architecture
+from ddpo.cost.footprint import known_architecture
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.sampler import Sampler
 from ddpo.types import Rollout

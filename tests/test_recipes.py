@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from config.settings.loader import load_recipe
 from config.settings.rules import process_problems
-from ddpo.costs import Plan, expected_memory
-from ddpo.footprint import KNOWN_MODELS, measure_footprint
+from ddpo.cost.footprint import KNOWN_MODELS, measure_footprint
+from ddpo.cost.plan import Plan, expected_memory
 from ddpo.prompts import split_prompts
 from front.dry_run import dry_run
 from mo_loop import Run

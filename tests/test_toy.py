@@ -22,7 +22,7 @@ from benchmarks.toy.tables import print_all
 from config.settings.errors import UserError
 from ddpo.advantages import within_prompt_std
 from ddpo.agents.slots import Agents
-from ddpo.costs import Plan
+from ddpo.cost.plan import Plan
 from ddpo.sampler import Sampler
 from mo_train import read_settings
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.settings.loader import load_recipe
-from ddpo.costs import CARDS, UTILISATION, Plan, expected_memory, hours, total_flops
-from ddpo.footprint import load_architecture, measure_footprint
+from ddpo.cost.footprint import load_architecture, measure_footprint
+from ddpo.cost.plan import CARDS, UTILISATION, Plan, expected_memory, hours, total_flops
 from ddpo.prompts import MIN_TO_SPLIT, PROMPT_SETS, load_prompts, split_prompts
 from ddpo.rewards import markdown_table
 from mo_train import read_settings

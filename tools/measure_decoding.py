@@ -15,7 +15,7 @@ import time
 import torch
 from diffusers import AutoencoderKL
 
-from ddpo.footprint import known_architecture
+from ddpo.cost.footprint import known_architecture
 
 
 def main() -> None:

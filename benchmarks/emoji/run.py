@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.evidence import Point, Record, row_equivalents
-from ddpo.costs import Plan
+from ddpo.cost.plan import Plan
 from mo_loop import Run
 
 if TYPE_CHECKING:

@@ -236,7 +236,7 @@ def test_adapters_of_the_published_models(name, rank):
     """Names, shapes and sizes on the meta device, without weights."""
     from diffusers import UNet2DConditionModel
 
-    from ddpo.footprint import known_architecture
+    from ddpo.cost.footprint import known_architecture
 
     blocks, text_width = PUBLISHED[name]
     settings = make_settings(adapter={"rank": rank, "alpha": 2.0 * rank})

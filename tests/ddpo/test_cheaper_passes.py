@@ -13,7 +13,7 @@ from config.settings.errors import ConfigError, UserError
 from config.settings.rules import process_problems
 from ddpo.best_of import most_extreme
 from ddpo.calibration import initial_statistics
-from ddpo.costs import Plan
+from ddpo.cost.plan import Plan
 from ddpo.ddim import gaussian_log_prob, make_schedule, output_coefficient, step_mean
 from ddpo.evaluation import EvaluationSet, evaluate
 from ddpo.processes import Processes

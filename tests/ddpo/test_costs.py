@@ -9,14 +9,14 @@ import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from config.settings.errors import UserError
-from ddpo.costs import Footprint, Plan, expected_memory, hours, total_flops
-from ddpo.footprint import (
+from ddpo.cost.footprint import (
     _measure,
     _Meter,
     known_architecture,
     load_architecture,
     measure_footprint,
 )
+from ddpo.cost.plan import Footprint, Plan, expected_memory, hours, total_flops
 from ddpo.speed.frozen import _FROZEN
 from tests.conftest import make_settings
 
@@ -78,7 +78,7 @@ def test_stable_diffusion_costs_what_was_measured_on_a_gpu(monkeypatch):
     assert found.sample_flops == pytest.approx(0.803e12, rel=0.01)
     for kind in (torch.nn.Conv2d, Transformer2DModel):
         monkeypatch.delitem(_FROZEN, kind)
-    monkeypatch.setattr("ddpo.footprint._measure", _measure.__wrapped__)  # past its cache
+    monkeypatch.setattr("ddpo.cost.footprint._measure", _measure.__wrapped__)  # past its cache
     plain = footprint_of(SD15)
     assert plain.train_bytes == pytest.approx(0.80e9, rel=0.05)
     assert plain.train_flops == found.train_flops

@@ -10,7 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from config.settings.errors import UserError
-from ddpo.footprint import load_architecture
+from ddpo.cost.footprint import load_architecture
 from ddpo.model.loading import configuration_source, load_pipeline
 from tests.conftest import make_settings
 from tests.original_layout import original_state_dict, unet_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddpo import stopwatch
+from ddpo.cost import stopwatch
 
 
 def test_only_time_inside_is_work(monkeypatch):

@@ -23,7 +23,7 @@ from config.settings.errors import UserError
 from ddpo.agents.lora import Factors, StackedLoRALinear
 from ddpo.agents.slots import target_layers
 from ddpo.assets import ASSETS, resolve_model
-from ddpo.costs import Footprint
+from ddpo.cost.plan import Footprint
 from ddpo.dtypes import DTYPES
 from ddpo.model.families import own_sides
 from ddpo.model.loading import configuration_source

@@ -1,6 +1,6 @@
 """What a run will cost, from its settings alone: images, UNet rows, FLOPs, memory, hours.
 
-Pure arithmetic. `ddpo/footprint.py` supplies what one UNet row of a model costs.
+Pure arithmetic. `ddpo/cost/footprint.py` supplies what one UNet row of a model costs.
 """
 
 from __future__ import annotations
