@@ -1,6 +1,6 @@
 """PPO-style updates: inner epochs over shuffled (sample, step) pairs, all agents at once.
 
-What is minimised is the business of an update rule (`ddpo/update_rules.py`). Given the rollout, the
+What is minimised is the business of an update rule (`ddpo/rules/rules.py`). Given the rollout, the
 loss of each (sample, step) pair is independent of every other, so pairs are folded into UNet passes
 of any number of rows; the result does not depend on that number.
 """
@@ -19,10 +19,10 @@ from config.settings.errors import UserError
 from config.settings.schema import trained_samples
 from ddpo.best_of import most_extreme
 from ddpo.processes import Processes, Share
+from ddpo.rules.rules import UPDATE_RULES
 from ddpo.steps import step_weights, trained_steps
 from ddpo.transfer import pairs_of, to_device
 from ddpo.types import UpdateStats
-from ddpo.update_rules import UPDATE_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from config.settings.schema import Settings
     from ddpo.agents.slots import Agents
     from ddpo.ddim import Schedule
-    from ddpo.loss import Surrogate
+    from ddpo.rules.loss import Surrogate
     from ddpo.sampler import Sampler
     from ddpo.types import Rollout
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ddpo.assets import resolve_model
 from ddpo.ddim import make_schedule
-from ddpo.forward_process import add_noise
+from ddpo.rules.forward_process import add_noise
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:

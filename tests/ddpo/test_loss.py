@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddpo.loss import clip_range_from_nats, clipped_surrogate
+from ddpo.rules.loss import clip_range_from_nats, clipped_surrogate
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from config.settings.schema import TrainSettings
-from ddpo import forward_process
-from ddpo.forward_process import mean_square, negative_aware_loss, optimality
-from ddpo.update_rules import UPDATE_RULES
+from ddpo.rules import forward_process
+from ddpo.rules.forward_process import mean_square, negative_aware_loss, optimality
+from ddpo.rules.rules import UPDATE_RULES
 from tests.conftest import make_rig, make_tiny_pipe
 
 FORWARD = ["diffusion_nft", "awm"]

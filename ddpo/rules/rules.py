@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from ddpo.ddim import denoise, gaussian_kl, gaussian_log_prob, step_mean
-from ddpo.forward_process import add_noise, mean_square, negative_aware_loss, optimality
-from ddpo.loss import Surrogate, clip_range_from_nats, clipped_surrogate
+from ddpo.rules.forward_process import add_noise, mean_square, negative_aware_loss, optimality
+from ddpo.rules.loss import Surrogate, clip_range_from_nats, clipped_surrogate
 from ddpo.sampler import keyed_noise
 from ddpo.seeding import keyed_seed
 from ddpo.transfer import pairs_of, to_device
