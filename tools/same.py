@@ -57,7 +57,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     ),
     "smoke_guarded": (
         *_SMOKE,
-        "--config.guards.names=colorfulness,diversity",
+        "--config.guards.names=colorfulness,base_similarity",
         "--config.train.gradient_checkpointing=True",
         "--config.train.timestep_fraction=0.5",
     ),
