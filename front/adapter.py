@@ -6,11 +6,12 @@ be something else: the product of averages is not the average of products.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -19,14 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from config.settings.errors import UserError
-from front.files import write_atomic
-from front.front import ADAPTER_FILE
+from front.files import ADAPTER_FILE, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from front.front import Blend, FrontPolicy
+    from ddpo.agents.slots import Agents, Policy
 
     Matrices = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -36,6 +36,24 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 class AdapterError(UserError):
     """An adapter that cannot be read, or does not fit."""
+
+
+class Stored(Protocol):
+    """A policy whose adapter is on disk."""
+
+    @property
+    def file(self) -> Path:
+        """In diffusers' format."""
+        ...
+
+
+class Blended(Protocol):
+    """A weighted sum of such policies; one alone is the case of a single part."""
+
+    @property
+    def parts(self) -> Sequence[tuple[Stored, float]]:
+        """The policies and their coefficients."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,7 +115,7 @@ class Adapter:
         return adapter
 
     @classmethod
-    def of(cls, member: FrontPolicy | Blend) -> Adapter:
+    def of(cls, member: Blended) -> Adapter:
         """The adapter of a policy, or the exact blend of several.
 
         Raises:
@@ -309,3 +327,64 @@ class Adapter:
 def _plain(value: object) -> object:
     """Sets have no order and no JSON; lists have both."""
     return sorted(value) if isinstance(value, set) else value
+
+
+def adapter_of(agents: Agents, policy: Policy) -> Adapter:
+    """The adapter of a policy; `agents` know the layers it belongs to."""
+    settings = agents.settings
+    return Adapter(
+        matrices={name: agents.matrices(policy.adapter, name) for name in agents.layer_names},
+        rank=settings.rank,
+        alpha=settings.alpha,
+        target_modules=settings.target_modules,
+    )
+
+
+def policy_of(agents: Agents, adapter: Adapter) -> Policy:
+    """An adapter as a policy that `agents` can load, its optimiser state empty: for evaluation.
+
+    Args:
+        agents: of the same layers; their rank may be higher, the rest is zero.
+        adapter: of a policy or a blend.
+
+    Raises:
+        AdapterError: if the adapter belongs to other layers, or has a higher rank.
+    """
+    settings = agents.settings
+    if set(adapter.matrices) != set(agents.layer_names) or adapter.rank > settings.rank:
+        raise AdapterError(
+            f"the adapter (rank {adapter.rank}, {len(adapter.matrices)} layers) does not fit the "
+            f"base model's {len(agents.layer_names)} layers at rank {settings.rank}"
+        )
+    initial = agents.initial_policy()
+    flat = torch.zeros_like(initial.adapter)
+    for layer, (a, b) in adapter.matrices.items():
+        to_a, to_b = agents.matrices(flat, layer)
+        if to_a.shape[1] != a.shape[1] or len(to_b) != len(b):
+            raise AdapterError(f"the adapter does not fit the base model: {layer} differs")
+        to_a[: adapter.rank] = a
+        to_b[:, : adapter.rank] = adapter.scale / (settings.alpha / settings.rank) * b
+    return dataclasses.replace(initial, adapter=flat)
+
+
+def save_adapter(agents: Agents, policy: Policy, folder: Path) -> None:
+    """Write a policy's adapter for `pipe.load_lora_weights(folder)`; see `Adapter.save`.
+
+    The file is the same for every pipeline class: the UNet's layers carry one prefix in all.
+
+    Args:
+        agents: knows the layers the adapter belongs to.
+        policy: whose adapter to write.
+        folder: made if absent.
+    """
+    adapter_of(agents, policy).save(folder)
+
+
+def holds_adapter(agents: Agents, policy: Policy, folder: Path) -> bool:
+    """Whether `save_adapter` has written this very policy to a folder, to the bit."""
+    try:
+        found = Adapter.read(folder / ADAPTER_FILE).state_dict()
+    except AdapterError:
+        return False
+    own = adapter_of(agents, policy).state_dict()
+    return own.keys() == found.keys() and all(torch.equal(own[n], found[n]) for n in own)

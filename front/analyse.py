@@ -23,9 +23,8 @@ from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
 from ddpo.rewards.scorer import Scorer
 from ddpo.sampler import Sampler
-from front.adapter import Adapter
+from front.adapter import Adapter, policy_of
 from front.blend import depth_of_corner, height_above_chord, neighbours
-from front.export import policy_of
 from front.files import write_json
 from front.front import Blend, Front, FrontError
 from front.plots import plot_dense_front

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ddpo.assets import resolve_model
 from front.adapter import Adapter
-from front.front import ADAPTER_FILE, FrontPolicy
+from front.files import ADAPTER_FILE
+from front.front import FrontPolicy
 from front.plots import plot_samples
 from front.samples import read_samples
 from front.settings import settings_of

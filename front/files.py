@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 _PARTIAL, _TRASH = ".tmp", ".trash"
 _LEFTOVERS = (_PARTIAL, _TRASH)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -22,6 +22,7 @@ import numpy as np
 
 from config.settings.errors import UserError
 from front.blend import affine_shares, coefficients
+from front.files import ADAPTER_FILE
 from morl.history import Improvement
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import check_objectives, comparable, to_z
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 FORMAT = 1
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 _SLOT = "front"  # the adapter name under which a policy is loaded into a pipeline
 _NUM_USERS = 101  # weight vectors that the expected utility is a mean over
 _SUM_TOLERANCE = 1e-6  # weights typed by hand, such as 0.333,0.333,0.334

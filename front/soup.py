@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddpo.agents.slots import Policy
-from front.adapter import Adapter
-from front.export import adapter_of
+from front.adapter import Adapter, adapter_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,9 +14,8 @@ import ddpo.trainer
 import mo_front
 from ddpo.agents.conditioned import ConditionedAgents
 from front import Front
-from front.adapter import Adapter
+from front.adapter import Adapter, adapter_of, save_adapter
 from front.checkpoint import CheckpointStore
-from front.export import adapter_of, save_adapter
 from front.front import ChoiceError, FrontError
 from mo_loop import Run
 from mo_train import read_settings

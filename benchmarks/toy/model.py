@@ -91,7 +91,7 @@ class Denoiser(nn.Module):
 
 
 class ToyDiffusion:
-    """The denoiser with its prompts and its noise schedule: a `ddpo.model.stable_diffusion.BaseModel`.
+    """The denoiser with its prompts and its noise schedule, as a `BaseModel`.
 
     Args:
         denoiser: trained; wrapped in place by `Agents`, so each run needs its own.

@@ -155,7 +155,7 @@ def build_reward(name: str, settings: RewardSettings, device: torch.device) -> t
 
 
 def _remote(url: str, settings: RewardSettings) -> tuple[Reward, str]:
-    from ddpo.rewards.remote.client.client import RemoteReward  # noqa: PLC0415 - not needed to list the table
+    from ddpo.rewards.remote.client import RemoteReward  # noqa: PLC0415 - not needed to list the table
 
     reward = RemoteReward(
         url,

@@ -1,4 +1,4 @@
-"""torch.compile where it works: of the UNet with its adapters, or of functions (`ddpo.speed.fused`)."""
+"""torch.compile where it works: of the UNet with its adapters, or of `ddpo.speed.fused`."""
 
 from __future__ import annotations
 

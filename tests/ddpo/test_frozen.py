@@ -27,7 +27,7 @@ from ddpo.speed.frozen import (
     freeze,
     linear,
 )
-from front.export import save_adapter
+from front.adapter import save_adapter
 from tests.conftest import make_rig
 from tests.tiny import KINDS, draw_without_and_with, make_tiny_pipe
 

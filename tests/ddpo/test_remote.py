@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ddpo.rewards.remote.client.client import RemoteError, RemoteReward
+from ddpo.rewards.remote.client import RemoteError, RemoteReward
 from torch.nn import functional as F
 
 from config.settings.errors import ConfigError, UserError

@@ -14,7 +14,8 @@ import pytest
 from front import Front
 from front.arguments import numbers
 from front.describe import front_text
-from front.front import ADAPTER_FILE, Blend, ChoiceError, FrontError, Guard
+from front.files import ADAPTER_FILE
+from front.front import Blend, ChoiceError, FrontError, Guard
 from morl.objectives import to_z
 
 

@@ -14,8 +14,8 @@ import mo_loop
 from config.settings.errors import UserError
 from front import Front
 from front import run_dir as run_dir_module
-from front.export import holds_adapter
-from front.front import ADAPTER_FILE
+from front.adapter import holds_adapter
+from front.files import ADAPTER_FILE
 from front.run_dir import RunDir, open_run_dir, version_changes, written_by
 from tests.conftest import make_rig, make_settings
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from front.export import adapter_of
+from front.adapter import adapter_of
 from front.soup import blend_policies
 from tests.conftest import make_rig
 

@@ -1,6 +1,6 @@
 """A reward in another process or on another machine: the way a VLM judge is plugged in.
 
-`tools/reward_server.py` is the other side; `ddpo/rewards/remote/wire.py` says what goes over the line.
+`tools/reward_server.py` is the other side; `wire.py` beside this file says what goes over the line.
 Pictures travel as PNG, so that a reward scores the same bits wherever it runs, or as JPEG where
 the line is slow.
 """
