@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import wilcoxon
 
-from front.files import write_json
+from ddpo.files import write_json
 from morl.indicators import expected_utility, hypervolume
 from morl.objectives import to_z
 from morl.types import Objective

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from config.settings.errors import UserError
-from front.files import ADAPTER_FILE, write_atomic
+from ddpo.files import ADAPTER_FILE, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from ddpo.agents.slots import Agents
 from ddpo.evaluation import EvaluationSet, evaluate, standard_error
+from ddpo.files import write_json
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
 from ddpo.rewards.scorer import Scorer
 from ddpo.sampler import Sampler
 from front.adapter import Adapter, policy_of
 from front.blend import depth_of_corner, height_above_chord, neighbours
-from front.files import write_json
 from front.front import Blend, Front, FrontError
 from front.plots import plot_dense_front
 from front.samples import write_samples

@@ -24,7 +24,7 @@ from safetensors.torch import save as save_tensors
 from config.settings.errors import UserError
 from ddpo.advantages import PromptStatistics
 from ddpo.agents.slots import Policy
-from front.files import new_folder, plain_name, remove, sweep, write_atomic, write_durable
+from ddpo.files import new_folder, plain_name, remove, sweep, write_atomic, write_durable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

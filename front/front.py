@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from config.settings.errors import UserError
+from ddpo.files import ADAPTER_FILE
 from front.blend import affine_shares, coefficients
-from front.files import ADAPTER_FILE
 from morl.history import Improvement
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import check_objectives, comparable, to_z

@@ -21,7 +21,7 @@ from PIL import Image
 
 from config.settings.errors import UserError
 from config.settings.schema import flatten
-from front.files import write_atomic
+from ddpo.files import write_atomic
 from front.front import Blend, Front
 from front.samples import encode, read_samples, sample_path
 from front.tables import with_error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from config.settings.errors import ConfigError, UserError
 from config.settings.resume import AUTO, changed_settings, settings_in
-from front.files import write_json
+from ddpo.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

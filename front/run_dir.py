@@ -12,10 +12,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from config.settings.errors import UserError
+from ddpo.files import make_folder, new_folder, remove, sweep, sync, write_json
 from front.adapter import holds_adapter, save_adapter
 from front.checkpoint import CheckpointStore
 from front.failures import DISK_ERRORS
-from front.files import make_folder, new_folder, remove, sweep, sync, write_json
 from front.lock import lock
 from front.run_choice import choose_run, has_checkpoint
 from front.samples import write_samples
@@ -141,7 +141,7 @@ class RunDir:
         self.write_json("config.json", record)
 
     def write_json(self, name: str, value: Any, *, for_people: bool = True) -> None:
-        """Write one of the run's JSON records, atomically; see `front.files.write_json`."""
+        """Write one of the run's JSON records, atomically; see `ddpo.files.write_json`."""
         write_json(self.path / name, value, for_people=for_people)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from front.files import write_atomic
+from ddpo.files import write_atomic
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,9 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from ddpo.files import write_json
 from front.cards import write_front_card
 from front.export import write_folder
-from front.files import write_json
 from front.front import ChoiceError, FrontError
 from front.samples import sample_path
 from morl.types import BASE_POLICY

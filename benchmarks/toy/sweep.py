@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.evidence import best_rate
 from benchmarks.toy.arms import LEARNING_RATES
-from front.files import write_atomic
+from ddpo.files import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ddpo.rewards.remote.client import RemoteError, RemoteReward
 from torch.nn import functional as F
 
 from config.settings.errors import ConfigError, UserError
 from ddpo.rewards import REWARDS
 from ddpo.rewards.image_batch import ImageBatch
+from ddpo.rewards.remote.client import RemoteError, RemoteReward
 from ddpo.rewards.remote.wire import WireError, read_answer, read_request, request_body
 from ddpo.rewards.scorer import RewardError, Scorer
 from mo_train import read_settings

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddpo.files import ADAPTER_FILE
 from front import Front
 from front.arguments import numbers
 from front.describe import front_text
-from front.files import ADAPTER_FILE
 from front.front import Blend, ChoiceError, FrontError, Guard
 from morl.objectives import to_z
 
