@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from config.settings.errors import ConfigError, UserError
 from config.settings.resume import changed_settings, check_prompts
 from config.settings.rules import process_problems
+from ddpo.agents.soup import blend_policies
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
 from ddpo.evaluation import EvaluationSet
 from ddpo.processes import Processes, use_threads
@@ -32,7 +33,6 @@ from front.progress import Progress, route_logs
 from front.publish import Costs, front_record, publish, search_record, with_guards
 from front.run_choice import mark_finished
 from front.run_dir import open_run_dir, version_changes, written_by
-from front.soup import blend_policies
 from front.trackers import Trackers, installed_trackers
 from morl.evolution import Evolution
 from morl.types import BASE_POLICY, Objective, Offspring, PolicyId, policy_id

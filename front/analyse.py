@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ddpo.agents.adapter import Adapter, policy_of
 from ddpo.agents.slots import Agents
 from ddpo.evaluation import EvaluationSet, evaluate, standard_error
 from ddpo.files import write_json
@@ -24,7 +25,6 @@ from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
 from ddpo.rewards.scorer import Scorer
 from ddpo.sampler import Sampler
-from front.adapter import Adapter, policy_of
 from front.blend import depth_of_corner, height_above_chord, neighbours
 from front.front import Blend, Front, FrontError
 from front.plots import plot_dense_front

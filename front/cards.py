@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
+from ddpo.agents.adapter import Adapter
 from ddpo.assets import resolve_model
 from ddpo.files import ADAPTER_FILE
-from front.adapter import Adapter
 from front.front import FrontPolicy
 from front.plots import plot_samples
 from front.samples import read_samples

@@ -126,7 +126,7 @@ def blend(args: argparse.Namespace) -> None:
 
     The blend's rank is the sum of its parts' ranks, unless --rank reduces it.
     """
-    from front.adapter import Adapter
+    from ddpo.agents.adapter import Adapter
 
     front = Front.load(args.run)
     member = front.blend(args.weights)

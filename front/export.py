@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
-from front.adapter import Adapter
+from ddpo.agents.adapter import Adapter
 from front.cards import write_adapter_card
 from front.front import FrontError
 

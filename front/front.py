@@ -170,7 +170,7 @@ class Blend:
 
 
 def _apply(member: FrontPolicy | Blend, pipe: Any, name: str) -> None:
-    from front.adapter import Adapter  # noqa: PLC0415 - imports torch
+    from ddpo.agents.adapter import Adapter  # noqa: PLC0415 - imports torch
 
     Adapter.of(member).apply(pipe, name)
 

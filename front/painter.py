@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from config.settings.errors import UserError
+from ddpo.agents.adapter import Adapter
 from ddpo.ddim import make_schedule
 from ddpo.model.stable_diffusion import FrozenDiffusion
-from front.adapter import Adapter
 from front.front import ChoiceError
 from front.settings import device_of, settings_of
 

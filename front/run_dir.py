@@ -12,8 +12,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from config.settings.errors import UserError
+from ddpo.agents.adapter import holds_adapter, save_adapter
 from ddpo.files import make_folder, new_folder, remove, sweep, sync, write_json
-from front.adapter import holds_adapter, save_adapter
 from front.checkpoint import CheckpointStore
 from front.failures import DISK_ERRORS
 from front.lock import lock

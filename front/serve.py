@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from config.settings.errors import UserError
-from front.adapter import Adapter
+from ddpo.agents.adapter import Adapter
 from front.front import Blend, Front, FrontError, FrontPolicy
 from front.generate import to_picture
 from front.painter import Painter

@@ -12,9 +12,9 @@ import torch
 
 import ddpo.trainer
 import mo_front
+from ddpo.agents.adapter import Adapter, adapter_of, save_adapter
 from ddpo.agents.conditioned import ConditionedAgents
 from front import Front
-from front.adapter import Adapter, adapter_of, save_adapter
 from front.checkpoint import CheckpointStore
 from front.front import ChoiceError, FrontError
 from mo_loop import Run

@@ -11,6 +11,7 @@ import torch
 import ddpo.trainer
 from config.settings.errors import ConfigError, UserError
 from config.settings.rules import process_problems
+from ddpo.agents.adapter import Adapter
 from ddpo.best_of import most_extreme
 from ddpo.calibration import initial_statistics
 from ddpo.cost.plan import Plan
@@ -24,7 +25,6 @@ from ddpo.steps import noise_windows, step_weights
 from ddpo.trainer import Trainer
 from ddpo.types import Rollout
 from front import Front
-from front.adapter import Adapter
 from front.analyse import Judge
 from front.cards import write_front_card
 from front.painter import Painter

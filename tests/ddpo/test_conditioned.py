@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from config.settings.errors import ConfigError
+from ddpo.agents.adapter import Adapter, adapter_of, save_adapter
 from ddpo.agents.conditioned import stratified_weights
-from front.adapter import Adapter, adapter_of, save_adapter
 from tests.conftest import make_rig, make_settings, make_tiny_pipe
 from tests.family import even, family_rig, members
 from tests.tiny import draw_without_and_with

@@ -15,6 +15,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ddpo.agents.adapter import save_adapter
 from ddpo.speed import frozen
 from ddpo.speed.frozen import (
     FrozenAttention,
@@ -27,7 +28,6 @@ from ddpo.speed.frozen import (
     freeze,
     linear,
 )
-from front.adapter import save_adapter
 from tests.conftest import make_rig
 from tests.tiny import KINDS, draw_without_and_with, make_tiny_pipe
 

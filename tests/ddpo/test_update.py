@@ -40,7 +40,7 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
     """A few-line DDPO with peft adapters and torch's AdamW, one (sample, step) pair at a time."""
     from peft import LoraConfig
 
-    from front.adapter import adapter_of
+    from ddpo.agents.adapter import adapter_of
 
     clip_nats = 0.02  # small enough that pairs are clipped on the second inner epoch
     rig = make_rig(

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from front.adapter import Adapter, AdapterError
+from ddpo.agents.adapter import Adapter, AdapterError
 from tests.conftest import draw_with_diffusers, make_tiny_pipe
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")

@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import mo_front
+from ddpo.agents.adapter import Adapter
 from front import Front
-from front.adapter import Adapter
 from front.settings import settings_of
 from tests.conftest import draw_with_diffusers, make_tiny_pipe
 

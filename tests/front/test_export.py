@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from front.adapter import save_adapter
+from ddpo.agents.adapter import save_adapter
 from tests.conftest import make_rig
 from tests.tiny import KINDS, draw_without_and_with, make_tiny_pipe
 

@@ -12,10 +12,10 @@ import pytest
 
 import mo_loop
 from config.settings.errors import UserError
+from ddpo.agents.adapter import holds_adapter
 from ddpo.files import ADAPTER_FILE
 from front import Front
 from front import run_dir as run_dir_module
-from front.adapter import holds_adapter
 from front.run_dir import RunDir, open_run_dir, version_changes, written_by
 from tests.conftest import make_rig, make_settings
 

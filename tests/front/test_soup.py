@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from front.adapter import adapter_of
-from front.soup import blend_policies
+from ddpo.agents.adapter import adapter_of
+from ddpo.agents.soup import blend_policies
 from tests.conftest import make_rig
 
 
@@ -43,7 +43,7 @@ def test_a_blend_that_fits_the_rank_is_exact(alpha):
 
 def test_a_blend_beyond_the_rank_says_how_far_it_is(caplog):
     agents = make_rig(2).agents
-    caplog.set_level("INFO", logger="front.soup")
+    caplog.set_level("INFO", logger="ddpo.agents.soup")
     blend_policies(agents, [(perturbed(agents, k, columns=4), 0.5) for k in (1, 2)])
     assert "a blend of 2 policies to rank 4: error" in caplog.text
 

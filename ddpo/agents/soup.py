@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddpo.agents.adapter import Adapter, adapter_of
 from ddpo.agents.slots import Policy
-from front.adapter import Adapter, adapter_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
