@@ -27,16 +27,16 @@ from ddpo.processes import Processes, use_threads
 from ddpo.prompts import split_prompts
 from ddpo.rewards.guards import excluded_policies, guard_metrics
 from ddpo.trainer import Trainer
-from front.failures import explained, memory_advised
 from front.media import generation_media, published_media
-from front.progress import Progress, route_logs
 from front.publish import Costs, front_record, publish, search_record, with_guards
-from front.run_choice import mark_finished
-from front.run_dir import open_run_dir, version_changes, written_by
-from front.trackers import Trackers, installed_trackers
 from morl.evolution import Evolution
 from morl.types import BASE_POLICY, Objective, Offspring, PolicyId, policy_id
 from morl.weights import even_weights
+from run.choice import mark_finished
+from run.directory import open_run_dir, version_changes, written_by
+from run.failures import explained, memory_advised
+from run.progress import Progress, route_logs
+from run.trackers import Trackers, installed_trackers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading
     from ddpo.trainer import Iteration
-    from front.checkpoint import Checkpoint
-    from front.stop import Stop
     from morl.types import Generation
+    from run.checkpoint import Checkpoint
+    from run.stop import Stop
 
 
 class Run:

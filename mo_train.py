@@ -23,10 +23,10 @@ from config.settings.loader import load
 from config.settings.parse import Choices, parse
 from ddpo.prompts import prompt_problems
 from ddpo.rewards.lookup import diversity_problems, guard_problems, reward_problems
-from front.run_choice import choose_run
-from front.stop import Stop
 from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES
+from run.choice import choose_run
+from run.stop import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,7 +85,7 @@ def dry_run(settings: Settings) -> None:
     """Print what the run would do and need, without training or downloading."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision
-    from front.dry_run import dry_run as report  # noqa: PLC0415 - slow to import
+    from run.dry_run import dry_run as report  # noqa: PLC0415 - slow to import
 
     _print(report, settings)
 
@@ -93,7 +93,7 @@ def dry_run(settings: Settings) -> None:
 def calibrate(settings: Settings) -> None:
     """Print what the base model scores, and recipe lines that follow, without training."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from front.calibrate import calibration_report  # noqa: PLC0415 - slow to import
+    from run.calibrate import calibration_report  # noqa: PLC0415 - slow to import
 
     _print(calibration_report, settings)
 

@@ -28,12 +28,12 @@ from ddpo.sampler import Sampler
 from front.blend import depth_of_corner, height_above_chord, neighbours
 from front.front import Blend, Front, FrontError
 from front.plots import plot_dense_front
-from front.samples import write_samples
 from front.settings import device_of, settings_of
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
 from morl.weights import normalise
+from run.samples import write_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -15,9 +15,9 @@ from ddpo.assets import resolve_model
 from ddpo.files import ADAPTER_FILE
 from front.front import FrontPolicy
 from front.plots import plot_samples
-from front.samples import read_samples
 from front.settings import settings_of
 from front.tables import file_size, markdown_table, with_error
+from run.samples import read_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -203,7 +203,7 @@ def generate(args: argparse.Namespace) -> None:
     member = choose_or_blend(front, args)
     say(member_text(front, member))
     from front.generate import draw_beside_base
-    from front.progress import route_logs
+    from run.progress import route_logs
 
     route_logs()
 
@@ -255,8 +255,8 @@ def serve(args: argparse.Namespace) -> None:
     Needs gradio: pip install -r requires-serve.txt. Whoever reaches --host may draw; requests wait
     in a queue and are drawn one at a time.
     """
-    from front.progress import route_logs
     from front.serve import serve as run_server
+    from run.progress import route_logs
 
     route_logs()
     run_server(
@@ -292,8 +292,8 @@ def analyse(args: argparse.Namespace) -> None:
     """
     from front.analyse import analyse as measure
     from front.analyse import publish_analysis
-    from front.progress import route_logs
     from front.report import write_report
+    from run.progress import route_logs
 
     route_logs()
     front = Front.load(args.run)

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from front.plots import plot_front, plot_samples
-from front.samples import read_samples
 from front.tables import markdown_table, with_error
 from morl.types import BASE_POLICY
+from run.samples import read_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from ddpo.evaluation import Evaluation, EvaluationSet
     from ddpo.rewards.guards import GuardReading
-    from front.run_dir import RunDir
     from morl.evolution import Evolution
     from morl.types import Objective, Offspring, PolicyId
+    from run.directory import RunDir
 
 logger = logging.getLogger(__name__)
 

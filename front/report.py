@@ -23,9 +23,9 @@ from config.settings.errors import UserError
 from config.settings.schema import flatten
 from ddpo.files import write_atomic
 from front.front import Blend, Front
-from front.samples import encode, read_samples, sample_path
 from front.tables import with_error
 from morl.types import BASE_POLICY
+from run.samples import encode, read_samples, sample_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

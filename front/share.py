@@ -16,8 +16,8 @@ from ddpo.files import write_json
 from front.cards import write_front_card
 from front.export import write_folder
 from front.front import ChoiceError, FrontError
-from front.samples import sample_path
 from morl.types import BASE_POLICY
+from run.samples import sample_path
 
 if TYPE_CHECKING:
     from front.front import Blend, Front, FrontPolicy

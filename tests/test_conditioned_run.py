@@ -15,11 +15,11 @@ import mo_front
 from ddpo.agents.adapter import Adapter, adapter_of, save_adapter
 from ddpo.agents.conditioned import ConditionedAgents
 from front import Front
-from front.checkpoint import CheckpointStore
 from front.front import ChoiceError, FrontError
 from mo_loop import Run
 from mo_train import read_settings
 from morl.weights import even_weights
+from run.checkpoint import CheckpointStore
 from tests.conftest import (
     draw_with_diffusers,
     make_tiny_pipe,

@@ -225,7 +225,7 @@ def test_a_tracker_that_fails_does_not_stop_the_run(world, monkeypatch, capsys):
 
     monkeypatch.setattr(Accelerator, "init_trackers", refuse)
     specs = {"wandb": object(), "tensorboard": None}
-    monkeypatch.setattr("front.trackers.importlib.util.find_spec", specs.get)
+    monkeypatch.setattr("run.trackers.importlib.util.find_spec", specs.get)
     logs = world("run_name=untracked", "trackers=wandb,tensorboard")
     assert (logs / "untracked" / "front.json").exists()
     shown = capsys.readouterr().err

@@ -19,9 +19,9 @@ from config.settings.rules import process_problems
 from ddpo.cost.footprint import KNOWN_MODELS, measure_footprint
 from ddpo.cost.plan import Plan, expected_memory
 from ddpo.prompts import split_prompts
-from front.dry_run import dry_run
 from mo_loop import Run
 from mo_train import read_settings
+from run.dry_run import dry_run
 from tests.ddpo.test_rewards import make_clip
 from tests.tiny import make_tiny_pipe
 from tools.doc_tables import PAGES, with_tables

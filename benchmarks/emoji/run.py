@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from config.settings.schema import Settings
     from ddpo.model.stable_diffusion import BaseModel
-    from front.checkpoint import Checkpoint
     from morl.types import Generation
+    from run.checkpoint import Checkpoint
 
 _NOTES = "report_curve.json"
 

@@ -28,9 +28,9 @@ from front import Front
 from front.analyse import Judge
 from front.cards import write_front_card
 from front.painter import Painter
-from front.samples import read_samples
 from mo_loop import Run
 from mo_train import read_settings
+from run.samples import read_samples
 from tests.conftest import (
     make_rig,
     make_settings,

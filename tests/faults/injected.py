@@ -29,7 +29,7 @@ def never_reach_a_safe_point() -> None:
 
 def signal_myself_at(words: str, count: int) -> None:
     """SIGTERM at the start of a bar called `words`, for the `count`-th time."""
-    from front.progress import Progress
+    from run.progress import Progress
 
     original, seen = Progress.steps, [0]
 
@@ -114,7 +114,7 @@ def limit_file_size(kilobytes: int) -> None:
 
 def fill_disk_during(generations: list[int]) -> None:
     """Writing any file of a checkpoint fails in these generations, after half of it."""
-    from front.checkpoint import CheckpointStore
+    from run.checkpoint import CheckpointStore
 
     original = CheckpointStore.commit
 
@@ -149,7 +149,7 @@ def run_out_of_memory_in(generation: int) -> None:
 
 def impatient_with_trackers() -> None:
     """One second instead of fifteen."""
-    from front import trackers
+    from run import trackers
 
     trackers.PATIENCE = 1.0
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from front.checkpoint import CheckpointStore
+from run.checkpoint import CheckpointStore
 from tests.faults.conftest import content, differences
 
 

@@ -15,9 +15,9 @@ import mo_front
 from front import Front
 from front.analyse import Analysis, Link, MeasuredBlend, analyse
 from front.front import Blend, FrontError
-from front.samples import read_samples
 from morl.indicators import hypervolume
 from morl.objectives import to_z
+from run.samples import read_samples
 from tests.conftest import draw_with_diffusers, make_tiny_pipe, report_colorfulness
 
 

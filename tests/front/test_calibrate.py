@@ -8,8 +8,8 @@ import torch
 from config.settings.errors import UserError
 from config.settings.loader import load_recipe
 from ddpo.calibration import calibrate
-from front.calibrate import calibration_report, reward_spread
 from mo_train import _read_command_or_exit, read_settings
+from run.calibrate import calibration_report, reward_spread
 
 
 def test_the_spread_of_rewards_by_hand():
@@ -65,7 +65,7 @@ def test_memory_that_runs_out_is_a_clear_error(monkeypatch):
     def fails(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("front.calibrate.measure", fails)
+    monkeypatch.setattr("run.calibrate.measure", fails)
     with pytest.raises(UserError, match=r"Lower train\.rows_per_pass first"):
         calibration_report(read_settings([]))
 

@@ -12,7 +12,7 @@ import torch
 
 from ddpo.advantages import PromptStatistics
 from ddpo.agents.slots import Policy
-from front.checkpoint import CheckpointError, CheckpointStore
+from run.checkpoint import CheckpointError, CheckpointStore
 
 FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1"
 FILES = ("manifest.json", "search.json", "run.json", "g1.safetensors")
@@ -47,7 +47,7 @@ def find(store, name):
 
 def reseal(path, **changes):
     """A manifest with other content and the right digest of it: what a forger would write."""
-    from front.checkpoint import _sealed
+    from run.checkpoint import _sealed
 
     manifest = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}
     path.write_text(json.dumps(_sealed(manifest | changes)))
@@ -162,7 +162,7 @@ def test_format_1_is_read_for_ever(tmp_path):
 def test_a_policy_that_is_not_finite_is_not_loaded(tmp_path, name, value, caplog):
     from safetensors.torch import load, save
 
-    from front.checkpoint import _entry
+    from run.checkpoint import _entry
 
     store = two_checkpoints(tmp_path)
     path, manifest = find(store, "g1.safetensors"), find(store, "manifest.json")
@@ -216,7 +216,7 @@ class Bomb:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("write", [pickle.dump, torch.save], ids=["pickle", "torch"])
 def test_a_pickle_in_place_of_a_file_does_nothing(tmp_path, name, write):
-    from front.checkpoint import _entry
+    from run.checkpoint import _entry
 
     store = two_checkpoints(tmp_path)
     path, manifest = find(store, name), find(store, "manifest.json")

@@ -6,8 +6,8 @@ import pytest
 
 from config.settings.errors import UserError
 from ddpo.cost.footprint import measure_footprint
-from front.dry_run import dry_run, reward_state
 from mo_train import _read_command_or_exit
+from run.dry_run import dry_run, reward_state
 from tests.conftest import make_settings, make_tiny_pipe
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from ddpo.files import new_folder, remove, sweep, write_atomic
-from front.checkpoint import CheckpointStore
+from run.checkpoint import CheckpointStore
 from tests.front.dying import Dead, Disk
 from tests.front.test_checkpoint import assert_equal, commit, policy
 

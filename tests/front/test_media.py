@@ -46,7 +46,7 @@ def _tracked(make_run, monkeypatch_module):
     monkeypatch_module.setattr(Accelerator, "init_trackers", start)
     monkeypatch_module.setattr(Accelerator, "log", lambda *_, **__: None)
     monkeypatch_module.setattr(Accelerator, "end_training", lambda *_: None)
-    monkeypatch_module.setattr("front.trackers.importlib.util.find_spec", lambda _: object())
+    monkeypatch_module.setattr("run.trackers.importlib.util.find_spec", lambda _: object())
     return make_run("tracked", "trackers=wandb,tensorboard"), trackers
 
 
@@ -112,7 +112,7 @@ def test_a_tracker_that_takes_no_images_is_left_out(make_run, monkeypatch, capsy
         lambda self, *_, **__: setattr(self, "trackers", [Refuses("wandb")]),
     )
     monkeypatch.setattr(Accelerator, "log", lambda *_, **__: None)
-    monkeypatch.setattr("front.trackers.importlib.util.find_spec", lambda _: object())
+    monkeypatch.setattr("run.trackers.importlib.util.find_spec", lambda _: object())
     settings = ("trackers=wandb", "evolution.evolutionary_generations=0")
     run = make_run("refused", *settings)
     assert (run / "front.json").exists()

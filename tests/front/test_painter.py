@@ -9,7 +9,7 @@ import torch
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from front import Front
 from front.painter import Painter
-from front.samples import read_samples
+from run.samples import read_samples
 from tests.tiny import make_tiny_pipe
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 from front import report
 from front.front import Front
 from front.report import ReportError, RunFiles, measured, report_data, write_report
-from front.samples import read_samples
 from mo_front import main
 from morl.indicators import hypervolume
 from morl.objectives import to_z
+from run.samples import read_samples
 
 
 class Page(HTMLParser):

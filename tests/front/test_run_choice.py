@@ -8,8 +8,8 @@ import os
 import pytest
 
 from config.settings.errors import ConfigError, UserError
-from front.run_choice import RunChoice, choose_run, mark_finished
 from mo_train import read_settings
+from run.choice import RunChoice, choose_run, mark_finished
 
 
 @pytest.fixture(name="choose")

@@ -15,8 +15,8 @@ from config.settings.errors import UserError
 from ddpo.agents.adapter import holds_adapter
 from ddpo.files import ADAPTER_FILE
 from front import Front
-from front import run_dir as run_dir_module
-from front.run_dir import RunDir, open_run_dir, version_changes, written_by
+from run import directory as run_dir_module
+from run.directory import RunDir, open_run_dir, version_changes, written_by
 from tests.conftest import make_rig, make_settings
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from front.samples import grid_shape, read_samples, sample_path, write_samples
+from run.samples import grid_shape, read_samples, sample_path, write_samples
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 5, 8, 9])

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 import mo_front
 from front import Front
 from front.front import ChoiceError, FrontError
-from front.samples import read_samples
 from front.share import copy_front, push
+from run.samples import read_samples
 from tests.conftest import draw_with_diffusers, make_tiny_pipe
 
 REPO = "someone/a-front"

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from front import trackers
-from front.trackers import Trackers, installed_trackers
+from run import trackers
+from run.trackers import Trackers, installed_trackers
 
 
 class FakeAccelerator:

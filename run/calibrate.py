@@ -12,8 +12,8 @@ from ddpo.advantages import scored, within_prompt_std
 from ddpo.calibration import Calibration, calibrate, calibration_set
 from ddpo.processes import Processes, own_device, use_threads
 from ddpo.trainer import Trainer
-from front.failures import memory_advised
-from front.progress import Progress, route_logs
+from run.failures import memory_advised
+from run.progress import Progress, route_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

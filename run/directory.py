@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from config.settings.errors import UserError
 from ddpo.agents.adapter import holds_adapter, save_adapter
 from ddpo.files import make_folder, new_folder, remove, sweep, sync, write_json
-from front.checkpoint import CheckpointStore
-from front.failures import DISK_ERRORS
-from front.lock import lock
-from front.run_choice import choose_run, has_checkpoint
-from front.samples import write_samples
+from run.checkpoint import CheckpointStore
+from run.choice import choose_run, has_checkpoint
+from run.failures import DISK_ERRORS
+from run.lock import lock
+from run.samples import write_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,7 +13,7 @@ from config.settings.errors import ConfigError, StoppedError, UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from front.run_dir import RunDir
+    from run.directory import RunDir
 
 DISK_ERRORS = (OSError, SafetensorError)
 

@@ -23,7 +23,7 @@ from ddpo.cost.plan import (
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS
 from ddpo.rewards.lookup import build_reward
-from front.progress import route_logs
+from run.progress import route_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
