@@ -10,15 +10,13 @@ import importlib.util
 import logging
 import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from accelerate import Accelerator
-
-    from front.media import Media
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +32,14 @@ def installed_trackers(names: Sequence[str]) -> list[str]:
     for name in sorted(set(names) - set(installed)):
         logger.warning("tracker %r is not installed (pip install %s); going on without", name, name)
     return installed
+
+
+class Media(Protocol):
+    """Images and tables that know how to show themselves."""
+
+    def send(self, tracker: Any, step: int) -> None:
+        """Show them in one of accelerate's trackers, `step` training images after the start."""
+        ...
 
 
 class Trackers:
