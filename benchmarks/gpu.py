@@ -34,7 +34,7 @@ from benchmarks.rig import Rig, one_rollout
 from config.settings.errors import UserError
 from ddpo.cost.footprint import known_architecture, measure_footprint
 from ddpo.cost.plan import Plan, expected_memory
-from ddpo.dtypes import DTYPES
+from ddpo.devices import DTYPES
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.speed.compiling import compile_unet
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddpo.ddim import gaussian_log_prob, guide, step_mean
-from ddpo.transfer import to_device
+from ddpo.devices import to_device
 from ddpo.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:

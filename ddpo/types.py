@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddpo.transfer import pairs_of
+from ddpo.devices import pairs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

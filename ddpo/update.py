@@ -18,10 +18,10 @@ import torch
 from config.settings.errors import UserError
 from config.settings.schema import trained_samples
 from ddpo.best_of import most_extreme
+from ddpo.devices import pairs_of, to_device
 from ddpo.processes import Processes, Share
 from ddpo.rules.rules import UPDATE_RULES
 from ddpo.steps import step_weights, trained_steps
-from ddpo.transfer import pairs_of, to_device
 from ddpo.types import UpdateStats
 
 if TYPE_CHECKING:

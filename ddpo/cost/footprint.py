@@ -24,7 +24,7 @@ from ddpo.agents.lora import Factors, StackedLoRALinear
 from ddpo.agents.slots import target_layers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.cost.plan import Footprint
-from ddpo.dtypes import DTYPES
+from ddpo.devices import DTYPES
 from ddpo.model.families import own_sides
 from ddpo.model.loading import configuration_source
 from ddpo.speed.frozen import freeze

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
-from ddpo.dtypes import DTYPES
+from ddpo.devices import DTYPES
 from ddpo.model.families import FAMILIES, Family
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ddpo.assets import resolve_model
-from ddpo.dtypes import DTYPES
+from ddpo.devices import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from config.settings.errors import UserError
-from ddpo.dtypes import DTYPES
+from ddpo.devices import DTYPES
 from ddpo.rewards.clip import ClipTower
 from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.weights import load_into, load_tensors

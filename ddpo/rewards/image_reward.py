@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from config.settings.errors import UserError
-from ddpo.dtypes import DTYPES
+from ddpo.devices import DTYPES
 from ddpo.rewards.aesthetic_score import make_head
 from ddpo.rewards.clip import clip_pixels
 from ddpo.rewards.image_batch import BatchReward

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from ddpo.ddim import denoise, gaussian_kl, gaussian_log_prob, step_mean
+from ddpo.devices import pairs_of, to_device
 from ddpo.rules.forward_process import add_noise, mean_square, negative_aware_loss, optimality
 from ddpo.rules.loss import Surrogate, clip_range_from_nats, clipped_surrogate
 from ddpo.sampler import keyed_noise
 from ddpo.seeding import keyed_seed
-from ddpo.transfer import pairs_of, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable

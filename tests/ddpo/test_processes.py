@@ -140,7 +140,7 @@ def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
 
     With fewer tasks than agents it is the warm-up of a soup.
     """
-    from ddpo.dtypes import DTYPES
+    from ddpo.devices import DTYPES
     from ddpo.evaluation import EvaluationSet
     from ddpo.trainer import Trainer
 

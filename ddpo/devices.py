@@ -1,8 +1,11 @@
-"""Copies between the host and the device."""
+"""Number formats, and copies between the host and the device."""
 
 from __future__ import annotations
 
 import torch
+
+# By the names that settings use.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def to_device(
