@@ -20,14 +20,9 @@ from mo_loop import Run
 from mo_train import read_settings
 from morl.weights import even_weights
 from run.checkpoint import CheckpointStore
-from tests.conftest import (
-    draw_with_diffusers,
-    make_tiny_pipe,
-    report_colorfulness,
-    small_world,
-    timeless_metrics,
-)
-from tests.family import family_rig
+from tests.support.families import family_rig
+from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
+from tests.support.worlds import report_colorfulness, small_world, timeless_metrics
 
 CONDITIONED = (
     "agents.kind=conditioned",

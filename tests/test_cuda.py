@@ -8,17 +8,17 @@ import sys
 import warnings
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
 from ddpo.speed.compiling import compile_unet
 from ddpo.types import Rollout
-from tests.conftest import make_rig, small_world
-from tests.tiny import make_tiny_pipe
+from tests.support.paths import ROOT
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.rig import make_rig
+from tests.support.worlds import small_world
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 

@@ -17,7 +17,7 @@ from benchmarks.emoji.run import MeasuredRun, measured
 from benchmarks.evidence import Comparison, Point, Record
 from mo_train import read_settings
 from morl.types import Objective
-from tests.conftest import small_world
+from tests.support.worlds import small_world
 
 UNIT = tuple(
     Objective(name=name, unit="", reference=0.0, ideal=1.0)

@@ -8,8 +8,8 @@ import pytest
 
 from mo_loop import Run
 from mo_train import read_settings
-from tests.conftest import report_colorfulness, world_around
-from tests.tiny import KINDS, load_plain, make_tiny_pipe
+from tests.support.pipelines import KINDS, load_plain, make_tiny_pipe
+from tests.support.worlds import report_colorfulness, world_around
 
 
 def train(folder, *overrides):

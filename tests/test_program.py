@@ -16,7 +16,8 @@ from config.settings.parse import parse
 from ddpo.rewards import REWARDS, RewardEntry
 from mo_loop import Run
 from mo_train import read_settings
-from tests.conftest import make_tiny_pipe, report_colorfulness, small_world, timeless_metrics
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.worlds import report_colorfulness, small_world, timeless_metrics
 
 
 @pytest.fixture(scope="module", name="world")

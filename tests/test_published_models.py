@@ -14,8 +14,8 @@ from ddpo.cost.footprint import known_architecture
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.sampler import Sampler
 from ddpo.types import Rollout
-from tests.conftest import make_settings
-from tests.tiny import draw_with_diffusers
+from tests.support.pipelines import draw_with_diffusers
+from tests.support.rig import make_settings
 
 pytestmark = pytest.mark.network
 

@@ -22,11 +22,11 @@ from ddpo.prompts import split_prompts
 from mo_loop import Run
 from mo_train import read_settings
 from run.dry_run import dry_run
-from tests.ddpo.test_rewards import make_clip
-from tests.tiny import make_tiny_pipe
+from tests.support.clip import make_clip
+from tests.support.paths import ROOT
+from tests.support.pipelines import make_tiny_pipe
 from tools.doc_tables import PAGES, with_tables
 
-ROOT = Path(__file__).parents[1]
 RECIPES = {
     path.stem: path
     for path in sorted((ROOT / "config").glob("*.py"))

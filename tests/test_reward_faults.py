@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +17,9 @@ from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from mo_loop import Run
 from mo_train import read_settings
-from tests.conftest import make_settings, make_tiny_pipe
-
-SMOKE = Path(__file__).parents[1] / "config" / "smoke.py"
+from tests.support.paths import SMOKE
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.rig import make_settings
 
 OWN = """
 import torch

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpo.advantages import PromptStatistics, advantages, within_prompt_std
-from tests.conftest import make_settings
+from tests.support.rig import make_settings
 
 PROMPTS = ["a", "a", "b", "b"]
 REWARDS = torch.tensor([[[1.0, -90.0], [3.0, -110.0], [5.0, -50.0], [5.0, -70.0]]])

@@ -31,13 +31,10 @@ from front.painter import Painter
 from mo_loop import Run
 from mo_train import read_settings
 from run.samples import read_samples
-from tests.conftest import (
-    make_rig,
-    make_settings,
-    make_tiny_pipe,
-    sd_scheduler,
-    small_world,
-)
+from tests.support.measures import count_rows
+from tests.support.pipelines import make_tiny_pipe, sd_scheduler
+from tests.support.rig import make_rig, make_settings
+from tests.support.worlds import small_world
 
 
 @pytest.fixture(scope="module", name="words")
@@ -59,13 +56,6 @@ def _make_trainer(words):
     yield make
     for trainer in made:
         trainer.close()
-
-
-def count_rows(trainer):
-    """Every row that the UNet is given from now on, as the UNet sees it."""
-    rows = []
-    trainer.model.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    return rows
 
 
 def iterate(trainer, iteration=0):

@@ -9,7 +9,7 @@ import torch
 
 from config.settings.errors import UserError
 from ddpo.ddim import gaussian_log_prob, guide, make_schedule, step_mean, step_std
-from tests.conftest import sd_scheduler
+from tests.support.pipelines import sd_scheduler
 
 
 def test_step_by_hand():

@@ -9,7 +9,8 @@ import torch
 
 from ddpo.rewards.scorer import Scorer, collect
 from ddpo.speed.compiling import compile_unet
-from tests.conftest import make_rig, make_tiny_pipe
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.rig import make_rig
 
 
 def advantages():

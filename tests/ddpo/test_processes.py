@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,10 +21,10 @@ from config.settings.errors import UserError
 from config.settings.rules import process_problems
 from ddpo.processes import Processes, Share, backends_for
 from ddpo.rewards import REWARDS, RewardEntry
-from tests.conftest import make_settings, make_tiny_pipe
-from tests.processes import run_processes, values
-
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.processes import run_processes, values
+from tests.support.rig import make_settings
 
 
 @pytest.fixture(scope="module", name="folder")

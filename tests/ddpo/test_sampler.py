@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ddpo.sampler import keyed_noise
-from tests.conftest import draw_with_diffusers, make_rig, make_tiny_pipe
+from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
+from tests.support.rig import make_rig
 
 
 def test_a_sample_depends_on_neither_the_pass_size_nor_the_number_of_agents():

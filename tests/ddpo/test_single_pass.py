@@ -14,9 +14,11 @@ from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from ddpo.types import Rollout
 from mo_train import read_settings
-from tests.conftest import make_rig, make_tiny_pipe, small_world
-from tests.ddpo.test_cheaper_passes import count_rows
-from tests.ddpo.test_waiting import counted_waits
+from tests.support.measures import count_rows
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.rig import make_rig
+from tests.support.waits import counted_waits
+from tests.support.worlds import small_world
 
 
 def make(num_agents=2, dtype=torch.float64, train=None, **changes):

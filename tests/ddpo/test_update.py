@@ -8,18 +8,15 @@ import torch
 from config.settings.errors import UserError
 from ddpo.ddim import guide
 from ddpo.processes import Share
-from tests.conftest import make_rig, make_tiny_pipe
-
-
-def advantages(num_agents, samples, seed=0):
-    return torch.randn(num_agents, samples, generator=torch.Generator().manual_seed(seed))
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.rig import make_rig, random_advantages
 
 
 def test_the_ratio_is_one_before_the_first_update():
     rig = make_rig(3, train={"rows_per_pass": 18})
     rig.perturb()
     rollout = rig.rollout(rig.batch(3, 4))
-    stats = rig.updater.update(rig.agents, rollout, advantages(3, 4), [1, 2, 3])
+    stats = rig.updater.update(rig.agents, rollout, random_advantages(3, 4), [1, 2, 3])
     assert stats.ratio_error.shape == (4,)
     assert stats.ratio_error.max() < 1e-5
     assert rig.updater.recompute is False
@@ -31,7 +28,7 @@ def test_the_result_does_not_depend_on_how_pairs_are_folded(rows_per_pass):
     for rows in (64, rows_per_pass):
         rig = make_rig(2, make_tiny_pipe().to(torch.float64), train={"rows_per_pass": rows})
         rollout = rig.rollout(rig.batch(2, 4))
-        rig.updater.update(rig.agents, rollout, advantages(2, 4), [1, 2])
+        rig.updater.update(rig.agents, rollout, random_advantages(2, 4), [1, 2])
         adapters.append(rig.agents.snapshot(1).adapter)
     assert (adapters[0] - adapters[1]).norm() <= 1e-9 * adapters[0].norm()
 
@@ -51,7 +48,7 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
     rig.perturb()
     start = rig.agents.snapshot(0)
     rollout = rig.rollout(rig.batch(1, 4))
-    values = advantages(1, 4)
+    values = random_advantages(1, 4)
     stats = rig.updater.update(rig.agents, rollout, values, [0])
     assert 0 < stats.clip_fraction.item() < 1
 
@@ -107,7 +104,7 @@ def test_steps_without_variance_are_excluded_and_counted():
     pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
     rig = make_rig(1, pipe)
     rollout = rig.rollout(rig.batch(1, 4))
-    stats = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1])
+    stats = rig.updater.update(rig.agents, rollout, random_advantages(1, 4), [1])
     assert stats.excluded_steps == 1
     assert stats.ratio_error.isnan().tolist() == [False, False, False, True]
     assert rig.agents.snapshot(0).adapter.isfinite().all()
@@ -123,7 +120,7 @@ def test_a_schedule_without_a_step_to_train_is_refused():
 def test_the_last_steps_are_left_out_when_asked():
     rig = make_rig(1, train={"skip_last_steps": 2})
     rollout = rig.rollout(rig.batch(1, 4))
-    stats = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1])
+    stats = rig.updater.update(rig.agents, rollout, random_advantages(1, 4), [1])
     assert stats.excluded_steps == 2
     assert stats.unet_rows == 4 * 2 * 2
     assert stats.ratio_error.isnan().tolist() == [False, False, True, True]
@@ -134,7 +131,9 @@ def test_a_fraction_of_the_steps_costs_a_fraction_of_the_rows():
     for fraction in (1.0, 0.5):
         rig = make_rig(1, train={"timestep_fraction": fraction})
         rollout = rig.rollout(rig.batch(1, 4))
-        rows[fraction] = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1]).unet_rows
+        rows[fraction] = rig.updater.update(
+            rig.agents, rollout, random_advantages(1, 4), [1]
+        ).unet_rows
     assert rows[1.0] == 4 * 4 * 2
     assert rows[0.5] == rows[1.0] / 2
 
@@ -143,7 +142,9 @@ def test_the_progress_bar_knows_the_number_of_passes():
     rig = make_rig(2, train={"num_inner_epochs": 2, "updates_per_epoch": 4, "rows_per_pass": 12})
     rollout = rig.rollout(rig.batch(2, 8))
     passes = []
-    rig.updater.update(rig.agents, rollout, advantages(2, 8), [1, 2], lambda: passes.append(1))
+    rig.updater.update(
+        rig.agents, rollout, random_advantages(2, 8), [1, 2], lambda: passes.append(1)
+    )
     assert len(passes) == rig.updater.num_passes(8, 2) == 2 * 4 * 3  # 8 pairs, 3 in a pass
 
 
@@ -164,7 +165,7 @@ def test_rounding_beyond_a_quarter_of_the_gate_makes_it_recompute(mode, recomput
     rollout.log_probs.add_(0.5 / 256)  # half the clip range, as half precision would do
     passed = []
     rig.model.unet.register_forward_pre_hook(lambda _, args: passed.append(len(args[0])))
-    stats = rig.updater.update(rig.agents, rollout, advantages(1, 4), [1])
+    stats = rig.updater.update(rig.agents, rollout, random_advantages(1, 4), [1])
     assert rig.updater.recompute is recomputes
     assert bool(stats.ratio_error.max() < 1e-5) is recomputes
     assert stats.unet_rows == sum(passed)
@@ -176,7 +177,7 @@ def poisoned_update(fault, max_skipped_steps=10):
     rig = make_rig(3, train={"max_skipped_steps": max_skipped_steps})
     rig.perturb()
     rollout = rig.rollout(rig.batch(3, 4))
-    values = advantages(3, 4)
+    values = random_advantages(3, 4)
     values[1] = fault
     return rig, rig.updater.update(rig.agents, rollout, values, [1, 2, 3])
 
@@ -199,7 +200,7 @@ def test_a_loss_that_is_not_finite_costs_its_agent_the_step_and_no_other_anythin
 
 def test_the_gradient_norm_of_an_agent_is_that_of_the_steps_it_took():
     rig = make_rig(3)
-    rollout, values = rig.rollout(rig.batch(3, 4)), advantages(3, 4)
+    rollout, values = rig.rollout(rig.batch(3, 4)), random_advantages(3, 4)
     values[1, 0] = torch.nan  # in one of the two updates
     stats = rig.updater.update(rig.agents, rollout, values, [1, 2, 3])
     assert stats.skipped.tolist() == [0, 1, 0]

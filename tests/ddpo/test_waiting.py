@@ -6,50 +6,14 @@ On a CPU nobody has to wait, so what is counted are the operations that would wa
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from contextlib import contextmanager
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpo.rewards.scorer import Scorer, collect
-from tests.conftest import make_rig, make_tiny_pipe
-
-# Python's ways from a tensor to a number, and the operations that have to know values.
-METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
-OPERATIONS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
-
-
-class _Operations(TorchDispatchMode):
-    def __init__(self, counts):
-        super().__init__()
-        self.counts = counts
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        # one boolean index is one `nonzero`
-        is_masked = name == "index" and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if name in OPERATIONS or is_masked:
-            self.counts[name] += 1
-        return function(*args, **(kwargs or {}))
-
-
-@contextmanager
-def counted_waits():
-    counts = Counter()
-    with pytest.MonkeyPatch.context() as patch, _Operations(counts):
-        for name in METHODS:
-            original = getattr(torch.Tensor, name)
-
-            def counting(self, *args, _original=original, _name=name, **kwargs):
-                counts[_name] += 1
-                return _original(self, *args, **kwargs)
-
-            patch.setattr(torch.Tensor, name, counting)
-        yield counts
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.rig import make_rig
+from tests.support.waits import METHODS, counted_waits
 
 
 @pytest.mark.parametrize("method", [*METHODS, "nonzero"])

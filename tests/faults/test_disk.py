@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from run.checkpoint import CheckpointStore
-from tests.faults.conftest import content, differences
+from tests.support.interrupted import content, differences
 
 
 def test_a_full_disk_costs_checkpoints_but_not_the_run(program, whole):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.faults.conftest import differences
+from tests.support.interrupted import differences
 
 # Where a process may die while it saves generation 2 of 0..3, and publishes the front, in order.
 POINTS = (

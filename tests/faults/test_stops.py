@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.faults.conftest import differences
+from tests.support.interrupted import differences
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])

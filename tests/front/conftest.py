@@ -10,13 +10,12 @@ import pytest
 
 from mo_loop import Run
 from mo_train import read_settings
-from tests.browser import launch
-from tests.conftest import make_tiny_pipe
+from tests.support.browser import launch
+from tests.support.paths import SMOKE
+from tests.support.pipelines import make_tiny_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-SMOKE = Path(__file__).parents[2] / "config" / "smoke.py"
 
 
 @pytest.fixture(scope="session", name="make_run")

@@ -18,7 +18,8 @@ from front.front import Blend, FrontError
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from run.samples import read_samples
-from tests.conftest import draw_with_diffusers, make_tiny_pipe, report_colorfulness
+from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
+from tests.support.worlds import report_colorfulness
 
 
 @pytest.fixture(scope="module", name="analysed")

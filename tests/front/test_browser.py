@@ -11,7 +11,7 @@ import pytest
 from front.front import Front
 from front.report import write_report
 from front.tables import with_error
-from tests.browser import open_page
+from tests.support.browser import open_page
 
 pytestmark = pytest.mark.browser
 

@@ -18,7 +18,8 @@ import mo_front
 from ddpo.agents.adapter import Adapter
 from front import Front
 from front.settings import settings_of
-from tests.conftest import draw_with_diffusers, make_tiny_pipe
+from tests.support.paths import ROOT
+from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
 
 
 @pytest.fixture(name="run_command")
@@ -69,8 +70,7 @@ def test_show_imports_no_deep_learning_library(finished_run):
         f"import sys, mo_front; mo_front.main(['show', {str(finished_run)!r}]); "
         "print({'torch', 'diffusers', 'matplotlib'} & set(sys.modules))"
     )
-    root = Path(__file__).parents[2]
-    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert out.stdout.splitlines()[-1] == b"set()"
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import mo_front
-
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 
 def blocks(page, language):

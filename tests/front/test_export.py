@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ddpo.agents.adapter import save_adapter
-from tests.conftest import make_rig
-from tests.tiny import KINDS, draw_without_and_with, make_tiny_pipe
+from tests.support.pipelines import KINDS, draw_without_and_with, make_tiny_pipe
+from tests.support.rig import make_rig
 
 
 @pytest.mark.usefixtures("rounded_as_diffusers")

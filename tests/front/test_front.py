@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from front.arguments import numbers
 from front.describe import front_text
 from front.front import Blend, ChoiceError, FrontError, Guard
 from morl.objectives import to_z
+from tests.support.paths import ROOT
 
 
 def edit(run, name, change):
@@ -31,8 +31,7 @@ def test_importing_and_loading_needs_no_deep_learning_library(finished_run):
         f"front = Front.load({str(finished_run)!r}); front.pick(weights=(0.3, 0.7)); "
         "front.blend((0.3, 0.7)); print({'torch', 'diffusers', 'transformers'} & set(sys.modules))"
     )
-    root = Path(__file__).parents[2]
-    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert out.stdout.strip() == b"set()"
 
 

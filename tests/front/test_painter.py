@@ -10,7 +10,7 @@ from ddpo.model.stable_diffusion import FrozenDiffusion
 from front import Front
 from front.painter import Painter
 from run.samples import read_samples
-from tests.tiny import make_tiny_pipe
+from tests.support.pipelines import make_tiny_pipe
 
 
 @pytest.fixture(scope="module", name="sdxl_run")

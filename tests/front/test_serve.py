@@ -18,7 +18,7 @@ from front.front import Front, FrontError
 from front.painter import Painter
 from front.serve import BLEND, BY_NAME, MAX_IMAGES, POLICY, Studio, told
 from mo_front import main
-from tests.browser import open_page
+from tests.support.browser import open_page
 
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None,

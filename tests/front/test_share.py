@@ -19,7 +19,7 @@ from front import Front
 from front.front import ChoiceError, FrontError
 from front.share import copy_front, push
 from run.samples import read_samples
-from tests.conftest import draw_with_diffusers, make_tiny_pipe
+from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
 
 REPO = "someone/a-front"
 

@@ -17,7 +17,7 @@ from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES, SelectionContext, choose_greedily
 from morl.types import BASE_POLICY, Objective, Offspring, policy_id
 from morl.weights import even_weights, normalise, weights_around_each
-from tests.morl.toy import make_base, make_objectives, make_settings
+from tests.support.search import make_base, make_objectives, make_settings
 
 
 def in_z(points):

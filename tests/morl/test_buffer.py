@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from morl.buffer import PerformanceBuffer
 from morl.objectives import returns_in_z
 from morl.types import policy_id
-from tests.morl.toy import make_objectives, make_offspring
+from tests.support.search import make_objectives, make_offspring
 
 
 def policies(points, objectives):

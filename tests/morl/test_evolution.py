@@ -11,7 +11,7 @@ from morl.indicators import hypervolume
 from morl.objectives import returns_in_z, to_z
 from morl.selection import STRATEGIES
 from morl.types import BASE_POLICY, Objective, policy_id
-from tests.morl.toy import Toy, make_base, make_objectives, make_offspring, make_settings, run
+from tests.support.search import Toy, make_base, make_objectives, make_offspring, make_settings, run
 
 
 def make_evolution(objectives, base=None, **changes):

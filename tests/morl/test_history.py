@@ -5,7 +5,7 @@ import pytest
 
 from morl.history import History, Improvement
 from morl.types import policy_id
-from tests.morl.toy import make_base, make_objectives
+from tests.support.search import make_base, make_objectives
 
 OBJECTIVES = make_objectives(2)
 BASE = make_base(OBJECTIVES)

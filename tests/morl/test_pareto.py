@@ -7,7 +7,7 @@ from morl.indicators import hypervolume
 from morl.objectives import returns_in_z
 from morl.pareto import ParetoArchive, non_dominated, same_reading
 from morl.types import policy_id
-from tests.morl.toy import make_objectives, make_offspring
+from tests.support.search import make_objectives, make_offspring
 
 OBJECTIVES = make_objectives(2)
 

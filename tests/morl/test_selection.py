@@ -10,7 +10,7 @@ from morl.indicators import hypervolume, sparsity
 from morl.pareto import non_dominated
 from morl.selection import STRATEGIES, SelectionContext, candidate_weights, choose_greedily
 from morl.types import policy_id
-from tests.morl.toy import make_base, make_objectives, make_offspring, make_settings
+from tests.support.search import make_base, make_objectives, make_offspring, make_settings
 
 
 def make_context(points, weights=None, **changes):

@@ -5,7 +5,7 @@ import pytest
 
 from morl.objectives import check_objectives, error_to_z, from_z, to_z
 from morl.types import Generation, Objective, Offspring, Task, policy_id
-from tests.morl.toy import make_base, make_objectives
+from tests.support.search import make_base, make_objectives
 
 
 def test_policy_ids_name_generation_and_slot():

@@ -1,0 +1,212 @@
+"""Guards: known values, their limits, and what a run does with them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from config.settings.errors import ConfigError
+from config.settings.schema import GuardSettings
+from ddpo.evaluation import Evaluation, EvaluationSet
+from ddpo.processes import Processes
+from ddpo.rewards.guards import (
+    Guards,
+    diversity,
+    diversity_std_error,
+    excluded_policies,
+    guard_metrics,
+)
+from ddpo.rewards.scorer import RewardError
+from ddpo.trainer import Trainer
+from mo_loop import Run
+from mo_train import read_settings
+from tests.support.rig import make_settings
+from tests.support.worlds import small_world
+
+ON = EvaluationSet(prompts=("a", "a", "b", "b"), seeds=(1, 2, 3, 4))
+
+
+class Tower:
+    """Stands in for CLIP: embeds a picture as its mean colour."""
+
+    device = torch.device("cpu")
+    model = type("M", (), {"config": type("C", (), {"projection_dim": 3})})
+
+    def embed_images(self, batch):
+        return F.normalize(batch.images.mean(dim=(2, 3)), dim=-1)
+
+
+def make_guards(names, max_losses=()):
+    settings = GuardSettings(names=names, max_losses=max_losses, clip_model="")
+    return Guards(settings, None, Tower())
+
+
+def evaluation_of(features):
+    return Evaluation(
+        rewards=torch.zeros(len(features), 2), images=torch.empty(0), features=features
+    )
+
+
+def test_diversity_is_one_minus_the_cosine_to_the_others_of_the_prompt():
+    embeds = F.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 1], [1, 0]]), dim=-1)
+    values = diversity(embeds, ["a", "a", "a", "b"])
+    half = 1 - math.sqrt(0.5)
+    torch.testing.assert_close(values[:3], torch.tensor([1 + half, 1 + half, 2 * half]) / 2)
+    assert values[3].isnan()
+
+
+@pytest.mark.parametrize(("num_prompts", "num_pictures"), [(60, 2), (12, 4), (6, 16)])
+def test_the_standard_error_of_diversity_is_its_spread_over_other_pictures(
+    num_prompts, num_pictures
+):
+    generator = torch.Generator().manual_seed(0)
+    prompts = [f"p{i}" for i in range(num_prompts) for _ in range(num_pictures)]
+    means, errors = [], []
+    for _ in range(200):
+        noise = 0.5 * torch.randn(len(prompts), 3, generator=generator, dtype=torch.float64)
+        values = diversity(F.normalize(noise + torch.tensor([1.0, 0, 0]), dim=-1), prompts)
+        means.append(values.mean())
+        errors.append(diversity_std_error(values, prompts))
+    truth = torch.stack(means).std().item()
+    assert sum(errors) / len(errors) == pytest.approx(truth, rel=0.25)
+
+
+def test_the_standard_error_of_diversity_by_hand():
+    # n = 3: without a picture, the distance of the other two remains
+    values = torch.tensor([1.5, 2.0, 2.5], dtype=torch.float64)  # of distances 1, 2 and 3
+    assert diversity_std_error(values, "aaa") == pytest.approx((2 / 3 * (1 + 0 + 1)) ** 0.5)
+    pairs = torch.tensor([1.0, 1.0, 3.0, 3.0, math.nan], dtype=torch.float64)
+    assert diversity_std_error(pairs, "aabbc") == pytest.approx(1)  # of 1 and 3, one a prompt
+
+
+def test_readings_are_means_with_losses_against_the_base_model():
+    base = evaluation_of(F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0]] * 2), dim=-1))
+    same_pictures = evaluation_of(torch.tensor([[1.0, 0, 0]] * 4))
+    guards = make_guards(("base_similarity", "diversity"), (0.4, 1.0))
+    of_base = guards.read(ON, base, base)
+    assert of_base.values.tolist() == [1, 1]
+    assert of_base.losses.tolist() == [0, 0]
+    assert of_base.broken == ()
+    collapsed = guards.read(ON, same_pictures, base)
+    assert collapsed.values.tolist() == [0.5, 0]
+    assert collapsed.losses.tolist() == [0.5, 1]
+    assert collapsed.broken == ("base_similarity",)  # 1.0 of diversity may be lost, and was
+    assert collapsed.std_errors[0] == pytest.approx(math.sqrt(1 / 3) / 2)
+    assert collapsed.to_json()["diversity"] == {"value": 0, "std_error": 0, "loss": 1}
+
+
+def test_who_has_lost_too_much_is_excluded_and_told_of():
+    base = evaluation_of(F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0]] * 2), dim=-1))
+    guards = make_guards(("diversity",), (0.5,))
+    readings = {
+        "good": guards.read(ON, base, base),
+        "bad": guards.read(ON, evaluation_of(torch.tensor([[1.0, 0, 0]] * 4)), base),
+    }
+    said = []
+    assert excluded_policies(readings, said.append) == {"bad"}
+    assert said == ["bad is kept out of the archive: it has lost 1 of diversity"]
+    metrics = guard_metrics(readings.values(), 1)
+    assert metrics == {
+        "guard/num_excluded": 1,
+        "guard/diversity/mean": 0.5,
+        "guard/diversity/max_loss": 1,
+    }
+    free = make_guards(("diversity",)).read(
+        ON, evaluation_of(torch.tensor([[1.0, 0, 0]] * 4)), base
+    )
+    assert free.broken == ()  # shown only
+
+
+def test_a_missing_score_of_a_guard_is_left_out():
+    guards = Guards.build(make_settings(guards={"names": ("colorfulness",)}), torch.device("cpu"))
+    base = evaluation_of(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
+    policy = evaluation_of(torch.tensor([[0.0], [math.nan], [1.0], [2.0]]))
+    reading = guards.read(ON, policy, base)
+    guards.close()
+    assert reading.values.tolist() == [1]
+    assert reading.losses.item() == pytest.approx((1 + 2 + 2) / 3)
+    assert guards.units == {"colorfulness": "Hasler-Suesstrunk M"}
+
+
+def test_diversity_needs_two_pictures_of_a_prompt():
+    arguments = ["--config.guards.names=diversity", "--config.prompts.train=simple_animals"]
+    with pytest.raises(ConfigError, match=r"evaluation\.selection_images=89 must be at least 90"):
+        read_settings([*arguments, "--config.evaluation.selection_images=89"])
+    read_settings([*arguments, "--config.evaluation.selection_images=90"])
+
+
+def test_a_picture_that_is_not_finite_is_left_out():
+    images = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 0]])[:, :, None, None]
+    images[2, 2] = math.nan
+    guards = make_guards(("base_similarity", "diversity"))
+    features = guards.gather([guards.submit(images, "abab")], 1)[0]
+    whole = features.clone()
+    whole[2] = 1
+    on = EvaluationSet(prompts=("a", "a", "a", "b"), seeds=(1, 2, 3, 4))
+    reading = guards.read(on, evaluation_of(features), evaluation_of(whole))
+    assert reading.values.tolist() == [1, 1]  # the two pictures left of "a" are orthogonal
+
+
+def test_the_guards_clip_runs_where_rewards_do(monkeypatch):
+    devices = []
+    monkeypatch.setattr("ddpo.rewards.clip.load_clip", lambda *a: devices.append(a[1]))
+    for changes, expected in (({}, "meta"), ({"device": "cpu"}, "cpu")):
+        settings = make_settings(guards={"names": ("diversity",)}, rewards=changes)
+        Guards.build(settings, torch.device("meta"))
+        assert devices.pop().type == expected
+
+
+def test_a_guard_of_ones_own_is_not_called_like_another(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text("def diversity(images, prompts):\n    return images.mean(dim=(1, 2, 3))\n")
+    with pytest.raises(ConfigError, match="would be called diversity, which is another guard"):
+        read_settings([f"--config.guards.names={own}:diversity"])
+
+
+def test_a_guard_that_fails_is_met_before_any_picture(tmp_path):
+    words = small_world(tmp_path)
+    (tmp_path / "own.py").write_text("def one(images, prompts):\n    return images.mean()\n")
+    settings = read_settings([*words, f"--config.guards.names={tmp_path / 'own.py'}:one"])
+    with pytest.raises(RewardError, match=r"'one': expected a tensor \(3,\), got \(\)"):
+        Trainer(settings, Processes.alone(), lambda *_: lambda: None)
+
+
+def test_guards_are_not_measured_on_the_pictures_of_calibration(tmp_path, monkeypatch):
+    seen, submit = [], Guards.submit
+
+    def counted(self, images, prompts):
+        seen.extend(prompts)
+        return submit(self, images, prompts)
+
+    monkeypatch.setattr(Guards, "submit", counted)
+    settings = read_settings([*small_world(tmp_path), "--config.guards.names=sharpness"])
+    run = Run(settings)  # measures the base model
+    run._parts.close()
+    assert len(seen) == settings.evaluation.selection_images
+
+
+def test_features_are_those_of_the_pictures_whatever_the_pass(rig):
+    """Guards read in chunks and agent-major; each picture must meet its own embedding."""
+    from ddpo.evaluation import evaluate
+    from ddpo.rewards.scorer import Scorer
+
+    on = EvaluationSet(prompts=("a", "b", "c"), seeds=(5, 6, 7))
+    found = []
+    for rows in (8, 64):
+        rig_ = rig(2, sample={"rows_per_pass": rows})
+        rig_.perturb()
+        scorer = Scorer({"mean": lambda images, _: images.mean(dim=(1, 2, 3))})
+        policies = [rig_.agents.snapshot(slot) for slot in range(2)]
+        guards = make_guards(("base_similarity",))
+        evaluations = evaluate(policies, on, rig_.sampler, scorer, rig_.agents, 3, guards=guards)
+        scorer.close()
+        for evaluation in evaluations:
+            pictures = evaluation.images.float() / 255
+            expected = F.normalize(pictures.mean(dim=(2, 3)), dim=-1)
+            torch.testing.assert_close(evaluation.features, expected, rtol=1e-4, atol=1e-4)
+        found.append(torch.stack([e.features for e in evaluations]))
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
+    assert not torch.allclose(found[0][0], found[0][1])

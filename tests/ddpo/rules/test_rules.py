@@ -1,0 +1,143 @@
+"""The update rules: hand arithmetic, zero advantage, agents and passes that do not mix."""
+
+from __future__ import annotations
+
+import doctest
+import typing
+
+import pytest
+import torch
+
+from config.settings.schema import TrainSettings
+from ddpo.rules import forward_process
+from ddpo.rules.forward_process import mean_square, negative_aware_loss, optimality
+from ddpo.rules.rules import UPDATE_RULES
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.rig import make_rig
+
+FORWARD = ["diffusion_nft", "awm"]
+EVERY = [*FORWARD, "ddpo"]
+
+
+def make_updated(rule, advantages, num_agents=2, first_agent=0, **train):
+    """A rig whose agents have taken one iteration's updates, in float64, and its statistics."""
+    pipe = make_tiny_pipe().to(torch.float64)
+    settings = {"update_rule": rule, "updates_per_epoch": 2, "rows_per_pass": 64, **train}
+    rig = make_rig(num_agents, pipe, train=settings)
+    rollout = rig.rollout(rig.batch(num_agents, 4, first_agent))
+    seeds = [first_agent + k for k in range(num_agents)]
+    return rig, rig.updater.update(rig.agents, rollout, advantages, seeds)
+
+
+def draw_advantages(num_agents):
+    return torch.randn(num_agents, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_examples_of_the_docstrings_hold():
+    result = doctest.testmod(forward_process, extraglobs={"torch": torch})
+    assert result.attempted >= 4
+    assert result.failed == 0
+
+
+def test_the_table_holds_the_names_that_the_setting_allows():
+    kind = typing.get_type_hints(TrainSettings, include_extras=True)["update_rule"]
+    (limit,) = kind.__metadata__
+    assert set(limit.names) == set(UPDATE_RULES)
+
+
+def test_the_gradient_of_diffusion_nft_is_that_of_hand_arithmetic():
+    """d/de [r (o + b(e-o))^2 + (1-r) (o - b(e-o))^2] = 2b [(2r-1) o + b (e-o)], per entry."""
+    error = torch.tensor([[[[0.7]], [[-0.2]]]], requires_grad=True)
+    old = torch.tensor([[[[0.5]], [[0.1]]]])
+    negative_aware_loss(error, old, torch.tensor([0.9]), strength=0.5).sum().backward()
+    by_hand = [0.8 * 0.5 + 0.5 * 0.2, 0.8 * 0.1 + 0.5 * -0.3]  # times 2b = 1, over 2 entries
+    assert error.grad.flatten().tolist() == pytest.approx([g / 2 for g in by_hand])
+
+
+def test_the_gradient_of_awm_is_that_of_hand_arithmetic():
+    """At ratio 1, d/de [-A exp(-e^2/2 + old)] = A e, per entry."""
+    rig = make_rig(1, train={"update_rule": "awm"})
+    error = torch.tensor([[[[0.6]], [[-0.4]]]], requires_grad=True)
+    measured = -0.5 * mean_square(error)
+    rule = rig.updater.rule
+    rule.surrogate(measured, measured.detach(), torch.tensor([1.5])).loss.sum().backward()
+    assert error.grad.flatten().tolist() == pytest.approx([1.5 * 0.6 / 2, 1.5 * -0.4 / 2])
+
+
+def test_optimality_is_one_half_without_advantage_and_saturates():
+    r = optimality(torch.tensor([-9.0, 0.0, 1.0, 9.0]), max_advantage=5.0)
+    assert r.tolist() == pytest.approx([0.0, 0.5, 0.6, 1.0])
+
+
+@pytest.mark.parametrize("rule", EVERY)
+def test_zero_advantage_moves_nothing(rule):
+    rig, stats = make_updated(rule, torch.zeros(2, 4))
+    assert stats.grad_norm.max() < 1e-12
+    assert torch.equal(rig.agents.snapshot(1).adapter, rig.agents.initial_policy().adapter)
+
+
+@pytest.mark.parametrize("rule", FORWARD)
+def test_agents_together_equal_each_alone(rule):
+    advantages = draw_advantages(3)
+    together, _ = make_updated(rule, advantages, num_agents=3)
+    for k in range(3):
+        alone, _ = make_updated(rule, advantages[k : k + 1], num_agents=1, first_agent=k)
+        expected = alone.agents.snapshot(0).adapter
+        difference = together.agents.snapshot(k).adapter - expected
+        assert difference.norm() <= 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("rule", FORWARD)
+def test_the_result_does_not_depend_on_how_pairs_are_folded(rule):
+    advantages = draw_advantages(2)
+    wide, _ = make_updated(rule, advantages)
+    narrow, _ = make_updated(rule, advantages, rows_per_pass=10)
+    expected = wide.agents.snapshot(1).adapter
+    assert (narrow.agents.snapshot(1).adapter - expected).norm() <= 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("rule", FORWARD)
+def test_a_good_image_is_denoised_better_afterwards_and_a_bad_one_worse(rule):
+    advantages = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
+    rig, _ = make_updated(rule, advantages, num_agents=1, num_inner_epochs=4)
+    before = make_rig(1, make_tiny_pipe().to(torch.float64), train={"update_rule": rule})
+    rollout = before.rollout(before.batch(1, 4))  # what the update was made from
+    rows, steps = torch.cartesian_prod(torch.arange(4), torch.arange(4)).T
+
+    def errors(of):
+        of.updater.rule.begin(rollout)
+        with torch.no_grad():
+            return mean_square(of.updater.rule.predict(of.agents, rollout, rows, steps)).view(4, 4)
+
+    gain = (errors(before) - errors(rig)).mean(dim=1)
+    assert gain[0] + gain[2] > gain[1] + gain[3]
+
+
+@pytest.mark.parametrize("rule", FORWARD)
+def test_a_pair_costs_one_row_for_each_of_the_two_policies(rule):
+    _, stats = make_updated(rule, draw_advantages(2))
+    assert stats.unet_rows == 2 * (2 * 4 * 4)  # two passes over 2 agents x 4 samples x 4 steps
+    assert stats.ratio_error.max() == 0
+
+
+def test_velocity_models_are_trained_on_the_noise_they_imply():
+    from ddpo.ddim import denoise
+
+    x0, noise = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    alpha_bar = torch.tensor(0.3)
+    noisy = forward_process.add_noise(x0, noise, alpha_bar)
+    velocity = alpha_bar**0.5 * noise - (1 - alpha_bar) ** 0.5 * x0
+    clean, eps = denoise(velocity, noisy, alpha_bar, "v_prediction")
+    assert torch.allclose(clean, x0, atol=1e-6)
+    assert torch.allclose(eps, noise, atol=1e-6)
+
+
+def test_a_changed_strength_changes_the_step():
+    advantages = draw_advantages(1)
+    adapters = [
+        make_updated("diffusion_nft", advantages, num_agents=1, nft_strength=beta)[0]
+        .agents.snapshot(0)
+        .adapter
+        for beta in (0.1, 1.0)
+    ]
+    assert not torch.equal(*adapters)

@@ -1,0 +1,190 @@
+"""Fused layers: the same values and gradients, and less kept, whatever compiles them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+from torch.nn import functional
+
+from ddpo.model.stable_diffusion import FrozenDiffusion
+from ddpo.speed import fused
+from ddpo.speed.frozen import FrozenResnetBlock2D, freeze
+from ddpo.speed.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse
+from tests.support.measures import SD15, footprint_of, kept
+from tests.support.pipelines import KINDS, make_tiny_pipe
+from tests.support.rig import make_rig
+
+pytestmark = pytest.mark.filterwarnings("default")  # compilers have their own
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled():
+    """What is compiled is compared, not the compiler, unless a test says otherwise."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_a_norm_and_its_gradients_are_those_of_pytorch(mean, silu):
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(4, 24).double().requires_grad_(False)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    x = (mean + torch.randn(3, 24, 5, 7).double()).to(memory_format=torch.channels_last)
+    inputs = x.requires_grad_(), torch.randn(3, 24).double().requires_grad_()
+    expected = norm(x + inputs[1][:, :, None, None])
+    expected = functional.silu(expected) if silu else expected
+    out = fused._normalised(x, norm, inputs[1], silu=silu)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, expected)
+    gradient = torch.randn_like(out)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(each, inputs, gradient) for each in (out, expected)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_norm_in_half_precision_is_rounded_once():
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(4, 8).requires_grad_(False)
+    x = (100 + torch.randn(2, 8, 5, 7)).bfloat16()
+    exact = functional.silu(copy.deepcopy(norm).double()(x.double())).float()
+    out = fused._normalised(x, norm.bfloat16(), silu=True)
+    half_a_unit = torch.finfo(torch.bfloat16).eps / 2
+    torch.testing.assert_close(out.float(), exact, rtol=1.01 * half_a_unit, atol=1e-5)
+
+
+RESIDUAL = {"in_channels": 8, "out_channels": 12, "temb_channels": 16, "groups": 4}
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "shapes"),
+    [
+        (lambda: ResnetBlock2D(**RESIDUAL), FusedResnetBlock2D, ((2, 8, 5, 3), (2, 16))),
+        (
+            lambda: ResnetBlock2D(**RESIDUAL, conv_shortcut_bias=False),
+            FusedResnetBlock2D,
+            ((2, 8, 5, 3), (2, 16)),
+        ),
+        (
+            lambda: ResnetBlock2D(in_channels=8, temb_channels=None, groups=4),
+            FusedResnetBlock2D,
+            ((2, 8, 5, 3),),
+        ),
+        (lambda: FeedForward(8), FusedFeedForward, ((2, 5, 8),)),
+        (lambda: nn.GroupNorm(4, 8), FusedGroupNorm, ((2, 8, 5, 3),)),
+        (lambda: nn.GroupNorm(4, 8), FusedGroupNorm, ((2, 8, 5),)),
+    ],
+)
+def test_a_layer_and_its_gradient_are_those_of_diffusers(make, kind, shapes):
+    torch.manual_seed(0)
+    layers = nn.ModuleList([make().double()])
+    layers.append(copy.deepcopy(layers[0]))
+    freeze(layers)
+    fuse(layers[1])
+    assert type(layers[1]) is kind
+    inputs = [torch.randn(shape).double().requires_grad_() for shape in shapes]
+    no_timestep = [None] * (isinstance(layers[0], ResnetBlock2D) and len(shapes) == 1)
+    results = []
+    for layer in layers:
+        out = layer(*inputs, *no_timestep)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), inputs)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+EVERY_LINEAR_LAYER = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "time_emb_proj",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "linear_1",
+)
+
+
+def drawn_and_trained(rig, num_agents=2):
+    """Pictures, and the gradient of a training pass."""
+    rig.perturb()
+    batch = rig.batch(num_agents, 3)
+    rollout = rig.rollout(batch)
+    latents = rollout.latents[:, 0]
+    timesteps = rig.sampler.schedule.timesteps[:1].expand(len(latents))
+    out = rig.agents.predict(latents, timesteps, batch.conditioning, num_agents)
+    rig.agents.zero_grad()
+    out.square().sum().backward()
+    return rollout.images, rig.agents.gradients.clone()
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_and_gradients_change_by_rounding_only(kind, is_checkpointed):
+    results = []
+    for is_fused in (False, True):
+        projections = () if kind == "sd1" else ("proj_in", "proj_out")  # there convolutions
+        adapter = {"target_modules": (*EVERY_LINEAR_LAYER, *projections)}
+        rig = make_rig(2, make_tiny_pipe(kind), adapter=adapter)
+        if is_fused:
+            assert rig.model.fuse()
+            for part in (rig.model.pipe.unet, rig.model.pipe.vae):
+                kinds = set(map(type, part.modules()))
+                assert {FusedResnetBlock2D, FusedGroupNorm} < kinds
+                assert not {ResnetBlock2D, FrozenResnetBlock2D, nn.GroupNorm} & kinds
+        if is_checkpointed:
+            rig.model.unet.enable_gradient_checkpointing()
+        results.append(drawn_and_trained(rig))
+    for plain, changed in zip(*results, strict=True):
+        torch.testing.assert_close(changed, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_pass_keeps_less():
+    sizes = []
+    for is_fused in (False, True):
+        rig = make_rig(2)
+        rig.perturb()
+        if is_fused:
+            rig.model.fuse()
+        batch = rig.batch(2, 3)
+        latents = torch.zeros(6, *rig.model.latent_shape)
+        timesteps = rig.sampler.schedule.timesteps[:1].expand(6)
+        _, size = kept(lambda: rig.agents.predict(latents, timesteps, batch.conditioning, 2))  # noqa: B023
+        sizes.append(size)
+    assert sizes[1] < 0.85 * sizes[0]
+
+
+def test_what_the_dry_run_expects_is_less():
+    plain, changed = footprint_of(SD15), footprint_of(SD15, fuse=True)
+    assert changed.train_bytes == pytest.approx(0.563e9, rel=0.01)  # an H100's, of 48 rows
+    assert changed.train_bytes < 0.8 * plain.train_bytes
+    assert changed.decode_bytes < 0.95 * plain.decode_bytes
+    assert (changed.train_flops, changed.sample_flops) == (plain.train_flops, plain.sample_flops)
+
+
+def test_without_a_compiler_layers_stay_as_they_are_and_it_is_said(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(fused._Gate._forward, "_compiled", fail)
+    model = FrozenDiffusion(make_tiny_pipe())
+    kinds = list(map(type, model.unet.modules()))
+    assert not model.fuse()
+    assert list(map(type, model.unet.modules())) == kinds
+    told = "norms and activations could not be compiled, so this goes on uncompiled: no compiler"
+    assert told in caplog.text
+
+
+@pytest.mark.slow
+def test_compiled_they_do_the_same():
+    with torch.compiler.set_stance("default"):
+        rigs = make_rig(2), make_rig(2)
+        assert rigs[1].model.fuse()
+        for plain, changed in zip(*map(drawn_and_trained, rigs), strict=True):
+            torch.testing.assert_close(changed, plain, rtol=1e-3, atol=1e-4)

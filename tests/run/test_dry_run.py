@@ -1,0 +1,80 @@
+"""What a run would do and need: `mo_train.py --dry_run`."""
+
+from __future__ import annotations
+
+import pytest
+
+from config.settings.errors import UserError
+from ddpo.cost.footprint import measure_footprint
+from mo_train import _read_command_or_exit
+from run.dry_run import dry_run, reward_state
+from tests.support.pipelines import make_tiny_pipe
+from tests.support.rig import make_settings
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_the_default_recipe_on_the_command_line(capsys):
+    """The numbers of the README's results: 10368 training images, 45 x 4 to calibrate."""
+    _read_command_or_exit(["mo_train.py", "--dry_run", "--config.evaluation.report_images=100"])()
+    report = capsys.readouterr().out
+    for line in (
+        "clip_alignment [cosine]: ready",
+        "45 to train on, 45 for selection, 16 for the report",
+        "11 generations of 6 iterations; 4 agents x 48 = 192 images an iteration",
+        "images: 10,368 to train on, 180 to calibrate, 3,936 for selection, 100 a policy",
+        "optimiser steps of an agent: 4 an iteration, 240 in all",
+        "none for the base model: it is on this machine",
+    ):
+        assert f"  {line}" in report
+
+
+def test_wrong_settings_are_met_by_a_dry_run_too(capsys):
+    with pytest.raises(SystemExit) as error:
+        _read_command_or_exit(["mo_train.py", "--dry_run", "--config.seed=-1"])
+    assert error.value.code == 2
+    assert "seed=-1 must be at least 0" in capsys.readouterr().err
+
+
+def test_a_lora_that_is_merged_first_is_downloaded_too(tmp_path):
+    def downloads(lora):
+        return dry_run(make_settings(pretrained={"lora": lora}))
+
+    assert "someone/style: its .safetensors file" in downloads("someone/style")
+    assert "LoRA" not in downloads(str(tmp_path))
+
+
+def test_latents_need_not_be_square_but_their_size_known(tmp_path):
+    pipe = make_tiny_pipe()
+    for sample_size, entries in (([8, 16], 4 * 8 * 16), (None, 0)):
+        pipe.unet.register_to_config(sample_size=sample_size)
+        pipe.save_pretrained(tmp_path / "model")
+        settings = make_settings(pretrained={"model": str(tmp_path / "model")})
+        if entries:
+            assert measure_footprint(settings).latent_entries == entries
+        else:
+            with pytest.raises(UserError, match=r"set pretrained\.height and pretrained\.width"):
+                measure_footprint(settings)
+
+
+def test_an_unknown_model_ends_a_dry_run_with_its_name():
+    with pytest.raises(UserError, match=r"the architecture of pretrained\.model='nobody/nothing'"):
+        dry_run(make_settings(pretrained={"model": "nobody/nothing"}))
+
+
+def test_a_target_name_without_a_layer_ends_a_dry_run_with_its_name():
+    with pytest.raises(UserError, match=r"adapter\.target_modules=.* none ends in 'to_qq'"):
+        dry_run(make_settings(adapter={"target_modules": ("to_qq",)}))
+
+
+def test_a_reward_is_ready_or_says_what_it_lacks(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text("import no_such_package\ndef warmth(images, prompts): ...\n")
+    settings = make_settings().rewards
+    assert reward_state("jpeg_compressibility", settings) == "ready"
+    assert reward_state("aesthetic_score", settings).startswith("needs a download: CLIP ViT-L/14")
+    assert "No module named 'no_such_package'" in reward_state(f"{own}:warmth", settings)

@@ -1,0 +1,36 @@
+"""What a computation costs: rows, kept bytes, footprints."""
+
+from __future__ import annotations
+
+import torch
+
+from ddpo.cost.footprint import measure_footprint
+from tests.support.rig import make_settings
+
+
+def count_rows(trainer):
+    """Every row that the UNet is given from now on, as the UNet sees it."""
+    rows = []
+    trainer.model.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    return rows
+
+
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def footprint_of(model, *, fuse=False, **train):
+    pretrained = {"model": model, "dtype": "bfloat16", "fuse": fuse}
+    return measure_footprint(make_settings(pretrained=pretrained, train=train))
+
+
+def kept(function):
+    """Bytes that a function's result keeps for its backward pass."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    return result, sum(storages.values())

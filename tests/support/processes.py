@@ -1,0 +1,109 @@
+"""Runs a function in several processes that meet over gloo, as a launcher would start them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed import TCPStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+# One clean process imports torch once; the workers are forked from it.
+_FORK = multiprocessing.get_context("forkserver")
+_FORK.set_forkserver_preload(["tests.support.processes", "mo_loop"])
+
+
+@dataclass
+class Ended:
+    """How a process ended: what its function returned, or the error it raised, or neither."""
+
+    exit_code: int | None
+    value: Any = None
+    error: str = ""
+
+
+def run_processes(
+    count: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    wait_for: int | None = None,
+    **settings: Any,
+) -> list[Ended]:
+    """Call a function in several processes; those that are not awaited are killed at the end.
+
+    Args:
+        count: how many.
+        function: of a module, so that it can be found by name.
+        arguments: for it.
+        settings: for it, by name.
+        wait_for: a rank to wait for; by default all.
+    """
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    workers, pipes = [], []
+    for rank in range(count):
+        receiver, sender = _FORK.Pipe(duplex=False)
+        job = (rank, count, store.port, sender, partial(function, *arguments, **settings))
+        workers.append(_FORK.Process(target=_work, args=job, daemon=True))
+        workers[-1].start()
+        sender.close()
+        pipes.append(receiver)
+    ended = [Ended(None) for _ in range(count)]
+    for rank in range(count) if wait_for is None else [wait_for]:
+        if pipes[rank].poll(60):
+            try:
+                ended[rank] = pipes[rank].recv()
+            except EOFError:
+                workers[rank].join(10)
+                ended[rank] = Ended(workers[rank].exitcode)
+    for rank, worker in enumerate(workers):
+        worker.join(0 if wait_for is not None else 10)
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+        elif ended[rank].exit_code is None:
+            ended[rank].exit_code = worker.exitcode
+    return ended
+
+
+def _work(
+    rank: int,
+    count: int,
+    port: int,
+    sender: Connection,
+    function: Callable[[], Any],
+) -> None:
+    """What each process does."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        OMP_NUM_THREADS="1",
+    )
+    if count == 1:
+        del os.environ["LOCAL_RANK"]
+    torch.set_num_threads(1)
+    try:
+        ended = Ended(0, value=function())
+    except Exception as error:  # sent to the test
+        ended = Ended(1, error=f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+    sender.send(ended)
+
+
+def values(ended: list[Ended]) -> list[Any]:
+    """What every process returned."""
+    assert not [each.error for each in ended if each.error]
+    assert [each.exit_code for each in ended] == [0] * len(ended)
+    return [each.value for each in ended]

@@ -1,0 +1,51 @@
+"""Folders in which the real program runs on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.support.paths import SMOKE
+from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe, of_8_bits
+
+
+def small_world(folder: Path) -> list[str]:
+    """A tiny model and prompt files in `folder`; the words that run the smoke recipe on them."""
+    make_tiny_pipe().save_pretrained(folder / "model")
+    return world_around(folder)
+
+
+def report_colorfulness(pipe: Any, guidance_scale: float = 1.0) -> float:
+    """How colourful the report set of `world_around` is, drawn by diffusers with a pipeline."""
+    from ddpo.evaluation import EvaluationSet
+    from ddpo.rewards.colorfulness import colorfulness
+
+    on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
+    images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=guidance_scale)
+    return colorfulness(of_8_bits(images), on.prompts).mean().item()
+
+
+def world_around(folder: Path) -> list[str]:
+    """Prompt files beside the model in `folder`; the words that run the smoke recipe on them."""
+    (folder / "train.txt").write_text("a\nb\nc\nd\n")
+    (folder / "report.txt").write_text("e\nf\n")
+    return [
+        f"--config={SMOKE}",
+        f"--config.pretrained.model={folder / 'model'}",
+        f"--config.prompts.train={folder / 'train.txt'}",
+        f"--config.prompts.report={folder / 'report.txt'}",
+        "--config.rewards.names=colorfulness,jpeg_compressibility",
+        "--config.num_threads=1",
+        "--config.train.learning_rate=0.1",
+        f"--config.logdir={folder / 'logs'}",
+    ]
+
+
+def timeless_metrics(text: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl without what a clock has measured."""
+    timed = ("seconds", "overhead")
+    return [
+        {name: value for name, value in line.items() if not any(word in name for word in timed)}
+        for line in map(json.loads, text.splitlines())
+    ]
