@@ -22,11 +22,12 @@ from config.settings.resume import changed_settings, check_prompts
 from config.settings.rules import process_problems
 from ddpo.agents.soup import blend_policies
 from ddpo.calibration import Calibration, calibrate, calibration_set, initial_statistics
-from ddpo.evaluation import EvaluationSet
+from ddpo.evaluation import evaluation_set
 from ddpo.processes import Processes, use_threads
 from ddpo.prompts import split_prompts
 from ddpo.rewards.guards import excluded_policies, guard_metrics
 from ddpo.trainer import Trainer
+from ddpo.types import EvaluationSet
 from front.media import generation_media, published_media
 from front.publish import Costs, front_record, publish, search_record, with_guards
 from morl.evolution import Evolution
@@ -42,11 +43,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from config.settings.schema import Settings
-    from ddpo.agents.slots import Policy
-    from ddpo.evaluation import Evaluation
+    from ddpo.evaluation import evaluation_set
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading
     from ddpo.trainer import Iteration
+    from ddpo.types import Evaluation, Policy
     from morl.types import Generation
     from run.checkpoint import Checkpoint
     from run.stop import Stop
@@ -99,7 +100,7 @@ class Run:
         with self.processes.together(UserError), memory_advised():
             self.trainer = Trainer(settings, self.processes, self.progress.steps, check_stop, model)
         parts.callback(self.trainer.close)
-        self.selection_set = EvaluationSet.make(
+        self.selection_set = evaluation_set(
             "selection",
             self.trainer.prompts.selection,
             settings.evaluation.selection_images,
@@ -346,9 +347,7 @@ class Run:
     def report_set(self) -> EvaluationSet:
         """What the published front is measured on; no decision sees it."""
         settings, prompts = self.settings, self.trainer.prompts.report
-        return EvaluationSet.make(
-            "report", prompts, settings.evaluation.report_images, settings.seed
-        )
+        return evaluation_set("report", prompts, settings.evaluation.report_images, settings.seed)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

@@ -7,53 +7,18 @@ centred per prompt and divided by its own scale first; A is then linear in w.
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from ddpo.types import PromptStatistics, scored
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from config.settings.schema import AdvantageSettings
 
-    Buffers = Mapping[str, tuple[tuple[float, ...], ...]]
-
 _EPS = 1e-6  # of a reward's size: what varies less does not vary
-
-
-@dataclass(frozen=True, slots=True)
-class PromptStatistics:
-    """The most recent reward vectors of each prompt, oldest first. Immutable: `add` returns a copy.
-
-    Attributes:
-        buffers: prompt -> tuple of reward vectors of length M.
-    """
-
-    buffers: Buffers = field(default_factory=dict)
-
-    def add(self, prompts: Sequence[str], rewards: torch.Tensor, size: int) -> PromptStatistics:
-        """Append rewards (N, M) of N prompts, keeping the last `size` vectors of each prompt.
-
-        Vectors with a missing score are left out.
-        """
-        grown = {prompt: deque(rows, maxlen=size) for prompt, rows in self.buffers.items()}
-        kept, vectors = scored(prompts, rewards)
-        for prompt, row in zip(kept, vectors.tolist(), strict=True):
-            grown.setdefault(prompt, deque(maxlen=size)).append(tuple(row))
-        return PromptStatistics({prompt: tuple(rows) for prompt, rows in grown.items()})
-
-    def rewards(self, prompt: str) -> torch.Tensor:
-        """(count, M) float64 reward vectors kept of a prompt; (0, 0) if it was never seen."""
-        return torch.tensor(self.buffers.get(prompt, ()), dtype=torch.float64)
-
-
-def scored(prompts: Sequence[str], rewards: torch.Tensor) -> tuple[list[str], torch.Tensor]:
-    """The prompts and reward vectors (N, M) without a missing score (NaN)."""
-    is_valid = rewards.isfinite().all(dim=-1)
-    kept = [prompt for prompt, ok in zip(prompts, is_valid.tolist(), strict=True) if ok]
-    return kept, rewards[is_valid]
 
 
 def advantages(

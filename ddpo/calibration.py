@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddpo.advantages import PromptStatistics, scored, within_prompt_std
+from ddpo.advantages import within_prompt_std
 from ddpo.cost.plan import IMAGES_PER_PROMPT
-from ddpo.evaluation import EvaluationSet
+from ddpo.evaluation import evaluation_set
 from ddpo.prompts import spread
+from ddpo.types import EvaluationSet, PromptStatistics, scored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ class Calibration:
 def calibration_set(prompts: Sequence[str], max_prompts: int, run_seed: int) -> EvaluationSet:
     """Several images of each prompt, or of at most `max_prompts` evenly spaced ones."""
     chosen = spread(prompts, max_prompts)
-    return EvaluationSet.make("calibration", chosen, IMAGES_PER_PROMPT * len(chosen), run_seed)
+    return evaluation_set("calibration", chosen, IMAGES_PER_PROMPT * len(chosen), run_seed)
 
 
 def calibrate(

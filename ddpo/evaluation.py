@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,14 +11,16 @@ from ddpo.processes import Processes
 from ddpo.prompts import spread
 from ddpo.rewards.scorer import RewardError
 from ddpo.seeding import keyed_seed
+from ddpo.types import Evaluation, EvaluationSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ddpo.agents.slots import Agents, Policy
+    from ddpo.agents.slots import Agents
     from ddpo.rewards.guards import Guards
     from ddpo.rewards.scorer import Scorer
     from ddpo.sampler import Sampler
+    from ddpo.types import Policy
 
 _MIN_IMAGES = 2  # below that a mean has no standard error
 
@@ -29,88 +29,25 @@ _MIN_IMAGES = 2  # below that a mean has no standard error
 _KEYS = {"calibration": 1_000_001, "selection": 1_000_002, "report": 1_000_003}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationSet:
-    """N prompts and seeds that every policy is judged on.
+def evaluation_set(
+    purpose: str, prompts: Sequence[str], num_images: int, run_seed: int
+) -> EvaluationSet:
+    """Cycle through the prompts, a new seed for each image.
 
-    Attributes:
-        prompts: one per image.
-        seeds: one per image.
+    With fewer images than prompts, the prompts used are evenly spaced over the set.
+
+    Args:
+        purpose: "calibration", "selection" or "report"; sets of different purpose share no
+            seed.
+        prompts: the distinct prompts.
+        num_images: N.
+        run_seed: keys the seeds.
     """
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-    @classmethod
-    def make(
-        cls, purpose: str, prompts: Sequence[str], num_images: int, run_seed: int
-    ) -> EvaluationSet:
-        """Cycle through the prompts, a new seed for each image.
-
-        With fewer images than prompts, the prompts used are evenly spaced over the set.
-
-        Args:
-            purpose: "calibration", "selection" or "report"; sets of different purpose share no
-                seed.
-            prompts: the distinct prompts.
-            num_images: N.
-            run_seed: keys the seeds.
-        """
-        index, prompts = range(num_images), spread(prompts, num_images)
-        return cls(
-            prompts=tuple(prompts[i % len(prompts)] for i in index),
-            seeds=tuple(keyed_seed(run_seed, _KEYS[purpose], i) for i in index),
-        )
-
-    def first(self, num_images: int) -> EvaluationSet:
-        """The first prompts and seeds: those of the pictures that are shown."""
-        return EvaluationSet(prompts=self.prompts[:num_images], seeds=self.seeds[:num_images])
-
-    def to_json(self) -> dict[str, list[str] | list[int]]:
-        """As the run's records store it."""
-        return {"prompts": list(self.prompts), "seeds": list(self.seeds)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Evaluation:
-    """One policy's rewards on an evaluation set.
-
-    Attributes:
-        rewards: (N, M) float32, one row per image; NaN where a score is missing. Returns are
-            means over the images that have all scores.
-        images: (n, 3, H, W) uint8, the first n images.
-        features: (N, F) float32, what guards keep of each image (`ddpo/rewards/guards.py`).
-    """
-
-    rewards: torch.Tensor
-    images: torch.Tensor
-    features: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
-
-    @property
-    def returns(self) -> torch.Tensor:
-        """(M,) float64 mean reward."""
-        return _present(self.rewards).mean(dim=0)
-
-    @property
-    def std_error(self) -> torch.Tensor:
-        """(M,) float64 standard error of `returns`."""
-        return standard_error(self.rewards)
-
-    def gain_over(self, other: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
-        """Paired difference of returns to `other` and its standard error, each (M,) float64."""
-        difference = self.rewards.double() - other.rewards.double()
-        return _present(difference).mean(dim=0), standard_error(difference)
-
-
-def standard_error(rewards: torch.Tensor) -> torch.Tensor:
-    """(M,) float64 standard error of the mean of rewards (N, M), over rows without NaN."""
-    present = _present(rewards)
-    return present.std(dim=0) / math.sqrt(len(present))
-
-
-def _present(rewards: torch.Tensor) -> torch.Tensor:
-    """The rows of rewards (N, M) that have all scores, float64."""
-    return rewards[rewards.isfinite().all(dim=-1)].double()
+    index, prompts = range(num_images), spread(prompts, num_images)
+    return EvaluationSet(
+        prompts=tuple(prompts[i % len(prompts)] for i in index),
+        seeds=tuple(keyed_seed(run_seed, _KEYS[purpose], i) for i in index),
+    )
 
 
 def evaluate(

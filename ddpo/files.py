@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+DISK_ERRORS = (OSError, SafetensorError)  # what a full or broken disk raises
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 _PARTIAL, _TRASH = ".tmp", ".trash"
 _LEFTOVERS = (_PARTIAL, _TRASH)

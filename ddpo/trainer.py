@@ -13,7 +13,7 @@ from config.settings.errors import StoppedError
 from ddpo.advantages import advantages
 from ddpo.agents.conditioned import make_agents
 from ddpo.cost.stopwatch import Stopwatch
-from ddpo.evaluation import Evaluation, EvaluationSet, evaluate
+from ddpo.evaluation import evaluate
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.rewards.collapse import CollapseWatch
@@ -24,17 +24,17 @@ from ddpo.seeding import keyed_seed
 from ddpo.speed.allocator import keep_freed_memory
 from ddpo.speed.compiling import compile_unet
 from ddpo.steps import noise_windows
-from ddpo.types import RewardBatch, UpdateStats
+from ddpo.types import Evaluation, EvaluationSet, RewardBatch, UpdateStats
 from ddpo.update import Updater
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from config.settings.schema import Settings
-    from ddpo.agents.slots import Policy
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.processes import Processes
     from ddpo.prompts import PromptSplit
+    from ddpo.types import Policy
 
     StartBar = Callable[[str, int], Callable[[], object]]  # (name, total) -> call once a step
 

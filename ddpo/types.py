@@ -1,4 +1,4 @@
-"""The values that flow through DDPO: prompts, rollouts, rewards and update statistics.
+"""The values that flow through DDPO: prompts, rollouts, rewards, policies and evaluations.
 
 K agents, N samples per agent, rows = K * N in agent-major order, T denoising steps, latents of
 C x h x w, images of H x W pixels, M objectives. All types are frozen and check their own shapes.
@@ -7,7 +7,8 @@ C x h x w, images of H x W pixels, M objectives. All types are frozen and check 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections import deque
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +16,11 @@ import torch
 from ddpo.devices import pairs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ddpo.ddim import Schedule
+
+    Buffers = Mapping[str, tuple[tuple[float, ...], ...]]
 
 
 def _check(holds: bool, name: str, expected: str, got: object) -> None:
@@ -345,3 +348,126 @@ class UpdateStats:
             "update/excluded_steps": self.excluded_steps,
             "update/skipped_steps": int(self.skipped.sum()),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStatistics:
+    """The most recent reward vectors of each prompt, oldest first. Immutable: `add` returns a copy.
+
+    Attributes:
+        buffers: prompt -> tuple of reward vectors of length M.
+    """
+
+    buffers: Buffers = field(default_factory=dict)
+
+    def add(self, prompts: Sequence[str], rewards: torch.Tensor, size: int) -> PromptStatistics:
+        """Append rewards (N, M) of N prompts, keeping the last `size` vectors of each prompt.
+
+        Vectors with a missing score are left out.
+        """
+        grown = {prompt: deque(rows, maxlen=size) for prompt, rows in self.buffers.items()}
+        kept, vectors = scored(prompts, rewards)
+        for prompt, row in zip(kept, vectors.tolist(), strict=True):
+            grown.setdefault(prompt, deque(maxlen=size)).append(tuple(row))
+        return PromptStatistics({prompt: tuple(rows) for prompt, rows in grown.items()})
+
+    def rewards(self, prompt: str) -> torch.Tensor:
+        """(count, M) float64 reward vectors kept of a prompt; (0, 0) if it was never seen."""
+        return torch.tensor(self.buffers.get(prompt, ()), dtype=torch.float64)
+
+
+def scored(prompts: Sequence[str], rewards: torch.Tensor) -> tuple[list[str], torch.Tensor]:
+    """The prompts and reward vectors (N, M) without a missing score (NaN)."""
+    is_valid = rewards.isfinite().all(dim=-1)
+    kept = [prompt for prompt, ok in zip(prompts, is_valid.tolist(), strict=True) if ok]
+    return kept, rewards[is_valid]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Policy:
+    """A frozen snapshot of one agent: all that training it further depends on.
+
+    Attributes:
+        adapter: (P,) float32, all LoRA matrices of one agent, flat.
+        exp_avg: (P,) Adam's first moment.
+        exp_avg_sq: (P,) Adam's second moment.
+        step: number of optimiser steps taken.
+        statistics: recent reward vectors per prompt.
+    """
+
+    adapter: torch.Tensor
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+    step: int
+    statistics: PromptStatistics
+
+    def __post_init__(self) -> None:
+        for name in ("exp_avg", "exp_avg_sq"):
+            if getattr(self, name).shape != self.adapter.shape:
+                raise ValueError(f"{name} must have the shape of adapter")
+        for name in ("adapter", "exp_avg", "exp_avg_sq"):
+            if not getattr(self, name).isfinite().all():
+                raise FloatingPointError(f"{name} has entries that are not finite")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSet:
+    """N prompts and seeds that every policy is judged on.
+
+    Attributes:
+        prompts: one per image.
+        seeds: one per image.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def first(self, num_images: int) -> EvaluationSet:
+        """The first prompts and seeds: those of the pictures that are shown."""
+        return EvaluationSet(prompts=self.prompts[:num_images], seeds=self.seeds[:num_images])
+
+    def to_json(self) -> dict[str, list[str] | list[int]]:
+        """As the run's records store it."""
+        return {"prompts": list(self.prompts), "seeds": list(self.seeds)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """One policy's rewards on an evaluation set.
+
+    Attributes:
+        rewards: (N, M) float32, one row per image; NaN where a score is missing. Returns are
+            means over the images that have all scores.
+        images: (n, 3, H, W) uint8, the first n images.
+        features: (N, F) float32, what guards keep of each image (`ddpo/rewards/guards.py`).
+    """
+
+    rewards: torch.Tensor
+    images: torch.Tensor
+    features: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+    @property
+    def returns(self) -> torch.Tensor:
+        """(M,) float64 mean reward."""
+        return _present(self.rewards).mean(dim=0)
+
+    @property
+    def std_error(self) -> torch.Tensor:
+        """(M,) float64 standard error of `returns`."""
+        return standard_error(self.rewards)
+
+    def gain_over(self, other: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
+        """Paired difference of returns to `other` and its standard error, each (M,) float64."""
+        difference = self.rewards.double() - other.rewards.double()
+        return _present(difference).mean(dim=0), standard_error(difference)
+
+
+def standard_error(rewards: torch.Tensor) -> torch.Tensor:
+    """(M,) float64 standard error of the mean of rewards (N, M), over rows without NaN."""
+    present = _present(rewards)
+    return present.std(dim=0) / math.sqrt(len(present))
+
+
+def _present(rewards: torch.Tensor) -> torch.Tensor:
+    """The rows of rewards (N, M) that have all scores, float64."""
+    return rewards[rewards.isfinite().all(dim=-1)].double()

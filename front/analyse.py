@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from ddpo.agents.adapter import Adapter, policy_of
 from ddpo.agents.slots import Agents
-from ddpo.evaluation import EvaluationSet, evaluate, standard_error
+from ddpo.evaluation import evaluate, evaluation_set
 from ddpo.files import write_json
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
 from ddpo.rewards.scorer import Scorer
 from ddpo.sampler import Sampler
+from ddpo.types import EvaluationSet, standard_error
 from front.blend import depth_of_corner, height_above_chord, neighbours
 from front.front import Blend, Front, FrontError
 from front.plots import plot_dense_front
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from config.settings.schema import Settings
-    from ddpo.evaluation import Evaluation
+    from ddpo.evaluation import evaluation_set
+    from ddpo.types import Evaluation
     from front.front import FrontPolicy
     from morl.types import Array, PolicyId
 
@@ -235,7 +237,7 @@ def _report_set(settings: Settings, front: Front) -> EvaluationSet:
         prompts = split_prompts(settings.prompts).report
     except ValueError as error:
         raise FrontError(f"the report set cannot be drawn again: {error}") from error
-    on = EvaluationSet.make("report", prompts, settings.evaluation.report_images, settings.seed)
+    on = evaluation_set("report", prompts, settings.evaluation.report_images, settings.seed)
     shown = on.first(len(front.sample_prompts))
     if (shown.prompts, shown.seeds) != (front.sample_prompts, front.sample_seeds):
         raise FrontError(

@@ -25,8 +25,8 @@ from morl.types import BASE_POLICY
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ddpo.evaluation import Evaluation, EvaluationSet
     from ddpo.rewards.guards import GuardReading
+    from ddpo.types import Evaluation, EvaluationSet
     from morl.evolution import Evolution
     from morl.types import Objective, Offspring, PolicyId
     from run.directory import RunDir

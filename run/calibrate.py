@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddpo.advantages import scored, within_prompt_std
+from ddpo.advantages import within_prompt_std
 from ddpo.calibration import Calibration, calibrate, calibration_set
 from ddpo.processes import Processes, own_device, use_threads
 from ddpo.trainer import Trainer
+from ddpo.types import scored
 from run.failures import memory_advised
 from run.progress import Progress, route_logs
 

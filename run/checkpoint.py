@@ -22,9 +22,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from config.settings.errors import UserError
-from ddpo.advantages import PromptStatistics
-from ddpo.agents.slots import Policy
 from ddpo.files import new_folder, plain_name, remove, sweep, write_atomic, write_durable
+from ddpo.types import Policy, PromptStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

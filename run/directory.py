@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from config.settings.errors import UserError
 from ddpo.agents.adapter import holds_adapter, save_adapter
-from ddpo.files import make_folder, new_folder, remove, sweep, sync, write_json
+from ddpo.files import DISK_ERRORS, make_folder, new_folder, remove, sweep, sync, write_json
 from run.checkpoint import CheckpointStore
 from run.choice import choose_run, has_checkpoint
-from run.failures import DISK_ERRORS
 from run.lock import lock
 from run.samples import write_samples
 
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from config.settings.schema import CheckpointSettings, Settings
-    from ddpo.agents.slots import Agents, Policy
-    from ddpo.evaluation import Evaluation
+    from ddpo.agents.slots import Agents
+    from ddpo.types import Evaluation, Policy
     from morl.types import PolicyId
 
 logger = logging.getLogger(__name__)

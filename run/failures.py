@@ -6,16 +6,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 
 from config.settings.errors import ConfigError, StoppedError, UserError
+from ddpo.files import DISK_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from run.directory import RunDir
-
-DISK_ERRORS = (OSError, SafetensorError)
 
 
 @contextmanager

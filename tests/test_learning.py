@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddpo.advantages import within_prompt_std
-from ddpo.evaluation import EvaluationSet
+from ddpo.evaluation import evaluation_set
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from mo_train import read_settings
@@ -24,7 +24,7 @@ def test_one_agent_with_all_weight_on_one_objective_raises_it():
         ]
     )
     trainer = Trainer(settings, Processes.alone(), lambda *_: lambda: None)
-    held_out = EvaluationSet.make("selection", trainer.prompts.train[:32], 64, run_seed=1)
+    held_out = evaluation_set("selection", trainer.prompts.train[:32], 64, run_seed=1)
     initial = trainer.agents.initial_policy()
     base = trainer.evaluate([initial], held_out)[0]
     trainer.agents.load(0, initial)

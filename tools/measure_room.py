@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ddpo.advantages import within_prompt_std
 from ddpo.assets import ASSETS
 from ddpo.calibration import initial_statistics
-from ddpo.evaluation import EvaluationSet
+from ddpo.evaluation import evaluation_set
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from mo_train import read_settings
@@ -41,7 +41,7 @@ def main() -> None:
     settings = read_settings([f"--config.{override}" for override in overrides])
     trainer = Trainer(settings, Processes.alone(), lambda *_: lambda: None)
     prompts = trainer.prompts.train
-    on = EvaluationSet.make("report", prompts, IMAGES_PER_CAPTION * len(prompts), settings.seed)
+    on = evaluation_set("report", prompts, IMAGES_PER_CAPTION * len(prompts), settings.seed)
     judge = load_judge(ASSETS / "emoji-judge" / "judge.safetensors")
     captions = list(emoji_data.CAPTIONS)
     labels = torch.tensor([captions.index(prompt) for prompt in on.prompts])

@@ -9,7 +9,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from config.settings.schema import TrainSettings
-    from ddpo.agents.slots import Policy
+    from ddpo.types import Policy
 
 
 class AdapterAdam:

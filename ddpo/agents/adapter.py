@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from ddpo.agents.slots import Agents, Policy
+    from ddpo.agents.slots import Agents
+    from ddpo.types import Policy
 
     Matrices = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 

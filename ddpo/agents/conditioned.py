@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from config.settings.schema import AdapterSettings, Settings, TrainSettings
-    from ddpo.agents.slots import Policy
+    from ddpo.types import Policy
 
 
 def make_agents(

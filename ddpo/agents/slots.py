@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from config.settings.errors import UserError
-from ddpo.advantages import PromptStatistics
 from ddpo.agents.adam import AdapterAdam
 from ddpo.agents.layout import FlatLayout, rank_of_products
 from ddpo.agents.lora import StackedLoRALinear
 from ddpo.agents.loss_scale import LossScale
 from ddpo.speed.frozen import freeze
+from ddpo.types import Policy, PromptStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,33 +28,6 @@ if TYPE_CHECKING:
     from config.settings.schema import AdapterSettings, TrainSettings
     from ddpo.agents.lora import Stack
     from ddpo.types import Conditioning
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Policy:
-    """A frozen snapshot of one agent: all that training it further depends on.
-
-    Attributes:
-        adapter: (P,) float32, all LoRA matrices of one agent, flat.
-        exp_avg: (P,) Adam's first moment.
-        exp_avg_sq: (P,) Adam's second moment.
-        step: number of optimiser steps taken.
-        statistics: recent reward vectors per prompt.
-    """
-
-    adapter: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
-    step: int
-    statistics: PromptStatistics
-
-    def __post_init__(self) -> None:
-        for name in ("exp_avg", "exp_avg_sq"):
-            if getattr(self, name).shape != self.adapter.shape:
-                raise ValueError(f"{name} must have the shape of adapter")
-        for name in ("adapter", "exp_avg", "exp_avg_sq"):
-            if not getattr(self, name).isfinite().all():
-                raise FloatingPointError(f"{name} has entries that are not finite")
 
 
 class Agents:

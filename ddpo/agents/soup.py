@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddpo.agents.adapter import Adapter, adapter_of
-from ddpo.agents.slots import Policy
+from ddpo.types import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from config.settings.schema import GuardSettings, Settings
-    from ddpo.evaluation import Evaluation, EvaluationSet
     from ddpo.rewards.clip import ClipTower
     from ddpo.rewards.scorer import Submission
+    from ddpo.types import Evaluation, EvaluationSet
 
 Name = TypeVar("Name", bound=str)
 

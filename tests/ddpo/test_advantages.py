@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddpo.advantages import PromptStatistics, advantages, within_prompt_std
+from ddpo.advantages import advantages, within_prompt_std
+from ddpo.types import PromptStatistics
 from tests.support.rig import make_settings
 
 PROMPTS = ["a", "a", "b", "b"]

@@ -16,7 +16,7 @@ from ddpo.best_of import most_extreme
 from ddpo.calibration import initial_statistics
 from ddpo.cost.plan import Plan
 from ddpo.ddim import gaussian_log_prob, make_schedule, output_coefficient, step_mean
-from ddpo.evaluation import EvaluationSet, evaluate
+from ddpo.evaluation import evaluate, evaluation_set
 from ddpo.processes import Processes
 from ddpo.rewards.scorer import collect
 from ddpo.sampler import Sampler
@@ -80,7 +80,7 @@ def test_the_trial_of_a_compiler_has_the_shape_of_training(make_trainer, how, gu
 
 @pytest.mark.filterwarnings("default")  # compilers have their own
 def test_a_compiled_unet_judges_one_set_after_the_other(make_trainer):
-    sets = [EvaluationSet.make("selection", ["a", "b"], num, run_seed=3) for num in (8, 6)]
+    sets = [evaluation_set("selection", ["a", "b"], num, run_seed=3) for num in (8, 6)]
     returns = []
     for backend in ("", "eager"):
         trainer = make_trainer(f"pretrained.compile={backend}", "train.rows_per_pass=8")
@@ -109,7 +109,7 @@ def test_policies_are_judged_with_the_steps_of_evaluation(make_trainer):
     trainer = make_trainer("train.skip_last_steps=0", "evaluation.num_steps=5")
     iterate(trainer)
     policies = trainer.snapshot()
-    on = EvaluationSet.make("selection", ["a", "b"], 6, run_seed=3)
+    on = evaluation_set("selection", ["a", "b"], 6, run_seed=3)
     judged = trainer.evaluate(policies, on, 6)
     sampler = Sampler(trainer.model, make_settings(sample={"num_steps": 5}).sample)
     assert len(sampler.schedule.timesteps) == 5
@@ -125,7 +125,7 @@ def test_rows_of_training_and_of_evaluation_are_counted_as_they_pass(make_traine
     stats = iterate(trainer).stats
     assert trainer.take_unet_rows() + stats.unet_rows == sum(rows)
     rows.clear()
-    trainer.evaluate(trainer.snapshot(), EvaluationSet.make("selection", ["a"], 6, run_seed=3))
+    trainer.evaluate(trainer.snapshot(), evaluation_set("selection", ["a"], 6, run_seed=3))
     assert trainer.take_unet_rows() == sum(rows) == 2 * 6 * 7
     assert trainer.take_unet_rows() == 0
 
@@ -268,7 +268,7 @@ def test_the_window_is_drawn_anew_for_every_iteration_and_again_the_same(make_tr
 
 def test_policies_of_a_window_are_judged_with_noise_in_all_steps(make_trainer):
     trainer, plain = make_trainer("sample.noisy_steps=1"), make_trainer()
-    on = EvaluationSet.make("selection", ["a", "b"], 4, run_seed=3)
+    on = evaluation_set("selection", ["a", "b"], 4, run_seed=3)
     policy = trainer.agents.initial_policy()
     one, other = trainer.evaluate([policy], on, 4)[0], plain.evaluate([policy], on, 4)[0]
     assert torch.equal(one.images, other.images)

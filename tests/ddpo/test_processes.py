@@ -140,7 +140,7 @@ def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
     With fewer tasks than agents it is the warm-up of a soup.
     """
     from ddpo.devices import DTYPES
-    from ddpo.evaluation import EvaluationSet
+    from ddpo.evaluation import evaluation_set
     from ddpo.trainer import Trainer
 
     DTYPES["float32"] = torch.float64
@@ -168,7 +168,7 @@ def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
     optimiser_steps = 2 if single_pass else 8  # 2 iterations x 2 epochs x 2 updates
     assert blocks == ([members] * optimiser_steps if members > 1 else [])
     policies = trainer.snapshot()
-    on = EvaluationSet.make("selection", ["a", "b"], 5, run_seed=3)
+    on = evaluation_set("selection", ["a", "b"], 5, run_seed=3)
     evaluations = trainer.evaluate([*policies, trainer.agents.initial_policy()], on, 3)
     rows = trainer.take_unet_rows()
     trainer.close()

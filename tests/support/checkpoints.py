@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ddpo.advantages import PromptStatistics
-from ddpo.agents.slots import Policy
+from ddpo.types import Policy, PromptStatistics
 
 
 def policy(seed):

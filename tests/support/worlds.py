@@ -18,10 +18,10 @@ def small_world(folder: Path) -> list[str]:
 
 def report_colorfulness(pipe: Any, guidance_scale: float = 1.0) -> float:
     """How colourful the report set of `world_around` is, drawn by diffusers with a pipeline."""
-    from ddpo.evaluation import EvaluationSet
+    from ddpo.evaluation import evaluation_set
     from ddpo.rewards.colorfulness import colorfulness
 
-    on = EvaluationSet.make("report", ["e", "f"], 16, run_seed=0)
+    on = evaluation_set("report", ["e", "f"], 16, run_seed=0)
     images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=guidance_scale)
     return colorfulness(of_8_bits(images), on.prompts).mean().item()
 

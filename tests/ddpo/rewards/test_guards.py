@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from config.settings.errors import ConfigError
 from config.settings.schema import GuardSettings
-from ddpo.evaluation import Evaluation, EvaluationSet
 from ddpo.processes import Processes
 from ddpo.rewards.guards import (
     Guards,
@@ -21,6 +20,7 @@ from ddpo.rewards.guards import (
 )
 from ddpo.rewards.scorer import RewardError
 from ddpo.trainer import Trainer
+from ddpo.types import Evaluation, EvaluationSet
 from mo_loop import Run
 from mo_train import read_settings
 from tests.support.rig import make_settings

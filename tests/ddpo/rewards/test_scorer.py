@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpo.evaluation import EvaluationSet, evaluate
+from ddpo.evaluation import evaluate, evaluation_set
 from ddpo.processes import Processes, Share
 from ddpo.rewards.jpeg import JpegSize
 from ddpo.rewards.scorer import RewardError, Scorer, collect
@@ -153,7 +153,7 @@ def test_missing_scores_are_counted_in_all_processes_together(fraction, is_too_m
     """Two of the four images of this process lack a score, none of another's four."""
     rig = make_rig(1, sample={"rows_per_pass": 64})
     scorer = Scorer({"flawed": flawed, "bright": brightness}, max_invalid_fraction=fraction)
-    on = EvaluationSet.make("selection", ["a", "b"], 8, run_seed=3)
+    on = evaluation_set("selection", ["a", "b"], 8, run_seed=3)
 
     class Half(Processes):
         def share(self, num_agents, num_samples):
@@ -170,7 +170,7 @@ def test_missing_scores_are_counted_in_all_processes_together(fraction, is_too_m
 def test_a_dead_reward_ends_an_evaluation_before_it_has_drawn_all_pictures():
     rig = make_rig(1, sample={"rows_per_pass": 64})
     scorer = Scorer({"dead": lambda images, _: torch.full((len(images),), torch.nan)})
-    on = EvaluationSet.make("selection", ["a", "b"], 8, run_seed=3)
+    on = evaluation_set("selection", ["a", "b"], 8, run_seed=3)
     with pytest.raises(RewardError, match="8 of 40 images lack a finite score"):
         evaluate([rig.agents.snapshot(0)] * 5, on, rig.sampler, scorer, rig.agents)
 
@@ -234,7 +234,7 @@ def test_images_are_converted_once_for_all_rewards(monkeypatch):
 def test_the_evaluation_leaves_out_what_has_no_score():
     rig = make_rig(1, sample={"rows_per_pass": 64})
     scorer = Scorer({"flawed": flawed, "bright": brightness}, max_invalid_fraction=0.5)
-    on = EvaluationSet.make("selection", ["a", "b"], 6, run_seed=3)
+    on = evaluation_set("selection", ["a", "b"], 6, run_seed=3)
     (result,) = evaluate([rig.agents.snapshot(0)], on, rig.sampler, scorer, rig.agents)
     valid = result.rewards[1:-1].double()
     torch.testing.assert_close(result.returns, valid.mean(dim=0))
@@ -246,7 +246,7 @@ def test_the_evaluation_leaves_out_what_has_no_score():
 def test_a_policy_without_scores_is_never_judged():
     rig = make_rig(1, sample={"rows_per_pass": 64})
     scorer = Scorer({"none": lambda x, _: torch.full((len(x),), torch.nan)}, max_invalid_fraction=1)
-    on = EvaluationSet.make("selection", ["a"], 4, run_seed=3)
+    on = evaluation_set("selection", ["a"], 4, run_seed=3)
     with pytest.raises(RewardError, match="only 0 scored images of 4"):
         evaluate([rig.agents.snapshot(0)], on, rig.sampler, scorer, rig.agents)
 
@@ -272,7 +272,7 @@ def test_evaluation_is_paired_across_policies_and_independent_of_grouping():
     rig.perturb()
     policies = [base, rig.agents.snapshot(0), base]
     scorer = Scorer({"bright": brightness})
-    on = EvaluationSet.make("selection", ["a", "b"], 5, run_seed=3)
+    on = evaluation_set("selection", ["a", "b"], 5, run_seed=3)
     results = evaluate(policies, on, rig.sampler, scorer, rig.agents, keep_images=4)
     torch.testing.assert_close(results[0].rewards, results[2].rewards, rtol=0, atol=1e-5)
     assert results[0].images.shape == (4, 3, 16, 16)
@@ -284,6 +284,6 @@ def test_evaluation_is_paired_across_policies_and_independent_of_grouping():
 
 
 def test_evaluation_sets_share_no_seed():
-    sets = [EvaluationSet.make(p, ["a"], 50, 0) for p in ("calibration", "selection", "report")]
+    sets = [evaluation_set(p, ["a"], 50, 0) for p in ("calibration", "selection", "report")]
     seeds = {seed for one in sets for seed in one.seeds}
     assert len(seeds) == 150
