@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from ddpo.evaluation import evaluation_set
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading
-    from ddpo.trainer import Iteration
-    from ddpo.types import Evaluation, Policy
+    from ddpo.trainer import Batch
+    from ddpo.types import Evaluation, Policy, UpdateStats
     from morl.types import Generation
     from run.checkpoint import Checkpoint
     from run.stop import Stop
@@ -130,8 +130,9 @@ class Run:
                 weights = torch.from_numpy(np.stack([task.weights for task in generation.tasks]))
                 self.trainer.load(self._starting_points(generation), weights)
                 for index in range(generation.num_iterations):
-                    iteration = self.trainer.iterate(generation.index, index, weights, self.scales)
-                    self._record(iteration)
+                    batch = self.trainer.draw(generation.index, index)
+                    stats = self.trainer.update(batch, self.trainer.advantages(batch))
+                    self._record(batch, stats)
                 self.once(self.evolution.tell, *self._offspring(generation))
                 self._commit(generation)
             self._publish()
@@ -147,7 +148,7 @@ class Run:
 
     def _offspring(self, generation: Generation) -> tuple[list[Offspring], frozenset[PolicyId]]:
         """Snapshot and evaluate what the agents have become; which of them the guards exclude."""
-        trained = self.trainer.snapshot()
+        trained = self.trainer.policies()
         names = [policy_id(generation.index, slot) for slot in range(len(trained))]
         self.policies |= dict(zip(names, trained, strict=True))
         evaluations = self._evaluate("selection", trained, self.selection_set, self.shown)
@@ -190,6 +191,7 @@ class Run:
         on = calibration_set(prompts.train, settings.evaluation.calibration_prompts, settings.seed)
         rewards = self._evaluate("selection", [initial], on, use_guards=False)[0].rewards
         self.calibration = calibrate(rewards, on.prompts, settings.rewards)
+        self.trainer.scales = torch.tensor(self.calibration.scales)
         statistics = initial_statistics(rewards, on.prompts, settings)
         self.policies[BASE_POLICY] = dataclasses.replace(initial, statistics=statistics)
         evaluation = self._evaluate("selection", [initial], self.selection_set, self.shown)[0]
@@ -219,11 +221,10 @@ class Run:
         record = checkpoint.record
         self.policies = {PolicyId(name): policy for name, policy in checkpoint.policies.items()}
         self.calibration = Calibration.from_json(record["calibration"])
+        self.trainer.scales = torch.tensor(self.calibration.scales)
         self.costs = Costs(**record["costs"])
         self.curve = [(images, value) for images, value in record["curve"]]
         self.warmup_archive = [PolicyId(name) for name in record["warmup_archive"]]
-        if self.settings.train.recompute_log_probs == "auto":  # what the run has found out
-            self.trainer.updater.recompute = record["recompute_log_probs"]
         self.evolution = Evolution.restore(
             self.settings.evolution, self.objectives, checkpoint.evolution
         )
@@ -294,7 +295,6 @@ class Run:
             "curve": self.curve,
             "warmup_archive": self.warmup_archive,
             "prompts": self.trainer.prompts.digests(),
-            "recompute_log_probs": self.trainer.updater.recompute,
             "metrics_bytes": self.run_dir.flush_metrics(),
         }
         num_generations = self.settings.evolution.num_generations
@@ -359,11 +359,6 @@ class Run:
             for name, reference, ideal in zip(names, points.reference, points.ideal, strict=True)
         )
 
-    @property
-    def scales(self) -> torch.Tensor:
-        """(M,) scale of each objective."""
-        return torch.tensor(self.calibration.scales)
-
     def _evaluate(
         self,
         purpose: str,
@@ -380,23 +375,23 @@ class Run:
         self._spend(**{purpose: len(policies) * len(on.prompts)})
         return evaluations
 
-    def _record(self, iteration: Iteration) -> None:
+    def _record(self, batch: Batch, stats: UpdateStats) -> None:
         """Count and log one iteration."""
-        self._spend(train=iteration.num_images, unet_rows=iteration.stats.unet_rows)
+        self._spend(train=batch.num_images)
         self.progress.iteration()
         self.once(
             self._log,
             {
-                **iteration.metrics(),
+                **batch.metrics(),
+                **stats.metrics(),
                 "cost/images": self.costs.train,
                 "cost/unet_rows": self.costs.unet_rows,
             },
         )
 
     def _spend(self, **counts: int) -> None:
-        """Add to the costs, with the UNet rows the sampler has counted since."""
-        sampled = self.trainer.take_unet_rows()
-        counts["unet_rows"] = counts.get("unet_rows", 0) + sampled
+        """Add to the costs, with the UNet rows passed since."""
+        counts["unet_rows"] = self.trainer.take_unet_rows()
         totals = {name: getattr(self.costs, name) + count for name, count in counts.items()}
         self.costs = dataclasses.replace(self.costs, **totals)
 

@@ -21,8 +21,10 @@ from absl import app, flags
 from config.settings.errors import ConfigError, StoppedError, UserError
 from config.settings.loader import load
 from config.settings.parse import Choices, parse
+from ddpo.normalisations import NORMALISATIONS
 from ddpo.prompts import prompt_problems
 from ddpo.rewards.lookup import diversity_problems, guard_problems, reward_problems
+from ddpo.rules import UPDATE_RULES
 from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES
 from run.choice import choose_run
@@ -38,6 +40,8 @@ EXIT_FAILED = 1
 EXIT_WRONG_SETTINGS = 2
 EXIT_STOPPED = os.EX_TEMPFAIL  # 75, by a signal: start it again with resume_from
 CHOICES: Choices = {
+    "train.update_rule": UPDATE_RULES,
+    "advantage.normalisation": NORMALISATIONS,
     "evolution.strategy": STRATEGIES,
     "evolution.predictor": PREDICTORS,
 }

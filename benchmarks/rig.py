@@ -11,15 +11,17 @@ import torch
 from config import base
 from config.settings.parse import parse
 from ddpo.agents.slots import Agents
+from ddpo.processes import Processes
 from ddpo.sampler import Sampler
-from ddpo.seeding import keyed_seed
+from ddpo.seeding import Stream
 from ddpo.speed.allocator import keep_freed_memory
+from ddpo.trainer import make_update
 from ddpo.types import Rollout
-from ddpo.update import Updater
 
 if TYPE_CHECKING:
     from config.settings.schema import Settings
     from ddpo.model.stable_diffusion import BaseModel
+    from ddpo.update import Update
 
 
 def settings_with(**changes: dict[str, Any]) -> Settings:
@@ -60,7 +62,6 @@ def one_rollout(
             "updates_per_epoch": 1,
             "rows_per_pass": rows,
             "skip_last_steps": 0,
-            "recompute_log_probs": "never",
             **train,
         },
         **changes,
@@ -81,7 +82,7 @@ class Rig:
     settings: Settings
     agents: Any
     sampler: Sampler
-    updater: Updater
+    updater: Update
 
     @classmethod
     def make(cls, model: BaseModel, settings: Settings, agents: Any | int) -> Rig:
@@ -95,24 +96,29 @@ class Rig:
             settings=settings,
             agents=agents,
             sampler=sampler,
-            updater=Updater(sampler, settings),
+            updater=make_update(sampler, settings, Processes.alone(model.device)),
         )
 
     def in_single_pass(self) -> Rig:
         """The same agents and model, gradients taken while sampling."""
         train = dataclasses.replace(self.settings.train, single_pass=True)
         settings = dataclasses.replace(self.settings, train=train)
-        updater = Updater(self.sampler, settings)
+        updater = make_update(self.sampler, settings, Processes.alone(self.sampler.model.device))
         return dataclasses.replace(self, settings=settings, updater=updater)
 
     def sample(self) -> Rollout:
         """One rollout of all agents: denoising, gradients if in a single pass, decoding."""
         count, num_agents = self.settings.sample.prompts_per_iteration, self.agents.num_agents
         texts = [chr(ord("a") + i % 26) for i in range(count)] * num_agents
-        seeds = [keyed_seed(0, k, i) for k in range(num_agents) for i in range(count)]
+        place = {"run_seed": 0, "generation": 0, "iteration": 0}
+        seeds = [
+            Stream.NOISE.seed(**place, agent=k, sample=i)
+            for k in range(num_agents)
+            for i in range(count)
+        ]
         batch = self.sampler.prompt_batch(texts, seeds, num_agents)
-        trained = self.updater.trained(self.sampler.schedule, count)
-        return Rollout.join(batch, list(self.sampler.chunks(self.agents, batch, trained=trained)))
+        wanted = self.updater.wanted_gradients(count)
+        return Rollout.join(batch, list(self.sampler.chunks(self.agents, batch, wanted=wanted)))
 
     def train(self, rollout: Rollout) -> None:
         """One update of all agents with fixed advantages."""

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddpo.normalisations import EPS, NORMALISATIONS
 from ddpo.types import PromptStatistics, scored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from config.settings.schema import AdvantageSettings
-
-_EPS = 1e-6  # of a reward's size: what varies less does not vary
 
 
 def advantages(
@@ -34,11 +33,7 @@ def advantages(
     Per sample and objective k: A_k = (r_k - mean_k(prompt)) / s_k, then A = sum_k w_k A_k, divided
     by the standard deviation of A over the agent's samples (a scalar: it cannot turn the direction)
     and clipped. A prompt seen fewer than `min_count` times is centred on the agent's whole batch.
-    The scale s_k follows `settings.normalisation`:
-
-    * frozen: the objective's spread under the base model, so a weight keeps its meaning;
-    * per_prompt: the prompt's own running spread of that objective (GDPO);
-    * raw: none; w . r is formed first, then centred and divided per prompt.
+    Where s_k comes from is `settings.normalisation`, see `ddpo/normalisations.py`.
 
     A sample with a missing score has advantage 0 and enters neither statistics nor means.
 
@@ -77,20 +72,15 @@ def _one_agent(
     settings: AdvantageSettings,
 ) -> torch.Tensor:
     """Advantages (N,) of one agent's rewards (N, M) along its weights (M,), see `advantages`."""
-    w = weights.double().to(values.device)
-    if settings.normalisation == "raw":
-        values, w = (values @ w)[:, None], w.new_ones(1)
-        centre, spread = _per_prompt(values, prompts, statistics, settings.min_count, weights)
-    else:
-        centre, spread = _per_prompt(values, prompts, statistics, settings.min_count)
-    if settings.normalisation == "frozen":
-        spread = scales.double().to(values.device)
-    else:
-        spread = (spread + _EPS * values.abs().mean(dim=0)).clamp_min(
-            torch.finfo(spread.dtype).tiny
-        )
-    combined = ((values - centre) / spread) @ w
-    scaled = combined / (combined.std(correction=0) + _EPS)
+
+    def per_prompt(
+        rewards: torch.Tensor, mix: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return _per_prompt(rewards, prompts, statistics, settings.min_count, mix)
+
+    normalise = NORMALISATIONS[settings.normalisation]
+    combined = normalise(values, weights.double().to(values.device), scales, per_prompt)
+    scaled = combined / (combined.std(correction=0) + EPS)
     return scaled.clamp(-settings.max_advantage, settings.max_advantage)
 
 
@@ -112,7 +102,7 @@ def _per_prompt(
         if len(seen) < min_count:
             continue
         if mix is not None:
-            seen = (seen @ mix.double().cpu())[:, None]
+            seen = (seen @ mix.cpu())[:, None]
         where = [i for i, text in enumerate(prompts) if text == prompt]
         centre[where] = seen.mean(dim=0).to(values)
         spread[where] = seen.std(dim=0, correction=0).to(values)
@@ -136,4 +126,4 @@ def within_prompt_std(rewards: torch.Tensor, prompts: Sequence[str]) -> torch.Te
         squares += (group - group.mean(dim=0)).square().sum(dim=0)
         freedom += len(group) - 1
     std = (squares / max(freedom, 1)).sqrt()
-    return torch.where(std > _EPS * values.abs().mean(dim=0), std, 0)
+    return torch.where(std > EPS * values.abs().mean(dim=0), std, 0)

@@ -8,7 +8,7 @@ is (prompt, t, x_t), the action x_{t-1}, and the policy the Gaussian of one DDIM
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,12 +43,6 @@ class Schedule:
     def trainable_steps(self) -> list[int]:
         """Indices of the steps with variance; the others have no finite log-probability."""
         return self.sigma.gt(0).nonzero().flatten().tolist()
-
-    def noisy_within(self, steps: range) -> Schedule:
-        """The same steps, with noise in these only: the others are DDIM with eta = 0."""
-        inside = torch.zeros_like(self.sigma)
-        inside[steps.start : steps.stop] = 1
-        return replace(self, sigma=self.sigma * inside)
 
     def to(self, device: torch.device | str) -> Schedule:
         """The same schedule on `device`."""

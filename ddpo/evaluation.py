@@ -10,7 +10,7 @@ from config.settings.errors import StoppedError
 from ddpo.processes import Processes
 from ddpo.prompts import spread
 from ddpo.rewards.scorer import RewardError
-from ddpo.seeding import keyed_seed
+from ddpo.seeding import Stream
 from ddpo.types import Evaluation, EvaluationSet
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from ddpo.types import Policy
 
 _MIN_IMAGES = 2  # below that a mean has no standard error
-
-# Second word of the key of every evaluation seed. Training keys have the generation there, so no
-# training image is ever an evaluation image.
-_KEYS = {"calibration": 1_000_001, "selection": 1_000_002, "report": 1_000_003}
 
 
 def evaluation_set(
@@ -44,9 +40,10 @@ def evaluation_set(
         run_seed: keys the seeds.
     """
     index, prompts = range(num_images), spread(prompts, num_images)
+    stream = Stream[purpose.upper()]
     return EvaluationSet(
         prompts=tuple(prompts[i % len(prompts)] for i in index),
-        seeds=tuple(keyed_seed(run_seed, _KEYS[purpose], i) for i in index),
+        seeds=tuple(stream.seed(run_seed=run_seed, sample=i) for i in index),
     )
 
 

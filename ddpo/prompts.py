@@ -12,6 +12,7 @@ import numpy as np
 
 from config.settings.files import is_file
 from ddpo.assets import ASSETS
+from ddpo.seeding import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 ROLES = ("train", "selection", "report")
 MIN_TO_SPLIT = 64  # a smaller set is not split: its parts would say little
 _MAX_HELD_OUT = 128  # prompts of the selection and of the report part, at most
-_SPLIT_KEY = 7  # the split is the same in every run
 
 
 class Prompt(str):
@@ -233,7 +233,7 @@ def split_prompts(settings: PromptSettings) -> PromptSplit:
 def _disjoint(prompts: Sequence[str], roles: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Disjoint parts of a set in its own order; the first role gets what the others leave."""
     size = min(_MAX_HELD_OUT, len(prompts) // 8)
-    order = np.random.default_rng(_SPLIT_KEY).permutation(len(prompts))
+    order = np.random.default_rng(Stream.SPLIT.key()).permutation(len(prompts))
     cuts = [len(prompts) - size * held_out for held_out in range(len(roles) - 1, 0, -1)]
     return {
         role: tuple(prompts[i] for i in sorted(part))
@@ -266,7 +266,8 @@ def draw_prompts(prompts: Sequence[str], num_prompts: int, draw: int, seed: int)
     out: list[str] = []
     position = draw * num_prompts
     while len(out) < num_prompts:
-        shuffle, start = divmod(position + len(out), len(prompts))
-        order = np.random.default_rng([seed, shuffle]).permutation(len(prompts))
+        number, start = divmod(position + len(out), len(prompts))
+        key = Stream.PROMPTS.key(run_seed=seed, round=number)
+        order = np.random.default_rng(key).permutation(len(prompts))
         out += [prompts[i] for i in order[start : start + num_prompts - len(out)]]
     return out

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from config.settings.schema import SampleSettings
     from ddpo.agents.slots import Agents
-    from ddpo.ddim import Schedule
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.types import Conditioning
 
@@ -50,7 +49,6 @@ class Sampler:
         self.settings = settings
         self.schedule = model.schedule(settings)
         self.negative = model.encode_negative(settings.negative_prompt)
-        self._unet_rows = 0
 
     @property
     def rows_per_sample(self) -> int:
@@ -60,11 +58,6 @@ class Sampler:
     def samples_per_pass(self, num_agents: int) -> int:
         """Samples per agent in one UNet pass."""
         return max(1, self.settings.rows_per_pass // (num_agents * self.rows_per_sample))
-
-    def take_unet_rows(self) -> int:
-        """UNet rows sampled without gradient since the last call."""
-        rows, self._unet_rows = self._unet_rows, 0
-        return rows
 
     def prompt_batch(
         self, texts: Sequence[str], seeds: Sequence[int], num_agents: int
@@ -115,8 +108,7 @@ class Sampler:
         agents: Agents,
         prompts: PromptBatch,
         on_step: Callable[[], object] | None = None,
-        schedule: Schedule | None = None,
-        trained: Mapping[int, float] | None = None,
+        wanted: Mapping[int, float] | None = None,
     ) -> Iterator[Rollout]:
         """Rollouts of as many samples per agent as fit `rows_per_pass`, one after another.
 
@@ -124,41 +116,39 @@ class Sampler:
             agents: the first `prompts.num_agents` slots are sampled.
             prompts: what to draw.
             on_step: called after every denoising step (a progress bar).
-            schedule: the steps, if not the sampler's own: say one of its `noise_windows`.
-            trained: the weight of each step whose gradient is taken on the way, for
+            wanted: the weight of each step whose gradient is taken on the way, for
                 `Rollout.gradients`; by default none is.
         """
         size = self.samples_per_pass(prompts.num_agents)
-        schedule = schedule or self.schedule
         for start in range(0, prompts.samples_per_agent, size):
             chunk = prompts.chunk(start, start + size)
-            if trained is None:
+            if wanted is None:
                 with torch.inference_mode():
-                    rollout = self._denoise(agents, chunk, schedule, on_step)
+                    rollout = self.denoise(agents, chunk, on_step)
             else:
                 with (
                     torch.no_grad(),
                     agents.copies(chunk.num_agents, chunk.samples_per_agent) as copies,
                 ):
-                    rollout = self._denoise(agents, chunk, schedule, on_step, trained)
+                    rollout = self.denoise(agents, chunk, on_step, wanted)
                     rollout = replace(rollout, gradients=copies.grad)
             yield rollout
 
-    def _denoise(
+    def denoise(
         self,
         agents: Agents,
         prompts: PromptBatch,
-        schedule: Schedule,
-        on_step: Callable[[], object] | None,
-        trained: Mapping[int, float] | None = None,
+        on_step: Callable[[], object] | None = None,
+        wanted: Mapping[int, float] | None = None,
     ) -> Rollout:
-        """One chunk. With `trained` every sample of a pass has a copy of its agent's adapter."""
+        """One chunk. With `wanted` every sample of a pass has a copy of its agent's adapter."""
+        schedule = self.schedule
         rows, num_steps = len(prompts.texts), len(schedule.timesteps)
         noise = keyed_noise(prompts.seeds, (num_steps + 1, *self.model.latent_shape))
         noise = to_device(noise, self.model.device, agents.dtype)
         conditioning = prompts.conditioning
-        num_adapters = prompts.num_agents if trained is None else rows
-        weights = trained or {}
+        num_adapters = prompts.num_agents if wanted is None else rows
+        weights = wanted or {}
 
         def step(i: int, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             """The latents after step i and their log-probability, without what led to them."""
@@ -187,7 +177,6 @@ class Sampler:
             log_probs.append(log_prob)
             if on_step is not None:
                 on_step()
-        self._unet_rows += rows * self.rows_per_sample * (num_steps - len(weights))
         return Rollout(
             prompts=prompts,
             schedule=schedule,

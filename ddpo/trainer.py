@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,43 +18,58 @@ from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.rewards.collapse import CollapseWatch
 from ddpo.rewards.guards import Guards
 from ddpo.rewards.scorer import RewardError, Scorer, collect
+from ddpo.rules import make_rule
 from ddpo.sampler import Sampler
-from ddpo.seeding import keyed_seed
+from ddpo.seeding import Stream
+from ddpo.single_pass import SinglePassUpdate
 from ddpo.speed.allocator import keep_freed_memory
-from ddpo.speed.compiling import compile_unet
-from ddpo.steps import noise_windows
 from ddpo.types import Evaluation, EvaluationSet, RewardBatch, UpdateStats
-from ddpo.update import Updater
+from ddpo.update import PpoUpdate, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from config.settings.schema import Settings
     from ddpo.model.stable_diffusion import BaseModel
-    from ddpo.processes import Processes
+    from ddpo.processes import Processes, Share
     from ddpo.prompts import PromptSplit
-    from ddpo.types import Policy
+    from ddpo.types import Policy, Rollout
 
     StartBar = Callable[[str, int], Callable[[], object]]  # (name, total) -> call once a step
 
-_UPDATE_KEY = 1  # keys the shuffles of an update apart from the noise of its samples
-_WEIGHTS_KEY = 2  # keys the weights that an iteration draws
-_WINDOW_KEY = 3  # keys which steps of an iteration are noisy
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Iteration:
-    """What one iteration sampled and did."""
+class Batch:
+    """One iteration's pictures and their rewards.
 
+    Attributes:
+        generation: index of the generation.
+        iteration: within the generation.
+        texts: N prompts, the same for every agent.
+        weights: (K, M), what the agents are improved along.
+        share: which agents and samples this process has.
+        rollout: of this process's share.
+        rewards: (K, N, M) of all processes.
+        num_collapsed: agents that drew the same thing over and over.
+    """
+
+    generation: int
+    iteration: int
+    texts: tuple[str, ...]
+    weights: torch.Tensor
+    share: Share
+    rollout: Rollout
     rewards: RewardBatch
-    stats: UpdateStats
-    num_images: int
     num_collapsed: int
 
+    @property
+    def num_images(self) -> int:
+        """Of all agents together."""
+        return self.share.num_agents * len(self.texts)
+
     def metrics(self) -> dict[str, float]:
-        """Of rewards and updates, and how many agents drew the same thing over and over."""
-        collapsed = {"reward/collapsed_agents": self.num_collapsed}
-        return {**self.rewards.metrics(), **collapsed, **self.stats.metrics()}
+        """Of the rewards, and how many agents have collapsed."""
+        return {**self.rewards.metrics(), "reward/collapsed_agents": self.num_collapsed}
 
 
 class Trainer:
@@ -102,59 +116,51 @@ class Trainer:
         self.evaluation_sampler = self.sampler
         if settings.evaluation_sample != settings.training_sample:
             self.evaluation_sampler = Sampler(self.model, settings.evaluation_sample)
-        train, noisy_steps = settings.train, settings.sample.noisy_steps
-        self._schedules = noise_windows(self.sampler.schedule, train.skip_last_steps, noisy_steps)
-        self.updater = Updater(self.sampler, settings, processes)
+        self.updater = make_update(self.sampler, settings, processes)
+        self.scales = torch.ones(len(settings.rewards.objectives))  # (M,), see `advantages`
         self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
-        if settings.pretrained.compile:
-            trial = partial(self.updater.trial_pass, self.agents)
-            compile_unet(self.agents, settings.pretrained.compile, trial)
 
     def load(self, policies: Sequence[Policy], weights: torch.Tensor) -> None:
         """Put K policies, to be improved along weights (K, M), into slots, wherever they are."""
-        self._num_loaded = len(policies)
+        self._weights = weights
         own = self.processes.share(len(policies), 1).agents
         self.agents.load_tasks(policies, weights, own)
 
-    def snapshot(self) -> list[Policy]:
+    def policies(self) -> list[Policy]:
         """What the K policies loaded have become; the same in every process."""
-        groups = self.processes.each_group(self.agents.snapshot_tasks(), self._num_loaded)
+        groups = self.processes.each_group(self.agents.snapshot_tasks(), len(self._weights))
         return [policy for group in groups for policy in group]
 
-    def iterate(
-        self, generation: int, iteration: int, weights: torch.Tensor, scales: torch.Tensor
-    ) -> Iteration:
-        """One iteration of DDPO for all agents: sample, score, update.
+    def draw(self, generation: int, iteration: int) -> Batch:
+        """Draw and score the pictures of one iteration, scoring some while others are drawn.
 
         All agents draw the same prompts, each with its own noise, in the same steps.
 
         Args:
             generation: keys the randomness, as does `iteration`.
             iteration: within the generation.
-            weights: (K, M) of the tasks, what each agent is improved along (see `Agents.aim`).
-            scales: (M,) of the objectives, see `advantages`.
 
         Raises:
             RewardError: if a reward fails.
-            FloatingPointError: if too many gradients of an agent in a row are not finite.
             StoppedError: if the run was asked to stop.
         """
-        sample, seed, num_agents = self.settings.sample, self.settings.seed, len(weights)
-        key = (seed, generation, iteration)
-        weights = self.agents.aim(weights, keyed_seed(*key, _WEIGHTS_KEY))
-        draw = generation * self.settings.evolution.iterations_per_generation + iteration
-        drawn = draw_prompts(self.prompts.train, sample.prompts_per_iteration, draw, seed)
-        texts = [text for text in drawn for _ in range(sample.images_per_prompt)]
+        sample, num_agents = self.settings.sample, len(self._weights)
+        key = {"run_seed": self.settings.seed, "generation": generation, "iteration": iteration}
+        weights = self.agents.aim(self._weights, Stream.WEIGHTS.seed(**key))
+        number = generation * self.settings.evolution.iterations_per_generation + iteration
+        drawn = draw_prompts(
+            self.prompts.train, sample.prompts_per_iteration, number, self.settings.seed
+        )
+        texts = tuple(text for text in drawn for _ in range(sample.images_per_prompt))
         share = self.processes.share(
             num_agents, len(texts), block=self.settings.train.updates_per_epoch
         )
         agents, samples = share.agents, share.samples
-        batch = self.sampler.prompt_batch(
+        prompts = self.sampler.prompt_batch(
             [texts[i] for _ in agents for i in samples],
-            [keyed_seed(*key, k, i) for k in agents for i in samples],
+            [Stream.NOISE.seed(**key, agent=k, sample=i) for k in agents for i in samples],
             len(agents),
         )
-        schedule = self._schedules[keyed_seed(*key, _WINDOW_KEY) % len(self._schedules)]
         num_steps = _num_steps(self.sampler, len(samples), len(agents))
         on_step = self._denoising_bar("sampling", num_steps)
         with self.work, self.processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
@@ -162,46 +168,68 @@ class Trainer:
                 self.sampler,
                 self.scorer,
                 self.agents,
-                batch,
+                prompts,
                 on_step,
-                schedule,
-                self.updater.trained(schedule, len(texts)),
+                self.updater.wanted_gradients(len(texts)),
             )
         rewards = dataclasses.replace(
             own_rewards, values=self.processes.join(own_rewards.values, num_agents)
         )
         self.scorer.refuse_too_many_missing(rewards.values)
-        num_collapsed = self._collapse.look(generation, rewards, texts, rollout, agents)
+        return Batch(
+            generation=generation,
+            iteration=iteration,
+            texts=texts,
+            weights=weights,
+            share=share,
+            rollout=rollout,
+            rewards=rewards,
+            num_collapsed=self._collapse.look(generation, rewards, texts, rollout, agents),
+        )
+
+    def advantages(self, batch: Batch) -> torch.Tensor:
+        """Advantages (agents, samples) of this process's share; takes the rewards in."""
+        agents, samples = batch.share.agents, batch.share.samples
         own = slice(agents.start, agents.stop)
         values, statistics = advantages(
-            rewards.values[own],
-            weights[own],
-            [texts] * len(agents),
+            batch.rewards.values[own],
+            batch.weights[own],
+            [batch.texts] * len(agents),
             self.agents.statistics[: len(agents)],
-            scales,
+            self.scales,
             self.settings.advantage,
         )
         self.agents.statistics[: len(agents)] = statistics
+        return values[:, samples.start : samples.stop]
+
+    def update(self, batch: Batch, advantages: torch.Tensor) -> UpdateStats:
+        """Improve all agents on a batch; the statistics are of all agents, in every process.
+
+        Raises:
+            FloatingPointError: if too many gradients of an agent in a row are not finite.
+            StoppedError: if the run was asked to stop.
+        """
+        share = batch.share
+        key = {
+            "run_seed": self.settings.seed,
+            "generation": batch.generation,
+            "iteration": batch.iteration,
+            "num_samples": len(batch.texts),
+        }
+        num_passes = self.updater.num_passes(len(share.samples), len(share.agents))
         with self.work, self.processes.together(FloatingPointError, StoppedError):
             stats = self.updater.update(
                 self.agents,
-                rollout,
-                values[:, samples.start : samples.stop],
-                seeds=[keyed_seed(*key, k, len(texts), _UPDATE_KEY) for k in agents],
-                on_pass=self.start_bar(
-                    "updating", self.updater.num_passes(len(samples), len(agents))
-                ),
+                batch.rollout,
+                advantages,
+                seeds=[Stream.SHUFFLE.seed(**key, agent=k) for k in share.agents],
+                on_pass=self.start_bar("updating", num_passes),
                 # the others wait for this one's gradients, so that it may not leave in between
-                on_update=self.check_stop if self.processes.count == 1 else None,
+                on_step=self.check_stop if self.processes.count == 1 else None,
                 share=share,
             )
             self.check_stop()
-        return Iteration(
-            rewards=rewards,
-            stats=UpdateStats.join(self.processes.each_group(stats, num_agents)),
-            num_images=num_agents * len(texts),
-            num_collapsed=num_collapsed,
-        )
+        return UpdateStats.join(self.processes.each_group(stats, share.num_agents))
 
     def evaluate(
         self,
@@ -231,10 +259,8 @@ class Trainer:
             )
 
     def take_unet_rows(self) -> int:
-        """UNet rows that all processes have sampled without gradient since the last call."""
-        samplers = {self.sampler, self.evaluation_sampler}
-        own = sum(sampler.take_unet_rows() for sampler in samplers)
-        return sum(self.processes.gather(own))
+        """UNet rows that all processes have passed since the last call."""
+        return sum(self.processes.gather(self.agents.take_num_rows()))
 
     def _denoising_bar(self, name: str, total: int) -> Callable[[], None]:
         """A bar to call after every denoising step, where a run may be stopped."""
@@ -251,6 +277,18 @@ class Trainer:
         self.scorer.close()
         if self.guards is not None:
             self.guards.close()
+
+
+def make_update(sampler: Sampler, settings: Settings, processes: Processes) -> Update:
+    """The way of updating that the settings ask for.
+
+    Raises:
+        UserError: if no step of the sampler's schedule can be trained.
+    """
+    if settings.train.single_pass:
+        return SinglePassUpdate(sampler.schedule, settings.train, processes)
+    rule = make_rule(sampler, settings)
+    return PpoUpdate(rule, sampler.schedule, settings.train, processes)
 
 
 def _load_model(settings: Settings, prompts: PromptSplit, device: torch.device) -> FrozenDiffusion:

@@ -291,9 +291,8 @@ class UpdateStats:
     """What one iteration's updates did, per agent.
 
     Attributes:
-        loss: (K,) mean clipped surrogate.
-        approx_kl: (K,) half the mean squared log-ratio, in the mean-over-entries definition.
-        clip_fraction: (K,) share of (sample, step) pairs outside the clip range.
+        means: metric -> (K,) mean over (sample, step) pairs of what the rule reports
+            (`Surrogate.metrics`): "loss", "approx_kl", "clip_fraction" and so on.
         grad_norm: (K,) mean norm before clipping, of the steps that were not skipped; NaN if all
             were.
         skipped: (K,) optimiser steps that an agent skipped, its gradient not being finite; its loss
@@ -301,50 +300,34 @@ class UpdateStats:
         ratio_error: (T,) mean absolute log-ratio per step before the first update; NaN for steps
             not trained. Zero up to rounding.
         excluded_steps: denoising steps left out: those without noise and the skipped last ones.
-        unet_rows: UNet rows passed forward: those with gradient and, for the divergence, the base
-            model's.
-        kl_to_base: (K,) mean KL divergence of a step from the base model's, in the
-            mean-over-entries definition; None where it is not a part of the loss.
     """
 
-    loss: torch.Tensor
-    approx_kl: torch.Tensor
-    clip_fraction: torch.Tensor
+    means: Mapping[str, torch.Tensor]
     grad_norm: torch.Tensor
     skipped: torch.Tensor
     ratio_error: torch.Tensor
     excluded_steps: int
-    unet_rows: int
-    kl_to_base: torch.Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[UpdateStats]) -> UpdateStats:
         """Statistics of all agents from those of their groups, in order."""
         first = parts[0]
-        divergences = [part.kl_to_base for part in parts if part.kl_to_base is not None]
         return cls(
-            loss=torch.cat([part.loss for part in parts]),
-            approx_kl=torch.cat([part.approx_kl for part in parts]),
-            clip_fraction=torch.cat([part.clip_fraction for part in parts]),
+            means={name: torch.cat([part.means[name] for part in parts]) for name in first.means},
             grad_norm=torch.cat([part.grad_norm for part in parts]),
             skipped=torch.cat([part.skipped for part in parts]),
             ratio_error=first.ratio_error,
             excluded_steps=first.excluded_steps,
-            unet_rows=sum(part.unet_rows for part in parts),
-            kl_to_base=torch.cat(divergences) if divergences else None,
         )
 
     def metrics(self) -> dict[str, float]:
         """Means over agents, where finite; of the ratio error the worst step."""
         means = {}
-        for name in ("loss", "approx_kl", "clip_fraction", "grad_norm", "kl_to_base"):
-            values = getattr(self, name)
-            if values is not None:
-                means[f"update/{name}"] = values[values.isfinite()].mean().item()
-        worst = self.ratio_error.nan_to_num(0).max().item()
+        for name, values in {**self.means, "grad_norm": self.grad_norm}.items():
+            means[f"update/{name}"] = values[values.isfinite()].mean().item()
         return {
             **means,
-            "update/ratio_error": worst,
+            "update/ratio_error": self.ratio_error.nan_to_num(0).max().item(),
             "update/excluded_steps": self.excluded_steps,
             "update/skipped_steps": int(self.skipped.sum()),
         }

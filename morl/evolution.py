@@ -277,7 +277,8 @@ class Evolution:
         )
 
     def _rng(self, generation: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence([self._settings.seed, generation]))
+        key = (self._settings.seed, generation)
+        return np.random.default_rng(np.random.SeedSequence(key))
 
     def _record(
         self,

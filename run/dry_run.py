@@ -113,10 +113,8 @@ def _counts(settings: Settings, plan: Plan) -> Iterator[str]:
         f"iterations; {plan.num_agents} agents x {plan.images_per_agent:,} = "
         f"{plan.images_per_iteration:,} images an iteration"
     )
-    is_all = plan.trained_images == plan.train_images
-    trained = "" if is_all else f" ({plan.trained_images:,} of them with gradient)"
     yield (
-        f"images: {plan.train_images:,} to train on{trained}, "
+        f"images: {plan.train_images:,} to train on, "
         f"{plan.calibration_images:,} to calibrate, "
         f"{plan.selection_images:,} for selection, {plan.report_images_per_policy:,} a policy of "
         f"the final front (about {plan.report_policies}, {plan.report_images:,})"

@@ -37,8 +37,8 @@ def _exact():
 def trained(rig, slots=2):
     """Rollout, diagnostics and adapters after an update of perturbed agents."""
     rig.perturb()
-    batch, steps = rig.batch(slots, 4), rig.updater.trained(rig.sampler.schedule, 4)
-    rollout = Rollout.join(batch, list(rig.sampler.chunks(rig.agents, batch, trained=steps)))
+    batch, wanted = rig.batch(slots, 4), rig.updater.wanted_gradients(4)
+    rollout = Rollout.join(batch, list(rig.sampler.chunks(rig.agents, batch, wanted=wanted)))
     advantages = torch.linspace(-1, 1, 4).expand(slots, -1)
     stats = rig.updater.update(rig.agents, rollout, advantages, list(range(slots)))
     return rollout, stats, torch.stack([rig.agents.snapshot(k).adapter for k in range(slots)])
@@ -88,7 +88,7 @@ def test_loops_never_wait_for_the_device(rule, dtype):
         trained(rig)  # kernels are loaded
         batch = rig.batch(2, 4)
         with told_of_waits() as told, torch.inference_mode():
-            rollout = rig.sampler._denoise(rig.agents, batch, rig.sampler.schedule, None)
+            rollout = rig.sampler.denoise(rig.agents, batch)
         assert not told
         passes = []
         with told_of_waits() as told:

@@ -131,12 +131,12 @@ def test_a_measured_run_that_was_interrupted_leaves_the_same_record(tmp_path):
     ]
 
 
-def test_rows_with_gradient_are_those_of_the_images_that_are_trained(tmp_path):
-    """Of 8 images an agent, in 4 steps of which 2 are trained, a generation each of two agents."""
+def test_a_row_with_gradient_counts_three(tmp_path):
+    """Of 8 images an agent, in 4 steps, a generation each of two agents."""
     world = small_world(tmp_path)
     rows = {}
-    for best_of in ("1.0", "0.5"):
-        words = [f"--config.train.best_of={best_of}", f"--config.run_name=best{best_of}"]
+    for skipped in ("0", "2"):
+        words = [f"--config.train.skip_last_steps={skipped}", f"--config.run_name=skip{skipped}"]
         points = measured(read_settings([*world, *words]), "compress", BASELINE).points
-        rows[best_of] = points[1].rows - points[0].rows
-    assert rows["1.0"] - rows["0.5"] == 3 * 2 * 4 * 2  # three times 2 agents, 4 images, 2 steps
+        rows[skipped] = points[1].rows - points[0].rows
+    assert rows["0"] - rows["2"] == 3 * 2 * 8 * 2  # three times 2 agents, 8 images, 2 steps

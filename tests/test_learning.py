@@ -27,10 +27,11 @@ def test_one_agent_with_all_weight_on_one_objective_raises_it():
     held_out = evaluation_set("selection", trainer.prompts.train[:32], 64, run_seed=1)
     initial = trainer.agents.initial_policy()
     base = trainer.evaluate([initial], held_out)[0]
-    trainer.agents.load(0, initial)
-    scales = within_prompt_std(base.rewards, held_out.prompts)
+    trainer.load([initial], torch.tensor([[0.0, 1.0]]))
+    trainer.scales = within_prompt_std(base.rewards, held_out.prompts)
     for iteration in range(5):
-        trainer.iterate(0, iteration, torch.tensor([[0.0, 1.0]]), scales)
+        batch = trainer.draw(0, iteration)
+        trainer.update(batch, trainer.advantages(batch))
     gain, error = trainer.evaluate([trainer.agents.snapshot(0)], held_out)[0].gain_over(base)
     trainer.close()
     assert gain[1] > 5 * error[1]

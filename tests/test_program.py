@@ -158,20 +158,6 @@ def test_a_resumed_run_keeps_its_settings(world, finished):
         world(f"resume_from={finished}", "train.learning_rate=0.2")
 
 
-def test_a_forced_setting_beats_what_the_run_has_found_out(world, finished, monkeypatch):
-    found = []
-
-    def look(run):
-        with run._parts:
-            found.append(run.trainer.updater.recompute)
-
-    monkeypatch.setattr(Run, "train", look)
-    force = ("train.recompute_log_probs=always", "resume_force=train.recompute_log_probs")
-    for changes in ((), force):
-        world(f"resume_from={finished}", *changes)
-    assert found == [False, True]
-
-
 def test_without_a_warm_up_the_base_model_is_what_it_found(world):
     changes = ("evolution.warmup_generations=0", "evolution.evolutionary_generations=1")
     volumes = read(world("run_name=cold", *changes) / "cold" / "front.json")["hypervolume"]

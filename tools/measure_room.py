@@ -50,11 +50,13 @@ def main() -> None:
     base = trainer.evaluate([initial], on)[0].rewards
     scales = within_prompt_std(base, on.prompts)
     statistics = initial_statistics(base, on.prompts, settings)
-    trainer.agents.load(0, dataclasses.replace(initial, statistics=statistics))
+    trainer.load([dataclasses.replace(initial, statistics=statistics)], WEIGHTS)
+    trainer.scales = scales
     lines = []
     for iteration in tqdm(range(arguments.iterations + 1)):
         if iteration > 0:
-            trainer.iterate(0, iteration, WEIGHTS, scales)
+            batch = trainer.draw(0, iteration)
+            trainer.update(batch, trainer.advantages(batch))
         if iteration % 5 == 0 or iteration == arguments.iterations:
             policy = trainer.agents.snapshot(0)
             result = trainer.evaluate([policy], on, len(labels))[0]

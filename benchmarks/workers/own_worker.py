@@ -67,6 +67,8 @@ class Own:
         )
         processes = Processes.alone(torch.device("cpu"))
         self.trainer = Trainer(settings, processes, lambda *_: lambda: None)
+        initial = self.trainer.agents.initial_policy()
+        self.trainer.load([initial] * agents, torch.ones(agents, 1))
         self.count = 0
         self.training = 0.0
         self._update = self.trainer.updater.update
@@ -77,9 +79,9 @@ class Own:
         self.count += 1
         self.training = 0.0
         start = time.process_time()
-        weights, scales = torch.ones(self.agents, 1), torch.ones(1)
-        iteration = self.trainer.iterate(0, self.count, weights, scales)
-        rows = iteration.stats.unet_rows + self.trainer.sampler.take_unet_rows()
+        batch = self.trainer.draw(0, self.count)
+        self.trainer.update(batch, self.trainer.advantages(batch))
+        rows = self.trainer.take_unet_rows()
         sampling = time.process_time() - start - self.training
         return {"sampling": sampling, "training": self.training, "unet_rows": rows}
 

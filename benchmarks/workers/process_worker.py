@@ -39,18 +39,20 @@ def main() -> None:
     trainer = Trainer(settings, processes, lambda *_: lambda: None)
     num_objectives = len(settings.rewards.names)
     weights = torch.full((settings.evolution.num_agents, num_objectives), 1 / num_objectives)
-    scales = torch.ones(num_objectives)
-    first = trainer.iterate(0, 0, weights, scales)
+    trainer.load([trainer.agents.initial_policy()] * len(weights), weights)
+    first = trainer.draw(0, 0)
+    stats = trainer.update(first, trainer.advantages(first))
     wall, cpu = time.perf_counter(), time.process_time()
     for index in range(arguments.iterations):
-        trainer.iterate(0, 1 + index, weights, scales)
+        batch = trainer.draw(0, 1 + index)
+        trainer.update(batch, trainer.advantages(batch))
     seconds = processes.gather((time.perf_counter() - wall, time.process_time() - cpu))
     if processes.is_first:
         answer = {
             "wall": max(each[0] for each in seconds),
             "cpu": max(each[1] for each in seconds),
             "rewards": first.rewards.values.tolist(),
-            "grad_norms": first.stats.grad_norm.tolist(),
+            "grad_norms": stats.grad_norm.tolist(),
         }
         arguments.out.write_text(json.dumps(answer), encoding="utf-8")
     trainer.close()

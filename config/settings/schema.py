@@ -145,7 +145,7 @@ class SampleSettings:
 class TrainSettings:
     """What an optimiser step minimises, and how it is taken."""
 
-    update_rule: Annotated[str, OneOf("ddpo", "diffusion_nft", "awm")]
+    update_rule: str
     nft_strength: Annotated[float, Above(0)]
     learning_rate: Annotated[float, Above(0)]
     adam_beta1: Annotated[float, AtLeast(0), Below(1)]
@@ -172,7 +172,7 @@ class TrainSettings:
 class AdvantageSettings:
     """How reward vectors become advantages."""
 
-    normalisation: Annotated[str, OneOf("frozen", "per_prompt", "raw")]
+    normalisation: str
     buffer_size: Annotated[int, AtLeast(1)]
     min_count: Annotated[int, AtLeast(1)]
     max_advantage: Annotated[float, Above(0)]

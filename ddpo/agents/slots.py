@@ -85,6 +85,7 @@ class Agents:
         self.statistics: list[PromptStatistics] = [PromptStatistics() for _ in range(num_agents)]
         # (K,) optimiser steps that each agent has skipped since its last, or since it was loaded.
         self.skipped_in_row = torch.zeros(num_agents, device=reference.device)
+        self._num_rows = 0
         self._own = range(num_agents)  # the tasks of this process, a slot each
         initial = self.initial_policy()
         for slot in range(num_agents):
@@ -131,12 +132,18 @@ class Agents:
                 f"{len(latents)} rows for {num_active} of {num_agents} agents: rows must be a "
                 "multiple of the active agents, which are at most all"
             )
+        self._num_rows += len(latents)
         self._show_weights(num_active)
         dtype = self._model_dtype
         out: torch.Tensor = self.unet(
             latents.to(dtype), timesteps, return_dict=False, **conditioning.unet_arguments(dtype)
         )[0]
         return out.to(self.dtype)
+
+    def take_num_rows(self) -> int:
+        """UNet rows passed since the last call, with gradient or without."""
+        num_rows, self._num_rows = self._num_rows, 0
+        return num_rows
 
     @contextmanager
     def base_model(self) -> Iterator[None]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from config.settings.schema import trained_samples, warmup_tasks
+from config.settings.schema import warmup_tasks
+from ddpo.minibatches import steps_per_sample
+from ddpo.rules import find_rule
 
 if TYPE_CHECKING:
     from config.settings.schema import Settings
@@ -24,8 +26,6 @@ CARDS = {"RTX 3090": 71, "RTX 4090": 165, "A100": 312, "H100": 989}
 UTILISATION = 0.3
 _ADAPTER_COPIES = 4  # weights, gradient and Adam's two moments, all float32
 _FLOAT32 = 4
-# Tensors as large as a latent that an update rule keeps of every step: its noise, old predictions.
-_MEASURES = {"diffusion_nft": 2, "awm": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +73,15 @@ class Plan:
         num_iterations: in all generations together.
         optimiser_steps: of each agent, in all.
         train_images: sampled to learn from.
-        trained_images: those of them that the update uses.
         calibration_images: of the base model.
         selection_images: of the base model and of every offspring.
         report_images_per_policy: of each policy of the final front.
         report_policies: how many there will be: an estimate, unlike all else here.
         sample_rows_per_image: UNet rows without gradient, of an image to learn from.
         evaluation_rows_per_image: likewise, of every other image.
-        train_rows_per_image: UNet rows with gradient, of an image that the update uses.
+        train_rows_per_image: UNet rows with gradient, of an image to learn from.
         base_rows_per_image: UNet rows without gradient that the update adds to these (KL to the
-            base model, recomputed log-probabilities).
+            base model, measures of the policy that sampled).
     """
 
     num_agents: int
@@ -90,7 +89,6 @@ class Plan:
     num_iterations: int
     optimiser_steps: int
     train_images: int
-    trained_images: int
     calibration_images: int
     selection_images: int
     report_images_per_policy: int
@@ -113,11 +111,9 @@ class Plan:
         """
         sample, train, evolution = settings.sample, settings.train, settings.evolution
         guided = sample.rows_per_sample
-        trainable = sample.noisy_steps or sample.num_steps - train.skip_last_steps
-        is_ddpo = train.update_rule == "ddpo"
-        trained = max(1, round(train.timestep_fraction * trainable))
-        train_rows = (guided if is_ddpo else 1) * trained * train.num_inner_epochs
-        is_measured = not is_ddpo or train.recompute_log_probs == "always"
+        rule = find_rule(train.update_rule).cost(settings)
+        trained = steps_per_sample(train, sample.num_steps - train.skip_last_steps)
+        train_rows = rule.rows_per_pair * trained * train.num_inner_epochs
         stages = (evolution.warmup_generations, evolution.evolutionary_generations)
         is_soup = evolution.start == "soup"  # then K agents start from blends of those warmed up
         warmup_agents = warmup_tasks(
@@ -129,7 +125,8 @@ class Plan:
         rollouts = tasks * evolution.iterations_per_generation  # of one agent each
         images_per_agent = sample.prompts_per_iteration * sample.images_per_prompt
         evaluation, prompts = settings.evaluation, settings.evaluation.calibration_prompts
-        measured = train_rows if is_measured else 0
+        is_measured_again = rule.is_measured_again and not train.single_pass
+        measured = train_rows if is_measured_again else 0
         base = train_rows if train.kl_coef > 0 else 0
         sampled_with_gradient = train_rows if train.single_pass else 0
         return cls(
@@ -138,7 +135,6 @@ class Plan:
             num_iterations=iterations,
             optimiser_steps=iterations * train.num_inner_epochs * train.updates_per_epoch,
             train_images=rollouts * images_per_agent,
-            trained_images=rollouts * trained_samples(train.best_of, images_per_agent),
             calibration_images=IMAGES_PER_PROMPT * min(prompts, num_train_prompts),
             selection_images=evaluation.selection_images * (1 + offspring),
             report_images_per_policy=evaluation.report_images,
@@ -172,14 +168,14 @@ class Plan:
         judged = self.images - self.train_images
         return (
             self.train_images * self.sample_rows_per_image
-            + self.trained_images * self.base_rows_per_image
+            + self.train_images * self.base_rows_per_image
             + judged * self.evaluation_rows_per_image
         )
 
     @property
     def train_rows(self) -> int:
         """UNet rows with gradient, in all."""
-        return self.trained_images * self.train_rows_per_image
+        return self.train_images * self.train_rows_per_image
 
 
 def total_flops(plan: Plan, footprint: Footprint) -> float:
@@ -257,7 +253,8 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
     steps, samples = settings.sample.num_steps, plan.images_per_iteration
     trajectory = (steps + 1) * footprint.latent_entries
     is_on_device = not settings.sample.offload_rollouts
-    measures = _MEASURES.get(settings.train.update_rule, 0) * steps * footprint.latent_entries
+    rule = find_rule(settings.train.update_rule).cost(settings)
+    measures = rule.latents_per_step * steps * footprint.latent_entries
     kept = trajectory + footprint.image_entries
     if settings.train.single_pass:
         kept += footprint.adapter_parameters

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from config.settings.schema import RewardSettings
     from ddpo.agents.slots import Agents
-    from ddpo.ddim import Schedule
     from ddpo.rewards import Reward
     from ddpo.rewards.worker import Call
     from ddpo.sampler import Sampler
@@ -292,8 +291,7 @@ def collect(
     agents: Agents,
     prompts: PromptBatch,
     on_step: Callable[[], object] | None = None,
-    schedule: Schedule | None = None,
-    trained: Mapping[int, float] | None = None,
+    wanted: Mapping[int, float] | None = None,
 ) -> tuple[Rollout, RewardBatch]:
     """Sample a batch chunk by chunk, scoring each chunk while the next is drawn.
 
@@ -303,8 +301,7 @@ def collect(
         agents: the policies.
         prompts: K * N rows.
         on_step: called after every denoising step.
-        schedule: see `Sampler.chunks`, as for the next.
-        trained: steps whose gradients are taken.
+        wanted: steps whose gradients are taken on the way, see `Sampler.chunks`.
 
     Returns:
         The rollout and its rewards (K, N, M).
@@ -313,7 +310,7 @@ def collect(
         RewardError: if a reward fails.
     """
     chunks, submissions = [], []
-    for chunk in sampler.chunks(agents, prompts, on_step, schedule, trained):
+    for chunk in sampler.chunks(agents, prompts, on_step, wanted):
         submissions.append(scorer.submit(chunk.images, chunk.prompts.texts))
         chunks.append(chunk.offloaded() if sampler.settings.offload_rollouts else chunk)
     rewards = scorer.gather(submissions, prompts.num_agents)

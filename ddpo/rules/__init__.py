@@ -1,0 +1,40 @@
+"""Update rules: what an optimiser step minimises.
+
+A rule is a file in this folder and a line in `UPDATE_RULES`, by which `train.update_rule` knows it.
+"""
+
+from __future__ import annotations
+
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from config.settings.schema import Settings
+    from ddpo.rules.rule import Rule, UpdateRule
+    from ddpo.sampler import Sampler
+
+# Name -> class, imported when it is asked for: settings are checked before torch is there.
+UPDATE_RULES = {
+    "ddpo": "ddpo.rules.ddpo:Ddpo",
+    "diffusion_nft": "ddpo.rules.diffusion_nft:DiffusionNft",
+    "awm": "ddpo.rules.awm:AdvantageWeightedMatching",
+}
+
+
+def find_rule(name: str) -> type[Rule]:
+    """The class of a rule in `UPDATE_RULES`."""
+    rule: type[Rule] = resolve_name(UPDATE_RULES[name])
+    return rule
+
+
+def make_rule(sampler: Sampler, settings: Settings) -> UpdateRule:
+    """The rule of `train.update_rule`, with a KL penalty around it where `train.kl_coef` asks.
+
+    Args:
+        sampler: the rollouts' own.
+        settings: of the run.
+    """
+    from ddpo.rules.kl_penalty import KlPenalty  # noqa: PLC0415 - imports torch
+
+    rule = find_rule(settings.train.update_rule)(sampler, settings)
+    return KlPenalty(rule, settings.train.kl_coef) if settings.train.kl_coef > 0 else rule

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def clip_range_from_nats(nats: float, latent_entries: int) -> float:
@@ -21,11 +25,37 @@ def clip_range_from_nats(nats: float, latent_entries: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Surrogate:
-    """Per-pair values of the clipped surrogate; each field is (pairs,)."""
+    """What a rule makes of some pairs; every tensor is (pairs,).
+
+    Attributes:
+        loss: with gradient.
+        log_ratio: of the policy being trained to the one that sampled.
+        metrics: what is reported, as a mean over pairs, under `update/<name>`.
+    """
 
     loss: torch.Tensor
     log_ratio: torch.Tensor
-    is_clipped: torch.Tensor
+    metrics: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def of(
+        cls, loss: torch.Tensor, log_ratio: torch.Tensor, is_clipped: torch.Tensor | None = None
+    ) -> Surrogate:
+        """A surrogate with the metrics that all rules have.
+
+        Args:
+            loss: with gradient.
+            log_ratio: see above.
+            is_clipped: where the ratio lies outside a clip range; by default nowhere.
+        """
+        loss_value, log_ratio = loss.detach(), log_ratio.detach()
+        clipped = torch.zeros_like(loss_value) if is_clipped is None else is_clipped
+        metrics = {
+            "loss": loss_value,
+            "approx_kl": 0.5 * log_ratio.square(),  # in the mean-over-entries definition
+            "clip_fraction": clipped.to(loss_value.dtype),
+        }
+        return cls(loss=loss, log_ratio=log_ratio, metrics=metrics)
 
 
 def clipped_surrogate(
@@ -45,7 +75,7 @@ def clipped_surrogate(
         clip_range: eps on the mean-over-entries ratio.
 
     Returns:
-        A `Surrogate`; `is_clipped` says where the ratio lies outside the clip range.
+        A `Surrogate`; its `clip_fraction` is 1 where the ratio lies outside the clip range.
 
     >>> one = torch.ones(1)
     >>> clipped_surrogate(torch.log(1.5 * one), torch.log(one), one, clip_range=0.2).loss
@@ -54,8 +84,8 @@ def clipped_surrogate(
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return Surrogate(
-        loss=torch.maximum(-advantages * ratio, -advantages * clipped),
-        log_ratio=log_ratio.detach(),
+    return Surrogate.of(
+        torch.maximum(-advantages * ratio, -advantages * clipped),
+        log_ratio=log_ratio,
         is_clipped=(ratio.detach() - 1).abs() > clip_range,
     )

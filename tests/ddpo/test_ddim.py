@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from config.settings.errors import UserError
-from ddpo.ddim import gaussian_log_prob, guide, make_schedule, step_mean, step_std
+from ddpo.ddim import (
+    gaussian_log_prob,
+    guide,
+    make_schedule,
+    output_coefficient,
+    step_mean,
+    step_std,
+)
 from tests.support.pipelines import sd_scheduler
 
 
@@ -128,3 +135,18 @@ def test_unknown_prediction_type_is_refused():
 
 def test_guidance_by_hand():
     assert guide(torch.tensor(1.0), torch.tensor(1.5), 5.0).item() == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "by_hand"),
+    [("epsilon", 0.816497), ("v_prediction", 0.408248), ("sample", 0.471405)],
+)
+def test_how_the_mean_depends_on_the_prediction_by_hand(prediction_type, by_hand):
+    """abar_t = 1/4, abar_prev = 1/2, sigma^2 = 1/3, so the direction to x_t has sqrt(1/6).
+
+    epsilon: sqrt(1/6) - sqrt(1/2) sqrt(3/4) / sqrt(1/4).
+    v_prediction: sqrt(1/6) sqrt(1/4) - sqrt(1/2) sqrt(3/4).
+    sample: sqrt(1/2) - sqrt(1/6) sqrt(1/4) / sqrt(3/4).
+    """
+    values = torch.tensor([[0.25], [0.5], [3**-0.5]]).unbind()
+    assert output_coefficient(*values, prediction_type).item() == pytest.approx(by_hand, rel=1e-5)

@@ -82,10 +82,10 @@ def test_noise_to_learn_from_and_old_predictions_are_kept_where_the_rollout_is(r
     rollout = rig.rollout(rig.batch(2, 4))
     away = dataclasses.replace(rollout, latents=rollout.latents.to("meta"))
     rig.updater.rule.begin(away)
-    assert rig.updater.rule._noise.is_meta
+    assert rig.updater.rule.noise.is_meta
     rig.updater.rule.predict = lambda _agents, _rollout, rows, _: rollout.latents[rows, 0]
     pairs = torch.zeros(2, 3, 2, dtype=torch.int64)
-    old = rig.updater._measures(rig.agents, away, [pairs])
+    old = rig.updater.measure_all(rig.agents, away, [pairs])
     assert old.shape[:2] == (8, 4)
     assert old.is_meta == (rule == "diffusion_nft")  # awm's are a number a pair
 

@@ -161,13 +161,17 @@ def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
     first = torch.linspace(0, 1, num_tasks)
     weights, scales = torch.stack([first, 1 - first], dim=1), torch.tensor([0.01, 1.0])
     trainer.load([trainer.agents.initial_policy()] * num_tasks, weights)
-    iterations = [trainer.iterate(0, index, weights, scales) for index in range(2)]
+    trainer.scales = scales
+    batches, stats = [], []
+    for index in range(2):
+        batches.append(trainer.draw(0, index))
+        stats.append(trainer.update(batches[-1], trainer.advantages(batches[-1])))
     members = count // math.gcd(num_tasks, count)
     shape = trainer.agents.gradients.shape
     blocks = [size for reduced, size in reductions if reduced == shape and size is not None]
     optimiser_steps = 2 if single_pass else 8  # 2 iterations x 2 epochs x 2 updates
     assert blocks == ([members] * optimiser_steps if members > 1 else [])
-    policies = trainer.snapshot()
+    policies = trainer.policies()
     on = evaluation_set("selection", ["a", "b"], 5, run_seed=3)
     evaluations = trainer.evaluate([*policies, trainer.agents.initial_policy()], on, 3)
     rows = trainer.take_unet_rows()
@@ -175,15 +179,14 @@ def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
     processes.close()
     buffers = [policy.statistics.buffers for policy in policies]
     return {
-        "rewards": torch.stack([iteration.rewards.values for iteration in iterations]).numpy(),
-        "update": [list(iteration.stats.metrics().values()) for iteration in iterations],
+        "rewards": torch.stack([batch.rewards.values for batch in batches]).numpy(),
+        "update": [list(each.metrics().values()) for each in stats],
         "adapters": torch.stack([policy.adapter for policy in policies]).numpy(),
         "moments": torch.stack([policy.exp_avg for policy in policies]).numpy(),
         "statistics": [row for b in buffers for prompt in sorted(b) for row in b[prompt]],
         "evaluations": torch.stack([e.rewards for e in evaluations]).numpy(),
         "images": torch.stack([e.images for e in evaluations]).numpy().astype(int),
-        "counts": [rows, *(iteration.stats.unet_rows for iteration in iterations)]
-        + [policy.step for policy in policies],
+        "counts": [rows, *(policy.step for policy in policies)],
     }
 
 

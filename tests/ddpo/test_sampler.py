@@ -32,10 +32,10 @@ def test_pictures_are_bitwise_those_of_a_plain_pipeline():
 def test_guidance_of_one_needs_one_row_a_sample_and_is_the_conditional_prediction():
     plain = make_rig(2, sample={"guidance_scale": 1.0})
     rollout = plain.rollout(plain.batch(2, 2))
-    assert plain.sampler.take_unet_rows() == 4 * 4
+    assert plain.agents.take_num_rows() == 4 * 4
     nearly = make_rig(2, sample={"guidance_scale": 1.0 + 1e-6})
     guided = nearly.rollout(nearly.batch(2, 2))
-    assert nearly.sampler.take_unet_rows() == 2 * 4 * 4
+    assert nearly.agents.take_num_rows() == 2 * 4 * 4
     torch.testing.assert_close(rollout.images, guided.images, rtol=0, atol=1e-4)
 
 

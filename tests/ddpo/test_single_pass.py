@@ -29,11 +29,10 @@ def make(num_agents=2, dtype=torch.float64, train=None, **changes):
     return rig
 
 
-def rollout_of(rig, samples=4, schedule=None):
-    schedule = schedule or rig.sampler.schedule
+def rollout_of(rig, samples=4):
     batch = rig.batch(rig.agents.num_agents, samples)
-    trained = rig.updater.trained(schedule, samples)
-    chunks = rig.sampler.chunks(rig.agents, batch, schedule=schedule, trained=trained)
+    wanted = rig.updater.wanted_gradients(samples)
+    chunks = rig.sampler.chunks(rig.agents, batch, wanted=wanted)
     return Rollout.join(batch, list(chunks))
 
 
@@ -53,7 +52,6 @@ def updated(rig, samples=4):
         {},
         {"sample": {"guidance_scale": 1.0}},
         {"train": {"skip_last_steps": 2}},
-        {"train": {"step_weighting": "sensitivity"}},
         {"agents": {"kind": "conditioned"}, "evolution": {"strategy": "fixed_weights"}},
     ],
 )
@@ -62,11 +60,10 @@ def test_it_makes_the_update_of_two_passes(changes):
     stats, adapters = updated(make(**changes))
     expected, wanted = updated(make(**{**changes, "train": {**train, "single_pass": False}}))
     assert (adapters - wanted).norm() <= 1e-9 * wanted.norm()
-    for name in ("grad_norm", "loss"):
-        torch.testing.assert_close(getattr(stats, name), getattr(expected, name), rtol=1e-5, atol=0)
+    torch.testing.assert_close(stats.grad_norm, expected.grad_norm, rtol=1e-5, atol=0)
+    torch.testing.assert_close(stats.means["loss"], expected.means["loss"], rtol=1e-5, atol=0)
     assert torch.equal(stats.ratio_error.isnan(), expected.ratio_error.isnan())
-    for name in ("excluded_steps", "unet_rows"):
-        assert getattr(stats, name) == getattr(expected, name)
+    assert stats.excluded_steps == expected.excluded_steps
     assert torch.equal(stats.skipped, expected.skipped)
 
 
@@ -122,10 +119,12 @@ def test_the_program_draws_in_passes_of_training_and_learns_the_same(tmp_path, o
         trainer = Trainer(settings, Processes.alone(), lambda *_: lambda: None)
         passes = count_rows(trainer)
         trainer.load([trainer.agents.initial_policy()] * 2, torch.eye(2))
+        trainer.scales = torch.tensor([0.01, 1.0])
         for index in range(2):
-            stats = trainer.iterate(0, index, torch.eye(2), torch.tensor([0.01, 1.0])).stats
-        assert trainer.take_unet_rows() + 2 * stats.unet_rows == sum(passes)
-        adapters.append(torch.stack([policy.adapter for policy in trainer.snapshot()]))
+            batch = trainer.draw(0, index)
+            trainer.update(batch, trainer.advantages(batch))
+        assert trainer.take_unet_rows() == sum(passes)
+        adapters.append(torch.stack([policy.adapter for policy in trainer.policies()]))
         rows.append(passes)
         trainer.close()
     assert max(rows[0]) == 8
@@ -150,21 +149,19 @@ def test_agents_together_learn_what_each_learns_alone():
     alone = make(1)
     alone.agents.load(0, policy)
     batch = alone.batch(1, 4, first_agent=2)
-    trained = alone.updater.trained(alone.sampler.schedule, 4)
-    rollout = Rollout.join(batch, list(alone.sampler.chunks(alone.agents, batch, trained=trained)))
+    wanted = alone.updater.wanted_gradients(4)
+    rollout = Rollout.join(batch, list(alone.sampler.chunks(alone.agents, batch, wanted=wanted)))
     alone.updater.update(alone.agents, rollout, values[2:], [2])
     adapter = alone.agents.snapshot(0).adapter
     assert (adapter - together[2]).norm() <= 1e-9 * adapter.norm()
 
 
-def test_only_the_noisy_steps_of_a_window_have_a_gradient():
-    rig = make(1, sample={"noisy_steps": 2})
-    schedule = rig.sampler.schedule.noisy_within(range(1, 3))
-    assert list(rig.updater.trained(schedule, 4)) == [1, 2]
-    rollout = rollout_of(rig, 4, schedule)
-    stats = rig.updater.update(rig.agents, rollout, torch.randn(1, 4), [0])
-    assert stats.ratio_error.isnan().tolist() == [True, False, False, True]
-    assert stats.unet_rows == 4 * 2 * 2  # samples, noisy steps, guidance
+def test_the_steps_left_out_have_no_gradient_and_its_rows_are_counted():
+    rig = make(1, train={"skip_last_steps": 2})
+    assert list(rig.updater.wanted_gradients(4)) == [0, 1]
+    stats = rig.updater.update(rig.agents, rollout_of(rig), torch.randn(1, 4), [0])
+    assert stats.ratio_error.isnan().tolist() == [False, False, True, True]
+    assert rig.agents.take_num_rows() == 4 * 4 * 2  # samples, steps, guidance
 
 
 def test_gradients_may_wait_on_the_host_and_checkpointing_changes_no_bit():
@@ -208,9 +205,9 @@ def test_an_agent_whose_gradient_is_not_finite_skips_alone():
 
 def test_nothing_waits_for_the_device_between_the_steps():
     rig = make(2, dtype=torch.float32)
-    batch, trained = rig.batch(2, 3), rig.updater.trained(rig.sampler.schedule, 3)
+    batch, wanted = rig.batch(2, 3), rig.updater.wanted_gradients(3)
     with counted_waits() as counts:
-        list(rig.sampler.chunks(rig.agents, batch, trained=trained))
+        list(rig.sampler.chunks(rig.agents, batch, wanted=wanted))
     assert not counts
 
 

@@ -32,7 +32,7 @@ def test_denoising_never_waits():
     rig = make_rig(2)
     batch = rig.batch(2, 3)
     with counted_waits() as counts, torch.inference_mode():
-        rig.sampler._denoise(rig.agents, batch, rig.sampler.schedule, None)
+        rig.sampler.denoise(rig.agents, batch)
     assert not counts
 
 

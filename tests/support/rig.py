@@ -38,11 +38,14 @@ class Rig:
 
     def batch(self, num_agents: int, samples: int, first_agent: int = 0) -> Any:
         """A prompt batch whose seeds depend on (agent, sample) only."""
-        from ddpo.seeding import keyed_seed
+        from ddpo.seeding import Stream
 
         texts = [LETTERS[i % 3] for _ in range(num_agents) for i in range(samples)]
+        place = {"run_seed": 7, "generation": 0, "iteration": 0}
         seeds = [
-            keyed_seed(7, first_agent + k, i) for k in range(num_agents) for i in range(samples)
+            Stream.NOISE.seed(**place, agent=first_agent + k, sample=i)
+            for k in range(num_agents)
+            for i in range(samples)
         ]
         return self.sampler.prompt_batch(texts, seeds, num_agents)
 
@@ -68,7 +71,7 @@ def make_rig(
     from ddpo.model.stable_diffusion import FrozenDiffusion
     from ddpo.processes import Processes
     from ddpo.sampler import Sampler
-    from ddpo.update import Updater
+    from ddpo.trainer import make_update
 
     sample = {
         "num_steps": 4,
@@ -88,7 +91,7 @@ def make_rig(
     model = FrozenDiffusion(pipe or make_tiny_pipe(), device)
     agents = make_agents(model.unet, num_agents, settings, Processes.alone())
     sampler = Sampler(model, settings.sample)
-    return Rig(settings, model, agents, sampler, Updater(sampler, settings))
+    return Rig(settings, model, agents, sampler, make_update(sampler, settings, Processes.alone()))
 
 
 def random_advantages(num_agents, samples, seed=0):

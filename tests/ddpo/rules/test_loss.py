@@ -25,7 +25,7 @@ def test_surrogate_and_gradient(ratio, advantage, loss, gradient):
     surrogate.loss.sum().backward()
     assert surrogate.loss.item() == pytest.approx(loss, rel=1e-5)
     assert log_prob.grad.item() == pytest.approx(gradient, rel=1e-5)  # d rho / d log rho = rho
-    assert surrogate.is_clipped.item() == (abs(ratio - 1) > 0.2)
+    assert surrogate.metrics["clip_fraction"].item() == (abs(ratio - 1) > 0.2)
 
 
 def test_published_clip_range_is_1_64_nats_at_full_latents():

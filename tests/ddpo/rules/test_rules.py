@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import doctest
-import typing
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from config.settings.schema import TrainSettings
-from ddpo.rules import forward_process
+from ddpo.cost.plan import Plan
+from ddpo.rules import UPDATE_RULES, find_rule, forward_process
+from ddpo.rules.ddpo import Ddpo
 from ddpo.rules.forward_process import mean_square, negative_aware_loss, optimality
-from ddpo.rules.rules import UPDATE_RULES
+from ddpo.rules.loss import Surrogate
+from ddpo.rules.rule import Cost, Rule
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_rig
 
@@ -39,10 +43,9 @@ def test_the_examples_of_the_docstrings_hold():
     assert result.failed == 0
 
 
-def test_the_table_holds_the_names_that_the_setting_allows():
-    kind = typing.get_type_hints(TrainSettings, include_extras=True)["update_rule"]
-    (limit,) = kind.__metadata__
-    assert set(limit.names) == set(UPDATE_RULES)
+def test_every_name_of_the_table_is_a_rule():
+    for name in UPDATE_RULES:
+        assert issubclass(find_rule(name), Rule)
 
 
 def test_the_gradient_of_diffusion_nft_is_that_of_hand_arithmetic():
@@ -60,7 +63,7 @@ def test_the_gradient_of_awm_is_that_of_hand_arithmetic():
     error = torch.tensor([[[[0.6]], [[-0.4]]]], requires_grad=True)
     measured = -0.5 * mean_square(error)
     rule = rig.updater.rule
-    rule.surrogate(measured, measured.detach(), torch.tensor([1.5])).loss.sum().backward()
+    rule.compare(measured, measured.detach(), torch.tensor([1.5])).loss.sum().backward()
     assert error.grad.flatten().tolist() == pytest.approx([1.5 * 0.6 / 2, 1.5 * -0.4 / 2])
 
 
@@ -115,8 +118,10 @@ def test_a_good_image_is_denoised_better_afterwards_and_a_bad_one_worse(rule):
 
 @pytest.mark.parametrize("rule", FORWARD)
 def test_a_pair_costs_one_row_for_each_of_the_two_policies(rule):
-    _, stats = make_updated(rule, draw_advantages(2))
-    assert stats.unet_rows == 2 * (2 * 4 * 4)  # two passes over 2 agents x 4 samples x 4 steps
+    rig, stats = make_updated(rule, draw_advantages(2))
+    sampled = 2 * 4 * 4 * rig.sampler.rows_per_sample
+    updated = 2 * (2 * 4 * 4)  # two passes over 2 agents x 4 samples x 4 steps
+    assert rig.agents.take_num_rows() == sampled + updated
     assert stats.ratio_error.max() == 0
 
 
@@ -132,12 +137,25 @@ def test_velocity_models_are_trained_on_the_noise_they_imply():
     assert torch.allclose(eps, noise, atol=1e-6)
 
 
-def test_a_changed_strength_changes_the_step():
-    advantages = draw_advantages(1)
-    adapters = [
-        make_updated("diffusion_nft", advantages, num_agents=1, nft_strength=beta)[0]
-        .agents.snapshot(0)
-        .adapter
-        for beta in (0.1, 1.0)
-    ]
-    assert not torch.equal(*adapters)
+class Likelihood(Ddpo):
+    """A rule of a user's: REINFORCE without clipping, and a metric of its own."""
+
+    @staticmethod
+    def cost(settings):
+        return Cost(rows_per_pair=settings.sample.rows_per_sample, is_measured_again=False)
+
+    def compare(self, measured, old, advantages):
+        surrogate = Surrogate.of(-advantages * measured, log_ratio=measured - old)
+        return replace(surrogate, metrics={**surrogate.metrics, "surprise": -measured.detach()})
+
+
+def test_a_rule_is_a_class_and_a_line_its_cost_and_its_metrics_come_with_it(monkeypatch):
+    monkeypatch.setitem(UPDATE_RULES, "likelihood", f"{__name__}:Likelihood")
+    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(Likelihood=Likelihood))
+    rig = make_rig(2, train={"update_rule": "likelihood", "kl_coef": 0.1})
+    rollout = rig.rollout(rig.batch(2, 4))
+    stats = rig.updater.update(rig.agents, rollout, draw_advantages(2), [1, 2])
+    metrics = stats.metrics()
+    assert metrics["update/surprise"] == pytest.approx(-rollout.log_probs.mean().item(), rel=1e-3)
+    assert metrics["update/kl_to_base"] >= 0
+    assert Plan.of(rig.settings, num_train_prompts=4).train_rows_per_image == 2 * 4

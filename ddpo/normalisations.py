@@ -1,0 +1,81 @@
+"""How rewards of several objectives become one number: a function and its line in the table each.
+
+This file imports no torch: settings are checked against the table before torch is there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+EPS = 1e-6  # of a reward's size: what varies less does not vary
+_TINY = 2.0**-1022  # the smallest normal float64
+
+
+class PerPrompt(Protocol):
+    """Mean and standard deviation (N, M) of each sample's prompt."""
+
+    def __call__(
+        self, rewards: torch.Tensor, mix: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of rewards (N, M); `mix` (L,) first turns remembered vectors of L rewards into one."""
+        ...
+
+
+def frozen(
+    rewards: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, per_prompt: PerPrompt
+) -> torch.Tensor:
+    """Divided by the objective's spread under the base model, so a weight keeps its meaning.
+
+    Args:
+        rewards: (N, M) float64 of one agent, complete.
+        weights: (M,) float64.
+        scales: (M,) spread of each objective under the base model.
+        per_prompt: the prompts' statistics.
+
+    Returns:
+        (N,) float64: the weighted sum of the centred and divided rewards.
+    """
+    centre, _ = per_prompt(rewards)
+    return ((rewards - centre) / scales.double().to(rewards.device)) @ weights
+
+
+def running(
+    rewards: torch.Tensor,
+    weights: torch.Tensor,
+    scales: torch.Tensor,  # noqa: ARG001
+    per_prompt: PerPrompt,
+) -> torch.Tensor:
+    """Divided by the prompt's own running spread of that objective (GDPO); see `frozen`."""
+    centre, spread = per_prompt(rewards)
+    return ((rewards - centre) / _floored(spread, rewards)) @ weights
+
+
+def raw(
+    rewards: torch.Tensor,
+    weights: torch.Tensor,
+    scales: torch.Tensor,  # noqa: ARG001
+    per_prompt: PerPrompt,
+) -> torch.Tensor:
+    """Weighted first, then centred and divided per prompt: w . r as it is; see `frozen`."""
+    mixed = (rewards @ weights)[:, None]
+    centre, spread = per_prompt(mixed, weights)
+    return ((mixed - centre) / _floored(spread, mixed)) @ weights.new_ones(1)
+
+
+def _floored(spread: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+    """A spread that can be divided by, also where nothing varies."""
+    return (spread + EPS * rewards.abs().mean(dim=0)).clamp_min(_TINY)
+
+
+NORMALISATIONS: dict[
+    str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, PerPrompt], torch.Tensor]
+] = {
+    "frozen": frozen,
+    "per_prompt": running,
+    "raw": raw,
+}

@@ -1,0 +1,39 @@
+"""Policy gradient with the denoising error as the likelihood: AWM (Xue et al. 2025)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ddpo.rules.clipped import Clipped
+from ddpo.rules.forward_process import mean_square
+from ddpo.rules.noised import Noised
+from ddpo.rules.rule import Cost
+
+if TYPE_CHECKING:
+    import torch
+
+    from config.settings.schema import Settings
+    from ddpo.types import Rollout
+
+
+class AdvantageWeightedMatching(Clipped, Noised):
+    """The measure is -|eps_theta - eps|^2 / 2, averaged over the latent entries.
+
+    That is the log-density which a unit Gaussian around the prediction gives to the noise, up to a
+    constant. It enters the same clipped surrogate, behind the same gate, as DDPO's.
+    """
+
+    @staticmethod
+    def cost(settings: Settings) -> Cost:  # noqa: ARG004
+        """A row a pair; the noise of every step is kept."""
+        return Cost(rows_per_pair=1, is_measured_again=True, latents_per_step=1)
+
+    def explain(
+        self,
+        prediction: torch.Tensor,
+        rollout: Rollout,  # noqa: ARG002
+        rows: torch.Tensor,  # noqa: ARG002
+        steps: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """Log-densities (pairs,)."""
+        return -0.5 * mean_square(prediction)

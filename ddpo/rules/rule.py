@@ -1,0 +1,156 @@
+"""What an update rule is: losses of (sample, denoising step) pairs.
+
+Given the rollout, the loss of a pair is independent of every other, so pairs are folded into UNet
+passes of any number of rows, and no result depends on that number.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from config.settings.schema import Settings
+    from ddpo.agents.slots import Agents
+    from ddpo.rules.loss import Surrogate
+    from ddpo.sampler import Sampler
+    from ddpo.types import Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a rule costs, for the dry run.
+
+    Attributes:
+        rows_per_pair: UNet rows of one pair.
+        is_measured_again: whether the policy that sampled passes over the pairs once more, without
+            gradient, before the first update.
+        latents_per_step: tensors as large as a latent that are kept for every step of a rollout.
+    """
+
+    rows_per_pair: int
+    is_measured_again: bool
+    latents_per_step: int = 0
+
+
+class UpdateRule(Protocol):
+    """As `ddpo.update` uses it.
+
+    Attributes:
+        rows_per_pair: UNet rows that one pair costs.
+    """
+
+    rows_per_pair: int
+
+    def begin(self, rollout: Rollout) -> torch.Tensor | None:
+        """Take up a new rollout; what is drawn for it serves the other methods until the next.
+
+        Returns:
+            (rows, T) measures under the policy that sampled; None if sampling has not left them.
+        """
+        ...
+
+    def measure(
+        self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
+    ) -> torch.Tensor:
+        """How well the policy explains these rows and steps: measures (pairs, ...)."""
+        ...
+
+    def surrogate(
+        self,
+        agents: Agents,
+        rollout: Rollout,
+        rows: torch.Tensor,
+        steps: torch.Tensor,
+        old: torch.Tensor,
+        advantages: torch.Tensor,
+    ) -> Surrogate:
+        """Losses (pairs,) of the policy.
+
+        Args:
+            agents: the policies, after some updates.
+            rollout: that was drawn.
+            rows: (pairs,) of the rollout, agent-major.
+            steps: (pairs,) denoising steps.
+            old: (pairs, ...) measures under the policy that sampled.
+            advantages: (pairs,).
+        """
+        ...
+
+
+class Rule(ABC):
+    """A rule whose policy is a Gaussian around a prediction of the UNet.
+
+    Args:
+        sampler: the rollouts' own.
+        settings: of the run.
+    """
+
+    rows_per_pair: int
+
+    def __init__(self, sampler: Sampler, settings: Settings) -> None:
+        self.sampler = sampler
+        self.settings = settings
+        self.rows_per_pair = self.cost(settings).rows_per_pair
+
+    @staticmethod
+    @abstractmethod
+    def cost(settings: Settings) -> Cost:
+        """What the rule costs with these settings."""
+
+    @abstractmethod
+    def begin(self, rollout: Rollout) -> torch.Tensor | None:
+        """See `UpdateRule.begin`."""
+
+    @abstractmethod
+    def predict(
+        self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean (pairs, C, h, w) of the policy's Gaussian: one UNet pass.
+
+        Up to a shift that is the same for every policy, such as the noise that was added.
+        """
+
+    @abstractmethod
+    def explain(
+        self, prediction: torch.Tensor, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
+    ) -> torch.Tensor:
+        """Measures (pairs, ...): how well a prediction explains what was sampled."""
+
+    @abstractmethod
+    def compare(
+        self, measured: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
+    ) -> Surrogate:
+        """Losses (pairs,) from both policies' measures (pairs, ...) and the advantages (pairs,)."""
+
+    @abstractmethod
+    def divergence(
+        self, prediction: torch.Tensor, other: torch.Tensor, rollout: Rollout, steps: torch.Tensor
+    ) -> torch.Tensor:
+        """KL divergence (pairs,) of two predictions' Gaussians, averaged over the entries."""
+
+    def measure(
+        self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
+    ) -> torch.Tensor:
+        """See `UpdateRule.measure`."""
+        return self.explain(self.predict(agents, rollout, rows, steps), rollout, rows, steps)
+
+    def surrogate(
+        self,
+        agents: Agents,
+        rollout: Rollout,
+        rows: torch.Tensor,
+        steps: torch.Tensor,
+        old: torch.Tensor,
+        advantages: torch.Tensor,
+    ) -> Surrogate:
+        """See `UpdateRule.surrogate`."""
+        return self.compare(self.measure(agents, rollout, rows, steps), old, advantages)
+
+
+def column(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """The values (T,) of these steps, broadcastable to latents (pairs, C, h, w)."""
+    return values[steps].view(-1, 1, 1, 1)
