@@ -27,7 +27,7 @@ class Stream(Enum):
     # How an agent's update shuffles its samples and chooses their steps.
     SHUFFLE = ("run_seed", "generation", "iteration", "agent", "num_samples", 1)
     # Weights that a conditioned family is trained along.
-    WEIGHTS = ("run_seed", "generation", "iteration", 2)
+    WEIGHTS = ("run_seed", "generation", "iteration", 0, 0, 2)
     # Noise that a rule on the forward process adds to a finished picture.
     ADDED_NOISE = ("picture_seed", 1)
     # Order of the training prompts in one round of all of them.
@@ -35,7 +35,7 @@ class Stream(Enum):
     # Which prompts of a set are held out: the same in every run.
     SPLIT = (7,)
     # Search by random selection; `morl/` knows this layout by itself.
-    SEARCH = ("run_seed", "generation")
+    SEARCH = ("run_seed", "generation", 0, 0, 3)
 
     def key(self, **words: int) -> tuple[int, ...]:
         """The key of one draw, for numpy's `default_rng`.

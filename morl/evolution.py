@@ -42,6 +42,8 @@ from morl.weights import even_weights
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
+# Ends the keys of the search's draws: no other random stream of a run has it (ddpo/seeding.py).
+_STREAM = (0, 0, 3)
 _NUM_USERS = 100  # weight vectors over which expected utility is averaged
 
 
@@ -277,7 +279,7 @@ class Evolution:
         )
 
     def _rng(self, generation: int) -> np.random.Generator:
-        key = (self._settings.seed, generation)
+        key = (self._settings.seed, generation, *_STREAM)
         return np.random.default_rng(np.random.SeedSequence(key))
 
     def _record(
