@@ -25,7 +25,6 @@ from ddpo.normalisations import NORMALISATIONS
 from ddpo.prompts import prompt_problems
 from ddpo.rewards.lookup import diversity_problems, guard_problems, reward_problems
 from ddpo.rules import UPDATE_RULES
-from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES
 from run.choice import choose_run
 from run.stop import Stop
@@ -43,7 +42,6 @@ CHOICES: Choices = {
     "train.update_rule": UPDATE_RULES,
     "advantage.normalisation": NORMALISATIONS,
     "evolution.strategy": STRATEGIES,
-    "evolution.predictor": PREDICTORS,
 }
 RULES = (reward_problems, guard_problems, prompt_problems, diversity_problems)
 

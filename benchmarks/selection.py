@@ -9,8 +9,8 @@ The same search is put to both: policies that were improved from one another on 
 runs unchanged in a virtual environment of its own, which the script makes.
 
 Predictions are compared twice. With both neighbourhoods' distance weights switched off, this
-project's "authors" mode must repeat the peer's fit. And the default predictors of both are held
-against what the analytic problem would have answered.
+project's `authors_prediction` must repeat the peer's fit. And the default predictors of both are
+held against what the analytic problem would have answered.
 
 The last line is JSON: `seconds` for six tasks from 200 policies by number of objectives, `speedup`
 at the largest number of policies the peer was given.
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import authors_prediction as authors
 from benchmarks import common
 from benchmarks.worker import Worker, virtual_environment
 from config import base
@@ -32,7 +33,7 @@ from config.settings.schema import EvolutionSettings
 from morl.history import History, Improvement
 from morl.objectives import from_z, to_z
 from morl.pareto import ParetoArchive
-from morl.prediction import PREDICTORS, authors_fit, authors_neighbours, saturating
+from morl.prediction import predict_changes, saturating
 from morl.selection import SelectionContext, prediction_guided
 from morl.types import BASE_POLICY, Objective, Offspring, policy_id
 
@@ -136,14 +137,14 @@ def compare_fits(worker: Worker, context: SelectionContext) -> float:
     )
     worst = 0.0
     for policy, other in zip(context.population[:5], context.population[-5:], strict=True):
-        found = authors_neighbours(raw, policy.returns)
+        found = authors.neighbours(raw, policy.returns)
         if found is None:
             continue
         rows, closeness = found
         ours = [
             saturating(
                 np.array([other.weights[j]]),
-                authors_fit(raw.weights[rows, j], raw.change[rows, j], np.ones_like(closeness)),
+                authors.fit(raw.weights[rows, j], raw.change[rows, j], np.ones_like(closeness)),
             )[0]
             for j in range(len(context.objectives))
         ]
@@ -168,9 +169,7 @@ def compare_errors(worker: Worker, context: SelectionContext, pairs: int) -> dic
     history = context.history.changes(
         context.objectives, context.settings.iterations_per_generation
     )
-    ours = PREDICTORS["scale_free"](
-        history, z, np.arange(pairs), weights, context.settings.num_neighbours
-    )
+    ours = predict_changes(history, z, np.arange(pairs), weights, context.settings.num_neighbours)
     answer = worker.ask(
         "predict",
         **problem(context),

@@ -25,7 +25,6 @@ from morl.history import History, Improvement
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import check_objectives, returns_in_z, to_z
 from morl.pareto import ParetoArchive
-from morl.prediction import PREDICTORS
 from morl.selection import STRATEGIES, SelectionContext, keep_on
 from morl.types import (
     BASE_POLICY,
@@ -244,7 +243,7 @@ class Evolution:
     ) -> "Evolution":
         """Continues the search that `state` described.
 
-        Stages may be longer than when it was written, and strategy or predictor others.
+        Stages may be longer than when it was written, and the strategy another.
 
         Raises:
             ValueError: The state has another format, other objectives or another number of agents.
@@ -341,12 +340,10 @@ class Evolution:
 def _check_settings(settings: EvolutionSettings, num_objectives: int) -> None:
     """Refuses what would otherwise fail after the warm-up."""
     even_weights(settings.num_agents, num_objectives)
-    for name, table in (("strategy", STRATEGIES), ("predictor", PREDICTORS)):
-        if getattr(settings, name) not in table:
-            raise ValueError(
-                f"evolution.{name}={getattr(settings, name)!r} is unknown; "
-                f"choose from {sorted(table)}"
-            )
+    if settings.strategy not in STRATEGIES:
+        raise ValueError(
+            f"evolution.strategy={settings.strategy!r} is unknown; choose from {sorted(STRATEGIES)}"
+        )
     stages = (settings.warmup_generations, settings.evolutionary_generations)
     if min(stages) < 0 or sum(stages) == 0:
         raise ValueError(

@@ -8,24 +8,22 @@ objective's weight x,
 fitted to past improvements that started nearby. Everything is in z-units.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from morl.history import Changes
 from morl.objectives import comparable
 from morl.types import Array, Indices, Mask
 
-# Grid of the scale-free fit, (a, b) in standard deviations of the weights seen. Coarse, which keeps
+# Grid of the fit, (a, b) in standard deviations of the weights seen. Coarse, which keeps
 # a dozen noisy improvements from being overfitted. So small an `a` as the first bends by less than
 # a millionth over the data: it is the straight line.
 _LINE = (1e-3, 0.0)
 _GRID = np.array([_LINE, *product((0.5, 1.0, 2.0, 4.0), np.linspace(-1.5, 1.5, 7))])
 
-_MIN_WEIGHTS_TANH = 4  # a tanh has four parameters
+MIN_WEIGHTS_TANH = 4  # a tanh has four parameters
 _SAME_WEIGHTS = 1e-5  # distance below which two weight vectors count as one
 _TINY = 1e-12
 
@@ -35,17 +33,14 @@ class Prediction:
     """Predicted changes (C, M) in z of C tasks, and per parent the kind of model used.
 
     Kinds: "tanh" (four distinct weights or more of every objective), "linear" (two or three),
-    "mean" (one), "none" (no improvement is known; the change is 0), "authors" (the authors' fit).
+    "mean" (one), "none" (no improvement is known; the change is 0).
     """
 
     changes: Array
     kinds: tuple[str, ...]
 
 
-Predictor = Callable[[Changes, Array, Indices, Array, int], Prediction]
-
-
-def scale_free(
+def predict_changes(
     history: Changes, parents: Array, owner: Indices, weights: Array, num_neighbours: int
 ) -> Prediction:
     """Predicts tasks from the nearest improvements, fitted once per policy and objective.
@@ -76,11 +71,9 @@ def scale_free(
         x, y = history.weights[nearest, j], history.change[nearest, j]
         distinct = num_distinct(x[..., None])
         fewest = np.minimum(fewest, distinct)
-        parameters = fit_saturating(x, y, closeness, distinct < _MIN_WEIGHTS_TANH)
+        parameters = fit_saturating(x, y, closeness, distinct < MIN_WEIGHTS_TANH)
         changes[:, j] = saturating(weights[:, j], parameters[owner])
-    kinds = tuple(
-        "mean" if n < 2 else "linear" if n < _MIN_WEIGHTS_TANH else "tanh" for n in fewest
-    )
+    kinds = tuple("mean" if n < 2 else "linear" if n < MIN_WEIGHTS_TANH else "tanh" for n in fewest)
     return Prediction(changes=changes, kinds=kinds)
 
 
@@ -177,82 +170,3 @@ def _least_squares(basis: Array, y: Array, share: Array) -> tuple[Array, Array, 
         2 * covariance - amplitude * variance
     )
     return amplitude, y_mean - amplitude * basis_mean, error
-
-
-# --- The authors' constants, for agreement with the published code --------------------------------
-
-_AUTHORS_THRESHOLD = 0.1  # relative distance within which an improvement started nearby
-_AUTHORS_SIGMA = 0.03  # width of its Gaussian weight
-_MAX_DOUBLINGS = 20  # theirs double without end, for ever where an objective is 0
-_AUTHORS_F_SCALE = 20.0
-_AUTHORS_LOWER = (0.0, 0.1, -5.0, -500.0)  # A, a, b, c
-
-
-def authors(
-    history: Changes, parents: Array, owner: Indices, weights: Array, num_neighbours: int
-) -> Prediction:
-    """Predicts tasks with the authors' neighbourhoods, constants and robust fit.
-
-    A neighbourhood relative to |f| does not exist where an objective is 0, nor do four distinct
-    weights where there are three agents: such a policy falls back to `scale_free`, as its kind
-    says. The constants assume returns of hundreds, so this is for comparison. Arguments as
-    `scale_free`.
-    """
-    fallback = scale_free(history, parents, owner, weights, num_neighbours)
-    changes, kinds = fallback.changes.copy(), list(fallback.kinds)
-    for p, parent in enumerate(parents):
-        found = authors_neighbours(history, parent)
-        if found is None:
-            continue
-        rows, closeness = found
-        mine = owner == p
-        for j in range(weights.shape[1]):
-            parameters = authors_fit(history.weights[rows, j], history.change[rows, j], closeness)
-            changes[mine, j] = saturating(weights[mine, j], parameters)
-        kinds[p] = "authors"
-    return Prediction(changes=changes, kinds=tuple(kinds))
-
-
-def authors_neighbours(history: Changes, parent: Array) -> tuple[Indices, Array] | None:
-    """Improvements that started within a relative distance of `parent`, with Gaussian weights.
-
-    The distance doubles, at most 20 times, until there are four distinct weights. None if there
-    never are.
-    """
-    gap = np.abs(history.before - parent)
-    for doubling in range(_MAX_DOUBLINGS + 1):
-        factor = 2.0**doubling
-        inside = (gap < np.abs(parent) * _AUTHORS_THRESHOLD * factor).all(axis=1)
-        rows = np.flatnonzero(inside)
-        if num_distinct(history.weights[rows]) >= _MIN_WEIGHTS_TANH:
-            distance = np.linalg.norm(gap[rows] / np.abs(parent), axis=1)
-            return rows, np.exp(-0.5 * np.square(distance / (_AUTHORS_SIGMA * factor)))
-    return None
-
-
-def authors_fit(x: Array, y: Array, closeness: Array) -> Array:
-    """Soft-L1 fit of (A, a, b, c) to weights x (n,) and changes y (n,), as in the authors' code."""
-
-    def residuals(p: Array) -> Array:
-        return np.asarray((saturating(x, p) - y) * closeness)
-
-    def jacobian(p: Array) -> Array:
-        amplitude, a, b, _ = p
-        t = np.tanh(a * (x - b) / 2)
-        slope = amplitude * (1 - t**2) / 2
-        columns = [t, slope * (x - b), -slope * a, np.ones_like(x)]
-        return np.stack(columns, axis=1) * closeness[:, None]
-
-    upper = (np.clip(np.ptp(y), 1.0, 500.0), 20.0, 5.0, 500.0)
-    fit = least_squares(
-        residuals,
-        np.ones(4),
-        jac=jacobian,
-        bounds=(_AUTHORS_LOWER, upper),
-        loss="soft_l1",
-        f_scale=_AUTHORS_F_SCALE,
-    )
-    return np.asarray(fit.x)
-
-
-PREDICTORS: dict[str, Predictor] = {"scale_free": scale_free, "authors": authors}

@@ -16,7 +16,7 @@ from morl.history import History
 from morl.indicators import hypervolume_gains, sparsities_with, sparsity
 from morl.objectives import comparable, from_z, returns_in_z
 from morl.pareto import non_dominated, weakly_dominates
-from morl.prediction import PREDICTORS
+from morl.prediction import predict_changes
 from morl.types import Array, Indices, Objective, Offspring, Task
 from morl.weights import even_weights, normalise, weights_around_each
 
@@ -113,9 +113,7 @@ def prediction_guided(context: SelectionContext, rng: np.random.Generator) -> tu
     owner, weights = candidate_weights(context)
     parents = returns_in_z(context.population, objectives)
     history = context.history.changes(objectives, settings.iterations_per_generation)
-    prediction = PREDICTORS[settings.predictor](
-        history, parents, owner, weights, settings.num_neighbours
-    )
+    prediction = predict_changes(history, parents, owner, weights, settings.num_neighbours)
     logger.info("models by number of policies: %s", dict(Counter(prediction.kinds)))
     children = parents[owner] + prediction.changes
     utility_gains = (weights * prediction.changes).sum(axis=1)

@@ -106,7 +106,6 @@ ARMS: dict[str, Arm] = {
         overrides={"advantage.normalisation": "raw"},
         is_main=True,
     ),
-    "authors": Arm(title="the authors' predictor", overrides={"evolution.predictor": "authors"}),
     "fixed": Arm(title="fixed weights", overrides=_FIXED),
     "random": Arm(title="random selection", overrides={"evolution.strategy": "random"}),
     "moead": Arm(title="MOEA/D selection", overrides={"evolution.strategy": "moead"}),

@@ -102,7 +102,6 @@ WRONG = {
     "--config.evolution.num_agents=130": "sample.rows_per_pass=128 must be at least 130",
     "--config.evolution.strategy=best": "evolution.strategy: 'best' is not one of",
     "--config.evolution.start=cold": "evolution.start: 'cold' is not one of even_weights, soup",
-    "--config.evolution.predictor=oracle": "evolution.predictor: 'oracle' is not one of",
     "--config.evolution.sparsity_coef=-0.1": "must be at least 0",
     "--config.evolution.num_directions=1": "must be at least 2",
     "--config.trackers=mlflow": "trackers: 'mlflow' is not one of tensorboard, wandb",

@@ -132,7 +132,6 @@ def test_offspring_that_do_not_fit_their_task_are_refused_and_change_nothing(cha
     [
         ({"num_agents": 1}, "1 weight vectors for 2 objectives"),
         ({"strategy": "guess"}, "strategy='guess' is unknown; choose from"),
-        ({"predictor": "oracle"}, "predictor='oracle' is unknown"),
         ({"warmup_generations": 0, "evolutionary_generations": 0}, "one of them must be positive"),
         ({"warmup_generations": -1}, "not be negative"),
         ({"sparsity_coef": -0.1}, "sparsity_coef=-0.1"),
@@ -328,18 +327,14 @@ def test_ties_fall_alike_in_every_unit():
 # --- degenerate inputs ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("predictor", ["scale_free", "authors"])
 @pytest.mark.parametrize(("num_agents", "num_objectives"), [(2, 2), (3, 2), (3, 3)])
 @pytest.mark.parametrize("base_z", [0.15, 0.0, -1.0])
-def test_few_agents_zero_and_negative_objectives_go_through(
-    predictor, num_agents, num_objectives, base_z
-):
+def test_few_agents_zero_and_negative_objectives_go_through(num_agents, num_objectives, base_z):
     objectives = make_objectives(num_objectives)
     evolution = make_evolution(
         objectives,
         make_base(objectives, base_z),
         num_agents=num_agents,
-        predictor=predictor,
         evolutionary_generations=3,
     )
     stages = [g.stage for g in run(evolution, Toy(objectives, base_z=base_z))]

@@ -2,24 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import least_squares
 
 from morl.history import Changes
-from morl.prediction import PREDICTORS, authors, neighbours, num_distinct, saturating, scale_free
+from morl.prediction import neighbours, num_distinct, predict_changes, saturating
 from morl.weights import even_weights
-
-
-def changes_of(function, weights, before=None, noise=0.0):
-    rng = np.random.default_rng(0)
-    before = np.full(weights.shape, 0.5) if before is None else before
-    change = function(weights) + noise * rng.normal(size=weights.shape)
-    return Changes(before=before, weights=weights, change=change)
-
-
-def predict(predictor, history, queries, parent=0.5, num_neighbours=50):
-    parents = np.full((1, queries.shape[1]), parent)
-    owner = np.zeros(len(queries), dtype=np.intp)
-    return predictor(history, parents, owner, queries, num_neighbours)
+from tests.support.changes import changes_of, predict
 
 
 def test_a_saturating_response_is_recovered():
@@ -28,7 +15,7 @@ def test_a_saturating_response_is_recovered():
 
     history = changes_of(truth, even_weights(11, 2))
     queries = even_weights(23, 2)
-    prediction = predict(scale_free, history, queries)
+    prediction = predict(predict_changes, history, queries)
     assert prediction.kinds == ("tanh",)
     np.testing.assert_allclose(prediction.changes, truth(queries), atol=0.03)  # of a range of 0.4
 
@@ -36,7 +23,7 @@ def test_a_saturating_response_is_recovered():
 def test_two_or_three_weights_give_the_line_through_them():
     history = changes_of(lambda w: 0.3 * w - 0.1, even_weights(3, 2))
     queries = even_weights(5, 2)
-    prediction = predict(scale_free, history, queries)
+    prediction = predict(predict_changes, history, queries)
     assert prediction.kinds == ("linear",)
     np.testing.assert_allclose(prediction.changes, 0.3 * queries - 0.1, atol=1e-6)
 
@@ -45,7 +32,7 @@ def test_weights_are_counted_for_each_objective_by_itself():
     """Six even weights of three objectives are 0, 1/2 and 1 to each: too few for a tanh."""
     history = changes_of(lambda w: 0.3 * w, even_weights(6, 3), noise=0.02)
     queries = np.stack([np.linspace(0, 1, 5), 1 - np.linspace(0, 1, 5), np.zeros(5)], axis=1)
-    prediction = predict(scale_free, history, queries)
+    prediction = predict(predict_changes, history, queries)
     assert prediction.kinds == ("linear",)
     np.testing.assert_allclose(np.diff(prediction.changes[:, 0], 2), 0, atol=1e-6)
 
@@ -54,22 +41,21 @@ def test_one_weight_gives_the_mean_change():
     weights = np.tile([0.5, 0.5], (4, 1))
     change = np.array([[0.0, 1.0], [0.1, 1.0], [0.2, 1.0], [0.1, 1.0]])
     history = Changes(before=np.full((4, 2), 0.5), weights=weights, change=change)
-    prediction = predict(scale_free, history, even_weights(5, 2))
+    prediction = predict(predict_changes, history, even_weights(5, 2))
     assert prediction.kinds == ("mean",)
     np.testing.assert_allclose(prediction.changes, np.tile([0.1, 1.0], (5, 1)))
 
 
 def test_no_history_gives_no_change():
     nothing = Changes(**{name: np.zeros((0, 3)) for name in ("before", "weights", "change")})
-    for predictor in PREDICTORS.values():
-        prediction = predict(predictor, nothing, even_weights(6, 3))
-        assert prediction.kinds == ("none",)
-        assert not prediction.changes.any()
+    prediction = predict(predict_changes, nothing, even_weights(6, 3))
+    assert prediction.kinds == ("none",)
+    assert not prediction.changes.any()
 
 
 def test_more_weight_is_never_predicted_to_harm():
     history = changes_of(lambda w: -0.3 * w, even_weights(6, 2))
-    prediction = predict(scale_free, history, even_weights(9, 2))
+    prediction = predict(predict_changes, history, even_weights(9, 2))
     np.testing.assert_allclose(prediction.changes, -0.15, atol=1e-9)
 
 
@@ -78,7 +64,7 @@ def test_only_the_nearest_improvements_count():
     weights = np.tile(even_weights(4, 2), (2, 1))
     near_and_far = np.where(before < 0.7, 0.1, 5.0)
     history = Changes(before=before, weights=weights, change=near_and_far)
-    prediction = predict(scale_free, history, even_weights(3, 2), num_neighbours=4)
+    prediction = predict(predict_changes, history, even_weights(3, 2), num_neighbours=4)
     np.testing.assert_allclose(prediction.changes, 0.1)
 
 
@@ -89,13 +75,13 @@ def test_neighbours_count_by_distance_in_units_of_half_the_farthest():
     np.testing.assert_allclose(closeness, np.exp([[-2 / 9, -8 / 9, -2]]))
 
 
-def test_scale_free_commutes_with_the_scale_of_a_change():
+def test_predictions_commute_with_the_scale_of_a_change():
     history = changes_of(np.sqrt, even_weights(7, 2), noise=0.05)
     scaled = Changes(before=history.before, weights=history.weights, change=1e-4 * history.change)
     queries = even_weights(9, 2)
     np.testing.assert_allclose(
-        predict(scale_free, scaled, queries).changes,
-        1e-4 * predict(scale_free, history, queries).changes,
+        predict(predict_changes, scaled, queries).changes,
+        1e-4 * predict(predict_changes, history, queries).changes,
         rtol=1e-9,
     )
 
@@ -104,78 +90,6 @@ def test_num_distinct_counts_weights_not_records():
     weights = np.array([[0.5, 0.5], [0.5, 0.5 + 1e-7], [1.0, 0.0], [0.5, 0.5]])
     assert num_distinct(weights) == 2
     assert num_distinct(weights[:0]) == 0
-
-
-def restated(history, parent, queries):
-    """The formulas of the authors' paper and code once more, plainly, for one policy."""
-    relative, sigma = 0.1, 0.03
-    while True:
-        near = [
-            i
-            for i, f in enumerate(history.before)
-            if all(abs(f[m] - parent[m]) < relative * abs(parent[m]) for m in range(len(parent)))
-        ]
-        if len({tuple(np.round(history.weights[i], 6)) for i in near}) > 3:
-            break
-        relative, sigma = 2 * relative, 2 * sigma
-    closeness = np.array(
-        [
-            np.exp(
-                -((np.linalg.norm((history.before[i] - parent) / np.abs(parent)) / sigma) ** 2) / 2
-            )
-            for i in near
-        ]
-    )
-    columns = []
-    for m in range(len(parent)):
-        x, y = history.weights[near, m], history.change[near, m]
-
-        def f(p, x):
-            e = np.exp(p[1] * (x - p[2]))
-            return p[0] * (e - 1) / (e + 1) + p[3]
-
-        def jacobian(p, x=x):
-            e = np.exp(p[1] * (x - p[2]))
-            steep = 2 * e / (e + 1) ** 2
-            rows = [(e - 1) / (e + 1), p[0] * (x - p[2]) * steep, -p[0] * p[1] * steep, 0 * x + 1]
-            return (np.array(rows) * closeness).T
-
-        fit = least_squares(
-            lambda p, x=x, y=y, f=f: (f(p, x) - y) * closeness,
-            np.ones(4),
-            jac=jacobian,
-            loss="soft_l1",
-            f_scale=20.0,
-            bounds=([0, 0.1, -5, -500], [min(max(np.ptp(y), 1.0), 500.0), 20, 5, 500]),
-        )
-        columns.append(f(fit.x, queries[:, m]))
-    return np.stack(columns, axis=1)
-
-
-@pytest.mark.parametrize("num_objectives", [2, 3])
-@pytest.mark.parametrize("seed", range(3))
-def test_authors_mode_agrees_with_the_published_formulas(num_objectives, seed):
-    rng = np.random.default_rng(seed)
-    weights = even_weights(10, num_objectives)
-    before = 300 + 60 * rng.random((10, num_objectives))
-    change = 40 * np.tanh(6 * (weights - 0.4)) + 3 * rng.normal(size=weights.shape)
-    history = Changes(before=before, weights=weights, change=change)
-    queries = even_weights(15, num_objectives)
-    prediction = predict(authors, history, queries, parent=330.0)
-    assert prediction.kinds == ("authors",)
-    expected = restated(history, np.full(num_objectives, 330.0), queries)
-    np.testing.assert_allclose(prediction.changes, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("parent", [0.0, 0.5])
-def test_authors_mode_ends_where_their_search_would_not(parent):
-    num_weights = 6 if parent == 0.0 else 3  # an objective is 0; three agents
-    history = changes_of(lambda w: w, even_weights(num_weights, 2))
-    queries = even_weights(5, 2)
-    prediction = predict(authors, history, queries, parent=parent)
-    expected = predict(scale_free, history, queries, parent=parent)
-    assert prediction.kinds == expected.kinds
-    np.testing.assert_array_equal(prediction.changes, expected.changes)
 
 
 @given(st.integers(2, 5), st.integers(0, 12), st.integers(0, 2**32 - 1))
@@ -190,7 +104,7 @@ def test_predictions_are_finite_and_within_reason(num_objectives, num_records, s
     )
     parents = rng.normal(size=(3, num_objectives))
     owner = np.repeat(np.arange(3), 8)
-    prediction = scale_free(history, parents, owner, np.tile(lattice, (3, 1)), 6)
+    prediction = predict_changes(history, parents, owner, np.tile(lattice, (3, 1)), 6)
     assert np.isfinite(prediction.changes).all()
     assert len(prediction.kinds) == 3
     assert (np.abs(prediction.changes) < 1e5).all()
@@ -199,7 +113,7 @@ def test_predictions_are_finite_and_within_reason(num_objectives, num_records, s
 def test_at_least_one_neighbour_is_needed():
     with pytest.raises(ValueError, match="num_neighbours=0"):
         predict(
-            scale_free,
+            predict_changes,
             changes_of(np.sqrt, even_weights(4, 2)),
             even_weights(3, 2),
             num_neighbours=0,
