@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 FAITHFUL = Path(__file__).parents[1] / "config" / "faithful.py"
+REMOVED = "7aaf014"  # the last commit with the settings of arms that did not pay
 NEVER = math.inf  # a value: more images than any run had
 _NUM_USERS = 100
 _GRADIENT_ROW = 3  # a UNet row forward and backward costs about three rows forward

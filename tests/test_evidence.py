@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import evidence
 from benchmarks.emoji import tables
-from benchmarks.emoji.__main__ import tuning_jobs
+from benchmarks.emoji.__main__ import runnable, tuning_jobs
 from benchmarks.emoji.arms import ARMS, BASELINE, PAIRS, words
 from benchmarks.emoji.jobs import Job
 from benchmarks.emoji.run import MeasuredRun, measured
@@ -77,15 +77,20 @@ def test_a_comparison_pairs_seeds_and_counts_what_the_baseline_needed_itself():
 
 def test_every_arm_is_settings_that_the_program_takes():
     for pair in PAIRS:
-        for arm in ARMS:
+        for arm in runnable(list(ARMS), pair):
             read_settings(words(pair, arm, 0, 1e-3))
+
+
+def test_an_arm_whose_settings_are_gone_names_the_commit_that_has_them():
+    with pytest.raises(ValueError, match="best_of was measured at 7aaf014"):
+        words("compress", "best_of", 0, 1e-3)
 
 
 def test_an_arm_that_shares_a_sweep_names_one_that_has_it():
     assert all(ARMS[arm.tuned_as].tuned_as == "" for arm in ARMS.values() if arm.tuned_as)
     for pair in PAIRS:
         jobs = list(tuning_jobs(list(ARMS), [pair]))
-        own = {name for name, arm in ARMS.items() if not arm.tuned_as and pair in arm.pairs}
+        own = {name for name in runnable(list(ARMS), pair) if not ARMS[name].tuned_as}
         assert {job.arm for job in jobs} == own
         assert len({job.path for job in jobs}) == len(jobs)
     assert Job(pair="a", arm="b", seed=1, learning_rate=0.1).path.parts[-3:] == ("a", "b", "1.json")

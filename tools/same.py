@@ -75,7 +75,8 @@ print(run.play(pair, arm, 0, rate, {"run_name": "run"}).hypervolumes()[-1])
 """
 _ARMS = """
 from benchmarks.toy.arms import ARMS, PAIRS
-print(*(f"{pair}/{arm}" for pair in PAIRS for arm in ARMS))
+arms = [name for name, arm in ARMS.items() if not getattr(arm, "measured_at", "")]
+print(*(f"{pair}/{arm}" for pair in PAIRS for arm in arms))
 """
 
 

@@ -30,11 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
+def runnable(arms: Sequence[str], pair: str) -> list[str]:
+    """Those of the arms that are run on a pair, and that this version has settings for."""
+    return [arm for arm in arms if pair in ARMS[arm].pairs and not ARMS[arm].measured_at]
+
+
 def tuning_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
     """The sweeps that these arms need on these pairs."""
     for seed in TUNING_SEEDS:
         for pair in pairs:
-            needed = (ARMS[arm].tuned_as or arm for arm in arms if pair in ARMS[arm].pairs)
+            needed = (ARMS[arm].tuned_as or arm for arm in runnable(arms, pair))
             for arm in dict.fromkeys(needed):
                 for rate in ARMS[arm].rates:
                     yield Job(pair=pair, arm=arm, seed=seed, learning_rate=rate, is_tuning=True)
@@ -42,7 +47,7 @@ def tuning_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
 
 def study_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
     """The comparison, seed by seed: wherever it is stopped, what there is can be compared."""
-    chosen = [(pair, arm) for pair in pairs for arm in arms if pair in ARMS[arm].pairs]
+    chosen = [(pair, arm) for pair in pairs for arm in runnable(arms, pair)]
     rates = {place: tuned_rate(*place) for place in chosen}
     for seed in MAIN_SEEDS:
         for (pair, arm), rate in rates.items():

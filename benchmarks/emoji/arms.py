@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.evidence import command_line
+from benchmarks.evidence import REMOVED, command_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +61,8 @@ class Arm:
         is_main: whether it is compared on all seeds.
         rates: learning rates tried in its sweep.
         tuned_as: the arm whose learning rate it uses; empty: it has a sweep of its own.
+        measured_at: the last commit that has the settings it needs, which its records were made
+            with; empty: it can be run.
     """
 
     title: str
@@ -69,6 +71,7 @@ class Arm:
     is_main: bool = False
     rates: tuple[float, ...] = RATES
     tuned_as: str = ""
+    measured_at: str = ""
 
 
 # A soup's warm-up trains one agent per objective, half of the others: its generations cost half.
@@ -105,8 +108,9 @@ ARMS: dict[str, Arm] = {
     "fixed": Arm(title="fixed weights", overrides=_FIXED, rates=HIGHER_RATES),
     "nft": Arm(
         title="DiffusionNFT's update, beta 0.3",
-        overrides={"train.update_rule": "diffusion_nft", "train.nft_strength": "0.3"},
+        overrides={},
         rates=HIGHER_RATES,
+        measured_at=REMOVED,
     ),
     "awm": Arm(
         title="AWM's update",
@@ -139,8 +143,9 @@ ARMS: dict[str, Arm] = {
     ),
     "weighted": Arm(
         title="steps weighted by sensitivity",
-        overrides={"train.step_weighting": "sensitivity"},
+        overrides={},
         pairs=("compress",),
+        measured_at=REMOVED,
     ),
     "few": Arm(
         title="last noisy step untrained, 6 steps to learn from",
@@ -150,9 +155,10 @@ ARMS: dict[str, Arm] = {
     ),
     "window": Arm(
         title="last noisy step untrained, noise in 3 others only",
-        overrides={**_SKIP, "sample.noisy_steps": "3"},
+        overrides={},
         pairs=("compress",),
         tuned_as="skip",
+        measured_at=REMOVED,
     ),
     "half": Arm(
         title="last noisy step untrained, half of the others too",
@@ -162,9 +168,10 @@ ARMS: dict[str, Arm] = {
     ),
     "best_of": Arm(
         title="last noisy step untrained, best and worst quarter of the images",
-        overrides={**_SKIP, "train.best_of": "0.5"},
+        overrides={},
         pairs=("compress",),
         tuned_as="skip",
+        measured_at=REMOVED,
     ),
 }
 
@@ -173,5 +180,7 @@ def words(
     pair: str, arm: str, seed: int, learning_rate: float, changes: Mapping[str, str] | None = None
 ) -> list[str]:
     """The command line of a run; `changes` are further settings, such as where it writes."""
+    if commit := ARMS[arm].measured_at:
+        raise ValueError(f"{arm} was measured at {commit}; this version has no settings for it")
     settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **(changes or {})}
     return command_line(settings, seed, learning_rate)

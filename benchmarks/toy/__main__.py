@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.toy.arms import ARMS, HERE, PAIRS, SEEDS, TUNING_SEEDS
+from benchmarks.toy.arms import HERE, PAIRS, RUNNABLE, SEEDS, TUNING_SEEDS
 from benchmarks.toy.jobs import Job, do_all
 from benchmarks.toy.sweep import Sweep
 
@@ -32,7 +32,7 @@ def tune(sweep: Sweep, workers: int) -> None:
             Job(pair=pair, arm=arm, seed=seed, learning_rate=rate)
             for seed in TUNING_SEEDS
             for pair in PAIRS
-            for arm in ARMS
+            for arm in RUNNABLE
             for rate in sweep.rates(pair, arm)
         ]
         return [j for j in jobs if not sweep.has(j.pair, j.arm, j.learning_rate, j.seed)]
@@ -52,7 +52,7 @@ def compare(sweep: Sweep, folder: Path, workers: int) -> None:
         Job(pair=pair, arm=arm, seed=seed, learning_rate=sweep.best(pair, arm))
         for seed in SEEDS
         for pair in PAIRS
-        for arm in ARMS
+        for arm in RUNNABLE
     ]
     broken = []
 

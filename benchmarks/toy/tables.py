@@ -45,11 +45,13 @@ def print_all(sweep: Sweep, folder: Path) -> None:
     headline = {}
     for pair in PAIRS:
         arms = by_arm(read_records(folder / pair))
-        found = {name: Comparison.of(name, arms[name], arms[BASELINE]) for name in ARMS}
+        found = {
+            name: Comparison.of(name, arms[name], arms[BASELINE]) for name in ARMS if name in arms
+        }
         corrected = holm({name: one.p for name, one in found.items() if ARMS[name].is_main})
         seeds = len(found[BASELINE].seeds)
         say(f"## {pair}: medians and quartiles over {seeds} paired seeds\n")
-        order = sorted(ARMS, key=lambda name: -quartiles(found[name].hypervolumes)[1])
+        order = sorted(found, key=lambda name: -quartiles(found[name].hypervolumes)[1])
         rows = [_row(found[n], arms[n], sweep.best(pair, n), corrected.get(n)) for n in order]
         print_table(_COLUMNS, rows)
         headline[pair] = {name: found[name].headline(corrected.get(name)) for name in order}
