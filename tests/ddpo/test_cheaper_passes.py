@@ -14,11 +14,11 @@ from config.settings.rules import process_problems
 from ddpo.agents.adapter import Adapter
 from ddpo.best_of import most_extreme
 from ddpo.calibration import initial_statistics
+from ddpo.collect import collect
 from ddpo.cost.plan import Plan
 from ddpo.ddim import gaussian_log_prob, make_schedule, output_coefficient, step_mean
 from ddpo.evaluation import evaluate, evaluation_set
 from ddpo.processes import Processes
-from ddpo.rewards.scorer import collect
 from ddpo.sampler import Sampler
 from ddpo.speed.fused import FusedGroupNorm
 from ddpo.steps import noise_windows, step_weights
