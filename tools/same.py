@@ -23,6 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from safetensors.numpy import load_file
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -75,7 +77,8 @@ print(run.play(pair, arm, 0, rate, {"run_name": "run"}).hypervolumes()[-1])
 """
 _ARMS = """
 from benchmarks.toy.arms import ARMS, PAIRS
-print(*(f"{pair}/{arm}" for pair in PAIRS for arm in ARMS))
+arms = [name for name, arm in ARMS.items() if not getattr(arm, "measured_at", "")]
+print(*(f"{pair}/{arm}" for pair in PAIRS for arm in arms))
 """
 
 
@@ -83,7 +86,7 @@ def digests(run: Path) -> dict[str, str]:
     """File or metric -> digest, of what a run directory holds."""
     found = {}
     for path in sorted(run.rglob("*.safetensors")):
-        found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path.relative_to(run))] = _tensors_digest(path)
     front = run / "front.json"
     if front.exists():
         found["front.json"] = _digest(json.loads(front.read_text(encoding="utf-8")))
@@ -94,6 +97,14 @@ def digests(run: Path) -> dict[str, str]:
             if not name.startswith(CLOCKS):
                 columns.setdefault(name, []).append([line["step"], value])
     return found | {name: _digest(values) for name, values in columns.items()}
+
+
+def _tensors_digest(path: Path) -> str:
+    """Of the tensors alone: the order of an adapter's metadata is not fixed."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode() + tensor.tobytes())
+    return digest.hexdigest()
 
 
 def _digest(value: object) -> str:
