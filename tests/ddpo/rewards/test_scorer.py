@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ddpo.collect import collect
-from ddpo.rewards.jpeg import JpegSize
+from ddpo.rewards.jpeg_compressibility import JpegSize
 from ddpo.rewards.scorer import RewardError, Scorer
 from tests.support.pipelines import of_8_bits
 from tests.support.rewards import brightness, flawed
