@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.rewards.names = ("aesthetic_score", "jpeg_compressibility")
     config.guards.names = ("clip_score", "base_similarity", "diversity")
-    config.guards.clip_model = CLIP
+    config.rewards.sources = (f"base_similarity.clip={CLIP}", f"diversity.clip={CLIP}")
     config.prompts.train = "simple_animals"
     config.prompts.report = "other_animals"
 

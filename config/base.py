@@ -78,6 +78,9 @@ def get_config() -> ml_collections.ConfigDict:
     rewards.reference = ()  # one number an objective, raw units
     rewards.ideal = ()
     rewards.scales = ()  # what rewards are divided by before they are weighted; empty: measured
+    # Where rewards and guards get their models instead of the default, as "REWARD.PART=SOURCE": a
+    # hub id, a folder or a file. docs/rewards.md lists the parts and their defaults.
+    rewards.sources = ()
     # What rewards are built from: hub ids or folders; heads and weights of one file are local
     # or owner/repository/file of the hub.
     rewards.clip_model = "emoji-clip"  # for clip_alignment; "emoji-clip" ships with the project

@@ -11,13 +11,14 @@ import torch
 from config.settings.errors import StoppedError
 from ddpo.advantages import advantages
 from ddpo.agents.conditioned import make_agents
+from ddpo.collect import collect
 from ddpo.cost.stopwatch import Stopwatch
 from ddpo.evaluation import evaluate
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.rewards.collapse import CollapseWatch
 from ddpo.rewards.guards import Guards
-from ddpo.rewards.scorer import RewardError, Scorer, collect
+from ddpo.rewards.scorer import RewardError, Scorer
 from ddpo.rules import make_rule
 from ddpo.sampler import Sampler
 from ddpo.seeding import Stream

@@ -82,8 +82,12 @@ def copy_front(front: Front, folder: Path) -> None:
             shutil.copyfile(picture, target)
     settings = _without_folders(json.loads(json.dumps(front.settings)))
     settings |= {name: "" for name in _LOCAL if name in settings}
-    if "remotes" in settings["rewards"]:  # hosts, and perhaps passwords
-        settings["rewards"]["remotes"] = []
+    rewards = settings["rewards"]
+    if "remotes" in rewards:  # hosts, and perhaps passwords
+        rewards["remotes"] = []
+    if "sources" in rewards:  # REWARD.PART=SOURCE, which is no path as a whole
+        pairs = (text.split("=", 1) for text in rewards["sources"])
+        rewards["sources"] = [f"{part}={_without_folders(source)}" for part, source in pairs]
     write_json(folder / "config.json", {**front.config, "settings": settings})
 
 

@@ -21,7 +21,7 @@ from ddpo.cost.plan import (
     total_flops,
 )
 from ddpo.prompts import split_prompts
-from ddpo.rewards import REWARDS
+from ddpo.rewards import REWARDS, parts_of, reward_entry
 from ddpo.rewards.lookup import build_reward
 from run.progress import route_logs
 
@@ -78,9 +78,10 @@ def reward_state(name: str, settings: RewardSettings) -> str:
     try:
         build_reward(name, settings, _CPU)
     except OSError as error:  # also what the hub raises for files that are not in its cache
-        weights = REWARDS[name].weights if name in REWARDS else ""
+        parts = parts_of(name, settings.sources).values() if name in REWARDS else ()
         first = str(error).splitlines()[0] if str(error) else repr(error)
-        return f"needs a download: {weights}" if weights else f"cannot be built: {first}"
+        needed = ", ".join(str(part) for part in parts)
+        return f"needs a download: {needed}" if needed else f"cannot be built: {first}"
     except (UserError, ValueError, RuntimeError, ImportError) as error:
         return f"cannot be built: {error}"
     return "ready"
@@ -89,7 +90,7 @@ def reward_state(name: str, settings: RewardSettings) -> str:
 def _objectives(settings: RewardSettings) -> Iterator[str]:
     points = settings.reference and settings.ideal
     for index, name in enumerate(settings.names):
-        unit = f" [{REWARDS[name].unit}]" if name in REWARDS else ""
+        unit = f" [{reward_entry(name).unit}]" if name in REWARDS else ""
         line = f"{name}{unit}: {reward_state(name, settings)}"
         if points:
             line += f"; z = 0 at {settings.reference[index]:g}, 1 at {settings.ideal[index]:g}"

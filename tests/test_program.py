@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from config.settings.errors import ConfigError, UserError
 from config.settings.parse import parse
-from ddpo.rewards import REWARDS, RewardEntry
+from ddpo.rewards import REWARDS
 from mo_loop import Run
 from mo_train import read_settings
 from tests.support.pipelines import make_tiny_pipe
+from tests.support.rewards import module_of
 from tests.support.worlds import report_colorfulness, small_world, timeless_metrics
 
 
@@ -189,8 +190,7 @@ def test_a_failing_reward_ends_the_run_with_its_name_and_a_way_back(world, monke
             raise ConnectionError("judge is gone")
         return images.mean(dim=(1, 2, 3))
 
-    entry = RewardEntry(unit="mean", build=lambda *_: fails_in_the_second_generation)
-    monkeypatch.setitem(REWARDS, "mine", entry)
+    monkeypatch.setitem(REWARDS, "mine", module_of("mine", fails_in_the_second_generation))
     with pytest.raises(UserError, match="reward 'mine' failed") as error:
         world("run_name=fails", "rewards.names=mine,jpeg_compressibility")
     command = str(error.value).split("--config.resume_from=")[1]

@@ -111,16 +111,17 @@ def _small(tmp_path_factory):
     save_file(head, folder / "head.safetensors")
     (folder / "train.txt").write_text("a\nb\nc\nd\n")
     (folder / "report.txt").write_text("e\nf\n")
-    clips = ("rewards.clip_model", "rewards.clip_score_model", "rewards.aesthetic_clip")
-    clips += ("rewards.pick_model", "rewards.pick_processor", "guards.clip_model")
+    clips = ("clip_alignment.clip", "clip_score.clip", "aesthetic_score.clip", "pick_score.model")
+    clips += ("pick_score.processor", "base_similarity.clip", "diversity.clip")
+    sources = [f"{part}={folder / 'clip'}" for part in clips]
+    sources.append(f"aesthetic_score.head={folder / 'head.safetensors'}")
 
     def overrides(model):
         kind = "sdxl" if KNOWN_MODELS.get(model) == "sdxl" else "sd1"
         return [
             *SMALL_COUNTS,
-            *(f"{clip}={folder / 'clip'}" for clip in clips),
+            f"rewards.sources={','.join(sources)}",
             f"pretrained.model={folder / kind}",
-            f"rewards.aesthetic_head={folder / 'head.safetensors'}",
             f"prompts.train={folder / 'train.txt'}",
             f"prompts.report={folder / 'report.txt'}",
             f"logdir={folder}",

@@ -26,7 +26,7 @@ from trl import (  # noqa: E402
 )
 
 from benchmarks.workers.protocol import serve  # noqa: E402
-from ddpo.rewards.jpeg import JpegSize  # noqa: E402
+from ddpo.rewards.jpeg_compressibility import JpegSize  # noqa: E402
 
 
 class Peer:

@@ -77,6 +77,7 @@ class RewardSettings:
     reference: tuple[float, ...]
     ideal: tuple[float, ...]
     scales: tuple[float, ...]
+    sources: tuple[str, ...]
     clip_model: str
     clip_score_model: str
     aesthetic_clip: str

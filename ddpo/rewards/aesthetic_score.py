@@ -1,7 +1,6 @@
 """LAION's improved aesthetic predictor, the aesthetic reward of DDPO (Black et al. 2024, 5.2).
 
-Weights: CLIP ViT-L/14 by OpenAI (MIT) and the "sac+logos+ava1-l14-linearMSE" head by Christoph
-Schuhmann (Apache 2.0), which TRL's DDPO example hosts as `trl-lib/ddpo-aesthetic-predictor`.
+The head is "sac+logos+ava1-l14-linearMSE" by Christoph Schuhmann, as TRL's DDPO example hosts it.
 """
 
 from __future__ import annotations
@@ -11,16 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ddpo.rewards import Part, RewardEntry
+from ddpo.rewards.clip import ClipTower, load_clip
 from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.weights import load_into, load_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from ddpo.rewards.clip import ClipTower
     from ddpo.rewards.image_batch import ImageBatch
 
-_SETTING = "rewards.aesthetic_head"
+_HEAD = "aesthetic_score.head"
 
 
 def make_head(width: int = 768) -> nn.Sequential:
@@ -43,11 +43,11 @@ def load_head(source: str) -> nn.Sequential:
     Raises:
         UserError: if there is none, or it holds other tensors than the head's.
     """
-    state = load_tensors(_SETTING, source)
+    state = load_tensors(_HEAD, source)
     state = {name.removeprefix("layers."): tensor for name, tensor in state.items()}
     first = state.get("0.weight")
     head = make_head(768 if first is None else first.shape[-1])
-    load_into(head, state, _SETTING, source)
+    load_into(head, state, _HEAD, source)
     return head.requires_grad_(False).eval()
 
 
@@ -67,3 +67,22 @@ class AestheticScore(BatchReward):
         """See `BatchReward`; the prompts do not matter."""
         scores: torch.Tensor = self.head(self.clip.embed_images(batch))
         return scores.squeeze(-1)
+
+
+def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> AestheticScore:
+    """See `RewardEntry`."""
+    return AestheticScore(load_clip(sources["clip"], device, dtype), load_head(sources["head"]))
+
+
+REWARD = RewardEntry(
+    unit="LAION 1-10",
+    meaning="do people find it beautiful: LAION's improved aesthetic predictor",
+    published="Schuhmann 2022; DDPO 5.2 (Black et al. 2024)",
+    parts={
+        "clip": Part(source="openai/clip-vit-large-patch14", licence="MIT"),
+        "head": Part(
+            source="trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth", licence="Apache 2.0"
+        ),
+    },
+    build=build,
+)

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ddpo.assets import resolve_model
 from ddpo.devices import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from transformers import CLIPImageProcessorPil, CLIPModel
 
     from ddpo.rewards.image_batch import ImageBatch
 
@@ -68,6 +69,8 @@ class ClipTower:
     """
 
     def __init__(self, model: CLIPModel, processor: str, device: torch.device) -> None:
+        from transformers import CLIPImageProcessorPil, CLIPTokenizer  # noqa: PLC0415 - see `ddpo.rewards`
+
         self.model = model.requires_grad_(False).eval()
         for part in (model.vision_model, model.visual_projection):
             part.to(device)
@@ -133,6 +136,8 @@ def load_clip(
     key = (source, processor or source, str(device), dtype)
     tower = _towers.get(key)
     if tower is None:
+        from transformers import CLIPModel  # noqa: PLC0415 - see `ddpo.rewards`
+
         path = resolve_model(source)
         model = CLIPModel.from_pretrained(path, use_safetensors=True, dtype=DTYPES[dtype])
         tower = ClipTower(model, resolve_model(processor or source), device)

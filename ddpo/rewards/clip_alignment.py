@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ddpo.rewards import EMOJI_CLIP, RewardEntry
+from ddpo.rewards.clip import ClipTower, load_clip
 from ddpo.rewards.image_batch import BatchReward
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
-    from ddpo.rewards.clip import ClipTower
     from ddpo.rewards.image_batch import ImageBatch
 
 
@@ -28,3 +29,19 @@ class ClipAlignment(BatchReward):
     def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """See `BatchReward`."""
         return self.clip.cosine(batch, prompts)
+
+
+def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> ClipAlignment:
+    """See `RewardEntry`."""
+    return ClipAlignment(load_clip(sources["clip"], device, dtype))
+
+
+REWARD = RewardEntry(
+    unit="cosine",
+    meaning="does the picture show its prompt: cosine of CLIP embeddings",
+    published="Radford et al. 2021",
+    parts={
+        "clip": EMOJI_CLIP,
+    },
+    build=build,
+)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ddpo.rewards import Part, RewardEntry
+from ddpo.rewards.clip import ClipTower, load_clip
 from ddpo.rewards.image_batch import BatchReward
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
-    from ddpo.rewards.clip import ClipTower
     from ddpo.rewards.image_batch import ImageBatch
 
 WEIGHT = 100.0
@@ -35,3 +36,19 @@ class ClipScore(BatchReward):
     def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """See `BatchReward`."""
         return WEIGHT * self.clip.cosine(batch, prompts).clamp(min=0)
+
+
+def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> ClipScore:
+    """See `RewardEntry`."""
+    return ClipScore(load_clip(sources["clip"], device, dtype))
+
+
+REWARD = RewardEntry(
+    unit="100 x cosine",
+    meaning="does the picture show its prompt: CLIPScore, 100 max(cos, 0)",
+    published="Hessel et al. 2021, eq. 1, with the weight 100",
+    parts={
+        "clip": Part(source="openai/clip-vit-large-patch14", licence="MIT"),
+    },
+    build=build,
+)

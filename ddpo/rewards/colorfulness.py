@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddpo.rewards import RewardEntry
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,3 +30,11 @@ def colorfulness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor: 
     spread = (rg.var(dim=1, correction=0) + yb.var(dim=1, correction=0)).sqrt()
     distance = (rg.mean(dim=1).square() + yb.mean(dim=1).square()).sqrt()
     return spread + 0.3 * distance
+
+
+REWARD = RewardEntry(
+    unit="Hasler-Suesstrunk M",
+    meaning="strong, varied colours",
+    published="Hasler and Suesstrunk 2003, M(3)",
+    build=lambda *_: colorfulness,
+)

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from config.settings.schema import objective_name
-from ddpo.rewards import PICTURE_GUARDS
+from ddpo.rewards import PICTURE_GUARDS, parts_of
+from ddpo.rewards.clip import load_clip
 from ddpo.rewards.image_batch import ImageBatch
 from ddpo.rewards.scorer import RewardError, Scorer, reward_device
+from ddpo.rewards.weights import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from config.settings.schema import GuardSettings, Settings
+    from config.settings.schema import GuardSettings, RewardSettings, Settings
     from ddpo.rewards.clip import ClipTower
     from ddpo.rewards.scorer import Submission
     from ddpo.types import Evaluation, EvaluationSet
@@ -73,16 +75,24 @@ class Guards:
     Args:
         settings: names, at least one, and limits.
         scorer: of those guards that are rewards; None if none is.
-        tower: embeds pictures; None if no guard needs it.
+        towers: guard -> the CLIP that embeds pictures for it; guards may share one.
     """
 
     def __init__(
-        self, settings: GuardSettings, scorer: Scorer | None, tower: ClipTower | None
+        self, settings: GuardSettings, scorer: Scorer | None, towers: Mapping[str, ClipTower]
     ) -> None:
         self.settings = settings
         self.names = tuple(objective_name(name) for name in settings.names)
         self._scorer = scorer
-        self._tower = tower
+        self._towers = tuple(dict.fromkeys(towers.values()))
+        # Features of a picture: the scores, then its embedding by each CLIP.
+        self._num_scores = stop = len(scorer.rewards) if scorer else 0
+        columns = {}
+        for tower in self._towers:
+            start, stop = stop, stop + tower.model.config.projection_dim
+            columns[tower] = slice(start, stop)
+        self._embeds = {name: columns[tower] for name, tower in towers.items()}
+        self.num_features = stop  # F
 
     @classmethod
     def build(cls, settings: Settings, device: torch.device) -> Guards | None:
@@ -91,36 +101,21 @@ class Guards:
         They run where rewards do.
 
         Raises:
-            RewardError: naming the one whose weights cannot be loaded.
+            RewardError: naming the one whose model cannot be loaded.
         """
         guards, rewards = settings.guards, settings.rewards
         if not guards.names:
             return None
         names = tuple(name for name in guards.names if name not in PICTURE_GUARDS)
         scorer = Scorer.build(dataclasses.replace(rewards, names=names), device) if names else None
-        tower = None
-        if len(names) < len(guards.names):
-            from ddpo.rewards.clip import load_clip  # noqa: PLC0415 - no guard, no CLIP
-
-            try:
-                tower = load_clip(guards.clip_model, reward_device(rewards, device), rewards.dtype)
-            except (OSError, ValueError) as error:
-                raise RewardError(
-                    f"guards.clip_model={guards.clip_model!r} cannot be loaded: {error}"
-                ) from error
-        return cls(guards, scorer, tower)
+        pictures = [name for name in guards.names if name in PICTURE_GUARDS]
+        return cls(guards, scorer, {name: _load_tower(name, rewards, device) for name in pictures})
 
     @property
     def units(self) -> dict[str, str]:
         """Guard -> what one unit of it is."""
         rewards = self._scorer.units if self._scorer else {}
         return {name: rewards.get(name, _UNIT) for name in self.names}
-
-    @property
-    def num_features(self) -> int:
-        """F, what is kept of each picture."""
-        scores = len(self._scorer.rewards) if self._scorer else 0
-        return scores + (self._tower.model.config.projection_dim if self._tower else 0)
 
     def check(self, height: int, width: int, prompts: Sequence[str]) -> None:
         """Try those guards that are rewards, as `Scorer.check` does.
@@ -135,9 +130,9 @@ class Guards:
         """Start measuring pictures (rows, 3, H, W), agent-major; see `gather`."""
         scores = self._scorer.submit(images, prompts) if self._scorer else []
         embeds = None
-        if self._tower:
-            batch = ImageBatch(images, self._tower.device)
-            embeds = self._tower.embed_images(batch).cpu()
+        if self._towers:
+            batch = ImageBatch(images, self._towers[0].device)  # all are where rewards run
+            embeds = torch.cat([tower.embed_images(batch).cpu() for tower in self._towers], dim=1)
             embeds = embeds.where(batch.is_whole[:, None], math.nan)
         return Pending(scores=scores, embeds=embeds)
 
@@ -167,18 +162,21 @@ class Guards:
             RewardError: see `Scorer.refuse_too_many_missing`.
         """
         if self._scorer:
-            self._scorer.refuse_too_many_missing(features[..., : len(self._scorer.rewards)])
+            self._scorer.refuse_too_many_missing(features[..., : self._num_scores])
 
-    def read(self, on: EvaluationSet, policy: Evaluation, base: Evaluation) -> GuardReading:
+    def read(
+        self, evaluation_set: EvaluationSet, policy: Evaluation, base: Evaluation
+    ) -> GuardReading:
         """The guards of one policy.
 
         Args:
-            on: the set that both were evaluated on.
+            evaluation_set: that both were evaluated on.
             policy: with the features of its pictures.
             base: the base model's.
         """
-        own = list(self._columns(on, policy.features, base.features))
-        of_base = list(self._columns(on, base.features, base.features))
+        prompts = evaluation_set.prompts
+        own = list(self._columns(prompts, policy.features, base.features))
+        of_base = list(self._columns(prompts, base.features, base.features))
         values, reference = (torch.stack(columns, dim=-1).double() for columns in (own, of_base))
         mean = values.nanmean(dim=0)
         counts = values.isfinite().sum(dim=0)
@@ -186,7 +184,7 @@ class Guards:
         std_errors = (variance / counts).sqrt()
         if "diversity" in self.names:  # whose pictures are not independent
             index = self.names.index("diversity")
-            std_errors[index] = diversity_std_error(values[:, index], on.prompts)
+            std_errors[index] = diversity_std_error(values[:, index], prompts)
         return GuardReading(
             names=self.names,
             values=mean,
@@ -196,19 +194,18 @@ class Guards:
         )
 
     def _columns(
-        self, on: EvaluationSet, features: torch.Tensor, base: torch.Tensor
+        self, prompts: Sequence[str], features: torch.Tensor, base: torch.Tensor
     ) -> Iterator[torch.Tensor]:
         """(N,) values of each guard, one per picture."""
-        scores = len(self._scorer.rewards) if self._scorer else 0
-        embeds, base_embeds = features[:, scores:], base[:, scores:]
-        column = iter(features[:, :scores].unbind(dim=1))
+        scores = iter(features[:, : self._num_scores].unbind(dim=1))
         for name in self.names:
             if name == "base_similarity":
-                yield (embeds * base_embeds).sum(dim=1)
+                embeds = self._embeds[name]
+                yield (features[:, embeds] * base[:, embeds]).sum(dim=1)
             elif name == "diversity":
-                yield diversity(embeds, on.prompts)
+                yield diversity(features[:, self._embeds[name]], prompts)
             else:
-                yield next(column)
+                yield next(scores)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -222,6 +219,19 @@ class Pending:
 
     scores: Sequence[Submission]
     embeds: torch.Tensor | None
+
+
+def _load_tower(name: str, settings: RewardSettings, device: torch.device) -> ClipTower:
+    """The CLIP of a guard that compares pictures.
+
+    Raises:
+        RewardError: if it cannot be loaded.
+    """
+    source = parts_of(name, settings.sources)["clip"].source
+    try:
+        return load_clip(source, reward_device(settings, device), settings.dtype)
+    except (OSError, ValueError) as error:
+        raise RewardError(f"{shown(f'{name}.clip', source)} cannot be loaded: {error}") from error
 
 
 def diversity(embeds: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
@@ -239,12 +249,12 @@ def diversity(embeds: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """
     out = torch.full((len(embeds),), math.nan, dtype=embeds.dtype)
     is_whole = embeds.isfinite().all(dim=1).tolist()
-    for prompt in set(prompts):
-        where = [i for i, text in enumerate(prompts) if text == prompt and is_whole[i]]
-        if len(where) > 1:
-            cosines = embeds[where] @ embeds[where].T
-            others = (cosines.sum(dim=1) - cosines.diagonal()) / (len(where) - 1)
-            out[where] = 1 - others
+    for rows in _rows_by_prompt(prompts):
+        whole = [row for row in rows if is_whole[row]]
+        if len(whole) > 1:
+            cosines = embeds[whole] @ embeds[whole].T
+            others = (cosines.sum(dim=1) - cosines.diagonal()) / (len(whole) - 1)
+            out[whole] = 1 - others
     return out
 
 
@@ -261,10 +271,7 @@ def diversity_std_error(values: torch.Tensor, prompts: Sequence[str]) -> float:
         values: (N,) from `diversity`; NaN counts for nothing.
         prompts: N.
     """
-    groups = [
-        values[[i for i, text in enumerate(prompts) if text == prompt]]
-        for prompt in sorted(set(prompts))
-    ]
+    groups = [values[rows] for rows in _rows_by_prompt(prompts)]
     groups = [group[group.isfinite()] for group in groups if group.isfinite().any()]
     mean, of_prompts = values.nanmean(), len(groups) / max(len(groups) - 1, 1)
     total = 0.0
@@ -276,6 +283,14 @@ def diversity_std_error(values: torch.Tensor, prompts: Sequence[str]) -> float:
             variance = of_prompts * (centre - mean).square()
         total += n**2 * variance.item()
     return math.sqrt(total) / int(values.isfinite().sum())
+
+
+def _rows_by_prompt(prompts: Sequence[str]) -> list[list[int]]:
+    """Where each distinct prompt stands, in alphabetical order."""
+    rows: dict[str, list[int]] = {prompt: [] for prompt in sorted(set(prompts))}
+    for row, prompt in enumerate(prompts):
+        rows[prompt].append(row)
+    return list(rows.values())
 
 
 def excluded_policies(

@@ -1,10 +1,9 @@
 """Human Preference Score v2.1 (Wu et al. 2023): a CLIP-H tuned to human choices between pictures.
 
-Score: 100 cos of the embeddings, as in the paper's tables; its package returns the cosine. Weights:
-`HPS_v2.1_compressed.pt` of `xswu/HPSv2` (Apache 2.0), in open_clip's naming, which is translated
-here to transformers' CLIPModel, so that neither open_clip nor the package is needed. The package
-runs in half precision under autocast, this in `rewards.dtype`; pictures that are not square are
-cropped here and padded there.
+Score: 100 cos of the embeddings, as in the paper's tables; its package returns the cosine. The file
+is in open_clip's naming, which is translated here to transformers' CLIPModel, so that neither
+open_clip nor the package is needed. The package runs in half precision under autocast, this in
+`rewards.dtype`; pictures that are not square are cropped here and padded there.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import CLIPConfig, CLIPModel
 
 from config.settings.errors import UserError
 from ddpo.devices import DTYPES
+from ddpo.rewards import Part, RewardEntry
 from ddpo.rewards.clip import ClipTower
 from ddpo.rewards.image_batch import BatchReward
-from ddpo.rewards.weights import load_into, load_tensors
+from ddpo.rewards.weights import load_into, load_tensors, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ddpo.rewards.image_batch import ImageBatch
 
-_SETTING = "rewards.hps_weights"
+_MODEL = "hps_v2.model"
 _NAMES = {
     "logit_scale": "logit_scale",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -91,25 +90,44 @@ class HpsV2(BatchReward):
     """HPS v2.1 times 100, about 20 to 32.
 
     Args:
-        weights: local file, or owner/repository/file of a hub, in open_clip's naming.
-        clip: folder or hub id of the CLIP whose configuration and processor it has.
+        source: local file, or owner/repository/file of a hub, in open_clip's naming.
+        processor: folder or hub id of the CLIP whose configuration and processor it has.
         device: where it runs.
         dtype: of weights and activations.
 
     Raises:
-        UserError: if the weights are not that model's.
+        UserError: if the file holds another model.
     """
 
-    def __init__(self, weights: str, clip: str, device: torch.device, dtype: str) -> None:
-        model = CLIPModel(CLIPConfig.from_pretrained(clip))
-        state = load_tensors(_SETTING, weights)
+    def __init__(self, source: str, processor: str, device: torch.device, dtype: str) -> None:
+        from transformers import CLIPConfig, CLIPModel  # noqa: PLC0415 - see `ddpo.rewards`
+
+        model = CLIPModel(CLIPConfig.from_pretrained(processor))
+        state = load_tensors(_MODEL, source)
         try:
             translated = from_open_clip(state)
         except KeyError as error:
-            raise UserError(f"{_SETTING}={weights!r}: CLIP has no tensor {error}") from error
-        load_into(model, translated, _SETTING, weights)
-        self.clip = ClipTower(model.to(DTYPES[dtype]), clip, device)
+            raise UserError(f"{shown(_MODEL, source)}: CLIP has no tensor {error}") from error
+        load_into(model, translated, _MODEL, source)
+        self.clip = ClipTower(model.to(DTYPES[dtype]), processor, device)
 
     def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """See `BatchReward`."""
         return 100 * self.clip.cosine(batch, prompts)
+
+
+def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> HpsV2:
+    """See `RewardEntry`."""
+    return HpsV2(sources["model"], sources["processor"], device, dtype)
+
+
+REWARD = RewardEntry(
+    unit="100 x cosine",
+    meaning="which picture do people prefer for this prompt: HPS v2.1",
+    published="Wu et al. 2023",
+    parts={
+        "model": Part(source="xswu/HPSv2/HPS_v2.1_compressed.pt", licence="Apache 2.0"),
+        "processor": Part(source="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", licence="MIT"),
+    },
+    build=build,
+)

@@ -1,10 +1,10 @@
 """ImageReward (Xu et al. 2023): a BLIP tuned to rankings by annotators.
 
 Score: `(mlp(h) - 0.167) / 1.033`, where h is the first token of BLIP's text encoder as it attends
-to the picture, and the constants are the paper's. Weights: `ImageReward.pt` of `THUDM/ImageReward`
-(Apache 2.0), in BLIP's own naming, which is translated here to transformers' BLIP classes: the
-package does not import under transformers 5. What is the same: 35 tokens of bert-base-uncased, 224
-pixels, Pillow's bicubic; the package offers no other precision than float32.
+to the picture, and the constants are the paper's. The file is in BLIP's own naming, which is
+translated here to transformers' BLIP classes: the package does not import under transformers 5.
+What is the same: 35 tokens of bert-base-uncased, 224 pixels, Pillow's bicubic; the package offers
+no other precision than float32.
 """
 
 from __future__ import annotations
@@ -14,28 +14,24 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    AutoTokenizer,
-    BlipTextConfig,
-    BlipVisionConfig,
-    BlipVisionModel,
-    CLIPImageProcessorPil,
-)
-from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from config.settings.errors import UserError
 from ddpo.devices import DTYPES
+from ddpo.rewards import Part, RewardEntry
 from ddpo.rewards.aesthetic_score import make_head
 from ddpo.rewards.clip import clip_pixels
 from ddpo.rewards.image_batch import BatchReward
-from ddpo.rewards.weights import load_into, load_tensors
+from ddpo.rewards.weights import load_into, load_tensors, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from transformers import BlipVisionModel
+    from transformers.models.blip.modeling_blip_text import BlipTextModel
+
     from ddpo.rewards.image_batch import ImageBatch
 
-_SETTING = "rewards.image_reward_weights"
+_MODEL = "image_reward.model"
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
 _MAX_TOKENS = 35
 _HEAD_WIDTH = 64  # of every attention head in BLIP, of text and pictures
@@ -61,6 +57,8 @@ def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 def _vision_model(state: Mapping[str, torch.Tensor], source: str) -> BlipVisionModel:
+    from transformers import BlipVisionConfig, BlipVisionModel  # noqa: PLC0415 - see `ddpo.rewards`
+
     renamed = {}
     for name, tensor in _part(state, "blip.visual_encoder.").items():
         for pattern, replacement in _VISION:
@@ -78,11 +76,14 @@ def _vision_model(state: Mapping[str, torch.Tensor], source: str) -> BlipVisionM
         layer_norm_eps=1e-6,
     )
     model = BlipVisionModel(config)
-    load_into(model, renamed, _SETTING, source)
+    load_into(model, renamed, _MODEL, source)
     return model
 
 
 def _text_model(state: Mapping[str, torch.Tensor], vision_width: int, source: str) -> BlipTextModel:
+    from transformers import BlipTextConfig  # noqa: PLC0415 - see `ddpo.rewards`
+    from transformers.models.blip.modeling_blip_text import BlipTextModel  # noqa: PLC0415
+
     named = _part(state, "blip.text_encoder.")
     num_tokens, width = named["embeddings.word_embeddings.weight"].shape
     config = BlipTextConfig(
@@ -97,7 +98,7 @@ def _text_model(state: Mapping[str, torch.Tensor], vision_width: int, source: st
         is_decoder=True,  # which is what gives its layers attention to the picture
     )
     model = BlipTextModel(config, add_pooling_layer=False)
-    load_into(model, named, _SETTING, source)
+    load_into(model, named, _MODEL, source)
     return model
 
 
@@ -110,24 +111,26 @@ class ImageReward(BatchReward):
     """ImageReward, about standard normal over the pictures of its training set.
 
     Args:
-        weights: local file, or owner/repository/file of a hub, in BLIP's naming.
+        source: local file, or owner/repository/file of a hub, in BLIP's naming.
         tokenizer: folder or hub id of bert-base-uncased's.
         device: where it runs.
         dtype: of the encoders' weights and activations.
 
     Raises:
-        UserError: if the weights are not that model's.
+        UserError: if the file holds another model.
     """
 
-    def __init__(self, weights: str, tokenizer: str, device: torch.device, dtype: str) -> None:
-        state = load_tensors(_SETTING, weights)
+    def __init__(self, source: str, tokenizer: str, device: torch.device, dtype: str) -> None:
+        from transformers import AutoTokenizer, CLIPImageProcessorPil  # noqa: PLC0415 - see `ddpo.rewards`
+
+        state = load_tensors(_MODEL, source)
         try:
-            vision = _vision_model(state, weights)
-            text = _text_model(state, vision.config.hidden_size, weights)
+            vision = _vision_model(state, source)
+            text = _text_model(state, vision.config.hidden_size, source)
         except (KeyError, ValueError) as error:
-            raise UserError(f"{_SETTING}={weights!r} is not ImageReward: {error!r}") from error
+            raise UserError(f"{shown(_MODEL, source)} is not ImageReward: {error!r}") from error
         head = make_head(text.config.hidden_size)
-        load_into(head, _part(state, "mlp.layers."), _SETTING, weights)
+        load_into(head, _part(state, "mlp.layers."), _MODEL, source)
         for module in (vision, text):
             module.to(device, DTYPES[dtype]).requires_grad_(False).eval()
         self._vision, self._text = vision, text
@@ -157,3 +160,20 @@ class ImageReward(BatchReward):
         )
         scores: torch.Tensor = self._head(out.last_hidden_state[:, 0].float()).squeeze(-1)
         return (scores - _MEAN) / _STD
+
+
+def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> ImageReward:
+    """See `RewardEntry`."""
+    return ImageReward(sources["model"], sources["tokenizer"], device, dtype)
+
+
+REWARD = RewardEntry(
+    unit="standard score",
+    meaning="which picture do annotators rank higher for this prompt: ImageReward",
+    published="Xu et al. 2023",
+    parts={
+        "model": Part(source="THUDM/ImageReward/ImageReward.pt", licence="Apache 2.0"),
+        "tokenizer": Part(source="google-bert/bert-base-uncased", licence="Apache 2.0"),
+    },
+    build=build,
+)

@@ -27,7 +27,7 @@ from config.settings.files import is_file, make_importable_beside
 from config.settings.limits import OneOf
 from config.settings.schema import PromptSettings, objective_name
 from ddpo.prompts import ROLES, split_prompts
-from ddpo.rewards import PICTURE_GUARDS, REWARDS
+from ddpo.rewards import PICTURE_GUARDS, REWARDS, parts_of, reward_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from ddpo.rewards import Reward
 
 DEFAULT_UNIT = "score"
-_REMOTE_SHARE = 0.95  # of the time a call may take: a remote reward gives up before it hangs
+_REMOTE_FRACTION = 0.95  # of the time a call may take: a remote reward gives up before it hangs
 
 
 def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each objective that cannot be found; nothing heavy is imported for it.
+    """A sentence for each objective, remote or source that leads nowhere; no model is loaded.
 
     Args:
         flat: dotted settings; those that are wrong by themselves are missing.
@@ -62,6 +62,10 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         problem = name_problem("rewards.names", name, names)
         if problem is not None:
             yield problem
+    sources = flat.get("rewards.sources", ())
+    yield from filter(None, map(_source_problem, sources))
+    if len({text.partition("=")[0] for text in sources}) < len(sources):
+        yield f"rewards.sources={sources} must not give a part twice"
 
 
 def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -96,6 +100,23 @@ def diversity_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 f"{images} must be at least {2 * len(texts)}, two for each prompt; raise it, or "
                 f"give prompts.{role} a smaller set"
             )
+
+
+def _source_problem(text: str) -> str | None:
+    """What is wrong with a text of `rewards.sources`; its reward's file is imported to know."""
+    target, _, source = text.partition("=")
+    name, _, part = target.partition(".")
+    if not (part and source):
+        return (
+            f"rewards.sources: {text!r} must look like REWARD.PART=SOURCE, as in "
+            "aesthetic_score.head=my_head.pth"
+        )
+    if problem := OneOf(*REWARDS, *PICTURE_GUARDS).problem("rewards.sources", name):
+        return problem
+    parts = [f"{name}.{known}" for known in parts_of(name)]
+    if not parts:
+        return f"rewards.sources: {text!r} has no effect, {name} is a formula; remove it"
+    return OneOf(*parts).problem("rewards.sources", target)
 
 
 def _remote_names(flat: Mapping[str, Any]) -> list[str]:
@@ -138,8 +159,9 @@ def build_reward(name: str, settings: RewardSettings, device: torch.device) -> t
         if label == name:
             return _remote(url, settings)
     if name in REWARDS:
-        entry = REWARDS[name]
-        return entry.build(settings, device), entry.unit
+        entry = reward_entry(name)
+        sources = {part: where.source for part, where in parts_of(name, settings.sources).items()}
+        return entry.build(sources, device, settings.dtype), entry.unit
     module, _, attribute = name.rpartition(":")
     try:
         found = getattr(_import(module), attribute)
@@ -162,7 +184,7 @@ def _remote(url: str, settings: RewardSettings) -> tuple[Reward, str]:
         encoding=settings.remote_encoding,
         attempt_seconds=settings.remote_attempt_seconds,
         retries=settings.remote_retries,
-        total_seconds=_REMOTE_SHARE * settings.timeout_seconds,
+        total_seconds=_REMOTE_FRACTION * settings.timeout_seconds,
     )
     return reward, reward.unit
 

@@ -1,23 +1,23 @@
 """PickScore (Kirstain et al. 2023, eq. 2): a CLIP-H tuned to what users of a web page picked.
 
-Score: `T E_text(x) . E_image(y)` with unit embeddings and the model's own temperature T. Weights:
-`yuvalkirstain/PickScore_v1` (MIT, as its repository says), processor of
-`laion/CLIP-ViT-H-14-laion2B-s32B-b79K` (MIT). Only differences of scores under one prompt mean
-anything: the paper turns them into probabilities by a softmax.
+Score: `T E_text(x) . E_image(y)` with unit embeddings and the model's own temperature T. Only
+differences of scores under one prompt mean anything: the paper turns them into probabilities by a
+softmax. Licences are those that the repositories state.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ddpo.rewards import Part, RewardEntry
+from ddpo.rewards.clip import ClipTower, load_clip
 from ddpo.rewards.image_batch import BatchReward
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
-    from ddpo.rewards.clip import ClipTower
     from ddpo.rewards.image_batch import ImageBatch
 
 
@@ -34,3 +34,20 @@ class PickScore(BatchReward):
     def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """See `BatchReward`."""
         return self.clip.temperature * self.clip.cosine(batch, prompts)
+
+
+def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> PickScore:
+    """See `RewardEntry`."""
+    return PickScore(load_clip(sources["model"], device, dtype, sources["processor"]))
+
+
+REWARD = RewardEntry(
+    unit="logit",
+    meaning="which picture do people pick for this prompt: PickScore",
+    published="Kirstain et al. 2023, eq. 2",
+    parts={
+        "model": Part(source="yuvalkirstain/PickScore_v1", licence="MIT"),
+        "processor": Part(source="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", licence="MIT"),
+    },
+    build=build,
+)

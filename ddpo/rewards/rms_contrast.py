@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ddpo.rewards import RewardEntry
 from ddpo.rewards.luma import luma
 
 if TYPE_CHECKING:
@@ -23,3 +24,11 @@ def rms_contrast(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor: 
         (rows,) float32; 0 for an even picture, 0.5 for one half black and half white.
     """
     return luma(images.float()).flatten(1).std(dim=1, correction=0)
+
+
+REWARD = RewardEntry(
+    unit="grey value / 255",
+    meaning="light beside dark: standard deviation of the grey values",
+    published="Peli 1990, root mean square contrast",
+    build=lambda *_: rms_contrast,
+)

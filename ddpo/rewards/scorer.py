@@ -18,17 +18,14 @@ from config.settings.errors import UserError
 from ddpo.rewards.image_batch import BatchReward, ImageBatch
 from ddpo.rewards.lookup import build_reward
 from ddpo.rewards.worker import Worker
-from ddpo.types import RewardBatch, Rollout
+from ddpo.types import RewardBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from config.settings.schema import RewardSettings
-    from ddpo.agents.slots import Agents
     from ddpo.rewards import Reward
     from ddpo.rewards.worker import Call
-    from ddpo.sampler import Sampler
-    from ddpo.types import PromptBatch
 
 logger = logging.getLogger(__name__)
 
@@ -283,35 +280,3 @@ def _score(name: str, reward: Reward, batch: ImageBatch, prompts: Sequence[str])
         raise RewardError(f"reward {name!r}: expected real numbers, got {scores.dtype}")
     scores = scores.detach().float().cpu()
     return scores.where(scores.isfinite() & batch.is_whole, torch.nan)
-
-
-def collect(
-    sampler: Sampler,
-    scorer: Scorer,
-    agents: Agents,
-    prompts: PromptBatch,
-    on_step: Callable[[], object] | None = None,
-    wanted: Mapping[int, float] | None = None,
-) -> tuple[Rollout, RewardBatch]:
-    """Sample a batch chunk by chunk, scoring each chunk while the next is drawn.
-
-    Args:
-        sampler: draws the rollout.
-        scorer: scores its images.
-        agents: the policies.
-        prompts: K * N rows.
-        on_step: called after every denoising step.
-        wanted: steps whose gradients are taken on the way, see `Sampler.chunks`.
-
-    Returns:
-        The rollout and its rewards (K, N, M).
-
-    Raises:
-        RewardError: if a reward fails.
-    """
-    chunks, submissions = [], []
-    for chunk in sampler.chunks(agents, prompts, on_step, wanted):
-        submissions.append(scorer.submit(chunk.images, chunk.prompts.texts))
-        chunks.append(chunk.offloaded() if sampler.settings.offload_rollouts else chunk)
-    rewards = scorer.gather(submissions, prompts.num_agents)
-    return Rollout.join(prompts, chunks), rewards

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ddpo.rewards import RewardEntry
 from ddpo.rewards.luma import luma
 
 if TYPE_CHECKING:
@@ -29,3 +30,11 @@ def sharpness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  # 
     inner = grey[:, 1:-1, 1:-1]
     around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
     return (around - 4 * inner).flatten(1).var(dim=1, correction=0)
+
+
+REWARD = RewardEntry(
+    unit="grey value^2",
+    meaning="sharp edges (and noise): variance of the Laplacian",
+    published="Pech-Pacheco et al. 2000, LAPV",
+    build=lambda *_: sharpness,
+)

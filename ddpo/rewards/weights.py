@@ -1,4 +1,4 @@
-"""Weights of rewards that come as one file: from disk or a hub, and never as code."""
+"""Models of rewards that come as one file of tensors: from disk or a hub, and never as code."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def load_tensors(setting: str, source: str) -> dict[str, torch.Tensor]:
+def load_tensors(part: str, source: str) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint file, on the CPU.
 
     Files of torch are read with `weights_only=True`: no code in them runs. A checkpoint that keeps
     its tensors under "state_dict" is opened there.
 
     Args:
-        setting: that holds `source`, for messages.
+        part: what it is for, as "aesthetic_score.head", for messages.
         source: a local .safetensors, .pt or .pth file, or owner/repository/file of a hub.
 
     Raises:
@@ -35,37 +35,42 @@ def load_tensors(setting: str, source: str) -> dict[str, torch.Tensor]:
         repository, _, file = rest.partition("/")
         if path.is_absolute() or not file:
             raise UserError(
-                f"{setting}={source!r} is neither a file nor owner/repository/file of a hub"
+                f"{shown(part, source)} is neither a file nor owner/repository/file of a hub"
             )
-        path = _download(setting, f"{owner}/{repository}", file)
+        path = _download(part, f"{owner}/{repository}", file)
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a file that is no checkpoint fails in many ways
-        raise UserError(f"{setting}={source!r} is not a file of plain tensors: {error}") from error
+        raise UserError(f"{shown(part, source)} is not a file of plain tensors: {error}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(torch.is_tensor(t) for t in state.values()):
-        raise UserError(f"{setting}={source!r} does not hold named tensors")
+        raise UserError(f"{shown(part, source)} does not hold named tensors")
     return state
 
 
 def load_into(
-    module: torch.nn.Module, state: Mapping[str, torch.Tensor], setting: str, source: str
+    module: torch.nn.Module, state: Mapping[str, torch.Tensor], part: str, source: str
 ) -> None:
     """Copy tensors into a module that has exactly these.
 
     Raises:
-        UserError: naming the setting and what is missing, left over, or of another shape.
+        UserError: naming the part and what is missing, left over, or of another shape.
     """
     try:
         module.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except RuntimeError as error:
-        raise UserError(f"{setting}={source!r} holds other weights: {error}") from error
+        raise UserError(f"{shown(part, source)} holds other tensors: {error}") from error
 
 
-def _download(setting: str, repository: str, file: str) -> Path:
+def shown(part: str, source: str) -> str:
+    """How messages name a part of a reward and where it should come from."""
+    return f"rewards.sources: {part}={source!r}"
+
+
+def _download(part: str, repository: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - a local file needs no hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
@@ -73,5 +78,6 @@ def _download(setting: str, repository: str, file: str) -> Path:
         return Path(hf_hub_download(repository, file))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise OSError(
-            f"{setting}: {file} of {repository} could not be downloaded; give a local file: {error}"
+            f"{file} of {repository} could not be downloaded; give a local file as "
+            f"rewards.sources={part}=FILE: {error}"
         ) from error

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from ddpo.rewards.scorer import Scorer, collect
+from ddpo.collect import collect
+from ddpo.rewards.scorer import Scorer
 from ddpo.speed.compiling import compile_unet
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_rig

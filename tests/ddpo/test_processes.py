@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from config.settings.errors import UserError
 from config.settings.rules import process_problems
 from ddpo.processes import Processes, Share, backends_for
-from ddpo.rewards import REWARDS, RewardEntry
+from ddpo.rewards import REWARDS
 from tests.support.paths import ROOT
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.processes import run_processes, values
+from tests.support.rewards import module_of
 from tests.support.rig import make_settings
 
 
@@ -94,7 +95,7 @@ def settings_for(
     In a single pass it takes one update of 9 images, which they share unevenly too.
     """
     for name, reward in {"bright": bright, "red": redness}.items():
-        REWARDS[name] = RewardEntry(unit="1", build=lambda *_, reward=reward: reward)
+        REWARDS[name] = module_of(name, reward)
     settings = make_settings(
         processes={"timeout_seconds": timeout_seconds},
         pretrained={"model": str(folder / "model")},

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from config.settings.schema import PromptSettings
+from ddpo.collect import collect
 from ddpo.prompts import Prompt, draw_prompts, load_prompts, split_prompts
-from ddpo.rewards.scorer import Scorer, collect
+from ddpo.rewards.scorer import Scorer
 
 
 def test_every_prompt_is_drawn_equally_often():

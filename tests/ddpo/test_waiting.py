@@ -10,7 +10,8 @@ import threading
 import pytest
 import torch
 
-from ddpo.rewards.scorer import Scorer, collect
+from ddpo.collect import collect
+from ddpo.rewards.scorer import Scorer
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_rig
 from tests.support.waits import METHODS, counted_waits

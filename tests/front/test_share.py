@@ -137,9 +137,9 @@ def test_of_settings_no_path_and_no_host_is_shared(finished_run, tmp_path, monke
         "rewards": {
             "names": ["/home/me/x.py:warmth", "rewards/mine.py:calm", "pick_score", "far"],
             "remotes": ["far=http://me:secret@inside:8000/score"],
-            "clip_model": "owner/name",
+            "sources": ["clip_score.clip=owner/name", "diversity.clip=/home/me/clip"],
         },
-        "guards": {"names": ["/home/me/x.py:cold"], "clip_model": "/home/me/clip"},
+        "guards": {"names": ["/home/me/x.py:cold"]},
         "sample": {"negative_prompt": "blurred, " * 500},
     }
     settings = {**front.settings, **{k: {**front.settings[k], **v} for k, v in given.items()}}
@@ -151,9 +151,8 @@ def test_of_settings_no_path_and_no_host_is_shared(finished_run, tmp_path, monke
     assert shared["pretrained"]["single_file_config"] == "sd15"
     assert shared["rewards"]["names"] == ["x.py:warmth", "mine.py:calm", "pick_score", "far"]
     assert shared["rewards"]["remotes"] == []
-    assert shared["rewards"]["clip_model"] == "owner/name"
+    assert shared["rewards"]["sources"] == ["clip_score.clip=owner/name", "diversity.clip=clip"]
     assert shared["guards"]["names"] == ["x.py:cold"]
-    assert shared["guards"]["clip_model"] == "clip"
     assert shared["sample"] == settings["sample"]
 
 

@@ -76,5 +76,5 @@ def test_a_reward_is_ready_or_says_what_it_lacks(tmp_path):
     own.write_text("import no_such_package\ndef warmth(images, prompts): ...\n")
     settings = make_settings().rewards
     assert reward_state("jpeg_compressibility", settings) == "ready"
-    assert reward_state("aesthetic_score", settings).startswith("needs a download: CLIP ViT-L/14")
+    assert reward_state("aesthetic_score", settings).startswith("needs a download: openai/clip")
     assert "No module named 'no_such_package'" in reward_state(f"{own}:warmth", settings)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config.settings.errors import ConfigError
-from config.settings.schema import GuardSettings
+from config.settings.errors import ConfigError, StoppedError
 from ddpo.processes import Processes
 from ddpo.rewards.guards import (
     Guards,
@@ -23,6 +22,8 @@ from ddpo.trainer import Trainer
 from ddpo.types import Evaluation, EvaluationSet
 from mo_loop import Run
 from mo_train import read_settings
+from run.stop import Stop
+from tests.support.clip import make_clip
 from tests.support.rig import make_settings
 from tests.support.worlds import small_world
 
@@ -40,8 +41,8 @@ class Tower:
 
 
 def make_guards(names, max_losses=()):
-    settings = GuardSettings(names=names, max_losses=max_losses, clip_model="")
-    return Guards(settings, None, Tower())
+    settings = make_settings(guards={"names": names, "max_losses": max_losses}).guards
+    return Guards(settings, None, dict.fromkeys(names, Tower()))
 
 
 def evaluation_of(features):
@@ -152,11 +153,50 @@ def test_a_picture_that_is_not_finite_is_left_out():
 
 def test_the_guards_clip_runs_where_rewards_do(monkeypatch):
     devices = []
-    monkeypatch.setattr("ddpo.rewards.clip.load_clip", lambda *a: devices.append(a[1]))
+
+    def load(source, device, dtype):
+        devices.append(device.type)
+        return Tower()
+
+    monkeypatch.setattr("ddpo.rewards.guards.load_clip", load)
     for changes, expected in (({}, "meta"), ({"device": "cpu"}, "cpu")):
         settings = make_settings(guards={"names": ("diversity",)}, rewards=changes)
         Guards.build(settings, torch.device("meta"))
-        assert devices.pop().type == expected
+        assert devices.pop() == expected
+
+
+def test_guards_that_compare_pictures_may_each_have_a_clip_of_their_own(tmp_path):
+    make_clip(tmp_path / "a", seed=1)
+    make_clip(tmp_path / "b", seed=2)
+    names = ("diversity", "colorfulness", "base_similarity")
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def values(similarity, diverse):
+        sources = (f"base_similarity.clip={similarity}", f"diversity.clip={diverse}")
+        settings = make_settings(guards={"names": names}, rewards={"sources": sources})
+        guards = Guards.build(settings, torch.device("cpu"))
+        features = guards.gather([guards.submit(images, ON.prompts)], 1)[0]
+        guards.close()
+        assert features.shape == (4, guards.num_features)
+        policy, base = evaluation_of(features), evaluation_of(features.flip(0))
+        return guards.num_features, guards.read(ON, policy, base).values
+
+    (one, of_a), (two, mixed) = (
+        values(tmp_path / "a", tmp_path / "a"),
+        values(tmp_path / "b", tmp_path / "a"),
+    )
+    of_b = values(tmp_path / "b", tmp_path / "b")[1]
+    assert (one, two) == (1 + 8, 1 + 8 + 8)  # a CLIP that two guards share embeds once
+    assert not torch.equal(of_a, of_b)
+    assert torch.equal(mixed, torch.stack([of_a[0], of_a[1], of_b[2]]))
+
+
+def test_a_guards_clip_that_cannot_be_loaded_is_named():
+    settings = make_settings(
+        guards={"names": ("diversity",)}, rewards={"sources": ("diversity.clip=/nowhere",)}
+    )
+    with pytest.raises(RewardError, match=r"sources: diversity\.clip='/nowhere' cannot be"):
+        Guards.build(settings, torch.device("cpu"))
 
 
 def test_a_guard_of_ones_own_is_not_called_like_another(tmp_path):
@@ -183,8 +223,11 @@ def test_guards_are_not_measured_on_the_pictures_of_calibration(tmp_path, monkey
 
     monkeypatch.setattr(Guards, "submit", counted)
     settings = read_settings([*small_world(tmp_path), "--config.guards.names=sharpness"])
-    run = Run(settings)  # measures the base model
-    run._parts.close()
+    stop = Stop()
+    run = Run(settings, stop)  # measures the base model
+    stop.signal_name = "SIGTERM"
+    with pytest.raises(StoppedError):
+        run.train()
     assert len(seen) == settings.evaluation.selection_images
 
 

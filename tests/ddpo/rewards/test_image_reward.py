@@ -7,9 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from config.settings.errors import UserError
-from ddpo.rewards import REWARDS
 from tests.support.pipelines import LETTERS, of_8_bits
-from tests.support.rig import make_settings
+from tests.support.rewards import build
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
 PIXELS, PATCH, SEEN, READ, LAYERS = 28, 14, 128, 64, 2  # picture; widths of picture and text
@@ -127,16 +126,10 @@ def _tokenizer_folder(tmp_path_factory):
     return str(folder)
 
 
-def build(file, tokenizer):
-    changes = {"image_reward_weights": str(file), "image_reward_tokenizer": tokenizer}
-    settings = make_settings(rewards=changes).rewards
-    return REWARDS["image_reward"].build(settings, torch.device("cpu"))
-
-
 def test_image_reward_is_blip_and_its_head_from_the_published_names(tmp_path, tokenizer_folder):
     state = random_state()
     torch.save(state, tmp_path / "ImageReward.pt")
-    reward = build(tmp_path / "ImageReward.pt", tokenizer_folder)
+    reward = build("image_reward", model=tmp_path / "ImageReward.pt", tokenizer=tokenizer_folder)
     images = torch.rand(3, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(1))
     images = of_8_bits(images)
     prompts = ["A b c", "z", "b " * 50]  # lower-cased; short; cut at 35 tokens
@@ -154,9 +147,9 @@ def test_image_reward_is_blip_and_its_head_from_the_published_names(tmp_path, to
 def test_other_weights_are_refused(tmp_path, tokenizer_folder):
     state = random_state()
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"rewards\.image_reward_weights=.* is not ImageReward"):
-        build(tmp_path / "other.pt", tokenizer_folder)
+    with pytest.raises(UserError, match=r"image_reward\.model=.* is not ImageReward"):
+        build("image_reward", model=tmp_path / "other.pt", tokenizer=tokenizer_folder)
     del state["blip.visual_encoder.blocks.1.attn.proj.bias"]
     torch.save(state, tmp_path / "torn.pt")
-    with pytest.raises(UserError, match=r"(?s)holds other weights.*1\.self_attn\.projection\.bias"):
-        build(tmp_path / "torn.pt", tokenizer_folder)
+    with pytest.raises(UserError, match=r"(?s)holds other tensors.*1\.self_attn\.projection\.bias"):
+        build("image_reward", model=tmp_path / "torn.pt", tokenizer=tokenizer_folder)

@@ -17,13 +17,14 @@ import torch
 from torch.nn import functional as F
 
 from config.settings.errors import ConfigError, UserError
-from ddpo.rewards import REWARDS
+from ddpo.rewards import reward_entry
 from ddpo.rewards.image_batch import ImageBatch
 from ddpo.rewards.remote.client import RemoteError, RemoteReward
 from ddpo.rewards.remote.wire import WireError, read_answer, read_request, request_body
 from ddpo.rewards.scorer import RewardError, Scorer
 from mo_train import read_settings
 from tests.support.paths import ROOT
+from tests.support.rewards import build
 from tests.support.rig import make_settings
 from tools import reward_server
 from tools.reward_server import RewardServer, make_scorers
@@ -56,9 +57,9 @@ def _server():
 @pytest.mark.parametrize("name", ["jpeg_compressibility", "colorfulness"])
 def test_a_remote_reward_gives_the_scores_of_the_local_one_bit_for_bit(server, name):
     remote = RemoteReward(f"{server.url}/{name}")
-    local = REWARDS[name].build(make_settings().rewards, torch.device("cpu"))
+    local = build(name)
     batch = ImageBatch(IMAGES)
-    assert remote.unit == REWARDS[name].unit
+    assert remote.unit == reward_entry(name).unit
     assert torch.equal(remote.score(batch, PROMPTS), local(batch.images, PROMPTS))
 
 
@@ -80,7 +81,7 @@ def test_remote_and_local_rewards_mix_in_one_run(server):
     scorer.check(8, 8, ["a", "b"])
     values = scorer.gather([scorer.submit(IMAGES, PROMPTS)], 1).values
     assert torch.equal(values[..., 0], values[..., 1])
-    assert scorer.units["vivid"] == REWARDS["colorfulness"].unit
+    assert scorer.units["vivid"] == reward_entry("colorfulness").unit
 
 
 def test_another_process_serves_prompts_to_a_function_of_the_user(tmp_path):

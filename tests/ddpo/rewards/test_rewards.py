@@ -15,19 +15,20 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from config.settings.errors import UserError
-from ddpo.rewards import REWARDS
+from ddpo.rewards import EMOJI_CLIP, REWARDS, parts_of, reward_entry
 from ddpo.rewards.aesthetic_score import load_head
 from ddpo.rewards.brightness import brightness
 from ddpo.rewards.clip import clip_pixels, load_clip
 from ddpo.rewards.colorfulness import colorfulness
 from ddpo.rewards.image_batch import ImageBatch
-from ddpo.rewards.jpeg import JpegSize
+from ddpo.rewards.jpeg_compressibility import JpegSize
 from ddpo.rewards.rms_contrast import rms_contrast
 from ddpo.rewards.scorer import Scorer
 from ddpo.rewards.sharpness import sharpness
 from tests.support.clip import SIZES, WORDS, make_clip
 from tests.support.paths import ROOT
 from tests.support.pipelines import of_8_bits
+from tests.support.rewards import build
 from tests.support.rig import make_settings
 
 CPU = torch.device("cpu")
@@ -152,9 +153,7 @@ PROMPTS = ["a b", "c", "a b"]
     ],
 )
 def test_rewards_on_clip_are_what_they_say(clip_folder, name, expected):
-    model = {"clip_alignment": "clip_model", "clip_score": "clip_score_model"}
-    changes = {model.get(name, "pick_model"): clip_folder, "pick_processor": clip_folder}
-    reward = REWARDS[name].build(make_settings(rewards=changes).rewards, CPU)
+    reward = build(name, **dict.fromkeys(parts_of(name), clip_folder))
     images = smooth_images(3, 64, 64)
     image_embeds, text_embeds = plain_clip(clip_folder, images, PROMPTS)
     cosine = F.cosine_similarity(image_embeds, text_embeds)
@@ -179,8 +178,7 @@ def test_aesthetic_score_is_the_published_predictor(tmp_path, clip_folder, file)
     save_file(state, tmp_path / "head.safetensors")
     torch.save(state, tmp_path / "head.pth")
     images = smooth_images(3, 72, 72)
-    settings = {"aesthetic_clip": clip_folder, "aesthetic_head": str(tmp_path / file)}
-    reward = REWARDS["aesthetic_score"].build(make_settings(rewards=settings).rewards, CPU)
+    reward = build("aesthetic_score", clip=clip_folder, head=tmp_path / file)
     x = plain_clip(clip_folder, images, ["a"] * 3)[0].double()
     x = x / x.square().sum(dim=1, keepdim=True).sqrt()
     for index in (0, 2, 4, 6, 7):
@@ -192,13 +190,12 @@ def test_rewards_on_one_clip_load_it_once_and_embed_each_picture_once(
     tmp_path, clip_folder, monkeypatch
 ):
     save_file(random_head(8), tmp_path / "head.safetensors")
+    names = ("clip_score", "aesthetic_score", "clip_alignment")
+    sources = (f"{name}.clip={clip_folder}" for name in names)
     settings = make_settings(
         rewards={
-            "names": ("clip_score", "aesthetic_score", "clip_alignment"),
-            "clip_model": clip_folder,
-            "clip_score_model": clip_folder,
-            "aesthetic_clip": clip_folder,
-            "aesthetic_head": str(tmp_path / "head.safetensors"),
+            "names": names,
+            "sources": (*sources, f"aesthetic_score.head={tmp_path / 'head.safetensors'}"),
         }
     ).rewards
     scorer = Scorer.build(settings, CPU)
@@ -303,8 +300,7 @@ def test_hps_v2_is_open_clips_model_from_its_published_names(tmp_path):
     model = make_clip(tmp_path / "clip", hidden_act="gelu")
     state = open_clip_names(model)
     torch.save({"epoch": 1, "state_dict": state}, tmp_path / "hps.pt")
-    settings = {"hps_weights": str(tmp_path / "hps.pt"), "hps_clip": str(tmp_path / "clip")}
-    reward = REWARDS["hps_v2"].build(make_settings(rewards=settings).rewards, CPU)
+    reward = build("hps_v2", model=tmp_path / "hps.pt", processor=tmp_path / "clip")
     images = smooth_images(2, 56, 56)
     mean, std = reward.clip.processor.image_mean, reward.clip.processor.image_std
     pixels = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
@@ -317,11 +313,10 @@ def test_weights_of_another_model_are_refused(tmp_path, clip_folder):
     state = random_head(8)
     del state["layers.7.bias"]
     save_file(state, tmp_path / "head.safetensors")
-    with pytest.raises(UserError, match=r"(?s)aesthetic_head=.*holds other weights: .*7\.bias"):
+    with pytest.raises(UserError, match=r"(?s)aesthetic_score\.head=.*other tensors: .*7\.bias"):
         load_head(str(tmp_path / "head.safetensors"))
-    settings = {"hps_weights": str(tmp_path / "head.safetensors"), "hps_clip": clip_folder}
-    with pytest.raises(UserError, match=r"rewards\.hps_weights=.*CLIP has no tensor"):
-        REWARDS["hps_v2"].build(make_settings(rewards=settings).rewards, CPU)
+    with pytest.raises(UserError, match=r"rewards\.sources: hps_v2\.model=.*CLIP has no tensor"):
+        build("hps_v2", model=tmp_path / "head.safetensors", processor=clip_folder)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/head.pth", "owner/repository"])
@@ -368,7 +363,7 @@ def test_a_pickle_in_a_head_file_is_not_run(tmp_path, kind):
 def test_a_broken_head_file_is_named(tmp_path, content, suffix):
     file = tmp_path / f"head{suffix}"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"aesthetic_head=.*is not a file of plain tensors"):
+    with pytest.raises(UserError, match=r"aesthetic_score\.head=.*is not a file of plain tensors"):
         load_head(str(file))
 
 
@@ -379,10 +374,11 @@ def test_a_file_without_named_tensors_is_refused(tmp_path):
 
 
 def test_every_reward_says_what_it_is():
-    for entry in REWARDS.values():
+    for entry in map(reward_entry, REWARDS):
         assert entry.unit
-        assert entry.measures
-        assert entry.source
+        assert entry.meaning
+        assert entry.published
+        assert all(part.licence or part == EMOJI_CLIP for part in entry.parts.values())
 
 
 @pytest.mark.network
@@ -401,6 +397,6 @@ def test_published_weights_prefer_a_picture_to_noise(name):
     draw.arc((75, 90, 149, 155), 20, 160, fill="black", width=5)
     face = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1).float() / 255
     images = torch.stack([face, torch.rand_like(face)])
-    reward = REWARDS[name].build(make_settings().rewards, CPU)
+    reward = build(name)
     scores = reward(images, ["a drawing of a yellow smiling face"] * 2)
     assert scores[0] > scores[1]

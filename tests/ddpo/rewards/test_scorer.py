@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 
 import pytest
 import torch
 from PIL import Image
 
-from ddpo.evaluation import evaluate, evaluation_set
-from ddpo.processes import Processes, Share
-from ddpo.rewards.jpeg import JpegSize
-from ddpo.rewards.scorer import RewardError, Scorer, collect
+from ddpo.collect import collect
+from ddpo.rewards.jpeg_compressibility import JpegSize
+from ddpo.rewards.scorer import RewardError, Scorer
 from tests.support.pipelines import of_8_bits
+from tests.support.rewards import brightness, flawed
 from tests.support.rig import make_rig
-
-
-def brightness(images, prompts):
-    return images.mean(dim=(1, 2, 3))
-
-
-def test_rewards_come_back_agent_major_and_in_the_order_of_the_objectives():
-    rig = make_rig(2, sample={"rows_per_pass": 8})  # two samples per agent and pass
-    rig.perturb()
-    scorer = Scorer({"bright": brightness, "red": lambda images, _: images[:, 0].mean(dim=(1, 2))})
-    rollout, rewards = collect(rig.sampler, scorer, rig.agents, rig.batch(2, 5))
-    assert rewards.objectives == ("bright", "red")
-    saved = of_8_bits(rollout.images)
-    expected = torch.stack([brightness(saved, ()), saved[:, 0].mean(dim=(1, 2))])
-    torch.testing.assert_close(rewards.values, expected.T.reshape(2, 5, 2))
-
-
-def test_rewards_run_outside_the_main_thread():
-    names = []
-
-    def reward(images, prompts):
-        names.append(threading.current_thread().name)
-        return brightness(images, prompts)
-
-    rig = make_rig(1)
-    collect(rig.sampler, Scorer({"r": reward}), rig.agents, rig.batch(1, 2))
-    assert all(name.startswith("reward") for name in names)
 
 
 def failing(images, prompts):
@@ -122,12 +94,6 @@ def test_a_reward_that_works_in_place_does_not_change_the_scores_of_the_others()
     torch.testing.assert_close(values[..., 0], 255 * values[..., 1])
 
 
-def flawed(images, prompts):
-    scores = brightness(images, prompts)
-    scores[0], scores[-1] = torch.inf, torch.nan
-    return scores
-
-
 def test_scores_that_are_not_finite_are_masked_and_counted():
     scorer = Scorer({"flawed": flawed, "bright": brightness}, max_invalid_fraction=0.25)
     rewards = scorer.gather([scorer.submit(torch.rand(8, 3, 4, 4), ["a"] * 8)], 2)
@@ -146,33 +112,6 @@ def test_too_many_missing_scores_end_the_run():
     rewards = scorer.gather([scorer.submit(torch.rand(8, 3, 4, 4), ["a"] * 8)], 2)
     with pytest.raises(RewardError, match=r"2 of 8 images lack .* \(flawed 2, bright 0\)"):
         scorer.refuse_too_many_missing(rewards.values)
-
-
-@pytest.mark.parametrize(("fraction", "is_too_much"), [(0.3, False), (0.2, True)])
-def test_missing_scores_are_counted_in_all_processes_together(fraction, is_too_much):
-    """Two of the four images of this process lack a score, none of another's four."""
-    rig = make_rig(1, sample={"rows_per_pass": 64})
-    scorer = Scorer({"flawed": flawed, "bright": brightness}, max_invalid_fraction=fraction)
-    on = evaluation_set("selection", ["a", "b"], 8, run_seed=3)
-
-    class Half(Processes):
-        def share(self, num_agents, num_samples):
-            return Share.of(0, 2, num_agents=num_agents, num_samples=num_samples)
-
-        def join(self, values, *_):
-            return torch.cat([values, torch.zeros_like(values)], dim=1)
-
-    arguments = ([rig.agents.snapshot(0)], on, rig.sampler, scorer, rig.agents)
-    with pytest.raises(RewardError, match="2 of 8") if is_too_much else nullcontext():
-        evaluate(*arguments, processes=Half(0, 1, rig.agents.device))
-
-
-def test_a_dead_reward_ends_an_evaluation_before_it_has_drawn_all_pictures():
-    rig = make_rig(1, sample={"rows_per_pass": 64})
-    scorer = Scorer({"dead": lambda images, _: torch.full((len(images),), torch.nan)})
-    on = evaluation_set("selection", ["a", "b"], 8, run_seed=3)
-    with pytest.raises(RewardError, match="8 of 40 images lack a finite score"):
-        evaluate([rig.agents.snapshot(0)] * 5, on, rig.sampler, scorer, rig.agents)
 
 
 def test_a_picture_that_is_not_finite_gets_no_score():
@@ -231,26 +170,6 @@ def test_images_are_converted_once_for_all_rewards(monkeypatch):
     assert len(encoded) == 5
 
 
-def test_the_evaluation_leaves_out_what_has_no_score():
-    rig = make_rig(1, sample={"rows_per_pass": 64})
-    scorer = Scorer({"flawed": flawed, "bright": brightness}, max_invalid_fraction=0.5)
-    on = evaluation_set("selection", ["a", "b"], 6, run_seed=3)
-    (result,) = evaluate([rig.agents.snapshot(0)], on, rig.sampler, scorer, rig.agents)
-    valid = result.rewards[1:-1].double()
-    torch.testing.assert_close(result.returns, valid.mean(dim=0))
-    torch.testing.assert_close(result.std_error, valid.std(dim=0) / 2)
-    gain, error = result.gain_over(result)
-    assert gain.tolist() == error.tolist() == [0, 0]
-
-
-def test_a_policy_without_scores_is_never_judged():
-    rig = make_rig(1, sample={"rows_per_pass": 64})
-    scorer = Scorer({"none": lambda x, _: torch.full((len(x),), torch.nan)}, max_invalid_fraction=1)
-    on = evaluation_set("selection", ["a"], 4, run_seed=3)
-    with pytest.raises(RewardError, match="only 0 scored images of 4"):
-        evaluate([rig.agents.snapshot(0)], on, rig.sampler, scorer, rig.agents)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_rewards_run_on_a_stream_of_their_own():
     streams = []
@@ -264,26 +183,3 @@ def test_rewards_run_on_a_stream_of_their_own():
     values = scorer.gather([scorer.submit(images, ["a"] * 4)], 1).values
     assert streams[0] != torch.cuda.default_stream()
     torch.testing.assert_close(values[0, :, 0], brightness(images, ()).cpu(), rtol=0, atol=0.01)
-
-
-def test_evaluation_is_paired_across_policies_and_independent_of_grouping():
-    rig = make_rig(2, sample={"rows_per_pass": 12})
-    base = rig.agents.snapshot(0)
-    rig.perturb()
-    policies = [base, rig.agents.snapshot(0), base]
-    scorer = Scorer({"bright": brightness})
-    on = evaluation_set("selection", ["a", "b"], 5, run_seed=3)
-    results = evaluate(policies, on, rig.sampler, scorer, rig.agents, keep_images=4)
-    torch.testing.assert_close(results[0].rewards, results[2].rewards, rtol=0, atol=1e-5)
-    assert results[0].images.shape == (4, 3, 16, 16)
-    gain, error = results[1].gain_over(results[0])
-    difference = results[1].rewards - results[0].rewards
-    assert gain.item() == pytest.approx(difference.mean().item(), rel=1e-5)
-    assert error.item() == pytest.approx(difference.std().item() / 5**0.5, rel=1e-4)
-    assert gain.abs() > 0
-
-
-def test_evaluation_sets_share_no_seed():
-    sets = [evaluation_set(p, ["a"], 50, 0) for p in ("calibration", "selection", "report")]
-    seeds = {seed for one in sets for seed in one.seeds}
-    assert len(seeds) == 150

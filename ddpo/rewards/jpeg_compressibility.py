@@ -1,4 +1,4 @@
-"""File size as a reward: DDPO's compressibility and incompressibility (Black et al. 2024, 5.1)."""
+"""Small files as a reward: DDPO's compressibility (Black et al. 2024, 5.1)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddpo.rewards import RewardEntry
 from ddpo.rewards.image_batch import BatchReward
 
 if TYPE_CHECKING:
@@ -30,3 +31,11 @@ class JpegSize(BatchReward):
         """See `BatchReward`; the prompts do not matter."""
         sizes = [len(file) / _BYTES_PER_KB for file in batch.encoded("jpeg")]
         return self.sign * torch.tensor(sizes, dtype=torch.float32)
+
+
+REWARD = RewardEntry(
+    unit="-kB",
+    meaning="small files: negated size as JPEG of quality 95",
+    published="DDPO 5.1 (Black et al. 2024)",
+    build=lambda *_: JpegSize(sign=-1),
+)
