@@ -179,13 +179,7 @@ def build_reward(name: str, settings: RewardSettings, device: torch.device) -> t
 def _remote(url: str, settings: RewardSettings) -> tuple[Reward, str]:
     from ddpo.rewards.remote.client import RemoteReward  # noqa: PLC0415 - not needed to list the table
 
-    reward = RemoteReward(
-        url,
-        encoding=settings.remote_encoding,
-        attempt_seconds=settings.remote_attempt_seconds,
-        retries=settings.remote_retries,
-        total_seconds=_REMOTE_FRACTION * settings.timeout_seconds,
-    )
+    reward = RemoteReward(url, total_seconds=_REMOTE_FRACTION * settings.timeout_seconds)
     return reward, reward.unit
 
 
