@@ -126,7 +126,7 @@ class RemoteReward(BatchReward):
         started, is_late = time.monotonic(), threading.Event()
         try:
             connection.connect()
-            # The socket's own time limit starts anew with every byte; this one does not.
+            # The socket's own time limit starts again with every byte; this one does not.
             left = max(0.0, started + seconds - time.monotonic())
             alarm = threading.Timer(left, _hang_up, [connection.sock, is_late])
             alarm.daemon = True
