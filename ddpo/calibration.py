@@ -61,7 +61,7 @@ def calibrate(
 ) -> Calibration:
     """Scales, reference and ideal points: the recipe's where it declares them.
 
-    An objective that does not vary is told, and measured to have scale 1.
+    An objective that does not vary is reported and gets scale 1.
 
     Args:
         rewards: (N, M) of the base model; NaN where a score is missing.

@@ -116,7 +116,7 @@ def _groups(policies: Sequence[Policy], agents: Agents) -> Iterator[Sequence[Pol
 
 def _judge(
     group: Sequence[Policy],
-    on: EvaluationSet,
+    evaluation_set: EvaluationSet,
     sampler: Sampler,
     scorer: Scorer,
     agents: Agents,
@@ -128,21 +128,22 @@ def _judge(
     k = len(group)
     features = torch.empty(k, 0, guards.num_features if guards else 0)
     no_images = torch.empty(k, 0, 3, 0, 0, dtype=torch.uint8)
-    if not on.prompts:  # fewer samples than processes
+    if not evaluation_set.prompts:  # fewer samples than processes
         return torch.empty(k, 0, len(scorer.rewards)), no_images, features
     for slot, policy in enumerate(group):
         agents.load(slot, policy)
-    batch = sampler.prompt_batch(on.prompts * k, on.seeds * k, k)
+    prompts, seeds = evaluation_set.prompts * k, evaluation_set.seeds * k
+    batch = sampler.prompt_batch(prompts, seeds, k)
     kept: list[torch.Tensor] = []
-    reward_futures, measured = [], []
+    reward_futures, pending = [], []
     for chunk in sampler.chunks(agents, batch, on_step):
         reward_futures.append(scorer.submit(chunk.images, chunk.prompts.texts))
         if guards is not None:
-            measured.append(guards.submit(chunk.images, chunk.prompts.texts))
+            pending.append(guards.submit(chunk.images, chunk.prompts.texts))
         if sum(part.shape[1] for part in kept) < keep_images:
             kept.append(chunk.images.mul(255).round().byte().cpu().unflatten(0, (k, -1)))
     rewards = scorer.gather(reward_futures, k).values
     if guards is not None:
-        features = guards.gather(measured, k)
+        features = guards.gather(pending, k)
     images = torch.cat(kept, dim=1)[:, :keep_images] if kept else no_images
     return rewards, images, features

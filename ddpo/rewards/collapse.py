@@ -1,4 +1,4 @@
-"""Agents that have stopped to vary what they draw, and so cannot learn any more."""
+"""Agents that no longer vary what they draw, and so have nothing to learn from."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class CollapseWatch:
-    """Tells of collapsed agents, of each once a generation."""
+    """Reports collapsed agents, each once per generation."""
 
     def __init__(self) -> None:
-        self._told: set[tuple[int, int]] = set()  # (generation, agent)
+        self._reported: set[tuple[int, int]] = set()  # (generation, agent)
 
     def look(
         self,
@@ -29,7 +29,7 @@ class CollapseWatch:
         rollout: Rollout,
         own: range,
     ) -> int:
-        """Warn of the agents whose rewards vary within no prompt.
+        """Warn about agents whose rewards vary within no prompt.
 
         Args:
             generation: of the rollout.
@@ -45,9 +45,9 @@ class CollapseWatch:
         is_collapsed = without_variance(rewards.values, prompts)
         images = rollout.images.unflatten(0, (len(own), -1))
         for agent in is_collapsed.nonzero().flatten().tolist():
-            if (generation, agent) in self._told:
+            if (generation, agent) in self._reported:
                 continue
-            self._told.add((generation, agent))
+            self._reported.add((generation, agent))
             what = "rewards do not vary"
             if agent in own:
                 texts = rollout.prompts.texts[: images.shape[1]]

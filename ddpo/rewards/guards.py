@@ -296,7 +296,7 @@ def _rows_by_prompt(prompts: Sequence[str]) -> list[list[int]]:
 def excluded_policies(
     readings: Mapping[Name, GuardReading], say: Callable[[str], object]
 ) -> frozenset[Name]:
-    """The policies that have lost more than a guard allows; each is told of.
+    """The policies that have lost more than a guard allows; each is reported.
 
     Args:
         readings: policy -> what the guards say of it.

@@ -90,7 +90,7 @@ def diversity_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         return
     try:
         split = split_prompts(PromptSettings(**prompts))
-    except ValueError:  # told where prompts are checked
+    except ValueError:  # reported where prompts are checked
         return
     for role, texts in (("selection", split.selection), ("report", split.report)):
         images = flat.get(f"evaluation.{role}_images", math.inf)
@@ -164,8 +164,8 @@ def build_reward(name: str, settings: RewardSettings, device: torch.device) -> t
         return entry.build(sources, device, settings.dtype), entry.unit
     module, _, attribute = name.rpartition(":")
     try:
-        found = getattr(_import(module), attribute)
-        reward = found(**_device_argument(found, device)) if _is_factory(found) else found
+        own = getattr(_import(module), attribute)
+        reward = own(**_device_argument(own, device)) if _is_factory(own) else own
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"reward {name!r} could not be made: {error!r}") from error
     if not callable(reward):
@@ -173,19 +173,13 @@ def build_reward(name: str, settings: RewardSettings, device: torch.device) -> t
             f"reward {name!r}: expected a function of (images, prompts), got "
             f"{type(reward).__name__}"
         )
-    return reward, str(getattr(reward, "unit", getattr(found, "unit", DEFAULT_UNIT)))
+    return reward, str(getattr(reward, "unit", getattr(own, "unit", DEFAULT_UNIT)))
 
 
 def _remote(url: str, settings: RewardSettings) -> tuple[Reward, str]:
     from ddpo.rewards.remote.client import RemoteReward  # noqa: PLC0415 - not needed to list the table
 
-    reward = RemoteReward(
-        url,
-        encoding=settings.remote_encoding,
-        attempt_seconds=settings.remote_attempt_seconds,
-        retries=settings.remote_retries,
-        total_seconds=_REMOTE_FRACTION * settings.timeout_seconds,
-    )
+    reward = RemoteReward(url, total_seconds=_REMOTE_FRACTION * settings.timeout_seconds)
     return reward, reward.unit
 
 
@@ -199,15 +193,15 @@ def _is_remote(text: str) -> bool:
         return False
 
 
-def _is_factory(found: Any) -> bool:
+def _is_factory(own: Any) -> bool:
     """Whether calling it makes a reward, rather than scores."""
-    if inspect.isclass(found):
+    if inspect.isclass(own):
         return True
-    return inspect.isfunction(found) and set(inspect.signature(found).parameters) <= {"device"}
+    return inspect.isfunction(own) and set(inspect.signature(own).parameters) <= {"device"}
 
 
-def _device_argument(found: Any, device: torch.device) -> dict[str, torch.device]:
-    return {"device": device} if "device" in inspect.signature(found).parameters else {}
+def _device_argument(own: Any, device: torch.device) -> dict[str, torch.device]:
+    return {"device": device} if "device" in inspect.signature(own).parameters else {}
 
 
 def _import(module: str) -> ModuleType:

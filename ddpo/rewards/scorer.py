@@ -58,8 +58,7 @@ class Scorer:
         timeout_seconds: how long one call may take.
         on_error: "abort" ends the run when a reward raises or hangs, "skip" leaves those images
             out.
-        max_invalid_fraction: share of the images of a rollout or an evaluation that may lack a
-            score.
+        max_invalid_fraction: of the images of a rollout or an evaluation that may lack a score.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class Scorer:
         """Build the rewards named in the settings.
 
         Raises:
-            RewardError: naming the one that cannot be found or whose weights cannot be loaded.
+            RewardError: naming the one that cannot be found or whose models cannot be loaded.
         """
         device = reward_device(settings, device)
         rewards, units = {}, {}
@@ -109,7 +108,7 @@ class Scorer:
         )
 
     def check(self, height: int, width: int, prompts: Sequence[str]) -> None:
-        """Call every reward once on pictures of noise, so that a mistake in it is met at once.
+        """Call every reward once on pictures of noise, so that a mistake in it is met early.
 
         Args:
             height: of the pictures to come, in pixels.
@@ -187,8 +186,8 @@ class Scorer:
         missing = values.isnan().sum(dim=(0, 1)).tolist()
         counts = ", ".join(f"{name} {n}" for name, n in zip(self.rewards, missing, strict=True))
         raise RewardError(
-            f"{invalid} of {num_images} images lack a finite score ({counts}), a "
-            f"larger share than rewards.max_invalid_fraction={self._max_invalid_fraction:g}"
+            f"{invalid} of {num_images} images lack a finite score ({counts}), more "
+            f"than rewards.max_invalid_fraction={self._max_invalid_fraction:g}"
         )
 
     def close(self) -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PATIENCE_SECONDS = 5.0  # for a call that is under way when its worker is closed
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
@@ -79,10 +78,12 @@ class Worker:
 
     Args:
         name: of the thread.
+        patience_seconds: how long `close` waits for a call that is under way.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, patience_seconds: float = 5.0) -> None:
         self._name = name
+        self._patience_seconds = patience_seconds
         self._lock = threading.Lock()
         self._calls: queue.SimpleQueue[Call[object] | None] = queue.SimpleQueue()
         self._start()
@@ -95,9 +96,9 @@ class Worker:
         return call
 
     def abandon(self, call: Call[T]) -> None:
-        """Leave behind the thread in which `call` hangs; a new one goes on with the next call."""
+        """Leave behind the thread in which `call` hangs; a new one takes the next call."""
         with self._lock:
-            if not call.is_done:  # else it has answered after all, and its thread goes on
+            if not call.is_done:  # else it has answered after all, and its thread lives on
                 call.is_abandoned = True
                 self._start()
 
@@ -109,7 +110,7 @@ class Worker:
             except queue.Empty:
                 break
         self._calls.put(None)
-        self._thread.join(_PATIENCE_SECONDS)
+        self._thread.join(self._patience_seconds)
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)

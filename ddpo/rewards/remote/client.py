@@ -1,8 +1,7 @@
 """A reward in another process or on another machine: the way a VLM judge is plugged in.
 
 `tools/reward_server.py` is the other side; `wire.py` beside this file says what goes over the line.
-Pictures travel as PNG, so that a reward scores the same bits wherever it runs, or as JPEG where
-the line is slow.
+Pictures travel as PNG, so that a reward scores the same bits wherever it runs.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_ANSWER_BYTES = 1 << 20
+_ATTEMPT_SECONDS, _RETRIES = 60.0, 4
 _FIRST_DELAY_SECONDS, _MAX_DELAY_SECONDS = 0.5, 30.0
 _TRY_AGAIN = {408, 425, 429}  # and all of 5xx
 _HINT = "is a server running there? See docs/rewards.md"
@@ -56,7 +56,6 @@ class RemoteReward(BatchReward):
 
     Args:
         url: http:// or https://; redirects and proxies are not followed.
-        encoding: "png" or "jpeg".
         attempt_seconds: after which one attempt is given up.
         retries: further attempts after a failure that may pass, with exponential back-off.
         total_seconds: after which a call is given up whatever happens.
@@ -70,14 +69,12 @@ class RemoteReward(BatchReward):
         self,
         url: str,
         *,
-        encoding: str = "png",
-        attempt_seconds: float = 60.0,
-        retries: int = 4,
+        attempt_seconds: float = _ATTEMPT_SECONDS,
+        retries: int = _RETRIES,
         total_seconds: float = 600.0,
         first_delay_seconds: float = _FIRST_DELAY_SECONDS,
     ) -> None:
         self.url = url
-        self._encoding = encoding
         self._attempt_seconds = attempt_seconds
         self._retries = retries
         self._total_seconds = total_seconds
@@ -94,9 +91,7 @@ class RemoteReward(BatchReward):
             RemoteError: if no attempt got an answer.
             WireError: if the answer is not one number per picture.
         """
-        return read_answer(
-            self._ask("POST", request_body(batch, prompts, self._encoding)), len(batch)
-        )
+        return read_answer(self._ask("POST", request_body(batch, prompts)), len(batch))
 
     def _ask(self, method: str, body: bytes) -> bytes:
         """The body of the answer, after as many attempts as are allowed."""
@@ -131,7 +126,7 @@ class RemoteReward(BatchReward):
         started, is_late = time.monotonic(), threading.Event()
         try:
             connection.connect()
-            # The socket's own time limit starts anew with every byte; this one does not.
+            # The socket's own time limit starts again with every byte; this one does not.
             left = max(0.0, started + seconds - time.monotonic())
             alarm = threading.Timer(left, _hang_up, [connection.sock, is_late])
             alarm.daemon = True

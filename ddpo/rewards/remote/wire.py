@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ddpo.rewards.image_batch import ImageBatch
 
 FORMAT = 1
-ENCODINGS = ("png", "jpeg")
+ENCODING = "png"  # loses nothing
 MAX_PIXELS = 4096 * 4096  # of one picture that a server opens
 _MAX_WORDS = 80  # characters of a name or unit that a server may send
 
@@ -34,10 +34,10 @@ class WireError(ValueError):
     """What came is not what the other side should have sent."""
 
 
-def request_body(batch: ImageBatch, prompts: Sequence[str], encoding: str) -> bytes:
+def request_body(batch: ImageBatch, prompts: Sequence[str]) -> bytes:
     """A request for the scores of a batch, one prompt per picture."""
-    images = [base64.b64encode(file).decode("ascii") for file in batch.encoded(encoding)]
-    message = {"format": FORMAT, "encoding": encoding, "images": images, "prompts": list(prompts)}
+    images = [base64.b64encode(file).decode("ascii") for file in batch.encoded(ENCODING)]
+    message = {"format": FORMAT, "encoding": ENCODING, "images": images, "prompts": list(prompts)}
     return json.dumps(message).encode()
 
 
@@ -50,12 +50,12 @@ def read_request(body: bytes) -> tuple[torch.Tensor, list[str]]:
     message = _read_object(body)
     if message.get("format") != FORMAT:
         raise WireError(f"format: expected {FORMAT}, got {message.get('format')!r}")
-    if message.get("encoding") not in ENCODINGS:
-        raise WireError(f"encoding: expected one of {ENCODINGS}, got {message.get('encoding')!r}")
+    if message.get("encoding") != ENCODING:
+        raise WireError(f"encoding: expected {ENCODING!r}, got {message.get('encoding')!r}")
     files, prompts = _texts(message, "images"), _texts(message, "prompts")
     if len(files) != len(prompts) or not files:
         raise WireError("images and prompts: expected two lists of the same length, above 0")
-    pictures = [_open(file, message["encoding"]) for file in files]
+    pictures = [_open(file) for file in files]
     if len({picture.size for picture in pictures}) > 1:
         raise WireError("images: expected one size for all pictures of a request")
     arrays = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
@@ -128,15 +128,15 @@ def _texts(message: dict[str, Any], field: str) -> list[str]:
     return value
 
 
-def _open(text: str, encoding: str) -> Image.Image:
+def _open(text: str) -> Image.Image:
     try:
         file = io.BytesIO(base64.b64decode(text, validate=True))
-        picture = Image.open(file, formats=[encoding.upper()])
+        picture = Image.open(file, formats=[ENCODING.upper()])
         if picture.width * picture.height > MAX_PIXELS:
             raise WireError(f"images: {picture.size} is larger than {MAX_PIXELS} pixels")
         return picture.convert("RGB")
     except (OSError, binascii.Error, SyntaxError, Image.DecompressionBombError) as error:
-        raise WireError(f"images: not a {encoding} picture: {error}") from error
+        raise WireError(f"images: not a {ENCODING} picture: {error}") from error
 
 
 def _plain(text: str, limit: int = _MAX_WORDS) -> str:

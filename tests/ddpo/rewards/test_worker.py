@@ -82,9 +82,8 @@ def test_a_closed_worker_waits_for_its_thread_and_drops_what_waits():
     worker.close()  # again, as at the end of the program
 
 
-def test_closing_does_not_wait_for_a_call_that_hangs(monkeypatch):
-    monkeypatch.setattr("ddpo.rewards.worker._PATIENCE_SECONDS", 0.01)
-    worker, is_over, has_begun = Worker("w"), threading.Event(), threading.Event()
+def test_closing_does_not_wait_for_a_call_that_hangs():
+    worker, is_over, has_begun = Worker("w", 0.01), threading.Event(), threading.Event()
     hanging = worker.submit(lambda: (has_begun.set(), is_over.wait(30)))
     assert has_begun.wait(5)
     worker.close()
@@ -94,9 +93,9 @@ def test_closing_does_not_wait_for_a_call_that_hangs(monkeypatch):
 
 def test_a_program_ends_although_a_call_hangs_and_nobody_closed_its_worker():
     code = (
-        "import time; from ddpo.rewards.worker import Worker; import ddpo.rewards.worker as w\n"
-        "w._PATIENCE_SECONDS = 0.1\n"
-        "Worker('idle'); worker = Worker('hangs'); call = worker.submit(lambda: time.sleep(1000))\n"
+        "import time; from ddpo.rewards.worker import Worker\n"
+        "Worker('idle'); worker = Worker('hangs', 0.1)\n"
+        "call = worker.submit(lambda: time.sleep(1000))\n"
         "try: call.result(0.1)\n"
         "except TimeoutError: worker.abandon(call)\n"
         "print('end')"
