@@ -21,7 +21,7 @@ from config.settings.errors import ConfigError, UserError
 from ddpo.cost.footprint import measure_footprint
 from ddpo.cost.plan import CARDS, UTILISATION, Plan, hours, total_flops
 from ddpo.prompts import split_prompts
-from mo_train import read_settings
+from run.command_line import read_settings
 
 
 def recipes() -> list[Path]:

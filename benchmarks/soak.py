@@ -17,6 +17,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ml_collections
@@ -24,8 +25,10 @@ import ml_collections
 from benchmarks import common
 from config import base
 from config.settings.parse import parse
-from mo_loop import Run
-from morl.types import Generation, PolicyId
+from front.publish import FrontPublisher
+from mo_train import train
+from morl.types import Generation
+from run.session import Session
 
 QUICK_GENERATIONS, GENERATIONS = 8, 240
 
@@ -51,27 +54,38 @@ def recipe(num_generations: int, logdir: Path) -> ml_collections.ConfigDict:
     return config
 
 
-class Soak(Run):
-    """A run that notes what each generation took."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Soak(Session):
+    """A run that notes what saving each generation took."""
 
-    def __init__(self, config: ml_collections.ConfigDict) -> None:
+    saving: list[float] = field(default_factory=list)
+
+    def commit(self, generation: Generation) -> None:
+        """Save a generation, and note how long that took."""
+        begin = time.process_time()
+        super().commit(generation)
+        self.saving.append(time.process_time() - begin)
+
+
+class Notes:
+    """What each generation of a run took and left."""
+
+    def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.saving: list[float] = []
         self.megabytes: list[float] = []
         self.num_policies: list[float] = []
-        super().__init__(parse(config, {}))
-        self._started = time.process_time()
+        self._began = time.process_time()
 
-    def _conclude(self, generation: Generation) -> set[PolicyId]:
-        begin = time.process_time()
-        live = super()._conclude(generation)
-        end = time.process_time()
-        self.saving.append(end - begin)
-        self.seconds.append(end - self._started)
+    def generation(self, run: Session) -> None:
+        """Note a generation."""
+        self.seconds.append(time.process_time() - self._began)
         self.megabytes.append(resident_megabytes())
-        self.num_policies.append(len(live))
-        self._started = end
-        return live
+        self.num_policies.append(len(run.search.policies))
+        self._began = time.process_time()
+
+    def front(self, run: Session) -> None:
+        """Publish, as the program does."""
+        FrontPublisher().front(run)
 
 
 def resident_megabytes() -> float:
@@ -94,15 +108,16 @@ def main() -> None:
     common.print_header("Soak")
     count = QUICK_GENERATIONS if arguments.quick else GENERATIONS
     with tempfile.TemporaryDirectory() as folder:
-        run = Soak(recipe(count, Path(folder)))
-        run.train()
+        with Soak.open(parse(recipe(count, Path(folder)), {})) as run:
+            notes = Notes()
+            train(run, notes)
         saved = max((Path(folder) / "soak" / "checkpoints").iterdir())
         sizes = {path.name: path.stat().st_size / 1024 for path in sorted(saved.iterdir())}
     measured = {
-        "generation_seconds": quarters(run.seconds),
+        "generation_seconds": quarters(notes.seconds),
         "saving_seconds": quarters(run.saving),
-        "megabytes": quarters(run.megabytes),
-        "policies": quarters(run.num_policies),
+        "megabytes": quarters(notes.megabytes),
+        "policies": quarters(notes.num_policies),
     }
     common.print_table(
         ["", "first quarter", "last quarter", "ratio"],

@@ -6,15 +6,14 @@ has other prompts and other seeds, and took no part in any decision.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from config.settings.errors import UserError
 from front.analyse import ANALYSIS, DENSE_PLOT
+from front.media import generation_media, published_media
 from front.plots import plot_front, plot_hypervolume, plot_samples
 from front.report import write_report
 from morl.indicators import hypervolume
@@ -26,31 +25,59 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ddpo.rewards.guards import GuardReading
-    from ddpo.types import Evaluation, EvaluationSet
-    from morl.evolution import Evolution
+    from ddpo.types import Evaluation
     from morl.types import Objective, Offspring, PolicyId
     from run.directory import RunDir
+    from run.records import Costs, CurvePoint, Samples
+    from run.session import Session
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What a run has spent.
+class FrontPublisher:
+    """Publishes a run's front, and shows trackers every generation on the way."""
 
-    Attributes:
-        train: images sampled to learn from.
-        selection: images sampled to calibrate and to decide the search.
-        report: images sampled for the published front.
-        unet_rows: UNet rows of all passes, a row with gradient counted once.
-    """
+    def generation(self, run: Session) -> None:
+        """Show trackers the archive and the policies of the last generation."""
+        run.processes.once(run.recorder.show, generation_media)
 
-    train: int
-    selection: int
-    report: int
-    unet_rows: int
+    def front(self, run: Session) -> None:
+        """Measure the archive again on the report set, and write what is published."""
+        run.processes.once(run.catch_up)
+        report = run.evaluator.report(run.search.finalists())
+        run.processes.once(self._write, run, report)
+
+    def _write(self, run: Session, report: Mapping[PolicyId, Evaluation]) -> None:
+        evolution, recorder = run.search.evolution, run.recorder
+        front = front_record(
+            evolution.objectives,
+            evolution.archive,
+            run.search.warmup_archive,
+            report,
+            recorder.costs,
+        )
+        readings = run.evaluator.guards(run.evaluator.report_set, report, report[BASE_POLICY])
+        if run.trainer.guards:
+            front = with_guards(front, readings, run.trainer.guards.units)
+        samples = run.evaluator.samples(run.evaluator.report_set)
+        publish(run.directory, front, evolution.offspring, recorder.curve, samples, report)
+        run.save_adapters()  # those that only the front before this one had are let go
+        volumes = front["hypervolume"]
+        overhead = run.trainer.work.overhead_fraction
+        recorder.log({"report/hypervolume": volumes["report"], "cost/overhead_fraction": overhead})
+        recorder.show(published_media)
+        run.finish()
+        recorder.say(
+            f"front of {len(front['policies'])} policies in {run.directory.path}; hypervolume on "
+            f"the report set {volumes['report']:.4f} (base model {volumes['report_base']:.4f}, "
+            f"after warm-up {volumes['report_warmup']:.4f})"
+        )
+        recorder.say(
+            f"{overhead:.1%} of the time went to search, files, logs and plots, all else to "
+            "drawing, scoring and updates"
+        )
 
 
 def front_record(
@@ -155,8 +182,8 @@ def publish(
     run_dir: RunDir,
     front: Mapping[str, Any],
     offspring: Sequence[Offspring],
-    curve: Sequence[tuple[int, float]],
-    shown: EvaluationSet,
+    curve: Sequence[CurvePoint],
+    samples: Samples,
     report: Mapping[PolicyId, Evaluation],
 ) -> None:
     """Write `front.json`, `report.html`, the plots, `samples.png` and `samples/report/`.
@@ -168,10 +195,10 @@ def publish(
         front: from `front_record`.
         offspring: of all generations, for the faint dots.
         curve: (training images, hypervolume on the selection set) after each generation.
-        shown: prompts and seeds of the images that `report` kept.
+        samples: prompts and seeds of the pictures that `report` kept.
         report: id -> evaluation with images.
     """
-    run_dir.write_json("front.json", {**front, "samples": shown.to_json()})
+    run_dir.write_json("front.json", {**front, "samples": samples.to_json()})
     pictures = (run_dir.path / "samples" / "report").glob("*.webp")
     stale = [picture for picture in pictures if picture.stem not in report]
     for path in (run_dir.path / ANALYSIS, run_dir.path / DENSE_PLOT, *stale):
@@ -183,35 +210,9 @@ def publish(
     for member in members:
         label = "\n".join([member["id"], *(f"{value:.4g}" for value in member["report_returns"])])
         rows.append((label, report[member["id"]].images))
-    plot_samples(run_dir.path / "samples.png", shown.prompts, rows)
+    plot_samples(run_dir.path / "samples.png", samples.prompts, rows)
     run_dir.write_samples("report", report)
     try:
         write_report(run_dir.path)
     except UserError as error:  # everything it shows is on disk already
         logger.warning("report.html could not be written: %s", error)
-
-
-def search_record(
-    evolution: Evolution,
-    num_generations: int,
-    curve: Sequence[tuple[int, float]],
-    costs: Costs,
-    shown: EvaluationSet,
-) -> dict[str, Any]:
-    """The content of `search.json`: the search so far, from which a report shows how it went.
-
-    Args:
-        evolution: its state holds every generation's tasks, predictions and offspring.
-        num_generations: of the whole run.
-        curve: (training images, hypervolume on the selection set) after each generation.
-        costs: images and UNet rows so far.
-        shown: prompts and seeds of the pictures in `samples/selection/`.
-    """
-    return {
-        **evolution.state(),
-        "archives": [list(names) for names in evolution.archives],
-        "num_generations": num_generations,
-        "curve": [list(point) for point in curve],
-        "costs": dataclasses.asdict(costs),
-        "samples": shown.to_json(),
-    }

@@ -101,6 +101,21 @@ class Evolution:
         return tuple(self._archives)
 
     @property
+    def base(self) -> Offspring:
+        """The evaluated base model."""
+        return self._base
+
+    @property
+    def told(self) -> tuple[tuple[Generation, tuple[Offspring, ...]], ...]:
+        """Every generation that was told, with its offspring."""
+        return tuple(self._told)
+
+    @property
+    def excluded(self) -> tuple[PolicyId, ...]:
+        """The policies that are kept out of archive and population, by name."""
+        return tuple(sorted(self._excluded))
+
+    @property
     def offspring(self) -> tuple[Offspring, ...]:
         """All that were told, in order."""
         return tuple(child for _, offspring in self._told for child in offspring)
@@ -116,6 +131,11 @@ class Evolution:
         pending = {task.policy for task in self._pending.tasks} if self._pending else set()
         kept = (*self.archive, *self.population, *self._current)
         return frozenset(pending | {offspring.policy for offspring in kept})
+
+    @property
+    def num_agents(self) -> int:
+        """How many policies an evolutionary generation improves."""
+        return self._settings.num_agents
 
     @property
     def num_generations(self) -> int:

@@ -2,7 +2,7 @@
 
     policies/<id>.safetensors      adapter, Adam's moments, step count, prompt statistics
     checkpoints/<number>/search.json    state of the search: every generation told so far
-    checkpoints/<number>/run.json       what else the run needs: settings, calibration, counters
+    checkpoints/<number>/run.json       what else the run needs, see `run.state`
     checkpoints/<number>/manifest.json  size and SHA-256 of these and of the policies needed
 
 A policy never changes, so it is stored once. Policies are written first, each atomically. Then a
@@ -24,14 +24,18 @@ from safetensors.torch import save as save_tensors
 from config.settings.errors import UserError
 from ddpo.files import new_folder, plain_name, remove, sweep, write_atomic, write_durable
 from ddpo.types import Policy, PromptStatistics
+from morl.types import PolicyId
+from run.state import RunState
+from run.versions import Versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+NUM_KEPT = 2  # the one before the last remains when the last turns out damaged
 _MANIFEST, _SEARCH, _RUN = "manifest.json", "search.json", "run.json"
 
 
@@ -45,17 +49,19 @@ class Checkpoint:
 
     Attributes:
         generation: index of the last finished generation; -1 is the evaluated base model.
-        evolution: state of the search.
-        policies: policy id -> policy.
-        record: what else the main script keeps (counters, calibration, settings).
-        written_by: package versions and number of processes of the run that wrote it.
+        search: `Evolution.state()`.
+        policies: those that the search may still ask for.
+        state: what else the run needs.
+        versions: of the program that wrote it.
+        num_processes: of the run that wrote it.
     """
 
     generation: int
-    evolution: dict[str, Any]
-    policies: dict[str, Policy]
-    record: dict[str, Any]
-    written_by: dict[str, Any]
+    search: Mapping[str, Any]
+    policies: Mapping[PolicyId, Policy]
+    state: RunState
+    versions: Versions
+    num_processes: int = 1
 
 
 class CheckpointStore:
@@ -63,15 +69,12 @@ class CheckpointStore:
 
     Args:
         root: the run directory.
-        keep: how many checkpoints stay, at least 2: the one before the last is what remains when
-            the last turns out damaged.
     """
 
-    def __init__(self, root: Path, keep: int = 2) -> None:
+    def __init__(self, root: Path) -> None:
         self.policies = root / "policies"
         self.checkpoints = root / "checkpoints"
         self.last_generation: int | None = None  # of the checkpoint written or read last
-        self._keep = keep
         self._stored: dict[str, dict[str, Any]] = {}  # policy id -> its manifest entry
 
     def save_policy(self, identifier: str, policy: Policy) -> None:
@@ -95,33 +98,26 @@ class CheckpointStore:
         path = self._policy_path(identifier)
         return _parse_policy(path, _read(path))
 
-    def commit(
-        self,
-        generation: int,
-        evolution: Mapping[str, Any],
-        live: Iterable[str],
-        record: Mapping[str, Any],
-        written_by: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write a checkpoint and remove what no kept checkpoint needs.
-
-        Args:
-            generation: index of the finished generation.
-            evolution: state of the search.
-            live: ids of the policies it needs; all are stored already.
-            record: what else to keep, as JSON.
-            written_by: package versions, number of processes.
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, its policies first, and remove what no kept checkpoint needs.
 
         Raises:
             OSError: if the disk does not take it; the checkpoints before stay as they are.
         """
-        files = {_SEARCH: _json_bytes(evolution), _RUN: _json_bytes(record)}
+        for identifier, policy in checkpoint.policies.items():
+            self.save_policy(identifier, policy)
+        generation = checkpoint.generation
+        files = {
+            _SEARCH: _json_bytes(checkpoint.search),
+            _RUN: _json_bytes(checkpoint.state.to_json()),
+        }
+        written_by = {**checkpoint.versions.to_json(), "num_processes": checkpoint.num_processes}
         manifest = {
             "format": FORMAT,
             "generation": generation,
             "files": {name: _entry(data) for name, data in files.items()},
-            "policies": {identifier: self._stored[identifier] for identifier in sorted(live)},
-            "written_by": dict(written_by or {}),
+            "policies": {name: self._stored[name] for name in sorted(checkpoint.policies)},
+            "written_by": written_by,
         }
         with new_folder(self.checkpoints / f"{generation + 1:05d}") as folder:
             for name, data in files.items():
@@ -163,13 +159,14 @@ class CheckpointStore:
             policies = {}
             for identifier, entry in manifest["policies"].items():
                 path = self._policy_path(identifier)
-                policies[identifier] = _parse_policy(path, _read(path, entry))
+                policies[PolicyId(identifier)] = _parse_policy(path, _read(path, entry))
             checkpoint = Checkpoint(
                 generation=manifest["generation"],
-                evolution=files[_SEARCH],
+                search=files[_SEARCH],
                 policies=policies,
-                record=files[_RUN],
-                written_by=manifest["written_by"],
+                state=RunState.from_json(files[_RUN]),
+                versions=Versions.from_json(manifest["written_by"]),
+                num_processes=manifest["written_by"].get("num_processes", 1),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder} cannot be used: {error!r}") from error
@@ -185,10 +182,10 @@ class CheckpointStore:
         for folder in (self.policies, self.checkpoints):
             sweep(folder)
         folders = self._folders()
-        for folder in folders[: -self._keep]:
+        for folder in folders[:-NUM_KEPT]:
             remove(folder)
         needed: set[str] = set()
-        for folder in folders[-self._keep :]:
+        for folder in folders[-NUM_KEPT:]:
             try:
                 needed |= set(_read_manifest(folder)["policies"])
             except CheckpointError as error:

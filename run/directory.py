@@ -6,9 +6,7 @@ import contextlib
 import json
 import logging
 import math
-import platform
 import time
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from config.settings.errors import UserError
@@ -18,38 +16,21 @@ from run.checkpoint import CheckpointStore
 from run.choice import choose_run, has_checkpoint
 from run.lock import lock
 from run.samples import write_samples
+from run.versions import Versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from contextlib import ExitStack
     from pathlib import Path
 
-    from config.settings.schema import CheckpointSettings, Settings
+    from config.settings.schema import Settings
     from ddpo.agents.slots import Agents
     from ddpo.types import Evaluation, Policy
     from morl.types import PolicyId
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "moocore")
-
-
-def written_by() -> dict[str, Any]:
-    """Versions that results depend on, if only by rounding."""
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
-    }
-
-
-def version_changes(before: Mapping[str, Any]) -> list[str]:
-    """What differs from the versions that wrote a checkpoint, a sentence each."""
-    old, new = ({"python": v["python"], **v["packages"]} for v in (before, written_by()))
-    return [
-        f"{name} was {old.get(name)} and is {new[name]} now; results may differ by rounding"
-        for name in new
-        if old.get(name) != new[name]
-    ]
+MAX_FAILURES = 3  # generations in a row that a full disk may leave unsaved
 
 
 def open_run_dir(settings: Settings, parts: ExitStack) -> RunDir:
@@ -75,7 +56,7 @@ def open_run_dir(settings: Settings, parts: ExitStack) -> RunDir:
         raise UserError(
             f"another process has run in {choice.path} just now; start again to go on from it"
         )
-    return RunDir(choice.path, settings.checkpoint, is_new=choice.is_new)
+    return RunDir(choice.path, is_new=choice.is_new)
 
 
 class RunDir:
@@ -83,15 +64,13 @@ class RunDir:
 
     Args:
         path: the folder.
-        settings: of its checkpoints.
         is_new: whether there is no checkpoint to go on from.
     """
 
-    def __init__(self, path: Path, settings: CheckpointSettings, *, is_new: bool) -> None:
+    def __init__(self, path: Path, *, is_new: bool) -> None:
         self.path = path
         self.is_new = is_new
-        self.store = CheckpointStore(path, settings.keep)
-        self._max_failures = settings.max_failures
+        self.store = CheckpointStore(path)
         self._num_failures = 0
         self._metrics = path / "metrics.jsonl"
         self._unwritten: list[str] = []
@@ -103,23 +82,23 @@ class RunDir:
         """Let training go on if the block cannot save a generation, a few times in a row.
 
         Raises:
-            UserError: at the last failure in a row that `checkpoint.max_failures` allows.
+            UserError: at the last of `MAX_FAILURES` failures in a row.
         """
         try:
             yield
         except DISK_ERRORS as error:
             self._num_failures += 1
             failed = f"generation {generation} could not be saved ({error})"
-            if self._num_failures >= self._max_failures:
+            if self._num_failures >= MAX_FAILURES:
                 raise UserError(
                     f"{failed}: {self._num_failures} failures in a row; free some space in "
-                    f"{self.path}, or raise checkpoint.max_failures"
+                    f"{self.path}"
                 ) from error
             logger.warning(
                 "%s; training goes on, and ends if %d more generations in a row cannot be saved. "
                 "The last checkpoint is intact: free some space",
                 failed,
-                self._max_failures - self._num_failures,
+                MAX_FAILURES - self._num_failures,
             )
         else:
             self._num_failures = 0
@@ -135,7 +114,7 @@ class RunDir:
             "settings": settings.to_json(),
             "seed": settings.seed,
             "device": device,
-            **written_by(),
+            **Versions.current().to_json(),
         }
         self.write_json("config.json", record)
 

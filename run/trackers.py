@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _PLAIN = (int, float, str, bool)  # settings that tensorboard takes as they are
 
 PATIENCE = 15.0  # seconds a tracker may take for one thing
-_BACKLOG = 10_000  # things that may wait for a slow tracker
+BACKLOG = 10_000  # things that may wait for a slow tracker
 
 
 def installed_trackers(names: Sequence[str]) -> list[str]:
@@ -34,8 +34,8 @@ def installed_trackers(names: Sequence[str]) -> list[str]:
     return installed
 
 
-class Media(Protocol):
-    """Images and tables that know how to show themselves."""
+class Panel(Protocol):
+    """Images and a table that know how to show themselves."""
 
     def send(self, tracker: Any, step: int) -> None:
         """Show them in one of accelerate's trackers, `step` training images after the start."""
@@ -61,14 +61,14 @@ class Trackers:
     ) -> None:
         self._accelerator = accelerator
         self._is_on = bool(names)
-        self._tasks: queue.Queue[tuple[str, Callable[[], object]] | None] = queue.Queue(_BACKLOG)
+        self._tasks: queue.Queue[tuple[str, Callable[[], object]] | None] = queue.Queue(BACKLOG)
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         if self._is_on:
             self._thread.start()
             values = {k: v if isinstance(v, _PLAIN) else str(v) for k, v in settings.items()}
 
             def start() -> None:
-                options = {"wandb": _wandb_options(run_name)} if "wandb" in names else {}
+                options = {"wandb": wandb_options(run_name)} if "wandb" in names else {}
                 accelerator.init_trackers("mo-ddpo", values, init_kwargs=options)
 
             self._send("started", start)
@@ -78,25 +78,25 @@ class Trackers:
         values = dict(metrics)
         self._send("written to", lambda: self._accelerator.log(values, step=step))
 
-    def show(self, make: Callable[[Path], Media], run: Path, step: int) -> None:
+    def show(self, make: Callable[[Path], Panel], run: Path, step: int) -> None:
         """Send images and a table, which are made only if there is a tracker to see them.
 
         Args:
-            make: `generation_media` or `published_media`.
+            make: a panel from the run directory.
             run: the run directory they are made from.
             step: training images sampled so far.
         """
         if not self._is_on:
             return
         try:
-            media = make(run)
+            panel = make(run)
         except (OSError, ValueError, KeyError) as error:
             logger.warning("no pictures for the trackers: %r", error)
             return
 
         def send() -> None:
             for tracker in self._accelerator.trackers:
-                media.send(tracker, step)
+                panel.send(tracker, step)
 
         self._send("written to", send)
 
@@ -113,7 +113,7 @@ class Trackers:
             try:
                 self._tasks.put_nowait((what, task))
             except queue.Full:
-                self._give_up(what, f"{_BACKLOG} things wait for it")
+                self._give_up(what, f"{BACKLOG} things wait for it")
 
     def _work(self) -> None:
         """Do one task after another; runs in the thread."""
@@ -150,7 +150,7 @@ def _problem_within(seconds: float, task: Callable[[], object]) -> str | None:
     return problems[0] if problems else None
 
 
-def _wandb_options(run_name: str) -> dict[str, Any]:
+def wandb_options(run_name: str) -> dict[str, Any]:
     """The run's name, and an end to waiting for a server or for somebody to type a key."""
     import wandb  # noqa: PLC0415 - slow, and not everybody has it
 

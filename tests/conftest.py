@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+pytest_plugins = ("tests.support.runs",)  # one small run of the program, shared by tests
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Where gradio is installed, its server leaves sockets and event loops to the collector."""
     if importlib.util.find_spec("gradio") is not None:

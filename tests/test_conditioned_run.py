@@ -12,14 +12,14 @@ import torch
 
 import ddpo.trainer
 import mo_front
+import mo_train
 from ddpo.agents.adapter import Adapter, adapter_of, save_adapter
 from ddpo.agents.conditioned import ConditionedAgents
 from front import Front
 from front.front import ChoiceError, FrontError
-from mo_loop import Run
-from mo_train import read_settings
 from morl.weights import even_weights
 from run.checkpoint import CheckpointStore
+from run.command_line import read_settings
 from tests.support.families import family_rig
 from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
 from tests.support.worlds import report_colorfulness, small_world, timeless_metrics
@@ -43,7 +43,7 @@ def _world(tmp_path_factory):
 
     def run(*overrides):
         changes = (*CONDITIONED, *overrides)
-        Run(read_settings([*words, *(f"--config.{change}" for change in changes)])).train()
+        mo_train.main(read_settings([*words, *(f"--config.{change}" for change in changes)]))
         return folder / "logs"
 
     return run

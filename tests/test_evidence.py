@@ -13,10 +13,11 @@ from benchmarks.emoji import tables
 from benchmarks.emoji.__main__ import runnable, tuning_jobs
 from benchmarks.emoji.arms import ARMS, BASELINE, PAIRS, words
 from benchmarks.emoji.jobs import Job
-from benchmarks.emoji.run import MeasuredRun, measured
+from benchmarks.emoji.run import ReportCurve, measured
 from benchmarks.evidence import Comparison, Point, Record
-from mo_train import read_settings
 from morl.types import Objective
+from run.command_line import read_settings
+from run.session import Session
 from tests.support.worlds import small_world
 
 UNIT = tuple(
@@ -118,17 +119,50 @@ def test_tables_plots_and_summary_are_made_from_records_alone(tmp_path, capsys):
     assert "| faithful baseline" in capsys.readouterr().out
 
 
-def test_a_measured_run_that_was_interrupted_leaves_the_same_record(tmp_path):
-    world = small_world(tmp_path)
-    arguments = [*world, "--config.evaluation.report_images=8", "--config.resume_from=auto"]
-    whole = measured(read_settings([*arguments, "--config.run_name=whole"]), "compress", BASELINE)
+class Dead(BaseException):
+    """No handler for `Exception` catches it."""
+
+
+def die(*_):
+    raise Dead
+
+
+@pytest.fixture(scope="module", name="study")
+def _study(tmp_path_factory):
+    """Settings of a run of the study by its name, and the record of one that was never cut off."""
+    world = small_world(tmp_path_factory.mktemp("world"))
+    small = "--config.evaluation.report_images=8"
+
+    def settings_for(name):
+        auto = "--config.resume_from=auto"
+        return read_settings([*world, small, auto, f"--config.run_name={name}"])
+
+    return settings_for, measured(settings_for("whole"), "compress", BASELINE)
+
+
+def test_a_measured_run_counts_images_and_names_what_it_measured(study):
+    _, whole = study
     assert [point.images for point in whole.points] == sorted(p.images for p in whole.points)
     assert set().union(*(point.archive for point in whole.points)) == set(whole.returns)
-    settings = read_settings([*arguments, "--config.run_name=cut"])
-    run = MeasuredRun(settings)
-    run._commit = None  # dies after the first generation's training
-    with pytest.raises(TypeError):
-        run.train()
+
+
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (ReportCurve, "opened"),  # the base model is saved and not noted
+        (Session, "commit"),  # the first generation is trained and not saved
+        (ReportCurve, "generation"),  # it is saved and not noted
+    ],
+)
+def test_a_measured_run_that_was_interrupted_leaves_the_same_record(
+    study, monkeypatch, owner, method
+):
+    settings_for, whole = study
+    settings = settings_for(f"cut-{owner.__name__}-{method}")
+    monkeypatch.setattr(owner, method, die)
+    with pytest.raises(Dead):
+        measured(settings, "compress", BASELINE)
+    monkeypatch.undo()
     again = measured(settings, "compress", BASELINE)
     assert again.returns == whole.returns
     assert [(p.images, p.rows, p.archive) for p in again.points] == [

@@ -8,7 +8,7 @@ from ddpo.advantages import within_prompt_std
 from ddpo.evaluation import evaluation_set
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
-from mo_train import read_settings
+from run.command_line import read_settings
 
 OBJECTIVES = ("clip_alignment", "jpeg_compressibility")
 

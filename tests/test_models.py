@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from mo_loop import Run
-from mo_train import read_settings
+import mo_train
+from run.command_line import read_settings
 from tests.support.pipelines import KINDS, load_plain, make_tiny_pipe
 from tests.support.worlds import report_colorfulness, world_around
 
@@ -21,7 +21,7 @@ def train(folder, *overrides):
         *overrides,
     )
     words = [*world_around(folder), *(f"--config.{change}" for change in changes)]
-    Run(read_settings(words)).train()
+    mo_train.main(read_settings(words))
     return folder / "logs" / "run"
 
 

@@ -13,9 +13,11 @@ from front import Front
 from front.analyse import Judge
 from front.cards import write_front_card
 from front.painter import Painter
-from mo_loop import Run
-from mo_train import read_settings
+from front.publish import FrontPublisher
+from mo_train import train
+from run.command_line import read_settings
 from run.samples import read_samples
+from run.session import Session
 from tests.support.measures import count_rows
 from tests.support.worlds import small_world
 
@@ -33,23 +35,24 @@ def _finished(words):
         "evaluation.num_steps=3",
         "evaluation.report_images=8",
     )
-    run = Run(read_settings([*words, *(f"--config.{change}" for change in changes)]))
-    rows = count_rows(run.trainer)
-    before = run.costs.unet_rows  # the base model has been measured already
-    run.train()
+    settings = read_settings([*words, *(f"--config.{change}" for change in changes)])
+    with Session.open(settings) as run:
+        rows = count_rows(run.trainer)
+        before = run.recorder.costs.unet_rows  # the base model has been measured already
+        train(run, FrontPublisher())
     return run, before + sum(rows)
 
 
 def test_a_run_costs_what_its_plan_says(finished):
     run, rows = finished
-    front = json.loads((run.run_dir.path / "front.json").read_text())
+    front = json.loads((run.directory.path / "front.json").read_text())
     reported = front["images"]["report"] // run.settings.evaluation.report_images
     plan = Plan.of(run.settings, num_train_prompts=4, report_policies=reported)
     assert plan.sample_rows + plan.train_rows == front["unet_rows"] == rows
 
 
 def test_a_finished_front_is_drawn_from_with_the_steps_it_was_judged_with(finished, tmp_path):
-    front = Front.load(finished[0].run_dir.path)
+    front = Front.load(finished[0].directory.path)
     stored = read_samples(front.path, "report", "base", len(front.sample_prompts))
     painted = Painter(front, device="cpu").draw(None, front.sample_prompts, front.sample_seeds)
     assert np.array_equal(painted.permute(0, 2, 3, 1).numpy(), np.stack(stored))

@@ -11,11 +11,11 @@ import torch
 from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
+import mo_train
 from config.settings.errors import ConfigError, UserError
 from config.settings.parse import parse
 from ddpo.rewards import REWARDS
-from mo_loop import Run
-from mo_train import read_settings
+from run.command_line import read_settings
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rewards import module_of
 from tests.support.worlds import report_colorfulness, small_world, timeless_metrics
@@ -30,7 +30,7 @@ def _world(tmp_path_factory):
     def run(*overrides):
         changes = ("evolution.evolutionary_generations=2", *overrides)
         settings = read_settings([*words, *(f"--config.{change}" for change in changes)])
-        Run(settings).train()
+        mo_train.main(settings)
         return folder / "logs"
 
     return run
@@ -131,7 +131,7 @@ def test_an_exported_member_draws_the_pictures_it_was_judged_by(finished):
 def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
     logs = world("run_name=parts", "evolution.evolutionary_generations=1")
     resume, longer = f"resume_from={logs / 'parts'}", "evolution.evolutionary_generations=2"
-    Run(read_settings([f"--config.{resume}", f"--config.{longer}"])).train()  # its own recipe
+    mo_train.main(read_settings([f"--config.{resume}", f"--config.{longer}"]))  # its own recipe
     for name in ("front.json", "history.json", "search.json"):
         assert read(logs / "parts" / name) == read(finished / name)
     for path in (finished / "policies").iterdir():
@@ -169,7 +169,7 @@ def test_memory_that_the_model_does_not_fit_in_is_a_clear_error(world, monkeypat
     def fails(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("mo_loop.Trainer", fails)
+    monkeypatch.setattr("run.parts.Trainer", fails)
     with pytest.raises(UserError, match=r"out of memory: CUDA.*\nLower train\.rows_per_pass"):
         world("run_name=small_card")
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import mo_train
 from config.settings.loader import load_recipe
 from config.settings.rules import process_problems
 from ddpo.cost.footprint import KNOWN_MODELS, measure_footprint
 from ddpo.cost.plan import Plan, expected_memory
 from ddpo.prompts import split_prompts
-from mo_loop import Run
-from mo_train import read_settings
+from run.command_line import read_settings
 from run.dry_run import dry_run
 from tests.support.clip import make_clip
 from tests.support.paths import ROOT
@@ -135,7 +135,7 @@ def test_a_recipe_trains_a_generation(name, small):
     model = load_recipe(RECIPES[name]).pretrained.model
     words = [f"--config={RECIPES[name]}", f"--config.run_name={name}"]
     settings = read_settings([*words, *(f"--config.{change}" for change in small(model))])
-    Run(settings).train()
+    mo_train.main(settings)
     front = json.loads((Path(settings.logdir) / name / "front.json").read_text())
     assert [o["name"] for o in front["objectives"]] == list(settings.rewards.names)
     is_soup = settings.evolution.start == "soup"  # whose warm-up trains one agent per objective

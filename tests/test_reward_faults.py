@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import mo_train
 from config.settings.errors import UserError
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
-from mo_loop import Run
-from mo_train import read_settings
+from run.command_line import read_settings
 from tests.support.paths import SMOKE
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_settings
@@ -69,7 +69,7 @@ def _run(tmp_path):
                 *(f"--config.{override}" for override in overrides),
             ]
         )
-        Run(settings).train()
+        mo_train.main(settings)
 
     from ddpo.rewards.lookup import build_reward
 

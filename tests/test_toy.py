@@ -24,7 +24,7 @@ from ddpo.advantages import within_prompt_std
 from ddpo.agents.slots import Agents
 from ddpo.cost.plan import Plan
 from ddpo.sampler import Sampler
-from mo_train import read_settings
+from run.command_line import read_settings
 
 HOURS, HALF_HOURS = ((HERE / name).read_text().split() for name in ("hours.txt", "half_hours.txt"))
 REWARDS = {

@@ -12,7 +12,7 @@ from ddpo.cost.footprint import load_architecture, measure_footprint
 from ddpo.cost.plan import CARDS, UTILISATION, Plan, expected_memory, hours, total_flops
 from ddpo.prompts import MIN_TO_SPLIT, PROMPT_SETS, load_prompts, split_prompts
 from ddpo.rewards import markdown_table
-from mo_train import read_settings
+from run.command_line import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -22,7 +22,7 @@ from config.settings.errors import UserError
 from config.settings.schema import objective_name
 from ddpo.rewards.lookup import build_reward
 from ddpo.rewards.scorer import Scorer
-from mo_train import read_settings
+from run.command_line import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

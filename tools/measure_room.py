@@ -22,7 +22,7 @@ from ddpo.calibration import initial_statistics
 from ddpo.evaluation import evaluation_set
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
-from mo_train import read_settings
+from run.command_line import read_settings
 from tools import emoji_data
 from tools.emoji_judge import load_judge
 

@@ -30,7 +30,7 @@ from ddpo.rewards.lookup import build_reward, name_problem
 from ddpo.rewards.remote.wire import FORMAT, WireError, answer_body, read_request
 from ddpo.rewards.scorer import RewardError, Scorer
 from front.arguments import port
-from mo_train import read_settings
+from run.command_line import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

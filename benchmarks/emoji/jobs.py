@@ -50,7 +50,7 @@ class Job:
 def do(job: Job) -> Record:
     """Do one run in this process, or what is left of it, and write its record."""
     from benchmarks.emoji.run import measured  # noqa: PLC0415 - imports torch
-    from mo_train import read_settings  # noqa: PLC0415
+    from run.command_line import read_settings  # noqa: PLC0415
 
     kind = "tuning-" if job.is_tuning else ""
     name = f"{kind}{job.pair}-{job.arm}-{job.learning_rate:g}-{job.seed}"

@@ -1,4 +1,4 @@
-"""One run of the study: `mo_loop.Run`, with every archive measured on the report set too."""
+"""One run of the study: the program, with every archive measured on the report set too."""
 
 from __future__ import annotations
 
@@ -9,76 +9,85 @@ from typing import TYPE_CHECKING
 
 from benchmarks.evidence import Point, Record, row_equivalents
 from ddpo.cost.plan import Plan
-from mo_loop import Run
+from mo_train import train
+from run.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from config.settings.schema import Settings
     from ddpo.model.stable_diffusion import BaseModel
-    from morl.types import Generation
-    from run.checkpoint import Checkpoint
 
 _NOTES = "report_curve.json"
 
 
-class MeasuredRun(Run):
-    """A run that notes after every generation what its archive is worth on the report set.
+class ReportCurve:
+    """Notes after every generation what a run's archive is worth on the report set.
 
     That costs the run nothing: neither images, UNet rows nor time are counted, and no decision
-    depends on it. The notes are written before the generation's checkpoint, so that a resumed run
-    goes on from them.
+    depends on it. A generation that was saved but not noted before a run broke off is noted when
+    the run goes on. Nothing is published: the record is all that the study needs.
+
+    Args:
+        since: when the run began to open, by `time.perf_counter`.
     """
 
-    def __init__(self, settings: Settings, model: BaseModel | None = None) -> None:
+    def __init__(self, since: float) -> None:
         self.returns: dict[str, list[float]] = {}
         self.points: list[Point] = []
-        self._since = time.perf_counter()
-        super().__init__(settings, model=model)
+        self._since = since
 
-    def _start(self) -> None:
-        super()._start()
-        self._measure()
+    def opened(self, run: Session) -> None:
+        """Note the base model, or go on from the notes of a run that goes on."""
+        path, done = run.directory.path / _NOTES, run.search.evolution.num_generations_done
+        if not run.directory.is_new and path.is_file():
+            noted = json.loads(path.read_text(encoding="utf-8"))
+            self.returns = noted["returns"]
+            self.points = [Point.from_json(point) for point in noted["points"][: done + 1]]
+        if len(self.points) <= done:
+            self._note(run)
 
-    def _restore(self, checkpoint: Checkpoint, changes: Sequence[str]) -> None:
-        super()._restore(checkpoint, changes)
-        noted = json.loads((self.run_dir.path / _NOTES).read_text(encoding="utf-8"))
-        done = self.evolution.num_generations_done
-        self.returns = noted["returns"]
-        self.points = [Point.from_json(point) for point in noted["points"][: done + 1]]
+    def generation(self, run: Session) -> None:
+        """Note a generation."""
+        self._note(run)
 
-    def _commit(self, generation: Generation) -> None:
-        self._measure()
-        super()._commit(generation)
+    def front(self, run: Session) -> None:
+        """Nothing."""
 
-    def _publish(self) -> None:
-        """Nothing: the record is all that the study needs."""
+    def record(self, run: Session, pair: str, arm: str) -> Record:
+        """The record of a run that is done."""
+        return Record(
+            pair=pair,
+            arm=arm,
+            seed=run.settings.seed,
+            learning_rate=run.settings.train.learning_rate,
+            objectives=run.search.evolution.objectives,
+            returns=self.returns,
+            points=tuple(self.points),
+        )
 
-    def _measure(self) -> None:
+    def _note(self, run: Session) -> None:
         seconds = time.perf_counter() - self._since
-        archive = [member.policy for member in self.evolution.archive]
-        new = [name for name in archive if name not in self.returns]
+        archive, costs = run.search.archive(), run.recorder.costs
+        new = {name: policy for name, policy in archive.items() if name not in self.returns}
         if new:
-            policies = [self.policies[name] for name in new]
-            evaluations = self.trainer.evaluate(policies, self.report_set)
+            evaluations = run.trainer.evaluate(list(new.values()), run.evaluator.report_set)
             for name, evaluation in zip(new, evaluations, strict=True):
                 returns = evaluation.returns.tolist()
                 self.returns[name] = [float(f"{value:.6g}") for value in returns]
-        self.trainer.take_unet_rows()
-        plan = Plan.of(self.settings, len(self.trainer.prompts.train))
-        gradient_rows = plan.train_rows * self.costs.train // plan.train_images
+        run.trainer.take_unet_rows()
+        plan = Plan.of(run.settings, len(run.trainer.prompts.train))
+        gradient_rows = plan.train_rows * costs.train // plan.train_images
         before = self.points[-1].seconds if self.points else 0.0
         self.points.append(
             Point(
-                images=self.costs.train + self.costs.selection,
-                rows=row_equivalents(self.costs.unet_rows, gradient_rows),
+                images=costs.train + costs.selection,
+                rows=row_equivalents(costs.unet_rows, gradient_rows),
                 seconds=round(before + seconds, 1),
                 archive=tuple(archive),
             )
         )
         points = [dataclasses.asdict(point) for point in self.points]
         noted = {"points": points, "returns": self.returns}
-        self.run_dir.write_json(_NOTES, noted, for_people=False)
+        run.directory.write_json(_NOTES, noted, for_people=False)
         self._since = time.perf_counter()
 
 
@@ -91,14 +100,8 @@ def measured(settings: Settings, pair: str, arm: str, model: BaseModel | None = 
         arm: its name in `arms.ARMS`.
         model: the base model; by default that of the settings.
     """
-    run = MeasuredRun(settings, model)
-    run.train()
-    return Record(
-        pair=pair,
-        arm=arm,
-        seed=settings.seed,
-        learning_rate=settings.train.learning_rate,
-        objectives=run.evolution.objectives,
-        returns=run.returns,
-        points=tuple(run.points),
-    )
+    curve = ReportCurve(time.perf_counter())
+    with Session.open(settings, model=model) as run:
+        curve.opened(run)
+        train(run, curve)
+    return curve.record(run, pair, arm)

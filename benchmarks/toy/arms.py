@@ -154,7 +154,7 @@ RUNNABLE = [name for name, arm in ARMS.items() if not arm.measured_at]
 def words(
     pair: str, arm: str, seed: int, learning_rate: float, changes: Mapping[str, str]
 ) -> list[str]:
-    """The command line of a run, as `mo_train.read_settings` takes it."""
+    """The command line of a run, as `run.command_line.read_settings` takes it."""
     if commit := ARMS[arm].measured_at:
         raise ValueError(f"{arm} was measured at {commit}; this version has no settings for it")
     settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **changes}

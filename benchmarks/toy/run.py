@@ -1,4 +1,4 @@
-"""One run of the comparison: `mo_loop.Run` on the toy, with no trace left on disk."""
+"""One run of the comparison: the program on the toy, with no trace left on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from benchmarks.emoji.run import measured
 from benchmarks.toy.arms import words
 from benchmarks.toy.model import ToyDiffusion
-from mo_train import read_settings
+from run.command_line import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

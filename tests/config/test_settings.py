@@ -13,7 +13,7 @@ from config import base
 from config.settings.errors import ConfigError
 from config.settings.parse import parse
 from config.settings.resume import changed_settings
-from mo_train import read_settings
+from run.command_line import read_settings
 from tests.support.paths import ROOT
 
 WRONG = {
@@ -175,7 +175,7 @@ def test_every_mistake_of_the_table_is_met_without_importing_torch():
     code = (
         "import json, sys\n"
         "from config.settings.errors import ConfigError\n"
-        "from mo_train import read_settings\n"
+        "from run.command_line import read_settings\n"
         "messages = []\n"
         "for argument in json.load(sys.stdin):\n"
         "    try: read_settings([argument])\n"

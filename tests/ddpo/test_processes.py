@@ -228,12 +228,12 @@ def test_the_result_does_not_depend_on_the_number_of_processes(
 
 def run(folder, num_agents, resume_from="", **changes):
     """The whole program."""
-    from mo_loop import Run
+    import mo_train
 
     settings = settings_for(
         folder, num_agents, logdir=str(folder / "logs"), resume_from=resume_from, **changes
     )
-    Run(settings).train()
+    mo_train.main(settings)
 
 
 def read(folder, run_name):

@@ -13,7 +13,7 @@ from ddpo.ddim import gaussian_log_prob, step_mean
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from ddpo.types import Rollout
-from mo_train import read_settings
+from run.command_line import read_settings
 from tests.support.measures import count_rows
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_rig

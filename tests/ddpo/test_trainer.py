@@ -12,7 +12,7 @@ from ddpo.processes import Processes
 from ddpo.sampler import Sampler
 from ddpo.speed.fused import FusedGroupNorm
 from ddpo.trainer import Trainer
-from mo_train import read_settings
+from run.command_line import read_settings
 from tests.support.measures import count_rows
 from tests.support.rig import make_settings
 from tests.support.worlds import small_world

@@ -27,14 +27,9 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(program, whole):
 
 
 def test_too_many_failures_in_a_row_end_the_run_and_the_last_checkpoint_is_whole(program, whole):
-    code, output = program.run(
-        "run_name=fuller",
-        "checkpoint.max_failures=2",
-        fault="fill_disk_during",
-        generations=[1, 2],
-    )
+    code, output = program.run("run_name=fuller", fault="fill_disk_during", generations=[1, 2, 3])
     assert code == 1
-    assert "generation 2 could not be saved ([Errno 27] File too large): 2 failures in a" in output
+    assert "generation 3 could not be saved ([Errno 27] File too large): 3 failures in a" in output
     assert "Generation 0 is saved; what was done since is done again" in output
     assert "Traceback" not in output
     run = whole.parent / "fuller"
@@ -63,9 +58,7 @@ def test_a_full_file_system(program, whole, tmp_path):
     if mounted.returncode:
         pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
     try:
-        code, output = program.run(
-            f"logdir={tmp_path}", "run_name=small", "checkpoint.max_failures=2"
-        )
+        code, output = program.run(f"logdir={tmp_path}", "run_name=small")
         assert code == 1
         assert "No space left on device" in output
         assert "Traceback" not in output

@@ -8,8 +8,9 @@ import torch
 from config.settings.errors import UserError
 from config.settings.loader import load_recipe
 from ddpo.calibration import calibrate
-from mo_train import _read_command_or_exit, read_settings
+from mo_train import main
 from run.calibrate import calibration_report, reward_spread
+from run.command_line import read_command, read_settings
 
 
 def test_the_spread_of_rewards_by_hand():
@@ -80,7 +81,7 @@ def test_the_lines_printed_are_settings(capsys, tmp_path):
         "--config.evaluation.calibration_prompts=6",
         "--config.num_threads=1",
     ]
-    _read_command_or_exit(arguments)()
+    read_command(arguments, main)()
     shown = capsys.readouterr().out
     lines = [line for line in shown.splitlines() if line.startswith("config.rewards.")]
     assert [line.split(" = ")[0] for line in lines] == [

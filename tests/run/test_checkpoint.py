@@ -10,10 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from front import Front
+from mo_train import main
 from run.checkpoint import CheckpointError, CheckpointStore
-from tests.support.checkpoints import assert_equal, commit, policy
+from run.command_line import read_settings
+from run.records import Costs, CurvePoint
+from tests.support.checkpoints import (
+    VERSIONS,
+    assert_equal,
+    commit,
+    entry,
+    policy,
+    reseal,
+    state,
+)
+from tests.support.worlds import small_world
 
-FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1"
+FIXTURES = Path(__file__).parent / "fixtures"
 FILES = ("manifest.json", "search.json", "run.json", "g1.safetensors")
 
 
@@ -29,14 +42,6 @@ def find(store, name):
     return next(p for p in sorted(store.checkpoints.parent.rglob(name))[::-1])
 
 
-def reseal(path, **changes):
-    """A manifest with other content and the right digest of it: what a forger would write."""
-    from run.checkpoint import _sealed
-
-    manifest = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}
-    path.write_text(json.dumps(_sealed(manifest | changes)))
-
-
 def test_a_policy_returns_bit_for_bit(tmp_path):
     store, original = CheckpointStore(tmp_path), policy(3)
     store.save_policy("g000a1", original)
@@ -44,18 +49,15 @@ def test_a_policy_returns_bit_for_bit(tmp_path):
 
 
 def test_the_newest_checkpoint_is_loaded_and_the_last_ones_are_kept(tmp_path):
-    for keep in (2, 3):
-        store = CheckpointStore(tmp_path / str(keep), keep)
-        for generation in range(5):
-            commit(store, generation, ["base", f"g{generation}"])
-        latest = CheckpointStore(tmp_path / str(keep)).latest()
-        assert (latest.generation, latest.evolution) == (4, {"n": 4})
-        assert (latest.record, latest.written_by) == ({"images": 40}, {"torch": "2"})
-        assert_equal(latest.policies["g4"], policy(6))
-        kept = [f"{number:05d}" for number in range(6 - keep, 6)]
-        assert sorted(p.name for p in store.checkpoints.iterdir()) == kept
-        kept = ["base", *(f"g{number}" for number in range(5 - keep, 5))]
-        assert sorted(p.stem for p in store.policies.iterdir()) == kept
+    store = CheckpointStore(tmp_path)
+    for generation in range(5):
+        commit(store, generation, ["base", f"g{generation}"])
+    latest = CheckpointStore(tmp_path).latest()
+    assert (latest.generation, latest.search) == (4, {"n": 4})
+    assert (latest.state, latest.versions) == (state(4), VERSIONS)
+    assert_equal(latest.policies["g4"], policy(6))
+    assert sorted(p.name for p in store.checkpoints.iterdir()) == ["00004", "00005"]
+    assert sorted(p.stem for p in store.policies.iterdir()) == ["base", "g3", "g4"]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "delete"])
@@ -117,29 +119,52 @@ def test_unknown_formats_are_refused(tmp_path):
         store.latest()
 
 
-def test_format_1_is_read_for_ever(tmp_path):
+def test_policies_of_format_1_are_read_for_ever():
     """Written once by the program and never again: a reader that cannot read it breaks old runs."""
-    shutil.copytree(FORMAT_1, tmp_path / "run")
-    checkpoint = CheckpointStore(tmp_path / "run").latest()
+    store = CheckpointStore(FIXTURES / "format_1")
+    base, other = store.load_policy("base"), store.load_policy("g0")
+    assert base.adapter[:2].tolist() == [-0.9414165019989014, 1.263246774673462]
+    assert base.step == 4
+    assert other.statistics.buffers["a"] == ((0.5484424233436584, 0.032583773136138916),)
+
+
+def test_checkpoints_of_format_1_are_read_for_ever():
+    """A whole run of the program as it was at commit 7aaf014, written once and never again."""
+    checkpoint = CheckpointStore(FIXTURES / "format_1_run").latest()
     assert checkpoint.generation == 0
-    assert checkpoint.evolution == {"n": 0}
-    assert checkpoint.record == {"images": 0}
-    assert checkpoint.policies["base"].adapter[:2].tolist() == [
-        -0.9414165019989014,
-        1.263246774673462,
-    ]
-    assert checkpoint.policies["base"].step == 4
-    assert checkpoint.policies["g0"].statistics.buffers["a"] == (
-        (0.5484424233436584, 0.032583773136138916),
-    )
+    assert [entry["generation"]["index"] for entry in checkpoint.search["generations"]] == [0]
+    assert set(checkpoint.policies) == {"base", "g000a0", "g000a1"}
+    assert checkpoint.policies["g000a1"].step == 4
+    assert set(checkpoint.policies["base"].statistics.buffers) == {"a", "b", "c", "d"}
+    state = checkpoint.state
+    assert state.settings["train"]["learning_rate"] == 0.1
+    assert state.calibration.scales == (2.1995305458269248, 0.004605252274632686)
+    assert state.costs == Costs(train=16, selection=64, report=0, unet_rows=352)
+    assert state.curve[-1] == CurvePoint(images=16, hypervolume=0.2502588836546118)
+    assert state.warmup_archive == ("base", "g000a1")
+    assert set(state.prompts) == {"train", "selection", "report"}
+    assert state.metrics_bytes == 1334
+    assert set(checkpoint.versions.packages) > {"torch", "diffusers"}
+
+
+def test_a_run_begun_by_an_older_program_goes_on(tmp_path, monkeypatch):
+    shutil.copytree(FIXTURES / "format_1_run", tmp_path / "logs" / "begun")
+    small_world(tmp_path)
+    monkeypatch.chdir(tmp_path)  # its settings name files here
+    words = ("resume_from=logs/begun", "evolution.evolutionary_generations=1")
+    main(read_settings([f"--config.{word}" for word in words]))
+    front = Front.load(tmp_path / "logs" / "begun")
+    assert front.images["train"] == 2 * 16
+    assert {record.parent for record in front.history} > {"base"}
+    lines = (front.path / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == sorted(steps)
 
 
 @pytest.mark.parametrize("name", ["adapter", "exp_avg", "exp_avg_sq"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_policy_that_is_not_finite_is_not_loaded(tmp_path, name, value, caplog):
     from safetensors.torch import load, save
-
-    from run.checkpoint import _entry
 
     store = two_checkpoints(tmp_path)
     path, manifest = find(store, "g1.safetensors"), find(store, "manifest.json")
@@ -149,7 +174,7 @@ def test_a_policy_that_is_not_finite_is_not_loaded(tmp_path, name, value, caplog
     tensors[name][7] = value
     path.write_bytes(save(tensors, record))
     entries = json.loads(manifest.read_text())["policies"]
-    reseal(manifest, policies=entries | {"g1": _entry(path.read_bytes())})
+    reseal(manifest, policies=entries | {"g1": entry(path.read_bytes())})
     assert CheckpointStore(tmp_path).latest().generation == 0
     assert f"{name} has entries that are not finite" in caplog.text
 
@@ -162,8 +187,8 @@ def test_names_cannot_leave_the_run_directory(tmp_path, name, caplog):
     manifest = store.checkpoints / "00002" / "manifest.json"
     content = json.loads(manifest.read_text())
     for key in ("files", "policies"):
-        entry = next(iter(content[key].values()))
-        reseal(manifest, **{key: {**content[key], name: entry}})
+        known = next(iter(content[key].values()))
+        reseal(manifest, **{key: {**content[key], name: known}})
         assert CheckpointStore(tmp_path).latest().generation == 0
     assert "must be a plain name" in caplog.text
 
@@ -193,8 +218,6 @@ class Bomb:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("write", [pickle.dump, torch.save], ids=["pickle", "torch"])
 def test_a_pickle_in_place_of_a_file_does_nothing(tmp_path, name, write):
-    from run.checkpoint import _entry
-
     store = two_checkpoints(tmp_path)
     path, manifest = find(store, name), find(store, "manifest.json")
     with path.open("wb") as file:
@@ -202,7 +225,7 @@ def test_a_pickle_in_place_of_a_file_does_nothing(tmp_path, name, write):
     if path != manifest:
         key, stem = ("policies", "g1") if path.suffix == ".safetensors" else ("files", name)
         entries = json.loads(manifest.read_text())[key]
-        reseal(manifest, **{key: entries | {stem: _entry(path.read_bytes())}})
+        reseal(manifest, **{key: entries | {stem: entry(path.read_bytes())}})
     assert CheckpointStore(tmp_path).latest().generation == 0
     assert not (tmp_path / "exploded").exists()
     with path.open("rb") as file:  # the bomb is a real one

@@ -8,8 +8,8 @@ import os
 import pytest
 
 from config.settings.errors import ConfigError, UserError
-from mo_train import read_settings
 from run.choice import RunChoice, choose_run, mark_finished
+from run.command_line import read_settings
 
 
 @pytest.fixture(name="choose")

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-import mo_loop
 from config.settings.errors import UserError
 from ddpo.agents.adapter import holds_adapter
 from ddpo.files import ADAPTER_FILE
 from front import Front
+from front.publish import FrontPublisher
 from run import directory as run_dir_module
-from run.directory import RunDir, open_run_dir, version_changes, written_by
+from run.directory import RunDir, open_run_dir
+from run.versions import Versions
 from tests.support.rig import make_rig, make_settings
 
 
 @pytest.fixture(name="run_dir")
 def _run_dir(tmp_path):
-    settings = make_settings(checkpoint={"max_failures": 2})
     with ExitStack() as parts:
-        yield open_run_dir(replace_logdir(settings, tmp_path), parts)
+        yield open_run_dir(replace_logdir(make_settings(), tmp_path), parts)
 
 
 def replace_logdir(settings, folder):
@@ -64,9 +64,11 @@ def test_failures_are_counted_in_a_row(run_dir, caplog):
     with run_dir.outlasting_a_full_disk(1):
         pass
     fail(2)
-    assert "generation 2 could not be saved" in caplog.text
-    with pytest.raises(UserError, match=r"generation 3 could not be saved .* 2 failures in a row"):
-        fail(3)
+    fail(3)
+    assert "generation 3 could not be saved" in caplog.text
+    assert "ends if 1 more generations in a row cannot be saved" in caplog.text
+    with pytest.raises(UserError, match=r"generation 4 could not be saved .* 3 failures in a row"):
+        fail(4)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
@@ -97,14 +99,15 @@ def test_a_published_front_stays_whole_until_the_next_one_is(make_run, run_copy,
     of_the_old = ("analysis.json", "dense_front.png", "samples/report/b000.webp")
     for name in of_the_old:
         (run_copy / name).touch()
-    original = mo_loop.publish
+    original, seen = FrontPublisher.front, []
 
-    def publish(run_dir, *arguments):
-        assert all(policy.file for policy in Front.load(run_dir.path).policies)
-        original(run_dir, *arguments)
+    def publish(self, run):
+        seen.extend(policy.file for policy in Front.load(run.directory.path).policies)
+        original(self, run)
 
-    monkeypatch.setattr(mo_loop, "publish", publish)
+    monkeypatch.setattr(FrontPublisher, "front", publish)
     make_run("", f"resume_from={run_copy}", "evolution.evolutionary_generations=3")
+    assert seen
     front = json.loads((run_copy / "front.json").read_text())
     named = {*(policy["id"] for policy in front["policies"]), *front["dominated_on_report"]}
     assert {folder.name for folder in (run_copy / "adapters").iterdir()} == named
@@ -120,7 +123,7 @@ def test_a_policy_that_was_trained_again_takes_its_old_adapters_place(run_dir, c
     before, front = file.stat(), {"policies": [{"id": "g000a0"}], "dominated_on_report": []}
     (run_dir.path / "front.json").write_text(json.dumps(front))
     for policy, is_same in ((old, True), (new, False)):
-        again = RunDir(run_dir.path, make_settings().checkpoint, is_new=False)
+        again = RunDir(run_dir.path, is_new=False)
         again.write_adapters(agents, {"g000a0": policy})
         assert holds_adapter(agents, policy, file.parent)
         assert (file.stat().st_mtime_ns == before.st_mtime_ns) is is_same
@@ -128,7 +131,7 @@ def test_a_policy_that_was_trained_again_takes_its_old_adapters_place(run_dir, c
 
 
 def test_other_versions_than_those_that_wrote_a_checkpoint_are_told():
-    before = written_by()
-    assert version_changes(before) == []
-    before["packages"]["torch"] = "1.0"
-    assert version_changes(before)[0].startswith("torch was 1.0 and is ")
+    now = Versions.current()
+    assert now.differences(now) == []
+    before = Versions(python=now.python, packages={**now.packages, "torch": "1.0"})
+    assert now.differences(before)[0].startswith("torch was 1.0 and is ")

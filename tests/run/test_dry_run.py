@@ -6,7 +6,8 @@ import pytest
 
 from config.settings.errors import UserError
 from ddpo.cost.footprint import measure_footprint
-from mo_train import _read_command_or_exit
+from mo_train import main
+from run.command_line import read_command
 from run.dry_run import dry_run, reward_state
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_settings
@@ -20,7 +21,7 @@ def _offline(monkeypatch):
 
 def test_the_default_recipe_on_the_command_line(capsys):
     """The numbers of the README's results: 10368 training images, 45 x 4 to calibrate."""
-    _read_command_or_exit(["mo_train.py", "--dry_run", "--config.evaluation.report_images=100"])()
+    read_command(["mo_train.py", "--dry_run", "--config.evaluation.report_images=100"], main)()
     report = capsys.readouterr().out
     for line in (
         "clip_alignment [cosine]: ready",
@@ -35,7 +36,7 @@ def test_the_default_recipe_on_the_command_line(capsys):
 
 def test_wrong_settings_are_met_by_a_dry_run_too(capsys):
     with pytest.raises(SystemExit) as error:
-        _read_command_or_exit(["mo_train.py", "--dry_run", "--config.seed=-1"])
+        read_command(["mo_train.py", "--dry_run", "--config.seed=-1"], main)
     assert error.value.code == 2
     assert "seed=-1 must be at least 0" in capsys.readouterr().err
 

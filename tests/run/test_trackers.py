@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from run import trackers
-from run.trackers import Trackers, installed_trackers
+from run.trackers import Trackers, installed_trackers, wandb_options
 
 
 class FakeAccelerator:
@@ -78,7 +78,7 @@ def test_a_tracker_that_raises_or_hangs_is_left_out_with_one_warning(
 
 
 def test_a_tracker_that_is_too_slow_to_keep_up_is_left_out(monkeypatch, caplog):
-    monkeypatch.setattr(trackers, "_BACKLOG", 3)
+    monkeypatch.setattr(trackers, "BACKLOG", 3)
     accelerator = FakeAccelerator(init="hang")
     run(accelerator)
     assert "3 things wait for it" in caplog.text
@@ -96,7 +96,7 @@ def test_a_tracker_that_is_not_installed_is_named(caplog):
 
 
 def test_wandb_may_not_wait_for_ever():
-    options = trackers._wandb_options("my_run")
+    options = wandb_options("my_run")
     assert options["name"] == "my_run"
     assert options["settings"].init_timeout <= trackers.PATIENCE
     assert options["settings"].login_timeout <= trackers.PATIENCE

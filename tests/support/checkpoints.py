@@ -1,10 +1,20 @@
-"""Small checkpoints."""
+"""Small checkpoints, and what a forger needs to change them unnoticed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import torch
 
+from ddpo.calibration import Calibration
 from ddpo.types import Policy, PromptStatistics
+from run.checkpoint import Checkpoint
+from run.records import Costs, CurvePoint
+from run.state import RunState
+from run.versions import Versions
+
+VERSIONS = Versions(python="3", packages={"torch": "2"})
 
 
 def policy(seed):
@@ -16,10 +26,42 @@ def policy(seed):
     )
 
 
+def state(generation):
+    """Of a run that samples ten images per generation."""
+    points = (CurvePoint(10 * i, 0.1 * i) for i in range(generation + 1))
+    return RunState(
+        settings={"seed": 0},
+        calibration=Calibration(scales=(1.0, 2.0), reference=(0.0, -1.0), ideal=(1.0, 3.0)),
+        costs=Costs(train=10 * generation, selection=2, report=0, unet_rows=40 * generation),
+        curve=tuple(points),
+        warmup_archive=("base",),
+        prompts={"train": "ab", "report": "cd"},
+        metrics_bytes=100 * generation,
+    )
+
+
 def commit(store, generation, names):
-    for name in names:
-        store.save_policy(name, policy(len(name) + generation))
-    store.commit(generation, {"n": generation}, names, {"images": 10 * generation}, {"torch": "2"})
+    store.commit(
+        Checkpoint(
+            generation=generation,
+            search={"n": generation},
+            policies={name: policy(len(name) + generation) for name in names},
+            state=state(generation),
+            versions=VERSIONS,
+        )
+    )
+
+
+def entry(data):
+    """How a manifest describes a file of these bytes."""
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def reseal(path, **changes):
+    """Give a manifest other content and the right digest of it: what a forger would write."""
+    manifest = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"} | changes
+    content = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    path.write_text(json.dumps({**manifest, "sha256": hashlib.sha256(content).hexdigest()}))
 
 
 def assert_equal(first, second):

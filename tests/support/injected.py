@@ -8,11 +8,15 @@ import shutil
 import signal
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from run.checkpoint import Checkpoint
+    from run.session import Session
 
 
 def never_reach_a_safe_point() -> None:
@@ -43,13 +47,13 @@ def signal_myself_at(words: str, count: int) -> None:
     Progress.steps = steps
 
 
-def kill_at(operation: str, part: str) -> None:
-    """SIGKILL just before the first file operation on a path that ends in `part`."""
+def kill_at(operation: str, pattern: str) -> None:
+    """SIGKILL just before the first file operation on a path like `pattern`, as in a shell."""
     original = getattr(Path, operation)
 
     def deadly(self: Path, *arguments: object, **options: object) -> object:
         is_read = operation == "open" and not arguments
-        if str(self).endswith(part) and not is_read:
+        if fnmatch(str(self), pattern) and not is_read:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, *arguments, **options)
 
@@ -118,11 +122,11 @@ def fill_disk_during(generations: list[int]) -> None:
 
     original = CheckpointStore.commit
 
-    def commit(self: CheckpointStore, generation: int, *arguments: object) -> None:
-        limit = 1 if generation in generations else resource.RLIM_INFINITY
+    def commit(self: CheckpointStore, checkpoint: Checkpoint) -> None:
+        limit = 1 if checkpoint.generation in generations else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            original(self, generation, *arguments)
+            original(self, checkpoint)
         finally:
             resource.setrlimit(
                 resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -137,14 +141,14 @@ def run_out_of_memory_in(generation: int) -> None:
 
     from ddpo.trainer import Trainer
 
-    original = Trainer.iterate
+    original = Trainer.draw
 
-    def iterate(self: Trainer, index: int, *arguments: object) -> object:
+    def draw(self: Trainer, index: int, *arguments: object) -> object:
         if index == generation:
             torch.empty(1 << 50)
         return original(self, index, *arguments)
 
-    Trainer.iterate = iterate
+    Trainer.draw = draw
 
 
 def impatient_with_trackers() -> None:
@@ -156,17 +160,17 @@ def impatient_with_trackers() -> None:
 
 def fill_disk_while_publishing() -> None:
     """No file of the published front can be written."""
-    import mo_loop
+    from front.publish import FrontPublisher
 
-    original = mo_loop.publish
+    original = FrontPublisher.front
 
-    def publish(*arguments: object, **options: object) -> object:
+    def front(self: FrontPublisher, run: Session) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
         try:
-            return original(*arguments, **options)
+            original(self, run)
         finally:  # what is printed goes to a file as well
             resource.setrlimit(
                 resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
             )
 
-    mo_loop.publish = publish
+    FrontPublisher.front = front

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # One clean process imports torch once; the workers are forked from it.
 _FORK = multiprocessing.get_context("forkserver")
-_FORK.set_forkserver_preload(["tests.support.processes", "mo_loop"])
+_FORK.set_forkserver_preload(["tests.support.processes", "run.session", "front.publish"])
 
 
 @dataclass

@@ -136,7 +136,8 @@ class Program:
 
 
 def _serve() -> None:
-    importlib.import_module("mo_loop")
+    for module in ("run.session", "front.publish"):
+        importlib.import_module(module)
     importlib.import_module("torch").set_num_threads(1)
     for line in sys.stdin:
         request = json.loads(line)

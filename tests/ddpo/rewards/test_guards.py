@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config.settings.errors import ConfigError, StoppedError
+from config.settings.errors import ConfigError
 from ddpo.processes import Processes
 from ddpo.rewards.guards import (
     Guards,
@@ -20,9 +20,8 @@ from ddpo.rewards.guards import (
 from ddpo.rewards.scorer import RewardError
 from ddpo.trainer import Trainer
 from ddpo.types import Evaluation, EvaluationSet
-from mo_loop import Run
-from mo_train import read_settings
-from run.stop import Stop
+from run.command_line import read_settings
+from run.session import Session
 from tests.support.clip import make_clip
 from tests.support.rig import make_settings
 from tests.support.worlds import small_world
@@ -223,11 +222,8 @@ def test_guards_are_not_measured_on_the_pictures_of_calibration(tmp_path, monkey
 
     monkeypatch.setattr(Guards, "submit", counted)
     settings = read_settings([*small_world(tmp_path), "--config.guards.names=sharpness"])
-    stop = Stop()
-    run = Run(settings, stop)  # measures the base model
-    stop.signal_name = "SIGTERM"
-    with pytest.raises(StoppedError):
-        run.train()
+    with Session.open(settings):  # measures the base model
+        pass
     assert len(seen) == settings.evaluation.selection_images
 
 

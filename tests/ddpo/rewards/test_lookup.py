@@ -10,7 +10,7 @@ import torch
 from config.settings.errors import ConfigError, UserError
 from ddpo.rewards.lookup import build_reward
 from ddpo.rewards.scorer import Scorer
-from mo_train import read_settings
+from run.command_line import read_settings
 from tests.support.rig import make_settings
 
 MODULE = """

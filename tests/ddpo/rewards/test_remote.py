@@ -23,7 +23,7 @@ from ddpo.rewards.image_batch import ImageBatch
 from ddpo.rewards.remote.client import RemoteError, RemoteReward
 from ddpo.rewards.remote.wire import WireError, error_text, read_answer, read_request, request_body
 from ddpo.rewards.scorer import RewardError, Scorer
-from mo_train import read_settings
+from run.command_line import read_settings
 from tests.support.paths import ROOT
 from tests.support.rewards import build
 from tests.support.rig import make_settings

@@ -13,7 +13,7 @@ from config.settings.errors import ConfigError
 from ddpo.rewards import REWARDS, markdown_table, parts_of
 from ddpo.rewards.guards import Guards
 from ddpo.rewards.scorer import RewardError, Scorer
-from mo_train import read_settings
+from run.command_line import read_settings
 from tests.support.paths import ROOT
 
 CPU = torch.device("cpu")

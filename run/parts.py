@@ -1,0 +1,118 @@
+"""What a run works with, opened: processes, run directory, trainer, accounts, evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+
+from config.settings.errors import ConfigError, UserError
+from config.settings.rules import process_problems
+from ddpo.processes import Processes, use_threads
+from ddpo.trainer import Trainer
+from run.directory import RunDir, open_run_dir
+from run.evaluator import Evaluator
+from run.failures import memory_advised
+from run.progress import Progress, route_logs
+from run.recorder import Recorder
+from run.trackers import Trackers, installed_trackers
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from config.settings.schema import Settings
+    from ddpo.model.stable_diffusion import BaseModel
+    from run.stop import Stop
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """The parts of a run.
+
+    Where several processes share it, each has its own parts: sampling, updates and evaluation are
+    shared, and what is called through `processes.once` (decisions, files, logs) happens in the
+    first process alone.
+
+    Attributes:
+        settings: checked already.
+        processes: that share the run.
+        directory: what the run leaves on disk.
+        trainer: DDPO.
+        recorder: costs, curve, metrics.
+        evaluator: judges policies on the run's sets.
+    """
+
+    settings: Settings
+    processes: Processes
+    directory: RunDir
+    trainer: Trainer
+    recorder: Recorder
+    evaluator: Evaluator
+
+
+def join_processes(settings: Settings, stack: ExitStack) -> tuple[Processes, RunDir]:
+    """Meet the other processes of the run, and lock its directory.
+
+    Args:
+        settings: of the run.
+        stack: closes both.
+
+    Raises:
+        UserError: if the processes or the directory cannot be used; `ConfigError` if the settings
+            do not fit that many processes.
+    """
+    processes = Processes.start(settings.processes, settings.task_counts)
+    stack.push(lambda _kind, error, _trace: processes.close(error))
+    route_logs(processes.is_first)
+    problems = list(process_problems(settings.flat(), processes.count))
+    if problems:
+        raise ConfigError(problems)
+    return processes, processes.once(open_run_dir, settings, stack)
+
+
+def open_parts(
+    settings: Settings,
+    processes: Processes,
+    directory: RunDir,
+    stop: Stop | None,
+    model: BaseModel | None,
+    stack: ExitStack,
+) -> Parts:
+    """Load the model and the rewards, and start the accounts.
+
+    Args:
+        settings: of the run.
+        processes: that share it.
+        directory: of the run.
+        stop: tells when a signal asks for an end.
+        model: the base model; by default that of `settings.pretrained` is loaded.
+        stack: closes the parts.
+
+    Raises:
+        UserError: if the model or a reward cannot be loaded, in this process or in another.
+    """
+    tracker_names = installed_trackers(settings.trackers) if processes.is_first else []
+    accelerator = Accelerator(
+        cpu=processes.device.type == "cpu",
+        log_with=tracker_names or None,
+        project_dir=directory.path,
+    )
+    use_threads(settings.num_threads)
+    progress = Progress(settings.evolution.num_generations, processes.is_first)
+    stack.callback(progress.close)
+    check_stop = stop.check if stop else lambda: None
+    with processes.together(UserError), memory_advised():
+        trainer = Trainer(settings, processes, progress.steps, check_stop, model)
+    stack.callback(trainer.close)
+    trackers = Trackers(accelerator, tracker_names, directory.path.name, settings.flat())
+    stack.callback(trackers.close)
+    recorder = Recorder(directory, progress, trackers)
+    return Parts(
+        settings=settings,
+        processes=processes,
+        directory=directory,
+        trainer=trainer,
+        recorder=recorder,
+        evaluator=Evaluator(settings, trainer, processes, directory, recorder),
+    )

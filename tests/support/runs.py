@@ -1,0 +1,59 @@
+"""One small run of the real program, shared by the tests of what is done with a run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import mo_train
+from run.command_line import read_settings
+from tests.support.paths import SMOKE
+from tests.support.pipelines import make_tiny_pipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture(scope="session", name="make_run")
+def _make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs the real program on a tiny random model: make_run("name", "train.learning_rate=1")."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_tiny_pipe().save_pretrained(folder / "model")
+    (folder / "train.txt").write_text("a\nb\nc\nd\n")
+    (folder / "report.txt").write_text("e\nf\n")
+
+    def run(name: str, *overrides: str) -> Path:
+        settings = [
+            f"pretrained.model={folder / 'model'}",
+            f"prompts.train={folder / 'train.txt'}",
+            f"prompts.report={folder / 'report.txt'}",
+            "rewards.names=colorfulness,jpeg_compressibility",
+            "adapter.alpha=6.0",
+            "train.learning_rate=0.3",
+            "evolution.num_agents=3",
+            "evolution.evolutionary_generations=2",
+            "num_threads=1",
+            f"logdir={folder / 'logs'}",
+            f"run_name={name}",
+            *overrides,
+        ]
+        arguments = [f"--config={SMOKE}", *(f"--config.{setting}" for setting in settings)]
+        mo_train.main(read_settings(arguments))
+        return folder / "logs" / name
+
+    return run
+
+
+@pytest.fixture(scope="session", name="finished_run")
+def _finished_run(make_run: Callable[..., Path]) -> Path:
+    """A finished run of three agents and three generations; not to be written to."""
+    return make_run("finished")
+
+
+@pytest.fixture(name="run_copy")
+def _run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """The same run, to be written to."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
