@@ -1,8 +1,7 @@
 """Stable Diffusion 1.5 on one GPU: images a second, share of the card's ceiling, memory.
 
-    python -m benchmarks.gpu             # a few minutes on an H100; bfloat16, `pretrained.fuse`
-    python -m benchmarks.gpu --compile   # and all of the UNet compiled, which takes minutes more
-    python -m benchmarks.gpu --quick     # a small model, on a CPU too: does it still run?
+    python -m benchmarks.gpu           # a few minutes on an H100; bfloat16, `speed=fused`
+    python -m benchmarks.gpu --quick   # a small model, on a CPU too: does it still run?
 
 The model has Stable Diffusion 1.5's architecture and random weights, so that nothing is downloaded:
 512 x 512 pixels, guidance, six agents. Times are between device events; FLOPs are those of the cost
@@ -36,7 +35,6 @@ from ddpo.cost.footprint import known_architecture, measure_footprint
 from ddpo.cost.plan import Plan, expected_memory
 from ddpo.devices import DTYPES
 from ddpo.model.stable_diffusion import FrozenDiffusion
-from ddpo.speed.compiling import compile_unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +55,6 @@ class Bench:
         model: a hub id whose architecture is known, or a folder.
         device: of the model.
         dtype: of its frozen parts.
-        backend: of torch.compile; empty: without.
         steps: numbers of denoising steps.
         images: of each agent, where throughput is measured.
         grouped_steps: denoising steps where agents are drawn together and in turn.
@@ -69,7 +66,6 @@ class Bench:
     model: str
     device: torch.device
     dtype: str
-    backend: str
     steps: tuple[int, ...]
     images: int
     grouped_steps: int
@@ -90,7 +86,7 @@ class Bench:
         *,
         vae_slicing: bool = False,
         checkpointing: bool = False,
-        fuse: bool = True,
+        speed: str = "fused",
     ) -> Settings:
         """Of one rollout of `images` an agent, all of them in one pass."""
         return one_rollout(
@@ -102,18 +98,16 @@ class Bench:
             pretrained={
                 "model": self.model,
                 "dtype": self.dtype,
-                "fuse": fuse,
                 "vae_slicing": vae_slicing,
             },
             evolution={"num_agents": agents},
+            speed=speed,
         )
 
     def rig(self, settings: Settings) -> Rig:
         """Agents on a new model with random weights."""
         pipe = self._pipeline()
         model = FrozenDiffusion(pipe, self.device)
-        if settings.pretrained.fuse:
-            model.fuse()
         if settings.pretrained.vae_slicing:
             pipe.vae.enable_slicing()
         if settings.train.gradient_checkpointing:
@@ -164,17 +158,13 @@ def flops_per_image(footprint: Footprint, steps: int) -> dict[str, float]:
 def throughput(bench: Bench, peak: float) -> dict[str, Any]:
     """Table 4: images a second of six agents, and what share of the ceiling that is.
 
-    Of the plain UNet, without `pretrained.fuse`, only the fewest steps are measured.
+    With `speed=layers` only the fewest steps are measured.
     """
-    ways = {"plain": [min(bench.steps)], "fused": bench.steps}
-    if bench.backend:
-        ways["compiled"] = bench.steps
+    ways = {"layers": [min(bench.steps)], "fused": bench.steps}
     out: dict[str, Any] = {"ready_after_seconds": {}}
     for way, numbers_of_steps in ways.items():
         begun = time.perf_counter()
-        rig = bench.rig(bench.settings(AGENTS, 1, bench.images, fuse=way == "fused"))
-        if way == "compiled":
-            _compile(rig, bench.backend)
+        rig = bench.rig(bench.settings(AGENTS, 1, bench.images, speed=way))
         rig.sample_and_train()
         out["ready_after_seconds"][way] = time.perf_counter() - begun
         out[way] = {str(steps): _speeds(bench, rig, steps, peak) for steps in numbers_of_steps}
@@ -189,23 +179,20 @@ def throughput(bench: Bench, peak: float) -> dict[str, Any]:
     }
     common.say(f"## Throughput: {AGENTS} agents, {bench.images} images of each in a pass\n")
     common.print_table(
-        ["UNet", "steps", *columns.values()],
+        ["speed", "steps", *columns.values()],
         [
-            [unet, steps, *(_shown(speeds.get(name)) for name in columns)]
-            for unet in ways
-            for steps, speeds in out[unet].items()
+            [way, steps, *(_shown(speeds[name]) for name in columns)]
+            for way in ways
+            for steps, speeds in out[way].items()
         ],
     )
     return out
 
 
 def _speeds(bench: Bench, rig: Rig, steps: int, peak: float) -> dict[str, float]:
-    """Images a second and shares of the ceiling with so many steps, on the agents of a rig.
-
-    A single pass of a compiled UNet, which would need a third graph, is not measured.
-    """
-    model, agents = rig.sampler.model, rig.agents
-    brief, settings = (bench.settings(AGENTS, n, bench.images) for n in (2, steps))
+    """Images a second and shares of the ceiling with so many steps, on the agents of a rig."""
+    model, agents, speed = rig.sampler.model, rig.agents, rig.settings.speed
+    brief, settings = (bench.settings(AGENTS, n, bench.images, speed=speed) for n in (2, steps))
     for case in _cases(Rig.make(model, brief, agents)).values():
         case()  # kernels are loaded, graphs compiled
     cases = _cases(Rig.make(model, settings, agents))
@@ -216,32 +203,17 @@ def _speeds(bench: Bench, rig: Rig, steps: int, peak: float) -> dict[str, float]
     out = {f"{what}_images_per_s": 1 / value for what, value in seconds.items()}
     both = (flops["sample"] + flops["train"]) / (seconds["sample"] + seconds["train"])
     out["ceiling_share"] = both / peak
-    if single := seconds.get("single_pass"):
-        out["single_pass_ceiling_share"] = flops["single_pass"] / single / peak
+    out["single_pass_ceiling_share"] = flops["single_pass"] / seconds["single_pass"] / peak
     sys.stderr.write(f"{steps} steps: {out}\n")  # the table comes at the end
     return out
 
 
 def _cases(rig: Rig) -> dict[str, Callable[[], object]]:
-    cases: dict[str, Callable[[], object]] = {
+    return {
         "sample": rig.sample,
         "train": partial(rig.train, rig.sample()),
+        "single_pass": rig.in_single_pass().sample_and_train,
     }
-    if rig.agents.unet is rig.sampler.model.unet:
-        cases["single_pass"] = rig.in_single_pass().sample_and_train
-    return cases
-
-
-def _compile(rig: Rig, backend: str) -> None:
-    """Compile the UNet pass of a rig, as `pretrained.compile` and `channels_last` do.
-
-    Raises:
-        UserError: if it cannot be compiled.
-    """
-    unet: Any = rig.sampler.model.unet
-    unet.to(memory_format=torch.channels_last)
-    if not compile_unet(rig.agents, backend, partial(rig.updater.trial_pass, rig.agents)):
-        raise UserError("the UNet could not be compiled here; see the message above")
 
 
 def grouped(bench: Bench) -> dict[str, float]:
@@ -333,7 +305,6 @@ def _shown(value: float | None) -> object:
 def main() -> None:
     """Print the tables and the headline."""
     parser = common.parser(__doc__, rounds=2)
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.quick:
@@ -343,7 +314,6 @@ def main() -> None:
                 model=folder,
                 device=torch.device("cpu"),
                 dtype="float32",
-                backend="eager" if arguments.compile else "",
                 steps=(2,),
                 images=1,
                 grouped_steps=1,
@@ -356,7 +326,6 @@ def main() -> None:
                 model=SD15,
                 device=torch.device("cuda"),
                 dtype="bfloat16",
-                backend="inductor" if arguments.compile else "",
                 steps=(50, 20),
                 images=4,
                 grouped_steps=4,

@@ -11,7 +11,7 @@ the trainer; it runs unchanged, with the libraries that this project was measure
 environment that this script makes. Each is called at its own entry point, `DDPOTrainer.step` and
 `Trainer.iterate`.
 
-This project's settings differ by model (`OWN`): rows a pass and memory layout, which TRL has not.
+This project's settings differ by model (`OWN`): rows a pass, which TRL has not.
 It trains in a single pass (`train.single_pass`): with one optimiser step an epoch the gradients are
 those of sampling, the same up to rounding. Sampling and training by themselves are shown with two.
 
@@ -48,9 +48,9 @@ POLICIES = 6
 IMAGES = 8  # of each policy
 GUIDANCE = 5.0
 BATCHES = (1, 2, 4, 8)  # samples a pass of the peer's training
-# Settings of this project: UNet rows a pass, without and with gradient, and the UNet's layout. The
-# rows are the most that keep the peak memory of training about that of the peer.
-OWN = {"small": ("36", "36", "channels_last"), "larger": ("36", "24", "channels_last")}
+# UNet rows a pass of this project, without and with gradient: the most that keep the peak memory of
+# training about that of the peer.
+OWN = {"small": ("36", "36"), "larger": ("36", "24")}
 ALONE, TWICE = "this project, one agent, two passes", "this project, all agents, two passes"
 TOGETHER = "this project, all agents, single pass"
 

@@ -10,11 +10,11 @@ import torch
 
 from config import base
 from config.settings.parse import parse
+from ddpo import speed
 from ddpo.agents.slots import Agents
 from ddpo.processes import Processes
 from ddpo.sampler import Sampler
 from ddpo.seeding import Stream
-from ddpo.speed.allocator import keep_freed_memory
 from ddpo.trainer import make_update
 from ddpo.types import Rollout
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ddpo.update import Update
 
 
-def settings_with(**changes: dict[str, Any]) -> Settings:
+def settings_with(speed: str = "layers", **changes: dict[str, Any]) -> Settings:
     """Default settings with sections changed: `settings_with(sample={"num_steps": 4})`.
 
     Not checked against each other: a benchmark may train one agent with one reward.
@@ -34,7 +34,7 @@ def settings_with(**changes: dict[str, Any]) -> Settings:
         name: dataclasses.replace(getattr(default, name), **values)
         for name, values in changes.items()
     }
-    return dataclasses.replace(default, **sections)
+    return dataclasses.replace(default, speed=speed, **sections)
 
 
 def one_rollout(
@@ -87,10 +87,9 @@ class Rig:
     @classmethod
     def make(cls, model: BaseModel, settings: Settings, agents: Any | int) -> Rig:
         """Put the parts together; a number of agents stands for so many stacked adapters."""
-        if model.device.type == "cpu":
-            keep_freed_memory()  # as `Trainer` does
         if isinstance(agents, int):
             agents = Agents(model.unet, agents, settings.adapter, settings.train)
+        speed.apply(settings.speed, model, agents if isinstance(agents, Agents) else None)
         sampler = Sampler(model, settings.training_sample)
         return cls(
             settings=settings,

@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.pretrained.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     config.pretrained.dtype = "bfloat16"
-    config.pretrained.fuse = True
+    config.speed = "fused"
     config.pretrained.vae_slicing = True
 
     config.rewards.names = ("aesthetic_score", "jpeg_compressibility")

@@ -19,6 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.resume_force = ()  # settings that may differ from those the run began with
     config.trackers = ()  # besides metrics.jsonl: "wandb", "tensorboard"
     config.num_threads = 0  # CPU threads of torch; 0: all cores
+    # off: every layer in its plain form. layers: faster ones, the same up to rounding. fused: on a
+    # GPU, norms and activations in fewer passes too (docs/scaling.md).
+    config.speed = "layers"
 
     # --- processes: as many as torchrun or accelerate started ----------------------------------
     config.processes = processes = ml_collections.ConfigDict()
@@ -27,25 +30,28 @@ def get_config() -> ml_collections.ConfigDict:
 
     # --- the frozen base model ---------------------------------------------------------------
     config.pretrained = pretrained = ml_collections.ConfigDict()
-    # Hub id, folder, .safetensors checkpoint, or "emoji-sd", which ships with the project.
+    # Hub id (owner/name@revision pins one), folder, .safetensors checkpoint, or "emoji-sd", which
+    # ships with the project.
     pretrained.model = "emoji-sd"
     pretrained.revision = ""  # branch, tag or commit on the hub
     pretrained.variant = ""  # file variant on the hub, e.g. "fp16"
     # A .safetensors checkpoint has no configuration: folder or hub id of a model of the same kind.
     pretrained.single_file_config = ""  # empty: the hub model that diffusers infers
-    pretrained.dtype = "float32"  # of the frozen parts: float32, bfloat16 or float16
+    # Of the frozen parts: float32, tf32 (float32 whose products a GPU rounds to 10 bits), bfloat16
+    # or float16.
+    pretrained.dtype = "float32"
     pretrained.height = 0  # of the pictures, in pixels; 0: the model's own
     pretrained.width = 0
     # What SDXL is told of its pictures: (height, width) of the original, (top, left) of the crop.
     pretrained.original_size = ()  # empty: the size drawn
     pretrained.crop_top_left = (0, 0)
-    pretrained.lora = ""  # one LoRA to merge into the model first: file, folder or hub id
+    # One LoRA to merge into the model first: file, folder or hub id, owner/name/file@revision.
+    pretrained.lora = ""
     pretrained.lora_file = ""  # which file of a folder or hub id that has several
     pretrained.lora_revision = ""  # branch, tag or commit on the hub
     pretrained.lora_scale = 1.0  # its strength
     pretrained.channels_last = False  # memory layout of the UNet; faster convolutions on some GPUs
     pretrained.tf32 = False  # on CUDA, float32 products of 10 bits: faster, see docs/scaling.md
-    pretrained.fuse = False  # norms and activations in fewer passes: for GPUs, see docs/scaling.md
     pretrained.compile = ""  # backend of torch.compile for the UNet, such as "inductor"
     pretrained.vae_slicing = False  # decode one picture at a time: less memory, slower
     pretrained.vae_tiling = False  # decode large pictures in overlapping tiles; not exact

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import torch
 
-# By the names that settings use.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# By the names that settings use; tf32 is float32 whose products a GPU rounds to 10 bits.
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def to_device(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from config.settings.errors import StoppedError
+from ddpo import speed
 from ddpo.advantages import advantages
 from ddpo.agents.conditioned import make_agents
 from ddpo.collect import collect
@@ -23,7 +24,6 @@ from ddpo.rules import make_rule
 from ddpo.sampler import Sampler
 from ddpo.seeding import Stream
 from ddpo.single_pass import SinglePassUpdate
-from ddpo.speed.allocator import keep_freed_memory
 from ddpo.types import Evaluation, EvaluationSet, RewardBatch, UpdateStats
 from ddpo.update import PpoUpdate, Update
 
@@ -96,23 +96,24 @@ class Trainer:
         check_stop: Callable[[], object] = lambda: None,
         model: BaseModel | None = None,
     ) -> None:
-        if processes.device.type == "cpu":
-            keep_freed_memory()
         self.settings = settings
         self.processes = processes
         self.start_bar = start_bar
         self.check_stop = check_stop
         self._collapse = CollapseWatch()
         self.prompts = split_prompts(settings.prompts)
-        self.model = model or _load_model(settings, self.prompts, processes.device)
+        self.model: BaseModel = model or FrozenDiffusion.load(settings.pretrained, processes.device)
+        slots = max(len(processes.share(num, 1).agents) for num in settings.task_counts)
+        self.agents = make_agents(self.model.unet, slots, settings, processes)
+        speed.apply(settings.speed, self.model, self.agents)
+        if isinstance(self.model, FrozenDiffusion):
+            _save_memory(self.model, settings, self.prompts)
         self.scorer = Scorer.build(settings.rewards, processes.device)
         self.guards = Guards.build(settings, processes.device)
         examples = (self.prompts.train[0], self.prompts.selection[0], self.prompts.report[0])
         self.scorer.check(*self.model.image_size, examples)
         if self.guards is not None:
             self.guards.check(*self.model.image_size, examples)
-        slots = max(len(processes.share(num, 1).agents) for num in settings.task_counts)
-        self.agents = make_agents(self.model.unet, slots, settings, processes)
         self.sampler = Sampler(self.model, settings.training_sample)
         self.evaluation_sampler = self.sampler
         if settings.evaluation_sample != settings.training_sample:
@@ -292,21 +293,13 @@ def make_update(sampler: Sampler, settings: Settings, processes: Processes) -> U
     return PpoUpdate(rule, sampler.schedule, settings.train, processes)
 
 
-def _load_model(settings: Settings, prompts: PromptSplit, device: torch.device) -> FrozenDiffusion:
-    """The base model that the settings name, ready to be trained on.
-
-    Raises:
-        UserError: if it cannot be loaded.
-    """
-    model = FrozenDiffusion.load(settings.pretrained, device)
-    if settings.pretrained.fuse:
-        model.fuse()
+def _save_memory(model: FrozenDiffusion, settings: Settings, prompts: PromptSplit) -> None:
+    """Checkpoint gradients and free the text encoders, where the settings want that."""
     if settings.train.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
     if settings.pretrained.offload_text_encoders:
         negative = settings.sample.negative_prompt
         model.offload_text_encoders([*prompts.train, *prompts.selection, *prompts.report, negative])
-    return model
 
 
 def _num_steps(sampler: Sampler, samples: int, num_agents: int) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ddpo import speed
 from ddpo.agents.adapter import Adapter, policy_of
 from ddpo.agents.slots import Agents
 from ddpo.evaluation import evaluate, evaluation_set
@@ -198,6 +199,7 @@ class Judge:
             settings.evolution.num_agents, max(1, settings.sample.rows_per_pass // per_agent)
         )
         self._agents = Agents(diffusion.unet, num_agents, adapter, settings.train)
+        speed.apply(settings.speed, diffusion, self._agents)
         self._sampler = Sampler(diffusion, settings.evaluation_sample)
 
     def measure(

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ddpo.agents.adapter import Adapter
 from ddpo.assets import resolve_model
 from ddpo.files import ADAPTER_FILE
+from ddpo.model.source import source_of
 from front.front import FrontPolicy
 from front.plots import plot_samples
 from front.settings import settings_of
@@ -131,7 +132,7 @@ def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
 
 def _write(folder: Path, front: Front, pictures: list[str], repo: str, **content: Any) -> None:
     """Fill the template and write the card."""
-    model = str(front.settings["pretrained"]["model"])
+    model = source_of(str(front.settings["pretrained"]["model"])).name
     is_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).is_dir()
     name = model if is_on_hub else Path(model).name  # a path says too much about a machine
     prompts = front.sample_prompts or ("your prompt",)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from config.settings.errors import UserError
+from ddpo import speed
 from ddpo.agents.adapter import Adapter
 from ddpo.ddim import make_schedule
 from ddpo.model.stable_diffusion import FrozenDiffusion
@@ -48,17 +48,10 @@ class Painter:
             pretrained = dataclasses.replace(pretrained, dtype="float32")
         self.sample = settings.evaluation_sample
         self._model = FrozenDiffusion.load(pretrained, where)
+        speed.apply(settings.speed, self._model)
         self._model.pipe.scheduler = self._model.scheduler
         self._shown: FrontPolicy | Blend | None = None
-        frame = self._model.frame
-        size = {
-            "height": frame.height,
-            "width": frame.width,
-            "original_size": frame.original_size,  # this and the next are SDXL's
-            "crops_coords_top_left": frame.crop_top_left,
-        }
-        known = inspect.signature(type(self._model.pipe).__call__).parameters
-        self._size = {name: value for name, value in size.items() if name in known}
+        self._size = dataclasses.asdict(self._model.frame)
 
     @torch.inference_mode()
     def draw(

@@ -25,7 +25,8 @@ def settings_of(
 ) -> Settings:
     """The settings a run was made with.
 
-    Settings that the run's program did not have yet say what it did.
+    Settings that the run's program did not have yet say what it did. Nothing is compiled for a few
+    pictures: `speed` is "layers" where the run had "fused".
 
     Args:
         front: of the run.
@@ -43,6 +44,8 @@ def settings_of(
         settings = parse(ConfigDict(values), {}, [reward_problems] if with_rewards else [])
     except ConfigError as error:
         raise FrontError(f"the settings in {front.path / 'config.json'}: {error}") from error
+    if settings.speed == "fused":
+        settings = dataclasses.replace(settings, speed="layers")
     if not rows_per_pass:
         return settings
     sample = dataclasses.replace(settings.sample, rows_per_pass=rows_per_pass)

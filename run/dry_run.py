@@ -20,6 +20,7 @@ from ddpo.cost.plan import (
     rows_that_fit,
     total_flops,
 )
+from ddpo.model.source import repository_and_file, source_of
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS, parts_of, reward_entry
 from ddpo.rewards.lookup import build_reward
@@ -193,26 +194,27 @@ def _duration(spent: float) -> str:
 
 def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
     pretrained = settings.pretrained
-    if Path(resolve_model(pretrained.model)).exists():
+    if Path(resolve_model(source_of(pretrained.model).name)).exists():
         yield "none for the base model: it is on this machine"
     else:
         yield _model_download(pretrained, footprint)
     if pretrained.lora and not Path(pretrained.lora).exists():
-        file = pretrained.lora_file or "its .safetensors file"
-        revision = pretrained.lora_revision or None
-        if _is_cached(pretrained.lora, pretrained.lora_file, revision):
+        source = source_of(pretrained.lora)
+        repository, file = repository_and_file(source.name)
+        if file is not None and _is_cached(repository, file, source.revision):
             yield "none for the LoRA: it is in the hub's cache"
         else:
-            yield f"{pretrained.lora}: {file}, the LoRA that is merged into the base model"
+            file = file or "its .safetensors file"
+            yield f"{repository}: {file}, the LoRA that is merged into the base model"
 
 
 def _model_download(pretrained: PretrainedSettings, footprint: Footprint) -> str:
     variant = f".{pretrained.variant}" if pretrained.variant else ""
     files = [f"{part}/{file}{variant}.safetensors" for part, file in _WEIGHT_FILES.items()]
-    if KNOWN_MODELS.get(pretrained.model) != "sdxl":
+    name, revision = source_of(pretrained.model)
+    if KNOWN_MODELS.get(name) != "sdxl":
         files = [file for file in files if not file.startswith("text_encoder_2")]
-    revision = pretrained.revision or None
-    missing = [file for file in files if not _is_cached(pretrained.model, file, revision)]
+    missing = [file for file in files if not _is_cached(name, file, revision)]
     if not missing:
         return "none for the base model: it is in the hub's cache"
     parts = footprint.unet_parameters + footprint.vae_parameters + footprint.text_parameters
@@ -221,4 +223,4 @@ def _model_download(pretrained: PretrainedSettings, footprint: Footprint) -> str
 
 
 def _is_cached(model: str, file: str, revision: str | None) -> bool:
-    return bool(file) and isinstance(try_to_load_from_cache(model, file, revision=revision), str)
+    return isinstance(try_to_load_from_cache(model, file, revision=revision), str)

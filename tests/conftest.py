@@ -54,16 +54,15 @@ def _settings() -> Callable[..., schema.Settings]:
 
 @pytest.fixture(name="rounded_as_diffusers")
 def _rounded_as_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would round otherwise is as in diffusers and peft: pictures compare to the bit."""
+    """What rounds differently is as in diffusers and peft: pictures are equal bit for bit."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.upsampling import Upsample2D
 
-    from ddpo.agents import lora
-    from ddpo.speed import frozen
+    from ddpo.agents.lora import StackedLoRALinear
+    from ddpo.speed.layers import LAYERS
 
-    for kind in (Transformer2DModel, Upsample2D):
-        monkeypatch.delitem(frozen._FROZEN, kind)
-    monkeypatch.setattr(lora, "_merges", lambda *_: False)
+    for kind in (Transformer2DModel, Upsample2D, StackedLoRALinear):
+        monkeypatch.delitem(LAYERS, kind)
 
 
 @pytest.fixture(name="tiny_pipe")

@@ -24,7 +24,7 @@ HEADLINES = {
     "processes": {"speedup", "speedup_cpu", "max_difference"},
     "gpu": {
         "ceiling_tflops",
-        "plain",
+        "layers",
         "fused",
         "ready_after_seconds",
         "grouped_sample_speedup",
@@ -47,11 +47,3 @@ def test_the_quick_form_ends_with_its_headline(name, monkeypatch, capsys):
     importlib.import_module(f"benchmarks.{name}").main()
     headline = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(headline) == HEADLINES[name]
-
-
-@pytest.mark.slow
-def test_the_gpu_benchmark_measures_a_compiled_unet(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["gpu", "--quick", "--compile"])
-    importlib.import_module("benchmarks.gpu").main()
-    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(headline) == HEADLINES["gpu"] | {"compiled"}

@@ -58,7 +58,7 @@ _LARGE = (
 )
 _SAVING = (
     ("pretrained.dtype=bfloat16",),
-    ("pretrained.fuse=True",),
+    ("speed=fused",),
     ("sample.offload_rollouts=True",),
     ("pretrained.vae_slicing=True",),
     ("train.gradient_checkpointing=True",),

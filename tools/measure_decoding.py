@@ -1,8 +1,8 @@
-"""Measures what VAE slicing and tiling save: peak memory and seconds of decoding on this CPU.
+"""Measures what VAE slicing saves: peak memory and seconds of decoding on this CPU.
 
 The VAE has Stable Diffusion's architecture and random weights; neither depends on their values.
 
-    for helper in none slicing tiling; do python -m tools.measure_decoding --helper $helper; done
+    for helper in none slicing; do python -m tools.measure_decoding --helper $helper; done
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ def main() -> None:
     parser.add_argument("--model", default="sd-1.5", help="sd-1.5, sd-2.1 or sdxl")
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--size", type=int, default=512, help="of a side, in pixels")
-    parser.add_argument("--helper", choices=("none", "slicing", "tiling"), default="none")
+    parser.add_argument("--helper", choices=("none", "slicing"), default="none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     vae = AutoencoderKL.from_config(known_architecture(arguments.model)["vae"]).eval()
     if arguments.helper == "slicing":
         vae.enable_slicing()
-    elif arguments.helper == "tiling":  # starts above the size the VAE was trained at
-        vae.enable_tiling()
     latents = torch.randn(arguments.pictures, 4, arguments.size // 8, arguments.size // 8)
     before, started = _peak_gb(), time.perf_counter()
     with torch.inference_mode():

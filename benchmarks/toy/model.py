@@ -102,6 +102,7 @@ class ToyDiffusion:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.unet: nn.Module = denoiser
+        self.networks = (self.unet,)
         self.device = torch.device("cpu")
         self.scheduler = _scheduler()
 

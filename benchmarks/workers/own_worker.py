@@ -28,7 +28,6 @@ class Own:
         guidance: scale of it.
         sample_rows: UNet rows a pass without gradient.
         train_rows: with gradient.
-        layout: "channels_last" or "contiguous" memory of the UNet.
         passes: "single": gradients are taken while sampling; "two": steps are passed again.
     """
 
@@ -42,12 +41,11 @@ class Own:
         guidance: float,
         sample_rows: int,
         train_rows: int,
-        layout: str,
         passes: str,
     ) -> None:
         self.agents = agents
         settings = settings_with(
-            pretrained={"model": model, "channels_last": layout == "channels_last"},
+            pretrained={"model": model},
             rewards={"names": ("jpeg_compressibility",)},
             prompts={"train": prompts},
             sample={
@@ -102,7 +100,6 @@ def main() -> None:
     parser.add_argument("guidance", type=float)
     parser.add_argument("sample_rows", type=int)
     parser.add_argument("train_rows", type=int)
-    parser.add_argument("layout", choices=["channels_last", "contiguous"])
     parser.add_argument("passes", choices=["single", "two"])
     own = Own(**vars(parser.parse_args()))
     serve({"epoch": own.epoch})

@@ -40,10 +40,10 @@ _FREE = {
 # rows of a pass is the way on for a run that ran out of memory.
 _ROUNDING = {
     "num_threads",
+    "speed",
     "processes.count",
     "pretrained.channels_last",
     "pretrained.tf32",
-    "pretrained.fuse",
     "pretrained.compile",
     "pretrained.vae_slicing",
     "pretrained.offload_text_encoders",
@@ -83,7 +83,10 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = base.get_config()
     config.update_from_flattened_dict(_BEFORE)
-    return _merged(config.to_dict(), given)
+    values = _merged(config.to_dict(), given)
+    if values["pretrained"].pop("fuse", False):  # its name until there was `speed`
+        values["speed"] = "fused"
+    return values
 
 
 def settings_in(run: Path) -> dict[str, Any] | None:

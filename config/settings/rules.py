@@ -84,11 +84,6 @@ def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             f"pretrained.single_file_config={config!r} has no effect: pretrained.model={model!r} "
             "is not a .safetensors file; leave it empty"
         )
-    if flat.get("pretrained.fuse") and (backend := flat.get("pretrained.compile")):
-        yield (
-            f"pretrained.fuse=True and pretrained.compile={backend!r} exclude each other, both "
-            "compile the UNet; set pretrained.fuse=False, or leave pretrained.compile empty"
-        )
 
 
 def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:

@@ -33,7 +33,7 @@ class PretrainedSettings:
     revision: str
     variant: str
     single_file_config: str
-    dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")]
+    dtype: Annotated[str, OneOf("float32", "tf32", "bfloat16", "float16")]
     height: Annotated[int, AtLeast(0)]
     width: Annotated[int, AtLeast(0)]
     original_size: tuple[int, ...]
@@ -44,7 +44,6 @@ class PretrainedSettings:
     lora_scale: float
     channels_last: bool
     tf32: bool
-    fuse: bool
     compile: str
     vae_slicing: bool
     vae_tiling: bool
@@ -237,6 +236,7 @@ class Settings:
     resume_force: tuple[str, ...]
     trackers: Annotated[tuple[str, ...], OneOf("wandb", "tensorboard")]
     num_threads: Annotated[int, AtLeast(0)]
+    speed: Annotated[str, OneOf("off", "layers", "fused")]
     processes: ProcessSettings
     pretrained: PretrainedSettings
     agents: AgentSettings

@@ -21,7 +21,8 @@ class AdapterAdam:
     """
 
     def __init__(self, adapters: torch.Tensor, train: TrainSettings) -> None:
-        self._rows = [nn.Parameter(row) for row in adapters.detach()]
+        self._adapters = adapters.detach()
+        self._rows = [nn.Parameter(row) for row in self._adapters]
         self._optimisers = [
             torch.optim.AdamW(
                 [row],
@@ -51,6 +52,8 @@ class AdapterAdam:
             row.grad = gradient
             optimiser.found_inf = bad  # type: ignore[attr-defined]
             optimiser.step()
+        # Which a fused optimiser does not do: what was made of the adapters is out of date now.
+        torch.autograd.graph.increment_version(self._adapters)
         return norms
 
     def load(self, index: int, policy: Policy) -> None:

@@ -69,12 +69,12 @@ class ConditionedAgents(Agents):
     ) -> None:
         super().__init__(unet, num_agents, adapter, train)
         self._processes = processes or Processes.alone(self.device)
-        self._family = self._weights.detach()[:1].clone()  # (1, P), B's without their factors
-        self._adam = AdapterAdam(self._family, train)  # one for all slots
+        self.family = self._weights.detach()[:1].clone()  # (1, P), B's without their factors
+        self._adam = AdapterAdam(self.family, train)  # one for all slots
         self._adam.load(0, self.initial_policy())
         # (P,) which factor an entry has: 0 that of A's and B_0, which is 1; k that of B_k, 2 w_k.
         self._factor_of = torch.zeros(
-            self._family.shape[1], dtype=torch.int64, device=self._family.device
+            self.family.shape[1], dtype=torch.int64, device=self.family.device
         )
         parts = torch.arange(num_objectives + 1).repeat_interleave(
             adapter.rank // (num_objectives + 1)
@@ -87,12 +87,12 @@ class ConditionedAgents(Agents):
 
     def show(self, weights: torch.Tensor) -> None:
         """Put the family's members at weights (K, M) into the slots, in place."""
-        weights = weights.to(self._family)
+        weights = weights.to(self.family)
         self._factors = torch.cat([torch.ones_like(weights[:, :1]), 2 * weights], dim=1)
         self._update_slots()
 
     def _update_slots(self) -> None:
-        members = self._family * self._factors[:, self._factor_of]
+        members = self.family * self._factors[:, self._factor_of]
         self._weights.detach()[: len(members)] = members
 
     def load(self, slot: int, policy: Policy) -> None:
@@ -118,7 +118,7 @@ class ConditionedAgents(Agents):
                 or another rank.
         """
         super().load_tasks(policies, weights, own)
-        self._family[0] = family_of(policies, weights, self._factor_of)
+        self.family[0] = family_of(policies, weights, self._factor_of)
         self._adam.load(0, policies[0])
         self._task_weights = weights[self._own.start : self._own.stop]
         self.show(self._task_weights)
@@ -141,10 +141,10 @@ class ConditionedAgents(Agents):
             (K,) the norm of the family's gradient before clipping, for every slot; not finite if
             the step was skipped.
         """
-        self.loss_scale.unscale(self._grads)
-        is_overflow = ~self._grads.norm(dim=1).isfinite()
+        self.loss_scale.unscale(self.gradients)
+        is_overflow = ~self.gradients.norm(dim=1).isfinite()
         num_slots = len(self._factors)
-        total = (self._grads[:num_slots] * self._factors[:, self._factor_of]).sum(dim=0)[None]
+        total = (self.gradients[:num_slots] * self._factors[:, self._factor_of]).sum(dim=0)[None]
         self._processes.sum(total)  # those of a group hold the same
         mean = total / (num_slots * self._processes.count)
         norm = self._adam.step(mean, max_grad_norm)

@@ -5,22 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
-from ddpo.agents.lora import Factors, Stack
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from torch import nn
 
 _ALIGNMENT = 16  # float32 entries: every matrix starts on a 64-byte boundary
-_TENSOR_CORE = 8  # entries in half precision that a GPU's tensor cores take at a time
-
-
-def _multiple(number: int, of: int) -> int:
-    """The smallest that is not less."""
-    return -(-number // of) * of
 
 
 class _Place(NamedTuple):
@@ -35,7 +26,7 @@ class _Place(NamedTuple):
 
     @property
     def aligned_size(self) -> int:
-        return _multiple(self.size, _ALIGNMENT)
+        return -(-self.size // _ALIGNMENT) * _ALIGNMENT
 
 
 class FlatLayout:
@@ -47,6 +38,7 @@ class FlatLayout:
     """
 
     def __init__(self, targets: Mapping[str, nn.Linear], rank: int) -> None:
+        self.rank = rank
         self._places: dict[str, tuple[_Place, _Place]] = {}
         start = 0
         for name, base in targets.items():
@@ -69,47 +61,15 @@ class FlatLayout:
         )
         return a, b
 
-    def factors(self, block: torch.Tensor) -> Stack:
-        """Every layer's factors in a block (K, P), as one split: backward fills it in one piece."""
+    def split(self, block: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Every layer's A (K, rank, in) and B (K, out, rank) in a block (K, P).
+
+        As `matrices` of each, but made as one split, whose backward pass fills the block at once.
+        """
         places = [place for pair in self._places.values() for place in pair]
         parts = block.split([place.aligned_size for place in places], dim=1)
-        transposed = [
-            part[:, : place.size].unflatten(1, place.shape).mT
+        matrices = [
+            part[:, : place.size].unflatten(1, place.shape)
             for part, place in zip(parts, places, strict=True)
         ]
-        pairs = map(Factors, transposed[::2], transposed[1::2])
-        return dict(zip(self._places, pairs, strict=True))
-
-    def positions_in(self, wider: FlatLayout) -> torch.Tensor:
-        """Where each entry (P,) goes in a layout of the same layers with a higher rank.
-
-        The added ranks are zeros: they neither change an update nor get a gradient.
-        """
-        places = zip(self._places.values(), wider._places.values(), strict=True)
-        return torch.cat(
-            [_positions(*both) for pairs in places for both in zip(*pairs, strict=True)]
-        )
-
-
-def _positions(place: _Place, wider: _Place) -> torch.Tensor:
-    """Where the entries of a matrix go in a larger one, and the zeros after them among its own."""
-    rows, columns = place.shape
-    kept = torch.arange(wider.size).view(wider.shape)[:rows, :columns].flatten()
-    is_free = torch.ones(wider.aligned_size, dtype=torch.bool)
-    is_free[kept] = False
-    free = is_free.nonzero().flatten()[: place.aligned_size - place.size]
-    return wider.start + torch.cat([kept, free])
-
-
-def rank_of_products(rank: int, model: torch.Tensor) -> int:
-    """The rank with which layers multiply: a GPU takes longer for one that is no multiple of eight.
-
-    The products of an adapter of rank 4 in bfloat16, forward and backward, took an H100 1.6 times
-    as long as those of rank 8.
-
-    Args:
-        rank: of the adapters.
-        model: a weight of the layers.
-    """
-    is_padded = model.is_cuda and model.dtype.itemsize == 2
-    return _multiple(rank, _TENSOR_CORE) if is_padded else rank
+        return list(zip(matrices[::2], matrices[1::2], strict=True))

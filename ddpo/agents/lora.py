@@ -1,147 +1,120 @@
-"""A frozen linear layer with the low-rank updates of K agents (LoRA: Hu et al. 2022, eq. 3)."""
+"""LoRA for K agents on one UNet (Hu et al. 2022, eq. 3): the layer, and all of a UNet's layers."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ddpo.speed.frozen import is_for_onednn, linear
+from config.settings.errors import UserError
+from ddpo.agents.layout import FlatLayout
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-class Factors(NamedTuple):
-    """The transposed adapters of one layer: rows are multiplied from the left.
-
-    Attributes:
-        down: (K, in, rank), every agent's A^T.
-        up: (K, rank, out), every agent's B^T.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-
-
-Stack = dict[str, Factors]  # by layer
+    from config.settings.schema import AdapterSettings
 
 
 class StackedLoRALinear(nn.Module):
-    """A frozen linear layer plus K low-rank updates, one per agent.
-
-    Input rows are agent-major; row block k gets base(x) + scale * x A_k^T B_k^T.
+    """y = W x + (alpha / rank) B_k A_k x: every row meets the matrices of its own agent k.
 
     Args:
-        base: the frozen layer.
+        base: the frozen layer, W and its bias.
         scale: alpha / rank.
-        stack: holds the factors of every adapted layer in the dtype of its input, as `Agents` shows
-            them for each pass.
-        name: of this layer in it.
+
+    Attributes:
+        matrices: A (K, rank, in) and B (K, out, rank) of the agents of a pass, in the dtype of x.
+        is_adapted: False leaves the output of the base layer as it is.
     """
 
-    def __init__(self, base: nn.Linear, scale: float, stack: Stack, name: str) -> None:
+    matrices: tuple[torch.Tensor, torch.Tensor]
+
+    def __init__(self, base: nn.Linear, scale: float) -> None:
         super().__init__()
-        self.is_adapted = True
         self.base = base
         self.scale = scale
-        self.stack = stack
-        self.name = name
+        self.is_adapted = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The base layer's output plus each row's low-rank update: (..., in) to (..., out)."""
-        out: torch.Tensor
+        """(..., in) to (..., out); the rows of an agent follow those of the one before."""
+        out: torch.Tensor = self.base(x)
         if not self.is_adapted:
-            out = self.base(x)
-        elif torch.is_grad_enabled():
-            out = _Adapted.apply(  # type: ignore[no-untyped-call]
-                x, *self.stack[self.name], self.base, self.scale
-            )
-        else:
-            out, _ = _adapted(x, *self.stack[self.name], self.base, self.scale)
-        return out
+            return out
+        a, b = self.matrices
+        rows = x.reshape(len(a), -1, x.shape[-1])
+        update = rows @ a.mT @ b.mT
+        return out + self.scale * update.view(out.shape)
 
 
-def _adapted(
-    x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, base: nn.Linear, scale: float
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The adapted layer's output (..., out), and x A^T (K, rows, rank) if that was needed."""
-    rows = _by_agent(x, down)
-    if _merges(rows, base.weight):
-        out = torch.bmm(rows, _merged(down, up, base, scale).mT)
-        if base.bias is not None:
-            out += base.bias
-        return out.view(*x.shape[:-1], -1), None
-    out = linear(x, base.weight, base.bias)
-    hidden = torch.bmm(rows, down)
-    if x.device.type == "cpu":
-        # Scaled, then added, as peft does: a fused baddbmm rounds otherwise on some processors.
-        update = torch.bmm(hidden, up)
-        if scale != 1:
-            update *= scale
-        out.add_(update.view(out.shape))
-    else:
-        out.view(up.shape[0], -1, out.shape[-1]).baddbmm_(hidden, up, alpha=scale)
-    return out, hidden
+class AdaptedLayers:
+    """The layers of a UNet that are adapted, wrapped in place.
 
+    Args:
+        unet: whose target layers are wrapped.
+        adapter: rank, alpha, target layers.
 
-def _merges(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the rows of an agent (K, rows, in) are multiplied by the sum of both weights.
+    Attributes:
+        by_name: the wrapped layers, in the UNet's order.
+        layout: where their matrices lie in an adapter's flat row.
+        dtype: of the model, in which the matrices are used.
 
-    Where that is less work than the low-rank product, and in float32 at least: a sum rounded to
-    half precision, or to a GPU's tf32, would lose small updates.
-    """
-    is_exact = x.device.type == "cpu" and x.dtype.itemsize >= torch.float32.itemsize
-    is_less = x.shape[1] * sum(weight.shape) >= weight.numel()
-    return is_exact and is_less and not is_for_onednn(x, weight)
-
-
-def _merged(down: torch.Tensor, up: torch.Tensor, base: nn.Linear, scale: float) -> torch.Tensor:
-    """Every agent's W + scale * B A: (K, out, in), made for this product and not kept."""
-    return torch.baddbmm(base.weight.expand(len(up), -1, -1), up.mT, down.mT, alpha=scale)
-
-
-def _by_agent(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Agent-major x (..., width) as (K, rows, width)."""
-    return x.reshape(factor.shape[0], -1, x.shape[-1])
-
-
-class _Adapted(torch.autograd.Function):
-    """`_adapted`, differentiable with respect to x and the factors.
-
-    Autograd's own backward pass multiplies tall matrices by `rank` columns, for which processors
-    have no fast kernel; here every product is as wide as the layer, and gradients add in place.
+    Raises:
+        UserError: if no linear layer of the UNet matches one of the target names.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        base: nn.Linear,
-        scale: float,
-    ) -> torch.Tensor:
-        out, hidden = _adapted(x, down, up, base, scale)
-        ctx.save_for_backward(x, hidden, down, up)
-        ctx.base, ctx.scale = base, scale
-        return out
+    def __init__(self, unet: nn.Module, adapter: AdapterSettings) -> None:
+        self.dtype = next(unet.parameters()).dtype
+        targets = target_layers(unet, adapter.target_modules)
+        self.layout = FlatLayout(targets, adapter.rank)
+        scale = adapter.alpha / adapter.rank
+        self.by_name = {name: StackedLoRALinear(base, scale) for name, base in targets.items()}
+        for name, layer in self.by_name.items():
+            unet.set_submodule(name, layer)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, hidden, down, up = ctx.saved_tensors
-        rows, update = _by_agent(x, down), _by_agent(gradient, up)
-        is_merged = hidden is None
-        if is_merged:
-            hidden = torch.bmm(rows, down)
-        grad_up = torch.bmm(hidden.mT, update)
-        grad_hidden = torch.bmm(up, update.mT)  # (K, rank, rows)
-        if ctx.scale != 1:
-            grad_up *= ctx.scale
-            grad_hidden *= ctx.scale
-        grad_down = torch.bmm(grad_hidden, rows).mT
-        grad_x = None
-        if ctx.needs_input_grad[0] and is_merged:
-            grad_x = torch.bmm(update, _merged(down, up, ctx.base, ctx.scale)).view(x.shape)
-        elif ctx.needs_input_grad[0]:
-            through_base = linear(update, ctx.base.weight.mT)
-            grad_x = through_base.baddbmm_(grad_hidden.mT, down.mT).view(x.shape)
-        return grad_x, grad_down, grad_up, None, None
+    def show(self, block: torch.Tensor, num_agents: int) -> None:
+        """Hand every layer its matrices, as views of the first adapters in a block (K, P)."""
+        all_matrices = self.split(block[:num_agents].to(self.dtype))
+        for layer, matrices in zip(self.by_name.values(), all_matrices, strict=True):
+            layer.matrices = matrices
+
+    def split(self, block: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Every layer's A and B in adapters (K, P)."""
+        return self.layout.split(block)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The layers inside are those of the base model."""
+        for layer in self.by_name.values():
+            layer.is_adapted = False
+        try:
+            yield
+        finally:
+            for layer in self.by_name.values():
+                layer.is_adapted = True
+
+
+def target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> dict[str, nn.Linear]:
+    """Every linear layer whose name ends in one of the suffixes, by its name.
+
+    Raises:
+        UserError: naming the suffixes that no linear layer has.
+    """
+
+    def fits(name: str, suffix: str) -> bool:
+        return name == suffix or name.endswith("." + suffix)
+
+    linear = {name: each for name, each in unet.named_modules() if isinstance(each, nn.Linear)}
+    dead = [suffix for suffix in suffixes if not any(fits(name, suffix) for name in linear)]
+    if dead or not suffixes:
+        raise UserError(
+            f"adapter.target_modules={suffixes}: each must end the name of a linear layer of the "
+            f"UNet, but none ends in {' or '.join(map(repr, dead)) or 'one of an empty list'}; "
+            "attention projections are 'to_q', 'to_k', 'to_v', 'to_out.0'"
+        )
+    return {
+        name: layer
+        for name, layer in linear.items()
+        if any(fits(name, suffix) for suffix in suffixes)
+    }

@@ -1,33 +1,32 @@
 """K agents on one frozen UNet: stacked LoRA adapters, their optimiser, snapshots of policies.
 
 One UNet pass carries the rows of all agents, agent-major. The base layers see one large batch; in
-each adapted layer batched matrix products let every row meet its own agent's adapter (LoRA: Hu et
-al. 2022, eq. 3). One agent is the case K = 1.
+each adapted layer every row meets its own agent's adapter (`ddpo/agents/lora.py`). One agent is the
+case K = 1.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from config.settings.errors import UserError
 from ddpo.agents.adam import AdapterAdam
-from ddpo.agents.layout import FlatLayout, rank_of_products
-from ddpo.agents.lora import StackedLoRALinear
+from ddpo.agents.lora import AdaptedLayers
 from ddpo.agents.loss_scale import LossScale
-from ddpo.speed.frozen import freeze
 from ddpo.types import Policy, PromptStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from config.settings.schema import AdapterSettings, TrainSettings
-    from ddpo.agents.lora import Stack
     from ddpo.types import Conditioning
+
+INITIAL_SEED = 0  # draws the initial A, which all agents of all runs share
 
 
 class Agents:
@@ -40,8 +39,11 @@ class Agents:
     Args:
         unet: a UNet2DConditionModel.
         num_agents: K.
-        adapter: rank, alpha, target layers, seed of the shared initial A.
+        adapter: rank, alpha, target layers.
         train: AdamW's settings.
+
+    Attributes:
+        layers: hand each adapted layer the matrices of a pass.
 
     Raises:
         UserError: if no linear layer of the UNet matches one of the target names.
@@ -50,41 +52,23 @@ class Agents:
     def __init__(
         self, unet: nn.Module, num_agents: int, adapter: AdapterSettings, train: TrainSettings
     ) -> None:
-        freeze(unet)
-        self.unet = unet
+        self.unet = unet.requires_grad_(False).eval()
         self.num_agents = num_agents
         self.settings = adapter
-        targets = target_layers(unet, adapter.target_modules)
-        self._layout = FlatLayout(targets, adapter.rank)
-        reference = next(unet.parameters())
+        self.layers = AdaptedLayers(unet, adapter)
+        device, model_dtype = next(unet.parameters()).device, self.layers.dtype
         # Adapters are float32 whatever the model's dtype (float64 if it is, for exact tests).
-        self._model_dtype = reference.dtype
-        self.dtype = torch.promote_types(reference.dtype, torch.float32)
+        self.dtype = torch.promote_types(model_dtype, torch.float32)
         self._weights = nn.Parameter(
-            torch.zeros(num_agents, self._layout.size, device=reference.device, dtype=self.dtype)
+            torch.zeros(num_agents, self.layers.layout.size, device=device, dtype=self.dtype)
         )
-        self._grads = torch.zeros_like(self._weights)
-        self._weights.grad = self._grads
-        self._block: torch.Tensor = self._weights  # adapters that passes use, a row an agent
-        self._stack: Stack = {}  # what every layer sees in the present pass, in a layout of its own
-        self._shown_layout, self._positions = self._layout, None
-        if (rank := rank_of_products(adapter.rank, reference)) != adapter.rank:
-            self._shown_layout = FlatLayout(targets, rank)
-            self._positions = self._layout.positions_in(self._shown_layout).to(reference.device)
-        # What `_stack` shows without gradient: so many agents, as of that change of the block.
-        self._shown: tuple[int, int] | None = None
-        self._layers: list[StackedLoRALinear] = []
-        for name, base in targets.items():
-            layer = StackedLoRALinear(base, adapter.alpha / adapter.rank, self._stack, name)
-            self._layers.append(layer)
-            unet.set_submodule(name, layer)
+        self._weights.grad = torch.zeros_like(self._weights)
+        self._block: torch.Tensor = self._weights  # the adapters that passes use, a row an agent
         self._adam = AdapterAdam(self._weights, train)
-        self.loss_scale = LossScale(
-            num_agents, reference.device, is_on=reference.dtype == torch.float16
-        )
+        self.loss_scale = LossScale(num_agents, device, is_on=model_dtype == torch.float16)
         self.statistics: list[PromptStatistics] = [PromptStatistics() for _ in range(num_agents)]
         # (K,) optimiser steps that each agent has skipped since its last, or since it was loaded.
-        self.skipped_in_row = torch.zeros(num_agents, device=reference.device)
+        self.skipped_in_row = torch.zeros(num_agents, device=device)
         self._num_rows = 0
         self._own = range(num_agents)  # the tasks of this process, a slot each
         initial = self.initial_policy()
@@ -94,7 +78,7 @@ class Agents:
     @property
     def layer_names(self) -> tuple[str, ...]:
         """The adapted layers, in the UNet's order."""
-        return self._layout.layer_names
+        return self.layers.layout.layer_names
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +87,7 @@ class Agents:
 
     def matrices(self, flat: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of one layer's A (..., rank, in) and B (..., out, rank) in a flat (..., P)."""
-        return self._layout.matrices(flat, name)
+        return self.layers.layout.matrices(flat, name)
 
     def predict(
         self,
@@ -133,8 +117,8 @@ class Agents:
                 "multiple of the active agents, which are at most all"
             )
         self._num_rows += len(latents)
-        self._show_weights(num_active)
-        dtype = self._model_dtype
+        self.layers.show(self._block, num_active)
+        dtype = self.layers.dtype
         out: torch.Tensor = self.unet(
             latents.to(dtype), timesteps, return_dict=False, **conditioning.unet_arguments(dtype)
         )[0]
@@ -145,16 +129,9 @@ class Agents:
         num_rows, self._num_rows = self._num_rows, 0
         return num_rows
 
-    @contextmanager
-    def base_model(self) -> Iterator[None]:
+    def base_model(self) -> AbstractContextManager[None]:
         """Predictions inside are the base model's: the adapters, whatever they hold, are off."""
-        for layer in self._layers:
-            layer.is_adapted = False
-        try:
-            yield
-        finally:
-            for layer in self._layers:
-                layer.is_adapted = True
+        return self.layers.off()
 
     @contextmanager
     def copies(self, num_active: int, samples: int) -> Iterator[torch.Tensor]:
@@ -172,37 +149,20 @@ class Agents:
         """
         adapters = self._weights.detach()[:num_active]
         self._block = adapters.repeat_interleave(samples, dim=0).requires_grad_()
-        self._shown = None
         try:
             yield self._block
         finally:
-            self._block, self._shown = self._weights, None
-
-    def _show_weights(self, num_active: int) -> None:
-        """Hand every layer its matrices, which without gradient serve until they change."""
-        is_training = torch.is_grad_enabled()
-        shown = num_active, self._block._version
-        if self._shown == shown and not is_training:
-            return
-        # What inference mode makes may not be seen to change outside of it: torch.compile looks.
-        with nullcontext() if is_training else torch.inference_mode(mode=False):
-            block = self._block if is_training else self._block.detach()
-            block = block[:num_active].to(self._model_dtype)
-            if self._positions is not None:
-                padded = block.new_zeros(num_active, self._shown_layout.size)
-                block = padded.index_copy(1, self._positions, block)
-            factors = self._shown_layout.factors(block)
-        self._stack.update(factors)
-        self._shown = None if is_training else shown
+            self._block = self._weights
 
     @property
     def gradients(self) -> torch.Tensor:
         """(K, P) of all agents, as one block."""
-        return self._grads
+        assert self._weights.grad is not None
+        return self._weights.grad
 
     def zero_grad(self) -> None:
         """Set all gradients to zero, in place."""
-        self._grads.zero_()
+        self.gradients.zero_()
 
     def step(self, max_grad_norm: float) -> torch.Tensor:
         """Clip each agent's gradient by its own norm and take one AdamW step.
@@ -214,17 +174,16 @@ class Agents:
         Returns:
             (K,) gradient norms before clipping; not finite for those that skipped.
         """
-        self.loss_scale.unscale(self._grads)
-        norms = self._adam.step(self._grads, max_grad_norm)
-        self._shown = None  # torch's fused optimiser leaves the block's version as it was
+        self.loss_scale.unscale(self.gradients)
+        norms = self._adam.step(self.gradients, max_grad_norm)
         is_bad = ~norms.isfinite()
         self.loss_scale.update(is_bad)
         self.skipped_in_row = torch.where(is_bad, self.skipped_in_row + 1, 0)
         return norms
 
     def initial_policy(self) -> Policy:
-        """The base model as a policy: A drawn once from the adapter seed, B zero."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
+        """The base model as a policy: A drawn from `INITIAL_SEED`, B zero."""
+        generator = torch.Generator().manual_seed(INITIAL_SEED)
         flat = torch.zeros(self._weights.shape[1])
         for name in self.layer_names:
             a, _ = self.matrices(flat, name)
@@ -303,28 +262,3 @@ class Agents:
     def snapshot_tasks(self) -> list[Policy]:
         """What the policies of this process's tasks have become."""
         return [self.snapshot(slot) for slot in range(len(self._own))]
-
-
-def target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """Every linear layer whose name ends in one of the suffixes, by its name.
-
-    Raises:
-        UserError: naming the suffixes that no linear layer has.
-    """
-
-    def fits(name: str, suffix: str) -> bool:
-        return name == suffix or name.endswith("." + suffix)
-
-    linear = {name: each for name, each in unet.named_modules() if isinstance(each, nn.Linear)}
-    dead = [suffix for suffix in suffixes if not any(fits(name, suffix) for name in linear)]
-    if dead or not suffixes:
-        raise UserError(
-            f"adapter.target_modules={suffixes}: each must end the name of a linear layer of the "
-            f"UNet, but none ends in {' or '.join(map(repr, dead)) or 'one of an empty list'}; "
-            "attention projections are 'to_q', 'to_k', 'to_v', 'to_out.0'"
-        )
-    return {
-        name: layer
-        for name, layer in linear.items()
-        if any(fits(name, suffix) for suffix in suffixes)
-    }

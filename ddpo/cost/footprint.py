@@ -20,20 +20,21 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from config.settings.errors import UserError
-from ddpo.agents.lora import Factors, StackedLoRALinear
-from ddpo.agents.slots import target_layers
+from ddpo.agents.lora import AdaptedLayers
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.cost.plan import Footprint
 from ddpo.devices import DTYPES
 from ddpo.model.families import own_sides
 from ddpo.model.loading import configuration_source
-from ddpo.speed.frozen import freeze
+from ddpo.model.source import source_of
 from ddpo.speed.fused import fuse
+from ddpo.speed.layers import quicken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from config.settings.schema import AdapterSettings, PretrainedSettings, Settings
+    from ddpo.model.source import Source
 
 # Models whose architecture is known without asking a hub.
 KNOWN_MODELS = {
@@ -56,11 +57,12 @@ def load_architecture(model: str) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: if they cannot be had without a download.
     """
-    if model in KNOWN_MODELS:
-        return known_architecture(KNOWN_MODELS[model])
-    folder = Path(resolve_model(model))
+    source = source_of(model)
+    if source.name in KNOWN_MODELS:
+        return known_architecture(KNOWN_MODELS[source.name])
+    folder = Path(resolve_model(source.name))
     if not folder.is_dir():
-        folder = _cached_folder(model)
+        folder = _cached_folder(source)
     files = {part: folder / part / "config.json" for part in _PARTS}
     return {
         part: json.loads(path.read_text(encoding="utf-8"))
@@ -76,18 +78,18 @@ def known_architecture(name: str) -> dict[str, dict[str, Any]]:
     return architecture
 
 
-def _cached_folder(model: str) -> Path:
+def _cached_folder(source: Source) -> Path:
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - a folder needs no hub
     from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 
     try:
-        found = try_to_load_from_cache(model, "unet/config.json")
+        found = try_to_load_from_cache(source.name, "unet/config.json", revision=source.revision)
     except HFValidationError:
         found = None
     if not isinstance(found, str):
         raise UserError(
-            f"the architecture of pretrained.model={model!r} is not known here: it is neither a "
-            f"folder, nor in the hub's cache, nor one of {', '.join(KNOWN_MODELS)}"
+            f"the architecture of pretrained.model={source.name!r} is not known here: it is "
+            f"neither a folder, nor in the hub's cache, nor one of {', '.join(KNOWN_MODELS)}"
         )
     return Path(found).parents[1]
 
@@ -103,6 +105,7 @@ def measure_footprint(settings: Settings) -> Footprint:
         json.dumps(architecture),
         settings.pretrained,
         settings.policy_adapter,
+        settings.speed,
         is_checkpointed=settings.train.gradient_checkpointing,
     )
 
@@ -112,6 +115,7 @@ def _measure(
     architecture_json: str,
     pretrained: PretrainedSettings,
     adapter: AdapterSettings,
+    speed: str,
     *,
     is_checkpointed: bool,
 ) -> Footprint:
@@ -133,10 +137,12 @@ def _measure(
         unet_parameters = _parameters(unet)
         weight_bytes = sum(p.numel() * p.element_size() for m in frozen for p in m.parameters())
         adapters = _adapt(unet, adapter)
-        freeze(vae)
-        if pretrained.fuse:
-            fuse(unet)
-            fuse(vae)
+        for network in (unet, vae):
+            network.requires_grad_(False).eval()
+            if speed != "off":
+                quicken(network)
+            if speed == "fused":
+                fuse(network)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         own_height, own_width = own_sides(unet.config.sample_size)
         height = pretrained.height // factor or own_height
@@ -149,15 +155,15 @@ def _measure(
         latents = torch.zeros(1, unet.config.in_channels, height, width, dtype=dtype)
         inputs = _unet_inputs(unet, latents)
         with torch.no_grad():
-            sample = _Meter(unet)
+            sample = Meter(unet)
             with sample:
                 unet(**inputs)
-            decode = _Meter(vae)
+            decode = Meter(vae)
             with decode:
                 image = vae.decode(latents.to(vae_dtype), return_dict=False)[0]
         if is_checkpointed:
             unet.enable_gradient_checkpointing()
-        train = _Meter(unet)
+        train = Meter(unet)
         with train:
             unet(**inputs)[0].float().sum().backward()
     return Footprint(
@@ -196,16 +202,13 @@ def _text_encoder(config: Mapping[str, Any]) -> torch.nn.Module:
 
 def _adapt(unet: torch.nn.Module, adapter: AdapterSettings) -> list[torch.Tensor]:
     """Wrap the target layers as `Agents` does, for one agent; returns the adapter's matrices."""
-    freeze(unet)
-    matrices = []
-    for name, base in target_layers(unet, adapter.target_modules).items():
-        a = torch.zeros(1, adapter.rank, base.in_features, requires_grad=True)
-        b = torch.zeros(1, base.out_features, adapter.rank, requires_grad=True)
-        matrices += [a, b]
-        factors = Factors(*(matrix.to(base.weight.dtype).mT for matrix in (a, b)))
-        layer = StackedLoRALinear(base, adapter.alpha / adapter.rank, {name: factors}, name)
-        unet.set_submodule(name, layer)
-    return matrices
+    layers, out = AdaptedLayers(unet, adapter), []
+    for layer in layers.by_name.values():
+        a = torch.zeros(1, adapter.rank, layer.base.in_features, requires_grad=True)
+        b = torch.zeros(1, layer.base.out_features, adapter.rank, requires_grad=True)
+        layer.matrices = a.to(layers.dtype), b.to(layers.dtype)
+        out += [a, b]
+    return out
 
 
 def _unet_inputs(unet: Any, latents: torch.Tensor) -> dict[str, Any]:
@@ -266,7 +269,7 @@ _FLOPS = {
 }
 
 
-class _Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):
     """Counts FLOPs, and the peak of the bytes that are alive, of what runs inside it.
 
     The formulas are those of torch's FlopCounterMode, which itself follows modules too, and so

@@ -21,7 +21,7 @@ IMAGES_PER_PROMPT = 4  # of the base model, in calibration
 REPORTED_POLICIES_PER_AGENT = 3
 # Dense bfloat16 matrix products with float32 accumulation, TFLOP/s, from the makers' data sheets.
 CARDS = {"RTX 3090": 71, "RTX 4090": 165, "A100": 312, "H100": 989}
-# Share of that peak which hours assume: an H100's with `pretrained.fuse`, measured by
+# Share of that peak which hours assume: an H100's with `speed=fused`, measured by
 # `benchmarks/gpu.py` (40 % of what its matrix products reach; without, 32 %).
 UTILISATION = 0.3
 _ADAPTER_COPIES = 4  # weights, gradient and Adam's two moments, all float32

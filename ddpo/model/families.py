@@ -19,42 +19,27 @@ from ddpo.types import Conditioning
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.settings.schema import PretrainedSettings
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """The size of the pictures, and what SDXL is told of it (Podell et al. 2023, section 2.2).
-
-    Attributes:
-        height: pixels.
-        width: pixels.
-        original_size: (height, width) of the picture that this one pretends to be cut from.
-        crop_top_left: (top, left) where it pretends to be cut.
-    """
+    """The size of the pictures, in pixels."""
 
     height: int
     width: int
-    original_size: tuple[int, int]
-    crop_top_left: tuple[int, int]
 
     @classmethod
-    def of(cls, pipe: Any, settings: PretrainedSettings | None = None) -> Frame:
-        """The frame that the settings ask for; by default the model's own.
+    def of(cls, pipe: Any, height: int = 0, width: int = 0) -> Frame:
+        """The frame of this height and width; 0 is the model's own.
 
         Raises:
             UserError: if the model cannot draw that size.
         """
-        height, width = (
+        own_height, own_width = (
             side * pipe.vae_scale_factor for side in own_sides(pipe.unet.config.sample_size)
         )
-        original: tuple[int, ...] = ()
-        crop: tuple[int, ...] = (0, 0)
-        if settings is not None:
-            height, width = settings.height or height, settings.width or width
-            original, crop = settings.original_size, settings.crop_top_left
+        frame = cls(height=height or own_height, width=width or own_width)
         factor = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-        for name, value in (("height", height), ("width", width)):
+        for name, value in (("height", frame.height), ("width", frame.width)):
             if value % factor or value <= 0:
                 near = sorted({max(1, value // factor) * factor, (value // factor + 1) * factor})
                 raise UserError(
@@ -62,22 +47,16 @@ class Frame:
                     "VAE's scale times its UNet's downsampling); try "
                     f"{' or '.join(map(str, near))}, or 0 for the model's own size"
                 )
-        top, left = crop
-        original_height, original_width = original or (height, width)
-        return cls(
-            height=height,
-            width=width,
-            original_size=(original_height, original_width),
-            crop_top_left=(top, left),
-        )
+        return frame
 
     @property
     def time_ids(self) -> torch.Tensor:
-        """(1, 6) original size, crop and target size, in the order of diffusers' pipeline."""
-        return torch.tensor(
-            [[*self.original_size, *self.crop_top_left, self.height, self.width]],
-            dtype=torch.float32,
-        )
+        """(1, 6) what SDXL is told: original size, crop and target size of a whole picture.
+
+        Podell et al. 2023, section 2.2, in the order of diffusers' pipeline.
+        """
+        size = (self.height, self.width)
+        return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
 
 
 def own_sides(sample_size: int | Sequence[int] | None) -> tuple[int, int]:

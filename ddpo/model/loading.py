@@ -19,9 +19,11 @@ from config.settings.errors import UserError
 from ddpo.assets import resolve_model
 from ddpo.devices import DTYPES
 from ddpo.model.families import FAMILIES, Family
+from ddpo.model.source import repository_and_file, source_of
 
 if TYPE_CHECKING:
     from config.settings.schema import PretrainedSettings
+    from ddpo.model.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -66,25 +68,28 @@ def load_pipeline(settings: PretrainedSettings) -> Any:
             raise UserError(
                 f"pretrained.lora={settings.lora!r} could not be merged into "
                 f"{settings.model!r}: {_explain(error, settings.lora)}\nGive a .safetensors file, "
-                "its folder or a hub id, with a LoRA made for this kind of model."
+                "its folder or a hub id (owner/name, owner/name/file.safetensors), with a LoRA "
+                "made for this kind of model."
             ) from error
     return pipe
 
 
 def _explain(error: Exception, model: str) -> str:
     if isinstance(error, LocalEntryNotFoundError):
-        return _OFFLINE_ADVICE.format(model=model)
+        repository, _ = repository_and_file(source_of(model).name)
+        return _OFFLINE_ADVICE.format(model=repository)
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such model, or does not show it to you (`hf auth login`)"
     return str(error) or repr(error)
 
 
 def _from_folder_or_hub(settings: PretrainedSettings) -> Any:
-    model = resolve_model(settings.model)
-    family = _family_of(model, settings.revision)
+    source = _checked_source(settings.model)
+    model = resolve_model(source.name)
+    family = _family_of(model, source.revision)
     return family.pipeline_class.from_pretrained(
         model,
-        revision=settings.revision or None,
+        revision=source.revision,
         variant=settings.variant or None,
         dtype=DTYPES[settings.dtype],
         use_safetensors=True,
@@ -92,13 +97,11 @@ def _from_folder_or_hub(settings: PretrainedSettings) -> Any:
     )
 
 
-def _family_of(model: str, revision: str) -> Family:
+def _family_of(model: str, revision: str | None) -> Family:
     """The family that a folder's or hub model's `model_index.json` names."""
     folder = model
     if not Path(model).is_dir():
-        folder = snapshot_download(
-            model, revision=revision or None, allow_patterns=["model_index.json"]
-        )
+        folder = snapshot_download(model, revision=revision, allow_patterns=["model_index.json"])
     name = DiffusionPipeline.load_config(folder)["_class_name"]
     if name not in FAMILIES:
         raise ValueError(f"it is a {name}; only {' and '.join(FAMILIES)} can be trained here")
@@ -108,9 +111,10 @@ def _family_of(model: str, revision: str) -> Family:
 def _from_single_file(settings: PretrainedSettings) -> Any:
     """A checkpoint in the original layout; configurations come from a folder or the hub."""
     path = _checked_file(settings.model)
-    config = settings.single_file_config or guess_config(path)
+    source = _checked_source(settings.single_file_config or guess_config(path))
+    config = source.name
     try:
-        family = _family_of(config, settings.revision)
+        family = _family_of(config, source.revision)
     except LocalEntryNotFoundError as error:
         raise OSError(
             f"its configuration files are those of {config!r}: "
@@ -119,7 +123,7 @@ def _from_single_file(settings: PretrainedSettings) -> Any:
     pipe = family.pipeline_class.from_single_file(
         str(path),
         config=config,
-        revision=settings.revision or None,
+        revision=source.revision,
         dtype=DTYPES[settings.dtype],
         **family.load_arguments,
     )
@@ -130,10 +134,22 @@ def _from_single_file(settings: PretrainedSettings) -> Any:
     return pipe
 
 
+def _checked_source(text: str) -> Source:
+    """See `source_of`; refuses a revision of what is on this machine."""
+    source = source_of(text)
+    if source.revision and Path(resolve_model(source.name)).exists():
+        raise ValueError(f"{source.name!r} is on this machine, and only hubs have revisions")
+    return source
+
+
+def _check_suffix(file: str) -> None:
+    if (suffix := Path(file).suffix) != ".safetensors":
+        raise ValueError(f"{suffix} files can run code when read; convert it to .safetensors")
+
+
 def _checked_file(name: str) -> Path:
     path = Path(name)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path.suffix} files can run code when read; convert it to .safetensors")
+    _check_suffix(name)
     if not path.is_file():
         raise FileNotFoundError("there is no such file")
     return path
@@ -170,16 +186,16 @@ def _merge_lora(pipe: Any, settings: PretrainedSettings) -> None:
     Raises:
         ValueError: if the file holds no LoRA, or one that this model has no place for.
     """
-    if Path(settings.lora).suffix in _FILES:
-        _checked_file(settings.lora)
-    arguments = {
-        "weight_name": settings.lora_file or None,
-        "revision": settings.lora_revision or None,
-        "use_safetensors": True,
-    }
-    state, *_ = pipe.lora_state_dict(settings.lora, unet_config=pipe.unet.config, **arguments)
+    source = _checked_source(settings.lora)
+    name, file = repository_and_file(source.name)
+    if file is None and Path(name).suffix in _FILES:
+        _checked_file(name)
+    elif file is not None:
+        _check_suffix(file)
+    arguments = {"weight_name": file, "revision": source.revision, "use_safetensors": True}
+    state, *_ = pipe.lora_state_dict(name, unet_config=pipe.unet.config, **arguments)
     expected = sum(bool(re.search(r"(lora_A(\.\w+)?|down)\.weight$", name)) for name in state)
-    pipe.load_lora_weights(settings.lora, adapter_name="base", **arguments)
+    pipe.load_lora_weights(name, adapter_name="base", **arguments)
     parts = [name for name in pipe._lora_loadable_modules if getattr(pipe, name, None) is not None]
     layers = [
         module

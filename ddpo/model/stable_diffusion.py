@@ -13,8 +13,6 @@ from config.settings.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
 from ddpo.model.families import FAMILIES, Frame
 from ddpo.model.loading import load_pipeline
-from ddpo.speed.frozen import freeze
-from ddpo.speed.fused import can_fuse, fuse
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:
@@ -41,6 +39,11 @@ class BaseModel(Protocol):
     @property
     def unet(self) -> torch.nn.Module:
         """Called as a UNet2DConditionModel; `Agents` wraps its target layers in place."""
+        ...
+
+    @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """All networks that are called in a run, the UNet first; their weights are frozen."""
         ...
 
     @property
@@ -92,8 +95,8 @@ class FrozenDiffusion:
         self.device = torch.device(device)
         if pipe.vae.dtype != (dtype := self.family.vae_dtype(pipe)):
             pipe.vae.to(dtype)
-        for module in (pipe.unet, pipe.vae, *self._text_encoders):
-            freeze(module)
+        for network in self.networks:
+            network.requires_grad_(False).eval()
         self._encode_one = lru_cache(maxsize=_REMEMBERED_PROMPTS)(self._encode)
 
     @classmethod
@@ -105,33 +108,23 @@ class FrozenDiffusion:
         Raises:
             UserError: naming the model and what to do, if it cannot be found or used.
         """
-        torch.backends.cuda.matmul.allow_tf32 = settings.tf32
-        torch.backends.cudnn.allow_tf32 = settings.tf32
+        torch.backends.cuda.matmul.allow_tf32 = settings.dtype == "tf32"
+        torch.backends.cudnn.allow_tf32 = settings.dtype == "tf32"
         pipe = load_pipeline(settings)
-        if settings.channels_last:
-            pipe.unet.to(memory_format=torch.channels_last)
         if settings.vae_slicing:
             pipe.vae.enable_slicing()
-        if settings.vae_tiling:
-            pipe.vae.enable_tiling()
-        return cls(pipe, device, Frame.of(pipe, settings))
-
-    def fuse(self) -> bool:
-        """Draw in fewer passes over memory, see `ddpo.speed.fused`.
-
-        Returns:
-            Whether that could be compiled here; if not, nothing has changed.
-        """
-        if is_possible := can_fuse(self.device):
-            fuse(self.pipe.unet)
-            fuse(self.pipe.vae)
-        return is_possible
+        return cls(pipe, device, Frame.of(pipe, settings.height, settings.width))
 
     @property
     def unet(self) -> torch.nn.Module:
         """The shared UNet; `Agents` wraps its attention projections in place."""
         unet: torch.nn.Module = self.pipe.unet
         return unet
+
+    @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """UNet, VAE and text encoders."""
+        return (self.unet, self.pipe.vae, *self._text_encoders)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

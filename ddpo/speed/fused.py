@@ -19,16 +19,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from ddpo.speed.attention import FrozenFeedForward
 from ddpo.speed.compiling import settle, succeeds
-from ddpo.speed.frozen import (
-    FrozenFeedForward,
-    FrozenResnetBlock2D,
-    LayerKinds,
-    always,
-    change_layers,
-    convolve,
-    exact,
-)
+from ddpo.speed.convolutions import FrozenResnetBlock2D, convolve
+from ddpo.speed.layers import LayerKinds, always, change_layers
+from ddpo.speed.products import exact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,10 +47,10 @@ def fuse(module: nn.Module) -> None:
     Results change by rounding only: what went through half precision between passes no longer does.
 
     Args:
-        module: made constant by `freeze`; linear layers in it may be adapted, before or after.
+        module: as `quicken` leaves it.
     """
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    change_layers(module, _FUSED)
+    change_layers(module, FUSED)
 
 
 class FusedResnetBlock2D(FrozenResnetBlock2D):
@@ -66,8 +61,8 @@ class FusedResnetBlock2D(FrozenResnetBlock2D):
         shift = self.conv1.bias.repeat(len(input_tensor), 1)
         if self.time_emb_proj is not None:
             shift += self.time_emb_proj(functional.silu(temb))
-        hidden = convolve(_normalised(input_tensor, self.norm1, silu=True), self.conv1, None)
-        hidden = _normalised(hidden, self.norm2, shift, silu=True)
+        hidden = convolve(normalised(input_tensor, self.norm1, silu=True), self.conv1, None)
+        hidden = normalised(hidden, self.norm2, shift, silu=True)
         hidden = convolve(hidden, self.conv2, None)
         bias = self.conv2.bias
         if self.conv_shortcut is not None:
@@ -84,7 +79,7 @@ class FusedGroupNorm(nn.GroupNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.GroupNorm's name
         """(rows, channels, ...) to the same shape."""
-        return _normalised(input, self) if input.dim() == 4 else super().forward(input)
+        return normalised(input, self) if input.dim() == 4 else super().forward(input)
 
 
 class FusedFeedForward(FrozenFeedForward):
@@ -114,7 +109,7 @@ def _columns(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.view(-1, 1, pixels.shape[-1])
 
 
-def _normalised(
+def normalised(
     x: torch.Tensor, norm: nn.GroupNorm, shift: torch.Tensor | None = None, *, silu: bool = False
 ) -> torch.Tensor:
     """The group norm of x (rows, channels, h, w) + shift (rows, channels); SiLU of it if wanted."""
@@ -288,7 +283,7 @@ class _Sum(torch.autograd.Function):
         return gradient, gradient, None
 
 
-_FUSED: LayerKinds = {
+FUSED: LayerKinds = {
     FrozenResnetBlock2D: (FusedResnetBlock2D, always),
     FrozenFeedForward: (FusedFeedForward, always),
     nn.GroupNorm: (FusedGroupNorm, lambda layer: layer.affine),

@@ -139,14 +139,6 @@ def test_a_wrong_setting_is_named(argument):
     assert WRONG[argument] in str(error.value)
 
 
-def test_layers_are_fused_or_the_unet_is_compiled():
-    fuse, backend = "--config.pretrained.fuse=True", "--config.pretrained.compile=inductor"
-    for argument in (fuse, backend):
-        read_settings([argument])
-    with pytest.raises(ConfigError, match=r"fuse=True and pretrained\.compile='inductor' exclude"):
-        read_settings([fuse, backend])
-
-
 def test_all_problems_come_in_one_message():
     arguments = ["--config.seed=-1", "--config.foo=1", "--config.sample.eta=0", "--config.train=1"]
     with pytest.raises(ConfigError, match="4 settings are wrong") as error:
@@ -246,6 +238,17 @@ def test_overrides_reach_the_settings():
     assert settings.pretrained.channels_last is True
     assert settings.pretrained.original_size == (1024, 768)
     assert settings.seed == settings.evolution.seed == 7
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_a_run_of_the_time_of_pretrained_fuse_keeps_its_speed(is_fused, tmp_path):
+    record = {"settings": read_settings([]).to_json()}
+    del record["settings"]["speed"]
+    record["settings"]["pretrained"]["fuse"] = is_fused
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    settings = read_settings([f"--config.resume_from={tmp_path}"])
+    assert settings.speed == ("fused" if is_fused else "layers")
+    changed_settings(record["settings"], settings)
 
 
 def test_a_run_to_continue_brings_its_settings_unless_a_recipe_is_given(tmp_path, monkeypatch):

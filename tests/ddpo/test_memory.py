@@ -9,7 +9,6 @@ import torch
 
 from ddpo.collect import collect
 from ddpo.rewards.scorer import Scorer
-from ddpo.speed.compiling import compile_unet
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_rig
 
@@ -94,39 +93,3 @@ def test_noise_to_learn_from_and_old_predictions_are_kept_where_the_rollout_is(r
 def test_attention_is_pytorchs_own():
     processors = make_tiny_pipe().unet.attn_processors.values()
     assert {type(processor).__name__ for processor in processors} == {"AttnProcessor2_0"}
-
-
-def predict(rig):
-    batch = rig.batch(2, 2)
-    latents = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return rig.agents.predict(latents, torch.full((4,), 500), batch.conditioning, 2)
-
-
-@pytest.mark.filterwarnings("default")  # compilers have their own
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_compiled_unet_predicts_and_learns_the_same(backend):
-    rig = make_rig(2)
-    rig.perturb()
-    plain = predict(rig)
-    plain.square().sum().backward()
-    gradient = rig.agents.gradients.clone()
-    rig.agents.zero_grad()
-    assert compile_unet(rig.agents, backend, lambda: predict(rig)) is True
-    assert rig.agents.gradients.count_nonzero() == 0
-    compiled = predict(rig)
-    compiled.square().sum().backward()
-    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(rig.agents.gradients, gradient, rtol=1e-3, atol=1e-5)
-    rig.perturb()  # other weights, same graph
-    expected = rig.agents.unet._orig_mod
-    compiled, rig.agents.unet = predict(rig), expected
-    torch.testing.assert_close(compiled, predict(rig), rtol=1e-4, atol=1e-5)
-
-
-def test_what_cannot_be_compiled_runs_without_and_says_so(caplog):
-    rig = make_rig(2)
-    plain, unet = predict(rig), rig.agents.unet
-    assert compile_unet(rig.agents, "no_such_backend", lambda: predict(rig)) is False
-    assert "the UNet could not be compiled, so this goes on uncompiled: " in caplog.text
-    assert rig.agents.unet is unet
-    assert torch.equal(predict(rig), plain)

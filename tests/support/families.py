@@ -22,7 +22,7 @@ def family_rig(num_agents=3, pipe=None, num_objectives=2, **changes):
     )
     agents = rig.agents
     generator = torch.Generator().manual_seed(1)
-    agents._family += 0.05 * torch.randn(agents._family.shape, generator=generator)
+    agents.family += 0.05 * torch.randn(agents.family.shape, generator=generator)
     agents.load_tasks(
         members(agents, even(num_agents, num_objectives)), even(num_agents, num_objectives)
     )

@@ -18,9 +18,9 @@ def count_rows(trainer):
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
-def footprint_of(model, *, fuse=False, **train):
-    pretrained = {"model": model, "dtype": "bfloat16", "fuse": fuse}
-    return measure_footprint(make_settings(pretrained=pretrained, train=train))
+def footprint_of(model, *, speed="layers", **train):
+    pretrained = {"model": model, "dtype": "bfloat16"}
+    return measure_footprint(make_settings(speed, pretrained=pretrained, train=train))
 
 
 def kept(function):

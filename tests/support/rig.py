@@ -13,7 +13,7 @@ from config.settings.parse import parse
 from tests.support.pipelines import LETTERS, make_tiny_pipe
 
 
-def make_settings(**changes: dict[str, Any]) -> schema.Settings:
+def make_settings(speed: str = "layers", **changes: dict[str, Any]) -> schema.Settings:
     """Default settings with sections changed: make_settings(sample={"num_steps": 4})."""
     config = base.get_config()
     # One kind of step and one kind of start, unless a test says otherwise.
@@ -21,6 +21,7 @@ def make_settings(**changes: dict[str, Any]) -> schema.Settings:
     config.evaluation.num_steps = 0
     config.evolution.start = "even_weights"
     config.evolution.warmup_generations = config.evolution.evolutionary_generations = 3
+    config.speed = speed
     for section, values in changes.items():
         config[section].update(values)
     return parse(config, {})
@@ -63,10 +64,9 @@ class Rig:
             self.agents.load(slot, dataclasses.replace(policy, adapter=policy.adapter + noise))
 
 
-def make_rig(
-    num_agents: int = 3, pipe: Any = None, device: str = "cpu", **changes: dict[str, Any]
-) -> Rig:
-    """Model, agents, sampler and updater with settings changed by section."""
+def make_rig(num_agents: int = 3, pipe: Any = None, device: str = "cpu", **changes: Any) -> Rig:
+    """Model, agents, sampler and updater with settings changed by section, or another `speed`."""
+    from ddpo import speed
     from ddpo.agents.conditioned import make_agents
     from ddpo.model.stable_diffusion import FrozenDiffusion
     from ddpo.processes import Processes
@@ -90,6 +90,7 @@ def make_rig(
     settings = make_settings(sample=sample, train=train, **changes)
     model = FrozenDiffusion(pipe or make_tiny_pipe(), device)
     agents = make_agents(model.unet, num_agents, settings, Processes.alone())
+    speed.apply(settings.speed, model, agents)
     sampler = Sampler(model, settings.sample)
     return Rig(settings, model, agents, sampler, make_update(sampler, settings, Processes.alone()))
 

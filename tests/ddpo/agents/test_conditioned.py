@@ -40,7 +40,7 @@ def test_a_member_is_the_sum_of_the_parts_times_its_weights(num_objectives):
         (num_objectives + 1) * alpha,
     )
     for layer in agents.layer_names:
-        a, b = agents.matrices(agents._family[0], layer)
+        a, b = agents.matrices(agents.family[0], layer)
         parts = zip([0.5, *weights.tolist()], b.split(rank, 1), a.split(rank, 0), strict=True)
         expected = sum(2 * w * b_k @ a_k for w, b_k, a_k in parts) * alpha / rank
         assert expected.norm() > 0
@@ -70,7 +70,7 @@ def test_the_family_starts_as_the_base_model():
     batch = rig.batch(2, 2)
     assert torch.equal(rig.rollout(batch).images, plain.rollout(batch).images)
     for layer in rig.agents.layer_names:
-        a, b = rig.agents.matrices(rig.agents._family[0], layer)
+        a, b = rig.agents.matrices(rig.agents.family[0], layer)
         assert (a.norm(dim=1) > 0.2).all()  # all M + 1 parts can learn
         assert not b.any()
 
@@ -83,10 +83,10 @@ def test_the_family_comes_back_from_its_members_to_the_bit(num_objectives):
         train(rig)
     agents = rig.agents
     agents.load_tasks(members(agents, weights), weights)
-    family, policies = agents._family.clone(), agents.snapshot_tasks()
-    agents._family.zero_()
+    family, policies = agents.family.clone(), agents.snapshot_tasks()
+    agents.family.zero_()
     agents.load_tasks(policies, weights)
-    assert torch.equal(agents._family, family)
+    assert torch.equal(agents.family, family)
     for before, after in zip(policies, agents.snapshot_tasks(), strict=True):
         assert torch.equal(before.adapter, after.adapter)
         assert torch.equal(before.exp_avg, after.exp_avg)
@@ -117,20 +117,21 @@ def test_the_gradient_is_that_of_the_mean_loss_of_the_members():
     agents.show(weights)
     agents.zero_grad()
     loss().sum().backward()
-    seen = []
-    agents._adam.step = lambda gradient, _: seen.append(gradient) or gradient.norm(dim=1)
-    agents.step(1.0)
+    before = agents.family.clone()
+    agents.step(1e9)
+    gradient = agents.snapshot(0).exp_avg / (1 - rig.settings.train.adam_beta1)
+    agents.family.copy_(before)
     layer, step = agents.layer_names[1], 1e-5
     for matrix, entry in ((0, (0, 1)), (0, (9, 2)), (1, (0, 1)), (1, (2, 5)), (1, (3, 10))):
         losses = []
         for change in (step, -step):
-            agents.matrices(agents._family[0], layer)[matrix][entry] += change
+            agents.matrices(agents.family[0], layer)[matrix][entry] += change
             agents.show(weights)
             with torch.no_grad():
                 losses.append(loss().mean().item())
-            agents.matrices(agents._family[0], layer)[matrix][entry] -= change
+            agents.matrices(agents.family[0], layer)[matrix][entry] -= change
         expected = (losses[0] - losses[1]) / (2 * step)
-        found = agents.matrices(seen[0][0], layer)[matrix][entry].item()
+        found = agents.matrices(gradient, layer)[matrix][entry].item()
         assert abs(expected) > 1e-6
         assert found == pytest.approx(expected, rel=1e-5)
 
@@ -144,9 +145,9 @@ def test_slots_of_equal_weights_train_as_one():
         one = rig.batch(1, 4)
         batch = rig.sampler.prompt_batch(one.texts * num_agents, one.seeds * num_agents, num_agents)
         advantages = torch.tensor([[1.0, -0.5, 0.25, -2.0]] * num_agents)
-        before = rig.agents._family.clone()
+        before = rig.agents.family.clone()
         rig.updater.update(rig.agents, rig.rollout(batch), advantages, [1] * num_agents)
-        families.append(rig.agents._family)
+        families.append(rig.agents.family)
         assert (families[-1] - before).norm() > 0.01
     torch.testing.assert_close(families[0], families[1], rtol=0, atol=1e-9)
 
@@ -155,14 +156,14 @@ def test_at_a_vertex_the_parts_of_other_objectives_stay():
     """All slots at w = (1, 0): B_2 has no gradient, and A_2 none either."""
     rig = family_rig(2)
     agents = rig.agents
-    before = agents._family.clone()
+    before = agents.family.clone()
     agents.show(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     rollout = rig.rollout(rig.batch(2, 4))
     rig.updater.update(agents, rollout, torch.randn(2, 4), [1, 2])
     rank = rig.settings.adapter.rank
     for layer in agents.layer_names:
         a, b = agents.matrices(before[0], layer)
-        new_a, new_b = agents.matrices(agents._family[0], layer)
+        new_a, new_b = agents.matrices(agents.family[0], layer)
         assert torch.equal(a[2 * rank :], new_a[2 * rank :])
         assert torch.equal(b[:, 2 * rank :], new_b[:, 2 * rank :])
         assert not torch.equal(a[: 2 * rank], new_a[: 2 * rank])
@@ -175,15 +176,22 @@ def test_one_step_is_one_adam_step_of_one_clipped_gradient():
     agents.show(torch.tensor([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]))
     grads = torch.randn(agents.gradients.shape, generator=torch.Generator().manual_seed(3))
     agents.gradients.copy_(grads)
-    family = torch.nn.Parameter(agents._family.clone())
-    factors = agents._factors[:, agents._factor_of]
+    family = torch.nn.Parameter(agents.family.clone())
+    # B_1's entries count twice the first weight, B_2's twice the second, all others once.
+    factors = torch.ones_like(grads)
+    for layer in agents.layer_names:
+        _, b = agents.matrices(factors, layer)
+        rank = rig.settings.adapter.rank
+        b[..., rank : 2 * rank] = torch.tensor([0.0, 1.0, 2.0])[:, None, None]
+        b[..., 2 * rank :] = torch.tensor([2.0, 1.0, 0.0])[:, None, None]
     family.grad = (grads * factors).mean(dim=0, keepdim=True)
     norm = torch.nn.utils.clip_grad_norm_([family], 0.5)
     torch.optim.AdamW([family], lr=1e-2, weight_decay=0.0).step()
     norms = agents.step(0.5)
     torch.testing.assert_close(norms, norm.expand(3))
-    torch.testing.assert_close(agents._family, family.detach(), rtol=1e-5, atol=1e-7)
-    assert torch.equal(agents._weights.detach(), agents._family * factors)  # shown at once
+    torch.testing.assert_close(agents.family, family.detach(), rtol=1e-5, atol=1e-7)
+    shown = [agents.snapshot(slot) for slot in range(3)]
+    assert torch.equal(torch.stack([each.adapter for each in shown]), agents.family * factors)
     assert [policy.step for policy in agents.snapshot_tasks()] == [1, 1, 1]
 
 
@@ -217,23 +225,24 @@ def test_in_float16_an_overflow_lowers_its_own_slots_scale():
 @pytest.mark.parametrize("rule", ["ddpo", "diffusion_nft", "awm"])
 def test_every_update_rule_trains_the_family(rule):
     rig = family_rig(3, train={"update_rule": rule, "kl_coef": 0.1}, sample={"guidance_scale": 1.0})
-    before = rig.agents._family.clone()
+    before = rig.agents.family.clone()
     stats = train(rig)
     assert stats.grad_norm.shape == (3,)
     assert stats.ratio_error.nan_to_num(0).max() < 1e-5  # members sample and train alike
-    assert (rig.agents._family - before).norm() > 0.01
+    assert (rig.agents.family - before).norm() > 0.01
 
 
 def test_evaluation_leaves_the_family_alone():
     """Slots are lent to policies of any kind; the next iteration shows the family again."""
     agents = family_rig(3).agents
-    family = agents._family.clone()
+    family = agents.family.clone()
     agents.load(1, dataclasses.replace(agents.initial_policy(), step=7))
-    assert torch.equal(agents._family, family)
+    assert torch.equal(agents.family, family)
     assert not any(agents.matrices(agents.snapshot(1).adapter, agents.layer_names[0])[1].flatten())
     weights = agents.aim(even(3), seed=0)
-    for slot, policy in enumerate(members(agents, weights)):
-        assert torch.equal(agents._weights[slot], policy.adapter)
+    shown = [agents.snapshot(slot).adapter for slot in range(3)]
+    for one, policy in zip(shown, members(agents, weights), strict=True):
+        assert torch.equal(one, policy.adapter)
 
 
 @pytest.mark.usefixtures("rounded_as_diffusers")

@@ -25,8 +25,9 @@ def test_a_fresh_adapter_leaves_the_base_model_bitwise_as_it_was():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_pass_sees_what_the_adapters_have_become(dtype):
-    rig = make_rig(2, make_tiny_pipe().to(dtype))
+@pytest.mark.parametrize("speed", ["off", "layers"])
+def test_a_pass_sees_what_the_adapters_have_become(speed, dtype):
+    rig = make_rig(2, make_tiny_pipe().to(dtype), speed=speed)
     x, t, c = torch.randn(4, 4, 8, 8), torch.tensor(500).expand(4), torch.randn(4, 8, 16)
     with torch.no_grad():
         before = rig.agents.predict(x, t, Conditioning(text=c), 2)
@@ -66,9 +67,9 @@ def test_agents_together_equal_each_alone(dtype, tolerance):
         alone.updater.update(alone.agents, own, advantages[k : k + 1], [10 + k])
         moved = alone.agents.snapshot(0).adapter - start[k].adapter
         gap = together.agents.snapshot(k).adapter - alone.agents.snapshot(0).adapter
-        gradient = alone.agents._grads[0]
+        gradient = alone.agents.gradients[0]
         assert moved.norm() > 0.01
-        assert (together.agents._grads[k] - gradient).norm() <= tolerance * gradient.norm()
+        assert (together.agents.gradients[k] - gradient).norm() <= tolerance * gradient.norm()
         assert gap.norm() <= 10 * tolerance * moved.norm()
 
 
@@ -89,11 +90,11 @@ def test_training_one_agent_leaves_the_other_and_the_base_bit_for_bit():
 
 def test_gradients_are_clipped_per_agent():
     rig = make_rig(2)
-    rig.agents._grads[0, :4] = 3.0  # norm 6
-    rig.agents._grads[1, :4] = 0.01  # norm 0.02
+    rig.agents.gradients[0, :4] = 3.0  # norm 6
+    rig.agents.gradients[1, :4] = 0.01  # norm 0.02
     norms = rig.agents.step(max_grad_norm=1.0)
     torch.testing.assert_close(norms, torch.tensor([6.0, 0.02]))
-    clipped = rig.agents._grads.norm(dim=1)
+    clipped = rig.agents.gradients.norm(dim=1)
     torch.testing.assert_close(clipped, torch.tensor([1.0, 0.02]))
 
 
@@ -111,7 +112,7 @@ def test_each_agent_counts_its_own_optimiser_steps():
     )
     rig.agents.load(1, old)
     grad = torch.randn(2, *size, generator=generator)
-    rig.agents._grads.copy_(grad)
+    rig.agents.gradients.copy_(grad)
     rig.agents.step(max_grad_norm=1e9)
     for slot, policy in enumerate((fresh, old)):
         parameter = torch.nn.Parameter(policy.adapter.clone())
@@ -206,8 +207,8 @@ def test_rank_and_alpha_scale_the_update():
     for alpha in (4.0, 8.0):
         rig = make_rig(1, adapter={"alpha": alpha})
         rig.perturb()
-        rig.agents._show_weights(1)
-        layer = rig.agents.unet.get_submodule(rig.agents.layer_names[0])
+        rig.rollout(rig.batch(1, 1))  # the layers see the adapters
+        layer = rig.agents.layers.by_name[rig.agents.layer_names[0]]
         x = torch.ones(1, 3, layer.base.in_features)
         outputs.append((layer(x) - layer.base(x)).detach())
     torch.testing.assert_close(outputs[1], 2 * outputs[0])

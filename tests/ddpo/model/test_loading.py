@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from config.settings.errors import UserError
-from ddpo.cost.footprint import load_architecture
+from ddpo.cost.footprint import known_architecture, load_architecture
 from ddpo.model.loading import configuration_source, load_pipeline
+from ddpo.model.source import repository_and_file, source_of
 from tests.support.original_layout import original_state_dict, unet_name
 from tests.support.pipelines import KINDS, draw_with_diffusers, load_plain, make_tiny_pipe
 from tests.support.rig import make_settings
@@ -138,9 +140,77 @@ def test_a_lora_is_merged_as_its_product_and_as_diffusers_merges_it(
             else:
                 assert torch.equal(after[name], value)
     plain.load_lora_weights(path)
-    plain.fuse_lora(components=plain._lora_loadable_modules, lora_scale=0.75)
+    plain.fuse_lora(components=sorted({part for part, _ in lora}), lora_scale=0.75)
     pictures = [draw_with_diffusers(p, TEXTS, SEEDS) for p in (pipe, plain)]
     assert torch.equal(*pictures)
+
+
+def test_one_file_of_a_folder_is_named_by_its_path(tmp_path, folders):
+    plain = load_plain(folders["sd1"])
+    for seed in (0, 1):
+        write_diffusers_layout(plain, lora_of(plain, seed), tmp_path / f"{seed}.safetensors")
+    weights = [
+        load(model=folders["sd1"], lora=str(tmp_path / f"{seed}.safetensors")).unet.state_dict()
+        for seed in (0, 1)
+    ]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_lora_of_a_hub_is_asked_for_by_repository_file_and_revision(folders, monkeypatch):
+    asked = []
+
+    def unreachable(self, name, **arguments):
+        asked.append((name, arguments["weight_name"], arguments["revision"]))
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "lora_state_dict", unreachable)
+    for lora in ("a/b", "a/b@v1", "a/b/c.safetensors", "a/b/c/d.safetensors@v1"):
+        with pytest.raises(UserError, match="`hf download a/b --local-dir"):
+            load(model=folders["sd1"], lora=lora)
+    assert asked == [
+        ("a/b", None, None),
+        ("a/b", None, "v1"),
+        ("a/b", "c.safetensors", None),
+        ("a/b", "c/d.safetensors", "v1"),
+    ]
+    with pytest.raises(UserError, match="can run code when read"):
+        load(model=folders["sd1"], lora="a/b/c.bin")
+
+
+def test_a_model_of_a_hub_is_asked_for_by_its_revision(folders, tmp_path, monkeypatch):
+    asked = []
+
+    def unreachable(name, revision, **_):
+        asked.append((name, revision))
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("ddpo.model.loading.snapshot_download", unreachable)
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(1)}, file)
+    for changes in (
+        {"model": "a/b"},
+        {"model": "a/b@v1"},
+        {"model": file, "single_file_config": "a/b@v2"},
+    ):
+        with pytest.raises(UserError, match="`hf download a/b --local-dir"):
+            load(**changes)
+    assert asked == [("a/b", None), ("a/b", "v1"), ("a/b", "v2")]
+    with pytest.raises(UserError, match="is on this machine, and only hubs have revisions"):
+        load(model=f"{folders['sd1']}@v1")
+
+
+def test_what_exists_stays_a_path_whatever_is_in_its_name(tmp_path):
+    model = tmp_path / "model@home"
+    make_tiny_pipe().save_pretrained(model)
+    assert source_of(str(model)) == (str(model), None)
+    assert type(load(model=model)) is StableDiffusionPipeline
+    assert source_of(f"{tmp_path}/other@home") == (f"{tmp_path}/other", "home")
+    assert repository_and_file(str(model)) == (str(model), None)
+    assert repository_and_file("/a/b/c.safetensors") == ("/a/b/c.safetensors", None)
+    assert repository_and_file("a/b/c.safetensors") == ("a/b", "c.safetensors")
+    assert load_architecture("stabilityai/stable-diffusion-xl-base-1.0@main") == (
+        known_architecture("sdxl")
+    )
 
 
 def test_a_lora_that_does_not_fit_or_does_nothing_is_an_error(tmp_path, folders):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from config.settings.errors import UserError
+from ddpo import speed
 from ddpo.agents.slots import Agents
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.sampler import Sampler
@@ -31,13 +32,14 @@ def _folders(tmp_path_factory):
     return {kind: str(root / kind) for kind in KINDS}
 
 
-def draw(pretrained, **sample):
+def draw(pretrained, how="layers", **sample):
     """Pictures of the base model by this project's own sampler."""
     settings = make_settings(
         pretrained=pretrained, sample={"num_steps": 4, "guidance_scale": 5.0, **sample}
     )
     model = FrozenDiffusion.load(settings.pretrained)
     agents = Agents(model.unet, 1, settings.adapter, settings.train)
+    speed.apply(how, model, agents)
     sampler = Sampler(model, settings.sample)
     batch = sampler.prompt_batch(TEXTS, SEEDS, 1)
     return Rollout.join(batch, list(sampler.chunks(agents, batch))).images
@@ -50,7 +52,8 @@ def draw(pretrained, **sample):
 @pytest.mark.usefixtures("rounded_as_diffusers")
 def test_pictures_are_bitwise_those_of_plain_diffusers(folders, kind, sample):
     expected = draw_with_diffusers(load_plain(folders[kind]), TEXTS, SEEDS, **sample)
-    assert torch.equal(draw({"model": folders[kind]}, **sample), expected)
+    for how in ("off", "layers"):
+        assert torch.equal(draw({"model": folders[kind]}, how, **sample), expected)
 
 
 @pytest.mark.usefixtures("rounded_as_diffusers")
@@ -61,18 +64,6 @@ def test_sizes_other_than_the_models_own_draw_as_in_diffusers(folders, kind):
     images = draw({"model": folders[kind], **changes})
     assert images.shape == (3, 3, 24, 32)
     assert torch.equal(images, expected)
-
-
-@pytest.mark.usefixtures("rounded_as_diffusers")
-def test_sdxl_is_told_sizes_and_crops(folders):
-    told = {"original_size": (64, 48), "crop_top_left": (4, 8)}
-    plain = load_plain(folders["sdxl"])
-    expected = draw_with_diffusers(
-        plain, TEXTS, SEEDS, original_size=(64, 48), crops_coords_top_left=(4, 8)
-    )
-    images = draw({"model": folders["sdxl"], **told})
-    assert torch.equal(images, expected)
-    assert not torch.equal(images, draw({"model": folders["sdxl"]}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,30 +120,26 @@ def test_a_size_the_model_cannot_draw_is_refused_with_the_nearest_ones(folders, 
         draw({"model": folders[kind], "height": 18})
 
 
-HELPERS = {
-    "vae_slicing": lambda pipe: pipe.vae.enable_slicing(),
-    "vae_tiling": lambda pipe: pipe.vae.enable_tiling(),
-    "channels_last": lambda pipe: pipe.unet.to(memory_format=torch.channels_last),
-}
-
-
 @pytest.mark.usefixtures("rounded_as_diffusers")
-@pytest.mark.parametrize("helper", HELPERS)
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_memory_helpers_draw_what_diffusers_draws_with_them(folders, kind, helper):
+def test_a_sliced_vae_draws_what_diffusers_draws_with_it(folders, kind):
     plain = load_plain(folders[kind])
-    HELPERS[helper](plain)
+    plain.vae.enable_slicing()
     expected = draw_with_diffusers(plain, TEXTS, SEEDS, height=32, width=16)
-    helped = {"model": folders[kind], "height": 32, helper: True}
-    assert torch.equal(draw(helped), expected)
-    model = FrozenDiffusion.load(make_settings(pretrained=helped).pretrained)
-    vae, kernel = model.pipe.vae, model.pipe.unet.conv_in.weight
-    is_on = {
-        "vae_slicing": vae.use_slicing,
-        "vae_tiling": vae.use_tiling,
-        "channels_last": kernel.is_contiguous(memory_format=torch.channels_last),
-    }
-    assert is_on == {name: name == helper for name in is_on}
+    sliced = {"model": folders[kind], "height": 32, "vae_slicing": True}
+    assert torch.equal(draw(sliced), expected)
+    for is_on in (True, False):
+        pretrained = make_settings(pretrained={**sliced, "vae_slicing": is_on}).pretrained
+        assert FrozenDiffusion.load(pretrained).pipe.vae.use_slicing is is_on
+
+
+def test_tf32_is_float32_with_shorter_products(folders):
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    for dtype in ("tf32", "float32"):
+        settings = make_settings(pretrained={"model": folders["sd1"], "dtype": dtype})
+        model = FrozenDiffusion.load(settings.pretrained)
+        assert {network.dtype for network in model.networks} == {torch.float32}
+        assert [each.allow_tf32 for each in flags] == [dtype == "tf32"] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

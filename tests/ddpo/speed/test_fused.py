@@ -11,10 +11,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn import functional
 
-from ddpo.model.stable_diffusion import FrozenDiffusion
-from ddpo.speed import fused
-from ddpo.speed.frozen import FrozenResnetBlock2D, freeze
-from ddpo.speed.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse
+from ddpo.speed.convolutions import FrozenResnetBlock2D
+from ddpo.speed.fused import FusedFeedForward, FusedGroupNorm, FusedResnetBlock2D, fuse, normalised
+from tests.support.layers import quickened
 from tests.support.measures import SD15, footprint_of, kept
 from tests.support.pipelines import KINDS, make_tiny_pipe
 from tests.support.rig import make_rig
@@ -40,7 +39,7 @@ def test_a_norm_and_its_gradients_are_those_of_pytorch(mean, silu):
     inputs = x.requires_grad_(), torch.randn(3, 24).double().requires_grad_()
     expected = norm(x + inputs[1][:, :, None, None])
     expected = functional.silu(expected) if silu else expected
-    out = fused._normalised(x, norm, inputs[1], silu=silu)
+    out = normalised(x, norm, inputs[1], silu=silu)
     assert out.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(out, expected)
     gradient = torch.randn_like(out)
@@ -55,7 +54,7 @@ def test_a_norm_in_half_precision_is_rounded_once():
     norm = nn.GroupNorm(4, 8).requires_grad_(False)
     x = (100 + torch.randn(2, 8, 5, 7)).bfloat16()
     exact = functional.silu(copy.deepcopy(norm).double()(x.double())).float()
-    out = fused._normalised(x, norm.bfloat16(), silu=True)
+    out = normalised(x, norm.bfloat16(), silu=True)
     half_a_unit = torch.finfo(torch.bfloat16).eps / 2
     torch.testing.assert_close(out.float(), exact, rtol=1.01 * half_a_unit, atol=1e-5)
 
@@ -86,7 +85,7 @@ def test_a_layer_and_its_gradient_are_those_of_diffusers(make, kind, shapes):
     torch.manual_seed(0)
     layers = nn.ModuleList([make().double()])
     layers.append(copy.deepcopy(layers[0]))
-    freeze(layers)
+    quickened(layers)
     fuse(layers[1])
     assert type(layers[1]) is kind
     inputs = [torch.randn(shape).double().requires_grad_() for shape in shapes]
@@ -131,9 +130,9 @@ def test_pictures_and_gradients_change_by_rounding_only(kind, is_checkpointed):
     for is_fused in (False, True):
         projections = () if kind == "sd1" else ("proj_in", "proj_out")  # there convolutions
         adapter = {"target_modules": (*EVERY_LINEAR_LAYER, *projections)}
-        rig = make_rig(2, make_tiny_pipe(kind), adapter=adapter)
+        how = "fused" if is_fused else "layers"
+        rig = make_rig(2, make_tiny_pipe(kind), speed=how, adapter=adapter)
         if is_fused:
-            assert rig.model.fuse()
             for part in (rig.model.pipe.unet, rig.model.pipe.vae):
                 kinds = set(map(type, part.modules()))
                 assert {FusedResnetBlock2D, FusedGroupNorm} < kinds
@@ -147,11 +146,9 @@ def test_pictures_and_gradients_change_by_rounding_only(kind, is_checkpointed):
 
 def test_a_training_pass_keeps_less():
     sizes = []
-    for is_fused in (False, True):
-        rig = make_rig(2)
+    for how in ("layers", "fused"):
+        rig = make_rig(2, speed=how)
         rig.perturb()
-        if is_fused:
-            rig.model.fuse()
         batch = rig.batch(2, 3)
         latents = torch.zeros(6, *rig.model.latent_shape)
         timesteps = rig.sampler.schedule.timesteps[:1].expand(6)
@@ -161,30 +158,28 @@ def test_a_training_pass_keeps_less():
 
 
 def test_what_the_dry_run_expects_is_less():
-    plain, changed = footprint_of(SD15), footprint_of(SD15, fuse=True)
+    plain, changed = footprint_of(SD15), footprint_of(SD15, speed="fused")
     assert changed.train_bytes == pytest.approx(0.563e9, rel=0.01)  # an H100's, of 48 rows
     assert changed.train_bytes < 0.8 * plain.train_bytes
     assert changed.decode_bytes < 0.95 * plain.decode_bytes
     assert (changed.train_flops, changed.sample_flops) == (plain.train_flops, plain.sample_flops)
 
 
-def test_without_a_compiler_layers_stay_as_they_are_and_it_is_said(monkeypatch, caplog):
-    def fail(*_):
-        raise RuntimeError("no compiler here\nand more")
-
-    monkeypatch.setattr(fused._Gate._forward, "_compiled", fail)
-    model = FrozenDiffusion(make_tiny_pipe())
-    kinds = list(map(type, model.unet.modules()))
-    assert not model.fuse()
-    assert list(map(type, model.unet.modules())) == kinds
-    told = "norms and activations could not be compiled, so this goes on uncompiled: no compiler"
+def test_without_a_compiler_layers_are_not_fused_and_it_is_said(caplog):
+    torch.compiler.reset()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        rig = make_rig(1, speed="fused")
+    kinds = set(map(type, rig.model.unet.modules()))
+    assert FrozenResnetBlock2D in kinds
+    assert not {FusedResnetBlock2D, FusedGroupNorm, FusedFeedForward} & kinds
+    told = "norms and activations could not be compiled, so this goes on uncompiled: "
     assert told in caplog.text
 
 
 @pytest.mark.slow
 def test_compiled_they_do_the_same():
     with torch.compiler.set_stance("default"):
-        rigs = make_rig(2), make_rig(2)
-        assert rigs[1].model.fuse()
+        rigs = make_rig(2), make_rig(2, speed="fused")
+        assert any(type(module) is FusedGroupNorm for module in rigs[1].model.unet.modules())
         for plain, changed in zip(*map(drawn_and_trained, rigs), strict=True):
             torch.testing.assert_close(changed, plain, rtol=1e-3, atol=1e-4)
