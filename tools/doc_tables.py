@@ -39,9 +39,7 @@ _HARDWARE = {  # of config/aesthetic_compressibility.py
 _CHEAPER = (  # of config/base.py
     (),
     ("sample.num_steps=10",),
-    ("sample.noisy_steps=2",),
-    ("train.best_of=0.5",),
-    ("sample.noisy_steps=2", "train.best_of=0.5"),
+    ("train.timestep_fraction=0.5",),
     ("train.single_pass=True", "train.updates_per_epoch=1"),
 )
 # Stable Diffusion 1.5 with six agents, in float32; then what saves memory, each on top of the last.
