@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from config.settings.errors import UserError
 from front.commands import COMMANDS
-from front.front import ChoiceError
+from front.errors import ChoiceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """What a run leaves behind, and what one does with it."""
 
-from front.front import Front, FrontError
+from front.errors import FrontError
+from front.front import Front
 
 __all__ = ["Front", "FrontError"]

@@ -6,11 +6,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from front.front import Blend, ChoiceError, Front, FrontPolicy
+from front.errors import ChoiceError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+
+    from front.front import Front
+    from front.member import Blend, FrontPolicy
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -45,12 +45,13 @@ def neighbours(z: Array) -> list[tuple[int, int]]:
 
 
 def coefficients(z: Array, weights: Array) -> Array:
-    """Share of each policy in the blend that stands for a preference.
+    """Coefficient of each policy in the blend that stands for a preference.
 
     A policy stands for the centre of the preferences under which it has the largest w . z, and for
-    every vertex of the simplex where it has. The shares are the convex combination of these anchors
-    that equals the preference and has the least spread about it: the simplex of the anchors'
-    Delaunay triangulation that holds the preference, found as the lower hull of the lifted points.
+    every vertex of the simplex where it has. The coefficients are those of the convex combination
+    of these anchors that equals the preference and has the least spread about it: the simplex of
+    the anchors' Delaunay triangulation that holds the preference, found as the lower hull of the
+    lifted points.
 
     Args:
         z: (n, M) returns of the policies.
@@ -71,17 +72,17 @@ def coefficients(z: Array, weights: Array) -> Array:
     anchors, owners = _anchors(z)
     spread = np.square(anchors - weights).sum(axis=1)
     solution = linprog(spread, A_eq=anchors.T, b_eq=weights, bounds=(0, None), method="highs-ds")
-    shares = np.zeros(len(z))
-    np.add.at(shares, owners, solution.x)
-    shares[shares < _NEGLIGIBLE] = 0.0
-    return np.asarray(shares / shares.sum())
+    found = np.zeros(len(z))
+    np.add.at(found, owners, solution.x)
+    found[found < _NEGLIGIBLE] = 0.0
+    return np.asarray(found / found.sum())
 
 
-def affine_shares(anchors: Array, weights: Array) -> Array | None:
-    """Shares, of either sign, in which anchors add up to a weight vector.
+def affine_coefficients(anchors: Array, weights: Array) -> Array | None:
+    """Coefficients, of either sign, with which anchors add up to a weight vector.
 
     What is affine in the weights, as the update of a conditioned family's members is, adds up to
-    its value there in the same shares.
+    its value there with the same coefficients.
 
     Args:
         anchors: (n, M) weight vectors, each of sum 1.
@@ -93,11 +94,11 @@ def affine_shares(anchors: Array, weights: Array) -> Array | None:
 
     Example:
         >>> anchors = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
-        >>> affine_shares(anchors, np.array([0.3, 0.7])).round(2)
+        >>> affine_coefficients(anchors, np.array([0.3, 0.7])).round(2)
         array([0.4, 0.6, 0. ])
-        >>> affine_shares(anchors[:2], np.array([1.0, 0.0])).round(2)
+        >>> affine_coefficients(anchors[:2], np.array([1.0, 0.0])).round(2)
         array([-1.,  2.])
-        >>> affine_shares(anchors[:1], np.array([1.0, 0.0])) is None
+        >>> affine_coefficients(anchors[:1], np.array([1.0, 0.0])) is None
         True
     """
     spread = np.square(anchors - weights).sum(axis=1)
@@ -106,9 +107,9 @@ def affine_shares(anchors: Array, weights: Array) -> Array | None:
     if solution.x is None:
         return None
     above, below = np.split(solution.x, 2)
-    shares = above - below
-    shares[np.abs(shares) < _NEGLIGIBLE] = 0.0
-    return np.asarray(shares / shares.sum())
+    found = above - below
+    found[np.abs(found) < _NEGLIGIBLE] = 0.0
+    return np.asarray(found / found.sum())
 
 
 def _anchors(z: Array) -> tuple[Array, Indices]:
@@ -132,12 +133,12 @@ class Height(NamedTuple):
 
     Attributes:
         value: z-units; positive above the chord, negative below.
-        share: where on the chord the comparison is made: 0 at the first part, 1 at the second.
-        weights: (M,) on the simplex, so that value = weights . (blend - chord(share)).
+        position: where on the chord the comparison is made: 0 at the first part, 1 at the second.
+        weights: (M,) on the simplex, so that value = weights . (blend - chord(position)).
     """
 
     value: float
-    share: float
+    position: float
     weights: Array
 
 
@@ -154,7 +155,7 @@ def height_above_chord(blend: Array, first: Array, second: Array) -> Height:
 
     Example:
         >>> height_above_chord(np.array([0.6, 0.6]), np.array([0.0, 1.0]), np.array([1.0, 0.0]))
-        Height(value=0.1, share=0.5, weights=array([0.5, 0.5]))
+        Height(value=0.1, position=0.5, weights=array([0.5, 0.5]))
     """
     start, slope = blend - first, second - first  # excess over chord(s) is start - s slope
     num = len(blend)
@@ -168,8 +169,8 @@ def height_above_chord(blend: Array, first: Array, second: Array) -> Height:
                 places.append((s, weights))
     heights = [float((start - s * slope).min()) for s, _ in places]
     best = int(np.argmax(comparable(heights)[::-1]))  # of equals the meeting, which comes last
-    share, weights = places[::-1][best]
-    return Height(value=float(comparable(heights[::-1][best])), share=share, weights=weights)
+    position, weights = places[::-1][best]
+    return Height(value=float(comparable(heights[::-1][best])), position=position, weights=weights)
 
 
 def depth_of_corner(first: Array, second: Array) -> float:

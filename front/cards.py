@@ -14,8 +14,8 @@ from ddpo.agents.adapter import Adapter
 from ddpo.assets import resolve_model
 from ddpo.files import ADAPTER_FILE
 from ddpo.model.source import source_of
-from front.front import FrontPolicy
-from front.plots import plot_samples
+from front.member import FrontPolicy
+from front.pictures.plots import plot_samples
 from front.settings import settings_of
 from front.tables import file_size, markdown_table, with_error
 from run.samples import read_samples
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from front.front import Blend, Front
+    from front.front import Front
+    from front.member import Blend
 
 CARD = "README.md"
 SHEET = "samples.png"
@@ -94,7 +95,7 @@ def write_adapter_card(
         repo,
         title=f"{member.id} of {front.path.resolve().name}",
         member=member,
-        parts=[f"{share:.3g} {policy.id}" for policy, share in member.parts],
+        parts=[f"{part:.3g} {policy.id}" for policy, part in member.parts],
         reduced=f"{error:.2g}" if error else "",
         returns=markdown_table(header, rows) if rows else "",
         weight_name=weight_name,
@@ -184,7 +185,7 @@ def front_table(front: Front) -> str:
             origin = ", ".join(f"{weight:.2f}" for weight in member.weights)
             size = file_size(member.size_bytes)
         else:
-            origin = " + ".join(f"{share:.2f} {policy.id}" for policy, share in member.parts)
+            origin = " + ".join(f"{part:.2f} {policy.id}" for policy, part in member.parts)
             size = "blend"
         rows.append([member.id, origin, *_cells(member), size])
     rows.append(["base model", "", *_cells(front.base), ""])

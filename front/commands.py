@@ -30,7 +30,8 @@ from front.arguments import (
     seed,
 )
 from front.describe import front_text, member_text, summary
-from front.front import ChoiceError, Front, FrontError
+from front.errors import ChoiceError, FrontError
+from front.front import Front
 from front.tables import file_size, terminal_table, with_error
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def export(args: argparse.Namespace) -> None:
     front = Front.load(args.run)
     member = choose_or_blend(front, args)
     file = write_folder(
-        empty_folder(args.out), front, member, layout=args.format, precision=args.dtype
+        empty_folder(args.out), front, member, file_format=args.format, precision=args.dtype
     )
     size = file_size(file.stat().st_size)
     say(f"wrote {file}, {size}: {member.id} as {args.format}, {args.dtype}")
@@ -202,7 +203,7 @@ def generate(args: argparse.Namespace) -> None:
     front = Front.load(args.run)
     member = choose_or_blend(front, args)
     say(member_text(front, member))
-    from front.generate import draw_beside_base
+    from front.pictures.generate import draw_beside_base
     from run.progress import route_logs
 
     route_logs()
@@ -290,8 +291,8 @@ def analyse(args: argparse.Namespace) -> None:
     Says where interpolation holds and which policies it connects (families). Adds the blends that
     nothing dominates to front.json, writes analysis.json and dense_front.png.
     """
-    from front.analyse import analyse as measure
-    from front.analyse import publish_analysis
+    from front.analysis.measure import analyse as measure
+    from front.analysis.publish import publish_analysis
     from front.report import write_report
     from run.progress import route_logs
 
@@ -351,20 +352,20 @@ def push(args: argparse.Namespace) -> None:
     """
     from tempfile import TemporaryDirectory
 
-    from front import share
+    from front import hub
 
-    share.check_repo(args.repo)
+    hub.check_repo(args.repo)
     front = Front.load(args.run)
     is_named = args.weights is not None or args.policy is not None or args.at_least
     is_one = is_named or args.blend or args.member
     member = choose_or_blend(front, args) if is_one else None
     if args.dry_run:
         with TemporaryDirectory() as folder:
-            for path in share.write_repository(Path(folder), front, member, args.repo):
+            for path in hub.write_repository(Path(folder), front, member, args.repo):
                 say(f"{file_size((Path(folder) / path).stat().st_size):>8}  {path}")
         say(f"nothing was sent to {args.repo}")
         return
-    say(f"uploaded {share.push(front, member, args.repo, is_private=args.private)}")
+    say(f"uploaded {hub.push(front, member, args.repo, is_private=args.private)}")
 
 
 # --- compare -----------------------------------------------------------------------------------
@@ -413,8 +414,8 @@ def compare(args: argparse.Namespace) -> None:
                 f"{max(p.report_returns[i] for p in each.front.policies):.4g}"
                 for i in range(len(objectives))
             ),
-            str(each.front.images["train"]),
-            str(each.front.unet_rows),
+            str(each.front.costs.train),
+            str(each.front.costs.unet_rows),
         ]
         for each in contenders
     ]

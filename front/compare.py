@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from config.settings.schema import flatten
-from front.front import ChoiceError, FrontError
+from front.errors import ChoiceError, FrontError
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import to_z
 from morl.pareto import non_dominated
-from morl.types import BASE_POLICY, Offspring
+from morl.types import BASE_POLICY
 from morl.weights import even_weights
+from run.records import SEARCH, SearchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,8 +78,8 @@ class Contender:
             "hypervolume": self.hypervolume,
             "sparsity": self.sparsity,
             "expected_utility": self.expected_utility,
-            "train_images": self.front.images["train"],
-            "unet_rows": self.front.unet_rows,
+            "train_images": self.front.costs.train,
+            "unet_rows": self.front.costs.unet_rows,
         }
 
 
@@ -202,14 +203,8 @@ def _found(front: Front) -> list[tuple[int, Array]]:
 
     The history, which does for copies without `search.json`, lacks what a soup start has blended.
     """
-    path = front.path / "search.json"
-    if path.is_file():
-        try:
-            search = json.loads(path.read_text(encoding="utf-8"))
-            told = [child for entry in search["generations"] for child in entry["offspring"]]
-            policies = [Offspring.from_json(record) for record in (search["base"], *told)]
-        except (ValueError, KeyError, TypeError) as error:
-            raise FrontError(f"{path} is damaged: {error}") from error
+    if (front.path / SEARCH).is_file():
+        policies = SearchRecord.read(front.path).policies
         return [(policy.generation, policy.returns) for policy in policies]
     base = [(-1, record.before) for record in front.history if record.parent == BASE_POLICY][:1]
     return [*base, *((record.generation, record.after) for record in front.history)]

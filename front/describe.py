@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from front.front import Blend, Front, FrontPolicy
+from front.member import FrontPolicy
 from front.tables import file_size, terminal_table, with_error
 from morl.objectives import to_z
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from front.front import GuardValue
+    from front.front import Front
+    from front.member import Blend, GuardValue
 
 
 def front_text(front: Front) -> str:
@@ -23,7 +24,8 @@ def front_text(front: Front) -> str:
     rows = [_row(front, member) for member in front.members]
     base = _returns(front.base.report_returns, front.base.report_std_error)
     rows.append(["(base model)", "", *base, *_guards(front, front.base.guards), ""])
-    spent = ", ".join(f"{count} to {purpose}" for purpose, count in front.images.items())
+    costs = front.costs
+    spent = f"{costs.train} to train, {costs.selection} to selection, {costs.report} to report"
     lines = [
         terminal_table(header, rows),
         "",
@@ -31,7 +33,7 @@ def front_text(front: Front) -> str:
         f"hypervolume       {front.hypervolume:.4f}  [z-units]",
         f"sparsity          {front.sparsity:.4f}  [z-units]",
         f"expected utility  {front.expected_utility:.4f}  [z-units]",
-        f"images            {spent}; {front.unet_rows} UNet rows",
+        f"images            {spent}; {costs.unet_rows} UNet rows",
     ]
     if front.blends:
         dense = f"hypervolume       {front.dense_hypervolume:.4f}  with {len(front.blends)} blends"
@@ -59,7 +61,7 @@ def _guards(front: Front, values: Mapping[str, GuardValue]) -> list[str]:
 
 def recipe(member: FrontPolicy | Blend) -> str:
     """What a blend is made of."""
-    return " + ".join(f"{share:.2f} {policy.id}" for policy, share in member.parts)
+    return " + ".join(f"{part:.2f} {policy.id}" for policy, part in member.parts)
 
 
 def _returns(values: Any, errors: Any) -> list[str]:
@@ -88,7 +90,7 @@ def summary(front: Front) -> dict[str, Any]:
         "blends": [
             {
                 "id": blend.id,
-                "parts": {policy.id: share for policy, share in blend.parts},
+                "parts": {policy.id: part for policy, part in blend.parts},
                 "report_returns": _list(blend.report_returns),
                 "report_std_error": _list(blend.report_std_error),
             }
@@ -102,8 +104,12 @@ def summary(front: Front) -> dict[str, Any]:
         "dense_hypervolume": front.dense_hypervolume,
         "sparsity": front.sparsity,
         "expected_utility": front.expected_utility,
-        "images": dict(front.images),
-        "unet_rows": front.unet_rows,
+        "images": {
+            "train": front.costs.train,
+            "selection": front.costs.selection,
+            "report": front.costs.report,
+        },
+        "unet_rows": front.costs.unet_rows,
     }
 
 
@@ -120,7 +126,7 @@ def member_text(front: Front, member: FrontPolicy | Blend) -> str:
     else:
         title = f"{member.id}: {recipe(member)}"
     if member.report_returns is None:
-        chord = np.sum([share * policy.report_returns for policy, share in member.parts], axis=0)
+        chord = np.sum([part * policy.report_returns for policy, part in member.parts], axis=0)
         between = ", ".join(
             f"{name} {value:.4g}" for name, value in zip(front.names, chord, strict=True)
         )

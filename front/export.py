@@ -9,12 +9,13 @@ from safetensors import SafetensorError
 
 from ddpo.agents.adapter import Adapter
 from front.cards import write_adapter_card
-from front.front import FrontError
+from front.errors import FrontError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from front.front import Blend, Front, FrontPolicy
+    from front.front import Front
+    from front.member import Blend, FrontPolicy
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -25,7 +26,7 @@ def write_folder(
     member: FrontPolicy | Blend,
     adapter: Adapter | None = None,
     *,
-    layout: str = "diffusers",
+    file_format: str = "diffusers",
     precision: str = "fp32",
     error: float = 0.0,
     repo: str = "",
@@ -37,7 +38,7 @@ def write_folder(
         front: the member belongs to.
         member: whose adapter to write.
         adapter: to write instead of the member's own, such as one of reduced rank.
-        layout: "diffusers", or "kohya" for ComfyUI, A1111 and Forge.
+        file_format: "diffusers", or "kohya" for ComfyUI, A1111 and Forge.
         precision: a key of `PRECISIONS`.
         error: relative error of a reduced adapter, for the card.
         repo: the hub repository it is for, for the card.
@@ -51,7 +52,7 @@ def write_folder(
     """
     adapter = (adapter or Adapter.of(member)).to(PRECISIONS[precision])
     try:
-        if layout == "kohya":
+        if file_format == "kohya":
             name = f"{front.path.resolve().name}_{member.id}.safetensors"
             file = adapter.save_kohya(folder / name)
         else:

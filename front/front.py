@@ -12,176 +12,36 @@ Only numbers are read here: no deep-learning library is imported before an adapt
 from __future__ import annotations
 
 import difflib
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from config.settings.errors import UserError
-from ddpo.files import ADAPTER_FILE
-from front.blend import affine_shares, coefficients
+from front.blend import affine_coefficients, coefficients
+from front.errors import ChoiceError, FrontError
+from front.member import Blend, FrontPolicy
+from front.record import NAME, FrontRecord
 from morl.history import Improvement
 from morl.indicators import expected_utility, hypervolume, sparsity
-from morl.objectives import check_objectives, comparable, to_z
-from morl.types import Array, Objective, PolicyId, frozen_vector, frozen_weights
+from morl.objectives import comparable, to_z
 from morl.weights import even_weights, normalise
+from run.records import CONFIG, RecordError, RunConfig, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import TypeVar
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike
 
-    T = TypeVar("T")
+    from front.member import Guard
+    from front.record import BaseRecord, PolicyRecord
+    from morl.types import Array, Objective, PolicyId
+    from run.records import Costs
 
-FORMAT = 1
-_SLOT = "front"  # the adapter name under which a policy is loaded into a pipeline
+_HISTORY = "history.json"
 _NUM_USERS = 101  # weight vectors that the expected utility is a mean over
 _SUM_TOLERANCE = 1e-6  # weights typed by hand, such as 0.333,0.333,0.334
-
-
-class FrontError(UserError):
-    """No front, a damaged one, or nothing in it that answers the question."""
-
-
-class ChoiceError(FrontError):
-    """The question is wrong: weights or names that this front does not have."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
-    """Something that policies should keep, though nothing trains it; see docs/guards.md.
-
-    Attributes:
-        name: unique within a run.
-        unit: of its values.
-        max_loss: how far below the base model's value a policy may be; None for no limit.
-    """
-
-    name: str
-    unit: str
-    max_loss: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuardValue:
-    """What a guard says of a policy on the report set, and how far that is below the base model."""
-
-    value: float
-    std_error: float
-    loss: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FrontPolicy:
-    """A policy on the published front.
-
-    Attributes:
-        id: its name in the run.
-        parent: of which policy it was trained; None for the base model.
-        generation: in which it was made; -1 for the base model.
-        weights: (M,) it was trained along.
-        returns: (M,) on the selection set, raw units.
-        std_error: (M,) of `returns`.
-        report_returns: (M,) on the report set, raw units: the published numbers.
-        report_std_error: (M,) of `report_returns`.
-        adapter: folder of its LoRA adapter, in diffusers' format.
-        guards: by name; empty in a run without guards.
-    """
-
-    id: PolicyId
-    parent: PolicyId | None
-    generation: int
-    weights: Array
-    returns: Array
-    std_error: Array
-    report_returns: Array
-    report_std_error: Array
-    adapter: Path
-    guards: Mapping[str, GuardValue] = field(default_factory=dict)
-
-    @property
-    def parts(self) -> tuple[tuple[FrontPolicy, float], ...]:
-        """The policy itself, at full strength: a blend of one."""
-        return ((self, 1.0),)
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the adapter on disk.
-
-        Raises:
-            FrontError: if the adapter is missing.
-        """
-        return self.file.stat().st_size
-
-    @property
-    def file(self) -> Path:
-        """The adapter's safetensors file.
-
-        Raises:
-            FrontError: if it is missing.
-        """
-        path = self.adapter / ADAPTER_FILE
-        if not path.is_file():
-            raise FrontError(
-                f"the adapter of {self.id} is missing: {path}; copy the run's whole adapters/ "
-                "folder along with front.json"
-            )
-        return path
-
-    def apply(self, pipe: Any, name: str = _SLOT) -> None:
-        """Make a plain diffusers pipeline draw as this policy.
-
-        Args:
-            pipe: with the base model that the run was trained on.
-            name: adapter slot in the pipeline. What an earlier call put there is replaced; other
-                adapters stay loaded, and inactive.
-
-        Raises:
-            FrontError: if the adapter is missing, damaged, or made for another model.
-        """
-        _apply(self, pipe, name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Blend:
-    """A combination of policies: their weight updates dW, added in shares that sum to 1.
-
-    Attributes:
-        id: its name: that in `front.json`, or one made of the parts.
-        parts: the policies and their coefficients, which sum to 1.
-        weights: (M,) the preference it stands for.
-        report_returns: (M,) measured on the report set, raw units; None if nobody measured.
-        report_std_error: (M,) of `report_returns`, or None.
-    """
-
-    id: str
-    parts: tuple[tuple[FrontPolicy, float], ...]
-    weights: Array
-    report_returns: Array | None = None
-    report_std_error: Array | None = None
-
-    def apply(self, pipe: Any, name: str = _SLOT) -> None:
-        """Make a plain diffusers pipeline draw as this blend; see `FrontPolicy.apply`."""
-        _apply(self, pipe, name)
-
-
-def _apply(member: FrontPolicy | Blend, pipe: Any, name: str) -> None:
-    from ddpo.agents.adapter import Adapter  # noqa: PLC0415 - imports torch
-
-    Adapter.of(member).apply(pipe, name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BaseReturns:
-    """The base model's returns (M,) on the report set, their standard errors, and its guards."""
-
-    report_returns: Array
-    report_std_error: Array
-    guards: Mapping[str, GuardValue]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -198,8 +58,7 @@ class Front:
         dominated_on_report: archive members that another member dominates on the report set.
         sample_prompts: of the pictures in `samples/report/`, the same for every policy.
         sample_seeds: of the same pictures.
-        images: images sampled to train, to select, and to report.
-        unet_rows: rows of all UNet passes.
+        costs: images sampled to train, to select and to report; UNet rows.
         history: every improvement of the search; empty if the run's `history.json` is not there.
         config: content of `config.json`: settings, seed, device, package versions.
     """
@@ -208,15 +67,14 @@ class Front:
     objectives: tuple[Objective, ...]
     policies: tuple[FrontPolicy, ...]
     blends: tuple[Blend, ...]
-    base: BaseReturns
+    base: BaseRecord
     guards: tuple[Guard, ...]
     dominated_on_report: tuple[PolicyId, ...]
     sample_prompts: tuple[str, ...]
     sample_seeds: tuple[int, ...]
-    images: Mapping[str, int]
-    unet_rows: int
+    costs: Costs
     history: tuple[Improvement, ...]
-    config: Mapping[str, Any]
+    config: RunConfig
 
     @classmethod
     def load(cls, run: str | Path) -> Front:
@@ -232,57 +90,60 @@ class Front:
         path = Path(run)
         if not path.is_dir():
             raise FrontError(f"{path} is not a folder; give the run directory that training made")
-        if not (path / "config.json").is_file():
-            raise FrontError(f"{path} is not a run directory: it has no config.json")
-        if not (path / "front.json").is_file():
+        if not (path / CONFIG).is_file():
+            raise FrontError(f"{path} is not a run directory: it has no {CONFIG}")
+        if not (path / NAME).is_file():
             raise FrontError(
-                f"the run {path} is not finished: front.json is written at its end; go on with "
+                f"the run {path} is not finished: {NAME} is written at its end; go on with "
                 f"mo_train.py --config.resume_from={path}"
             )
-        config = _read(path / "config.json", dict)
-        history: tuple[Improvement, ...] = ()
-        if (path / "history.json").is_file():
-            history = _read(path / "history.json", _history)
-        return _read(path / "front.json", lambda data: cls._from_json(path, data, config, history))
+        try:
+            config = RunConfig.read(path)
+            history: tuple[Improvement, ...] = ()
+            if (path / _HISTORY).is_file():
+                history = read_record(path / _HISTORY, _history)
+            return read_record(
+                path / NAME,
+                lambda data: cls._of(path, FrontRecord.from_json(data), config, history),
+            )
+        except RecordError as error:
+            raise FrontError(str(error)) from error
 
     @classmethod
-    def _from_json(
+    def _of(
         cls,
         path: Path,
-        data: Mapping[str, Any],
-        config: Mapping[str, Any],
+        record: FrontRecord,
+        config: RunConfig,
         history: tuple[Improvement, ...],
     ) -> Front:
-        if data["format"] != FORMAT:
-            raise FrontError(
-                f"{path / 'front.json'} has format {data['format']}; this program reads {FORMAT}"
-            )
-        objectives = check_objectives([Objective.from_json(entry) for entry in data["objectives"]])
-        num = len(objectives)
-        policies = sorted((_policy(path, entry, num) for entry in data["policies"]), key=_first)
+        policies = sorted((_policy(path, entry) for entry in record.policies), key=_first)
         if not policies:
             raise ValueError("there is no policy")
         known = {policy.id: policy for policy in policies}
         if len(known) < len(policies):
             raise ValueError("two policies have the same id")
-        blends = sorted((_blend(entry, known, num) for entry in data.get("blends", [])), key=_first)
-        base = BaseReturns(
-            report_returns=frozen_vector("base", data["base"]["report_returns"], num),
-            report_std_error=frozen_vector("base", data["base"]["report_std_error"], num),
-            guards=_guards(data["base"]),
-        )
+        blends = [
+            Blend(
+                id=blend.id,
+                parts=tuple((known[name], part) for name, part in blend.parts),
+                weights=blend.weights,
+                report_returns=blend.report_returns,
+                report_std_error=blend.report_std_error,
+            )
+            for blend in record.blends or ()
+        ]
         return cls(
             path=path,
-            objectives=objectives,
+            objectives=record.objectives,
             policies=tuple(policies),
-            blends=tuple(blends),
-            base=base,
-            guards=tuple(Guard(**guard) for guard in data.get("guards", [])),
-            dominated_on_report=tuple(data["dominated_on_report"]),
-            sample_prompts=tuple(data.get("samples", {}).get("prompts", ())),
-            sample_seeds=tuple(data.get("samples", {}).get("seeds", ())),
-            images=dict(data["images"]),
-            unet_rows=data["unet_rows"],
+            blends=tuple(sorted(blends, key=_first)),
+            base=record.base,
+            guards=record.guards,
+            dominated_on_report=record.dominated_on_report,
+            sample_prompts=record.samples.prompts,
+            sample_seeds=record.samples.seeds,
+            costs=record.costs,
             history=history,
             config=config,
         )
@@ -295,8 +156,7 @@ class Front:
     @property
     def settings(self) -> Mapping[str, Any]:
         """Settings of the run, nested, as `config.json` holds them."""
-        settings: Mapping[str, Any] = self.config["settings"]
-        return settings
+        return self.config.settings
 
     @property
     def members(self) -> tuple[FrontPolicy | Blend, ...]:
@@ -438,13 +298,8 @@ class Front:
             ChoiceError: if the weights are wrong.
         """
         preference = self.check_weights(weights)
-        shares = coefficients(self.z, preference)
-        parts = tuple(
-            (policy, float(share))
-            for policy, share in zip(self.policies, shares, strict=True)
-            if share > 0
-        )
-        return _mix(parts, preference)
+        pairs = zip(self.policies, coefficients(self.z, preference).tolist(), strict=True)
+        return Blend.of(tuple((policy, part) for policy, part in pairs if part > 0), preference)
 
     def member(self, weights: ArrayLike) -> Blend:
         """The member of a conditioned run's family at any weights, not only those archived.
@@ -468,10 +323,10 @@ class Front:
         trained = [policy for policy in self.policies if policy.generation >= 0]
         for generation in sorted({policy.generation for policy in trained}, reverse=True):
             members = [policy for policy in trained if policy.generation == generation]
-            shares = affine_shares(np.array([policy.weights for policy in members]), preference)
-            if shares is not None:
-                pairs = zip(members, shares.tolist(), strict=True)
-                return _mix(tuple((policy, share) for policy, share in pairs if share), preference)
+            found = affine_coefficients(np.array([p.weights for p in members]), preference)
+            if found is not None:
+                pairs = zip(members, found.tolist(), strict=True)
+                return Blend.of(tuple((policy, part) for policy, part in pairs if part), preference)
         raise FrontError(
             f"the family's member at {','.join(f'{weight:g}' for weight in preference)} cannot be "
             f"had from this front: it takes {len(self.objectives)} policies of one generation; "
@@ -510,19 +365,6 @@ class Front:
         return self.names.index(name)
 
 
-def _mix(parts: tuple[tuple[FrontPolicy, float], ...], preference: Array) -> Blend:
-    """The blend of these parts; one policy alone is as good as it was measured to be."""
-    name = "-".join(f"{policy.id}-{round(1000 * share):04d}" for policy, share in parts)
-    (policy, _), *others = parts
-    return Blend(
-        id=f"blend-{name}",
-        parts=parts,
-        weights=preference,
-        report_returns=None if others else policy.report_returns,
-        report_std_error=None if others else policy.report_std_error,
-    )
-
-
 def _measured(member: FrontPolicy | Blend) -> Array:
     """Report returns of a member of the front; those of `front.json` are always measured."""
     assert member.report_returns is not None
@@ -533,52 +375,23 @@ def _first(member: FrontPolicy | Blend) -> tuple[float, str]:
     return float(_measured(member)[0]), member.id
 
 
-def _read(path: Path, make: Callable[[Any], T]) -> T:
-    """A JSON file, as what `make` makes of it.
-
-    Raises:
-        FrontError: if the file is damaged.
-    """
-    try:
-        return make(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise FrontError(f"{path} is damaged: {what}") from error
-
-
 def _history(records: Sequence[Mapping[str, Any]]) -> tuple[Improvement, ...]:
     return tuple(Improvement.from_json(record) for record in records)
 
 
-def _policy(run: Path, entry: Mapping[str, Any], num: int) -> FrontPolicy:
-    adapter = run / entry["adapter"]
+def _policy(run: Path, record: PolicyRecord) -> FrontPolicy:
+    adapter = run / record.adapter
     if not adapter.resolve().is_relative_to(run.resolve()):
-        raise ValueError(f"the adapter of {entry['id']} lies outside the run: {entry['adapter']}")
-    vectors = {
-        name: frozen_vector(name, entry[name], num)
-        for name in ("returns", "std_error", "report_returns", "report_std_error")
-    }
+        raise ValueError(f"the adapter of {record.id} lies outside the run: {record.adapter}")
     return FrontPolicy(
-        id=PolicyId(entry["id"]),
-        parent=None if entry["parent"] is None else PolicyId(entry["parent"]),
-        generation=int(entry["generation"]),
-        weights=frozen_weights("weights", entry["weights"]),
+        id=record.id,
+        parent=record.parent,
+        generation=record.generation,
+        weights=record.weights,
+        returns=record.returns,
+        std_error=record.std_error,
+        report_returns=record.report_returns,
+        report_std_error=record.report_std_error,
         adapter=adapter,
-        guards=_guards(entry),
-        **vectors,
-    )
-
-
-def _guards(entry: Mapping[str, Any]) -> dict[str, GuardValue]:
-    return {name: GuardValue(**value) for name, value in entry.get("guards", {}).items()}
-
-
-def _blend(entry: Mapping[str, Any], policies: Mapping[PolicyId, FrontPolicy], num: int) -> Blend:
-    parts = tuple((policies[part["policy"]], part["coefficient"]) for part in entry["parts"])
-    return Blend(
-        id=entry["id"],
-        parts=parts,
-        weights=frozen_weights("weights", entry["weights"]),
-        report_returns=frozen_vector("report_returns", entry["report_returns"], num),
-        report_std_error=frozen_vector("report_std_error", entry["report_std_error"], num),
+        guards=record.guards,
     )

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 from PIL import Image
@@ -22,19 +21,26 @@ from PIL import Image
 from config.settings.errors import UserError
 from config.settings.schema import flatten
 from ddpo.files import write_atomic
-from front.front import Blend, Front
+from front.front import Front
+from front.member import Blend
+from front.record import NAME, FrontRecord
 from front.tables import with_error
-from morl.types import BASE_POLICY
+from front.view import FrontView
+from morl.types import BASE_POLICY, PolicyId
+from run.records import CONFIG, SEARCH, RunConfig, SearchRecord
 from run.samples import encode, read_samples, sample_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from front.member import FrontPolicy, GuardValue
+    from morl.types import Array
+
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.min.js", "report.js")  # in the order of loading
 _LICENCES = ("vendor/LICENSE.d3", "vendor/LICENSE.plot")
 _TILE_SIZES = (512, 384, 256, 192, 128, 96, 64)  # pixels, tried until the pictures fit
-_PICTURE_BYTES = 9_000_000  # of the pictures, encoded: a third more in the page
+PICTURE_BYTES = 9_000_000  # of the pictures, encoded: a third more in the page
 _BYTES_PER_PIXEL = 0.12  # of WebP at our quality, for photographs
 
 
@@ -48,16 +54,16 @@ class RunFiles:
 
     Attributes:
         path: the run directory.
-        config: content of `config.json`.
-        search: content of `search.json`.
-        front: content of `front.json`; None while the run goes on, also beyond an earlier end.
+        config: its settings and versions.
+        search: so far.
+        front: as published; None while the run goes on, also beyond an earlier end.
         seconds: wall-clock time so far.
     """
 
     path: Path
-    config: dict[str, Any]
-    search: dict[str, Any]
-    front: dict[str, Any] | None
+    config: RunConfig
+    search: SearchRecord
+    front: FrontRecord | None
     seconds: float
 
     @classmethod
@@ -65,22 +71,22 @@ class RunFiles:
         """Read a run directory.
 
         Raises:
-            ReportError: if a file is missing or damaged.
+            UserError: if a file is missing or damaged.
         """
-        if not (run / "config.json").is_file():
-            raise ReportError(f"{run} is not a run directory: it has no config.json")
-        if not (run / "search.json").is_file():
+        if not (run / CONFIG).is_file():
+            raise ReportError(f"{run} is not a run directory: it has no {CONFIG}")
+        if not (run / SEARCH).is_file():
             raise ReportError(
-                f"{run} has no search.json: the base model is not measured yet, or the run was "
+                f"{run} has no {SEARCH}: the base model is not measured yet, or the run was "
                 "made by a version that did not write it"
             )
-        search = _read(run / "search.json")
-        front = _read(run / "front.json") if (run / "front.json").is_file() else None
-        if front and front["images"]["train"] < search["costs"]["train"]:
+        search = SearchRecord.read(run)
+        front = FrontRecord.read(run) if (run / NAME).is_file() else None
+        if front and front.costs.train < search.costs.train:
             front = None  # published before the run went on
         return cls(
             path=run,
-            config=_read(run / "config.json"),
+            config=RunConfig.read(run),
             search=search,
             front=front,
             seconds=_seconds(run / "metrics.jsonl"),
@@ -109,55 +115,54 @@ def write_report(run: Path) -> Path:
 def report_data(files: RunFiles) -> dict[str, Any]:
     """What the page's script shows, as JSON values; snake_case keys are those of the records."""
     search, front = files.search, files.front
-    records = [search["base"], *(c for entry in search["generations"] for c in entry["offspring"])]
-    which = "report" if front else "selection"
     members, base = (
         _front_members(Front.load(files.path), front) if front else _archive_members(search)
     )
-    shown = {"selection": [record["policy"] for record in records]}
+    pictured = {"selection": [str(policy.policy) for policy in search.policies]}
     if front:
-        shown["report"] = [BASE_POLICY, *(member["id"] for member in members)]
+        pictured["report"] = [BASE_POLICY, *(member["id"] for member in members)]
     return {
         "run": files.path.resolve().name,
-        "set": which,
-        "objectives": search["objectives"],
-        "guards": front.get("guards", []) if front else [],
+        "set": "report" if front else "selection",
+        "objectives": [objective.to_json() for objective in search.objectives],
+        "guards": [guard.to_json() for guard in front.guards] if front else [],
         "members": members,
         "base": base,
         "policies": {record["policy"]: record for record in _with_predictions(search)},
         "generations": _generations(search),
         "report_volumes": _report_volumes(search, front) if front else [],
         "prompts": {
-            "selection": search["samples"]["prompts"],
-            "report": front["samples"]["prompts"] if front else [],
+            "selection": list(search.samples.prompts),
+            "report": list(front.samples.prompts) if front else [],
         },
-        "pictures": _pictures(files, shown),
+        "pictures": _pictures(files, pictured),
     }
 
 
 def _front_members(
-    front: Front, published: Mapping[str, Any]
+    front: Front, published: FrontRecord
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Published policies and measured blends, and the base model, on the report set."""
-    keys = ("policies", "blends")
-    entries = {entry["id"]: entry for key in keys for entry in published.get(key, [])}
+    entries = {policy.id: policy for policy in published.policies}
     base = front.base.report_returns
     members = []
     for member in front.members:
-        entry = entries[member.id]
         parts = member.parts if isinstance(member, Blend) else ()
+        policy = None if parts else entries[PolicyId(member.id)]
+        gain_error = policy.gain_std_error if policy else None
+        returns, error = _measured(member)
         members.append(
             {
                 "id": member.id,
                 "kind": "blend" if parts else "policy",
                 "weights": member.weights.tolist(),
-                "returns": entry["report_returns"],
-                "std_error": entry["report_std_error"],
-                "gain": np.subtract(entry["report_returns"], base).tolist(),
-                "gain_std_error": entry.get("gain_std_error"),
-                "generation": entry.get("generation"),
-                "parts": [[policy.id, share] for policy, share in parts],
-                "guards": entry.get("guards", {}),
+                "returns": returns.tolist(),
+                "std_error": error.tolist(),
+                "gain": (returns - base).tolist(),
+                "gain_std_error": None if gain_error is None else gain_error.tolist(),
+                "generation": policy.generation if policy else None,
+                "parts": [[part.id, coefficient] for part, coefficient in parts],
+                "guards": _guard_values(policy.guards if policy else {}),
             }
         )
     record = {
@@ -165,99 +170,112 @@ def _front_members(
         "kind": "base",
         "returns": base.tolist(),
         "std_error": front.base.report_std_error.tolist(),
-        "guards": published["base"].get("guards", {}),
+        "guards": _guard_values(front.base.guards),
     }
     return members, record
 
 
-def _archive_members(search: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _measured(member: FrontPolicy | Blend) -> tuple[Array, Array]:
+    """Report returns and their errors; members of a front always have them."""
+    assert member.report_returns is not None
+    assert member.report_std_error is not None
+    return member.report_returns, member.report_std_error
+
+
+def _guard_values(guards: Mapping[str, GuardValue]) -> dict[str, dict[str, float]]:
+    return {name: value.to_json() for name, value in guards.items()}
+
+
+def _archive_members(search: SearchRecord) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The archive so far, and the base model, on the selection set."""
-    base = search["base"]
-    records = {c["policy"]: c for entry in search["generations"] for c in entry["offspring"]}
-    records[BASE_POLICY] = base
+    view = FrontView.of_search(search)
+    generations = {policy.policy: policy.generation for policy in search.policies}
     members = [
         {
-            "id": name,
+            "id": policy.id,
             "kind": "policy",
-            **{key: records[name][key] for key in ("weights", "returns", "std_error")},
-            "gain": np.subtract(records[name]["returns"], base["returns"]).tolist(),
+            "weights": policy.weights.tolist(),
+            "returns": policy.returns.tolist(),
+            "std_error": policy.std_error.tolist(),
+            "gain": (policy.returns - view.base.returns).tolist(),
             "gain_std_error": None,
-            "generation": records[name]["generation"],
+            "generation": generations[policy.id],
             "parts": [],
             "guards": {},
         }
-        for name in search["archives"][-1]
+        for policy in view.policies
     ]
-    members.sort(key=lambda member: member["returns"][0])
-    record = {"id": BASE_POLICY, "kind": "base", "guards": {}}
-    return members, {**record, "returns": base["returns"], "std_error": base["std_error"]}
+    base = {
+        "id": BASE_POLICY,
+        "kind": "base",
+        "guards": {},
+        "returns": view.base.returns.tolist(),
+        "std_error": view.base.std_error.tolist(),
+    }
+    return members, base
 
 
-def _with_predictions(search: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _with_predictions(search: SearchRecord) -> Iterator[dict[str, Any]]:
     """Every policy of the search, with what its task's strategy predicted and its stage."""
-    yield {**search["base"], "predicted": None, "stage": "base"}
-    for entry in search["generations"]:
-        generation = entry["generation"]
-        for task, child in zip(generation["tasks"], entry["offspring"], strict=True):
-            predicted = task["predicted_returns"]
-            yield {**child, "predicted": predicted, "stage": generation["stage"]}
+    yield {**search.base.to_json(), "predicted": None, "stage": "base"}
+    for finished in search.generations:
+        generation = finished.generation
+        for task, child in zip(generation.tasks, finished.offspring, strict=True):
+            predicted = task.to_json()["predicted_returns"]
+            yield {**child.to_json(), "predicted": predicted, "stage": generation.stage}
 
 
-def _generations(search: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _generations(search: SearchRecord) -> list[dict[str, Any]]:
     """One entry for the base model and each generation: images, hypervolume, archive."""
-    stages = ["base", *(entry["generation"]["stage"] for entry in search["generations"])]
+    stages = ["base", *(finished.generation.stage for finished in search.generations)]
     return [
         {
             "index": index - 1,
             "stage": stage,
-            "images": images,
-            "hypervolume": volume,
-            "archive": archive,
+            "images": point.images,
+            "hypervolume": point.hypervolume,
+            "archive": list(archive),
         }
-        for index, (stage, (images, volume), archive) in enumerate(
-            zip(stages, search["curve"], search["archives"], strict=True)
+        for index, (stage, point, archive) in enumerate(
+            zip(stages, search.curve, search.archives, strict=True)
         )
     ]
 
 
-def _report_volumes(
-    search: Mapping[str, Any], front: Mapping[str, Any]
-) -> list[dict[str, float | str]]:
+def _report_volumes(search: SearchRecord, front: FrontRecord) -> list[dict[str, float | str]]:
     """Hypervolumes on the report set, at the training images that each took."""
-    stages = [entry["generation"]["stage"] for entry in search["generations"]]
-    images = [count for count, _ in search["curve"]]
-    volumes, warmup = front["hypervolume"], images[stages.count("warmup")]
+    stages = [finished.generation.stage for finished in search.generations]
+    volumes, warmup = front.hypervolume, search.curve[stages.count("warmup")].images
     places = (
-        ("base model", 0, "report_base"),
-        ("after warm-up", warmup, "report_warmup"),
-        ("at the end", images[-1], "report"),
+        ("base model", 0, volumes.report_base),
+        ("after warm-up", warmup, volumes.report_warmup),
+        ("at the end", search.curve[-1].images, volumes.report),
     )
     return [
-        {"label": label, "images": count, "hypervolume": volumes[key]}
-        for label, count, key in places
+        {"label": label, "images": count, "hypervolume": volume} for label, count, volume in places
     ]
 
 
 def _pictures(
-    files: RunFiles, shown: Mapping[str, Sequence[str]]
+    files: RunFiles, pictured: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, list[str]]]:
     """Data URIs of the pictures: set -> policy -> one per prompt; small enough all together."""
-    counts = {"selection": len(files.search["samples"]["prompts"])}
+    counts = {"selection": len(files.search.samples)}
     if files.front:
-        counts["report"] = len(files.front["samples"]["prompts"])
+        counts["report"] = len(files.front.samples)
     tiles = {
-        (which, name): read_samples(files.path, which, name, counts[which])
-        for which, names in shown.items()
+        (purpose, name): read_samples(files.path, purpose, name, counts[purpose])
+        for purpose, names in pictured.items()
         for name in names
-        if sample_path(files.path, which, name).is_file()
+        if sample_path(files.path, purpose, name).is_file()
     }
     for size in _affordable_sizes([tile for grid in tiles.values() for tile in grid]):
         encoded = {key: [_encode(tile, size) for tile in grid] for key, grid in tiles.items()}
-        if sum(len(data) for grid in encoded.values() for data in grid) <= _PICTURE_BYTES:
+        if sum(len(data) for grid in encoded.values() for data in grid) <= PICTURE_BYTES:
             break
-    out: dict[str, dict[str, list[str]]] = {which: {} for which in ("selection", "report")}
-    for (which, name), grid in encoded.items():
-        out[which][name] = [
+    out: dict[str, dict[str, list[str]]] = {"selection": {}, "report": {}}
+    for (purpose, name), grid in encoded.items():
+        out[purpose][name] = [
             f"data:image/webp;base64,{base64.b64encode(data).decode()}" for data in grid
         ]
     return out
@@ -269,7 +287,7 @@ def _affordable_sizes(tiles: Sequence[Image.Image]) -> list[int]:
         size
         for size in _TILE_SIZES
         if sum(min(size, tile.width) * min(size, tile.height) for tile in tiles) * _BYTES_PER_PIXEL
-        <= _PICTURE_BYTES
+        <= PICTURE_BYTES
     ]
     return sizes or [_TILE_SIZES[-1]]
 
@@ -297,10 +315,7 @@ def render(files: RunFiles, data: Mapping[str, Any]) -> str:
     )
     environment.filters["measured"] = measured
     scripts = [_own_text(name) for name in _SCRIPTS]
-    settings = files.config["settings"]
-    costs = dict(files.search["costs"])
-    if files.front:
-        costs |= {**files.front["images"], "unet_rows": files.front["unet_rows"]}
+    settings = files.config.settings
     return environment.get_template("report.html.j2").render(
         data=data,
         payload=_payload(data),
@@ -311,9 +326,9 @@ def render(files: RunFiles, data: Mapping[str, Any]) -> str:
         config=files.config,
         settings=sorted(flatten(settings)),
         model=settings["pretrained"]["model"],
-        num_agents=files.search["num_agents"],
-        num_generations=files.search["num_generations"],
-        costs=costs,
+        num_agents=files.search.num_agents,
+        num_generations=files.search.num_generations,
+        costs=files.front.costs if files.front else files.search.costs,
         minutes=files.seconds / 60,
         front=files.front,
         best=[_best(data["members"], index) for index in range(len(data["objectives"]))],
@@ -359,14 +374,6 @@ def _own_text(name: str) -> Markup:
 def _hash(script: str) -> str:
     """How a content security policy names a script that may run."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{path} is damaged: {error}") from error
-    return content
 
 
 def _seconds(path: Path) -> float:

@@ -19,9 +19,11 @@ import torch
 
 from config.settings.errors import UserError
 from ddpo.agents.adapter import Adapter
-from front.front import Blend, Front, FrontError, FrontPolicy
-from front.generate import to_picture
-from front.painter import Painter
+from front.errors import FrontError
+from front.front import Front
+from front.member import FrontPolicy
+from front.pictures.generate import to_picture
+from front.pictures.painter import Painter
 from front.tables import markdown_table, with_error
 from morl.weights import normalise
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from PIL import Image
+
+    from front.member import Blend
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +85,7 @@ class Studio:
     def describe(self, member: FrontPolicy | Blend) -> str:
         """What a member is and what was measured, as Markdown."""
         front = self.front
-        parts = " + ".join(f"{share:.0%} {policy.id}" for policy, share in member.parts)
+        parts = " + ".join(f"{part:.0%} {policy.id}" for policy, part in member.parts)
         title = f"### {member.id}" if isinstance(member, FrontPolicy) else f"### {parts}"
         if member.report_returns is None or member.report_std_error is None:
             return f"{title}\n\nA blend that nobody has measured; `analyse` measures."

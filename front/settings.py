@@ -13,7 +13,7 @@ from config.settings.parse import parse
 from config.settings.resume import completed
 from ddpo.processes import own_device
 from ddpo.rewards.lookup import reward_problems
-from front.front import ChoiceError, FrontError
+from front.errors import ChoiceError, FrontError
 
 if TYPE_CHECKING:
     from config.settings.schema import Settings

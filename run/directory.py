@@ -15,6 +15,7 @@ from ddpo.files import DISK_ERRORS, make_folder, new_folder, remove, sweep, sync
 from run.checkpoint import CheckpointStore
 from run.choice import choose_run, has_checkpoint
 from run.lock import lock
+from run.records import CONFIG, RunConfig
 from run.samples import write_samples
 from run.versions import Versions
 
@@ -109,14 +110,13 @@ class RunDir:
 
     def write_config(self, settings: Settings, device: str) -> None:
         """Write `config.json`: resolved settings, seed, device, package versions."""
-        record = {
-            "format": 1,
-            "settings": settings.to_json(),
-            "seed": settings.seed,
-            "device": device,
-            **Versions.current().to_json(),
-        }
-        self.write_json("config.json", record)
+        config = RunConfig(
+            settings=settings.to_json(),
+            seed=settings.seed,
+            device=device,
+            versions=Versions.current(),
+        )
+        self.write_json(CONFIG, config.to_json())
 
     def write_json(self, name: str, value: Any, *, for_people: bool = True) -> None:
         """Write one of the run's JSON records, atomically; see `ddpo.files.write_json`."""

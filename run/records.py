@@ -3,17 +3,87 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from config.settings.errors import UserError
 from morl.types import Generation, Objective, Offspring, PolicyId
+from run.versions import Versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from morl.evolution import Evolution
 
+T = TypeVar("T")
+
 _FORMAT = 1
+CONFIG, SEARCH = "config.json", "search.json"  # names in a run directory
+
+
+class RecordError(UserError):
+    """A file of a run is missing or damaged."""
+
+
+def read_record(path: Path, make: Callable[[Any], T]) -> T:
+    """A JSON file, as what `make` makes of its content.
+
+    Raises:
+        RecordError: naming the file, if it cannot be read or `make` cannot take its content.
+    """
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordError(f"{path} is damaged: {what}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunConfig:
+    """The content of `config.json`.
+
+    Attributes:
+        settings: `Settings.to_json()` of the program that wrote it.
+        seed: of the run.
+        device: such as "cuda:0".
+        versions: of the program that wrote it.
+    """
+
+    settings: Mapping[str, Any]
+    seed: int
+    device: str
+    versions: Versions
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's content."""
+        return {
+            "format": _FORMAT,
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "device": self.device,
+            **self.versions.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_json`."""
+        return cls(
+            settings=dict(data["settings"]),
+            seed=data.get("seed", 0),
+            device=data.get("device", ""),
+            versions=Versions.from_json(data),
+        )
+
+    @classmethod
+    def read(cls, run: Path) -> RunConfig:
+        """That of a run directory.
+
+        Raises:
+            RecordError: if the file is missing or damaged.
+        """
+        return read_record(run / CONFIG, cls.from_json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,3 +276,12 @@ class SearchRecord:
             costs=Costs(**data["costs"]),
             samples=Samples.from_json(data["samples"]),
         )
+
+    @classmethod
+    def read(cls, run: Path) -> SearchRecord:
+        """That of a run directory.
+
+        Raises:
+            RecordError: if the file is missing or damaged.
+        """
+        return read_record(run / SEARCH, cls.from_json)

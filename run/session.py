@@ -13,7 +13,7 @@ from run.checkpoint import Checkpoint
 from run.choice import mark_finished
 from run.failures import explained
 from run.parts import Parts, join_processes, open_parts
-from run.records import Costs, SearchRecord
+from run.records import SEARCH, Costs, SearchRecord
 from run.state import RunState
 from run.versions import Versions
 
@@ -150,7 +150,7 @@ class Session(Parts):
         )
         samples = self.evaluator.samples(self.evaluator.selection_set)
         record = SearchRecord.of(evolution, state.curve, state.costs, samples)
-        self.directory.write_json("search.json", record.to_json(), for_people=False)
+        self.directory.write_json(SEARCH, record.to_json(), for_people=False)
         self.directory.store.commit(
             Checkpoint(
                 generation=evolution.num_generations_done - 1,

@@ -12,6 +12,8 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
+from config.settings.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
@@ -90,7 +92,7 @@ class Trackers:
             return
         try:
             panel = make(run)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, UserError) as error:
             logger.warning("no pictures for the trackers: %r", error)
             return
 

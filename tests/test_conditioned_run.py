@@ -16,7 +16,7 @@ import mo_train
 from ddpo.agents.adapter import Adapter, adapter_of, save_adapter
 from ddpo.agents.conditioned import ConditionedAgents
 from front import Front
-from front.front import ChoiceError, FrontError
+from front.errors import ChoiceError, FrontError
 from morl.weights import even_weights
 from run.checkpoint import CheckpointStore
 from run.command_line import read_settings
@@ -146,8 +146,8 @@ def test_a_member_that_cannot_be_had_is_refused(siblings):
         lonely.member((0.3, 0.7))
     with pytest.raises(ChoiceError, match="must sum to 1"):
         front.member((0.3, 0.3))
-    plain = dataclasses.replace(front, config={"settings": {"agents": {"kind": "population"}}})
-    for config in (plain.config, {"settings": {}}):
+    for settings in ({"agents": {"kind": "population"}}, {}):
+        config = dataclasses.replace(front.config, settings=settings)
         with pytest.raises(ChoiceError, match="adapters of their own"):
             dataclasses.replace(front, config=config).member((0.3, 0.7))
 

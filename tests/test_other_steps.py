@@ -10,9 +10,9 @@ import pytest
 from ddpo.agents.adapter import Adapter
 from ddpo.cost.plan import Plan
 from front import Front
-from front.analyse import Judge
+from front.analysis.judge import Judge
 from front.cards import write_front_card
-from front.painter import Painter
+from front.pictures.painter import Painter
 from front.publish import FrontPublisher
 from mo_train import train
 from run.command_line import read_settings

@@ -18,9 +18,9 @@ def random_front(seed, num, num_objectives):
     return z / np.linalg.norm(z, axis=1)[:, None]
 
 
-@pytest.mark.parametrize("module", ["blend", "tables", "samples"])
+@pytest.mark.parametrize("module", ["front.blend", "front.tables", "run.samples"])
 def test_the_examples_of_the_docstrings_hold(module):
-    result = doctest.testmod(importlib.import_module(f"front.{module}"))
+    result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0
     assert result.failed == 0
 
@@ -48,10 +48,10 @@ def test_neighbours_of_three_objectives_have_no_point_between_them():
 def test_coefficients_are_a_convex_combination_of_at_most_m(num_objectives):
     z, rng = random_front(1, 7, num_objectives), np.random.default_rng(2)
     for weights in rng.dirichlet(np.ones(num_objectives), 10):
-        shares = coefficients(z, weights)
-        assert (shares >= 0).all()
-        assert shares.sum() == pytest.approx(1)
-        assert (shares > 0).sum() <= num_objectives
+        found = coefficients(z, weights)
+        assert (found >= 0).all()
+        assert found.sum() == pytest.approx(1)
+        assert (found > 0).sum() <= num_objectives
 
 
 @pytest.mark.parametrize("num_objectives", [2, 3])
@@ -62,19 +62,19 @@ def test_a_whole_preference_is_the_best_policy_alone(num_objectives):
         assert coefficients(z, weights)[(z @ weights).argmax()] == pytest.approx(1)
 
 
-def test_of_two_objectives_the_best_policy_is_always_among_the_parts_and_shares_are_continuous():
+def test_of_two_objectives_the_best_policy_is_a_part_and_coefficients_are_continuous():
     z = random_front(4, 8, 2)
     previous = None
     for first in np.linspace(0, 1, 401):
         weights = np.array([first, 1 - first])
-        shares = coefficients(z, weights)
-        assert shares[(z @ weights).argmax()] > 0
-        parts = np.flatnonzero(shares)
+        found = coefficients(z, weights)
+        assert found[(z @ weights).argmax()] > 0
+        parts = np.flatnonzero(found)
         positions = np.argsort(np.argsort(z[:, 0]))[parts]
         assert np.ptp(positions) <= 1  # one policy, or two neighbours
         if previous is not None:
-            assert np.abs(shares - previous).max() < 0.2
-        previous = shares
+            assert np.abs(found - previous).max() < 0.2
+        previous = found
 
 
 def test_the_order_of_the_policies_does_not_matter():
@@ -94,14 +94,14 @@ def test_the_height_is_the_best_worst_excess_over_the_chord(num_objectives):
         s = np.linspace(0, 1, 20_001)[:, None]
         slow = (blend - first - s * (second - first)).min(axis=1).max()
         assert height.value == pytest.approx(slow, abs=1e-4)
-        on_chord = first + height.share * (second - first)
+        on_chord = first + height.position * (second - first)
         assert height.weights @ (blend - on_chord) == pytest.approx(height.value, abs=1e-8)
         assert height.weights.sum() == pytest.approx(1)
 
 
 def test_the_chord_has_height_0_and_the_corner_its_depth():
     first, second = np.array([0.1, 0.9]), np.array([0.7, 0.3])
-    for share in (0.0, 0.3, 1.0):
-        point = (1 - share) * first + share * second
+    for position in (0.0, 0.3, 1.0):
+        point = (1 - position) * first + position * second
         assert height_above_chord(point, first, second).value == pytest.approx(0, abs=1e-9)
     assert depth_of_corner(first, second) == pytest.approx(0.3)

@@ -215,13 +215,13 @@ def test_a_policy_of_reduced_rank_is_not_said_to_be_as_good_as_it_was(
     assert "How good it is" not in card
 
 
-@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+@pytest.mark.parametrize("file_format", ["diffusers", "kohya"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_an_export_draws_the_policy_in_a_fresh_pipeline(
-    run_command, finished_run, tmp_path, layout, dtype
+    run_command, finished_run, tmp_path, file_format, dtype
 ):
     policy = Front.load(finished_run).pick(weights=(1, 0))
-    arguments = ["--policy", policy.id, "--format", layout, "--dtype", dtype]
+    arguments = ["--policy", policy.id, "--format", file_format, "--dtype", dtype]
     status, out, _ = run_command("export", finished_run, *arguments, "--out", tmp_path / "out")
     assert status == 0
     file = Path(re.search(r"wrote (\S+\.safetensors)", out)[1])
@@ -283,7 +283,7 @@ def test_other_pictures_get_files_of_their_own_and_the_same_the_same(
 def test_a_folder_that_cannot_be_made_does_not_cost_the_drawing(
     run_command, finished_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("front.generate.Painter.draw", None)
+    monkeypatch.setattr("front.pictures.generate.Painter.draw", None)
     (tmp_path / "file").touch()
     arguments = ["--weights", "1,0", "--prompt", "a", "--out", tmp_path / "file" / "out"]
     status, _, err = run_command("generate", finished_run, *arguments)
@@ -324,7 +324,7 @@ def test_memory_that_runs_out_is_a_message(run_command, finished_run, monkeypatc
     def run_out(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("front.generate.Painter", run_out)
+    monkeypatch.setattr("front.pictures.generate.Painter", run_out)
     arguments = ["--weights", "1,0", "--prompt", "a"]
     status, _, err = run_command("generate", finished_run, *arguments)
     assert status == 1

@@ -11,7 +11,7 @@ import pytest
 import mo_front
 from front import Front
 from front.compare import common_objectives, compare, differing_settings
-from front.front import ChoiceError
+from front.errors import ChoiceError
 
 
 @pytest.fixture(scope="module", name="runs")
@@ -33,7 +33,7 @@ def test_the_table_has_each_run_s_own_numbers_when_the_points_agree(runs, tmp_pa
         assert int(cells[1]) == len(front.policies)
         assert float(cells[3]) == pytest.approx(front.hypervolume, abs=1e-4)
         assert float(cells[5]) == pytest.approx(front.expected_utility, abs=1e-4)
-        assert int(cells[-2]) == front.images["train"]
+        assert int(cells[-2]) == front.costs.train
     assert "differs  train.learning_rate: 0.3, 0.1" in out
     assert plot.read_bytes().startswith(b"\x89PNG")
 

@@ -14,7 +14,8 @@ from ddpo.files import ADAPTER_FILE
 from front import Front
 from front.arguments import numbers
 from front.describe import front_text
-from front.front import Blend, ChoiceError, FrontError, Guard
+from front.errors import ChoiceError, FrontError
+from front.member import Blend, Guard
 from morl.objectives import to_z
 from tests.support.paths import ROOT
 
@@ -23,6 +24,12 @@ def edit(run, name, change):
     content = json.loads((run / name).read_text())
     change(content)
     (run / name).write_text(json.dumps(content))
+
+
+def blend_of(policy):
+    """A blend of one policy, as front.json lists it."""
+    numbers = {"weights": [0.5, 0.5], "report_returns": [0, 1], "report_std_error": [1, 1]}
+    return {"id": "b", "parts": [{"policy": policy, "coefficient": 1.0}], **numbers}
 
 
 def test_importing_and_loading_needs_no_deep_learning_library(finished_run):
@@ -52,7 +59,7 @@ def test_the_front_holds_what_front_json_says(finished_run):
     assert front.names == ("colorfulness", "jpeg_compressibility")
     assert front.settings["sample"]["num_steps"] == 4
     assert len(front.history) == 9
-    assert front.images == data["images"]
+    assert front.costs.to_json() == {**data["images"], "unet_rows": data["unet_rows"]}
     assert front.sample_prompts == ("e", "f", "e", "f")
 
 
@@ -209,7 +216,8 @@ def test_a_damaged_file_is_named(run_copy, name):
         (lambda d: d["policies"][0].update(adapter="/etc"), "lies outside the run"),
         (lambda d: d["objectives"].pop(), "at least two"),
         (lambda d: d.update(policies=3), "is damaged"),
-        (lambda d: d.update(blends=[{"id": "b", "parts": [{"policy": "x"}]}]), "no entry 'x'"),
+        (lambda d: d.update(blends=[blend_of("x")]), "no entry 'x'"),
+        (lambda d: d.update(blends=[{"id": "b"}]), "no entry 'report_returns'"),
     ],
 )
 def test_wrong_content_is_refused_with_its_reason(run_copy, change, message):

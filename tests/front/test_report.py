@@ -19,6 +19,7 @@ from front.report import ReportError, RunFiles, measured, report_data, write_rep
 from mo_front import main
 from morl.indicators import hypervolume
 from morl.objectives import to_z
+from run.records import RecordError
 from run.samples import read_samples
 
 
@@ -138,7 +139,7 @@ def test_many_large_pictures_are_made_smaller_until_they_fit(run_copy, monkeypat
     for path in (run_copy / "samples").glob("*/*.webp"):
         large.save(path)
     text = [write_report(run_copy).read_text()]
-    monkeypatch.setattr(report, "_PICTURE_BYTES", 20_000)
+    monkeypatch.setattr(report, "PICTURE_BYTES", 20_000)
     text.append(write_report(run_copy).read_text())
     assert len(text[1]) < len(text[0])
     for page, sides in zip(text, (200, 64), strict=True):
@@ -254,14 +255,17 @@ def test_the_command_writes_it_and_explains_what_is_missing(run_copy, tmp_path, 
     assert main(["report", str(tmp_path / "nowhere")]) == 1
     assert "is not a run directory" in capsys.readouterr().err
     (run_copy / "search.json").write_text("{")
-    with pytest.raises(ReportError, match=r"search\.json is damaged"):
+    with pytest.raises(RecordError, match=r"search\.json is damaged"):
         write_report(run_copy)
 
 
 def test_records_that_do_not_fit_together_are_an_error_not_a_trace(run_copy, capsys):
-    edit(run_copy / "search.json", lambda search: search.pop("curve"))
+    edit(run_copy / "search.json", lambda search: search["curve"].pop())
     assert main(["report", str(run_copy)]) == 1
     assert "do not fit together" in capsys.readouterr().err
+    edit(run_copy / "search.json", lambda search: search.pop("curve"))
+    assert main(["report", str(run_copy)]) == 1
+    assert "search.json is damaged: no entry 'curve'" in capsys.readouterr().err
 
 
 def test_a_report_that_fails_does_not_fail_the_run(make_run, monkeypatch, capsys):

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from front import serve as serving
-from front.front import Front, FrontError
-from front.painter import Painter
+from front.errors import FrontError
+from front.front import Front
+from front.pictures.painter import Painter
 from front.serve import BLEND, BY_NAME, MAX_IMAGES, POLICY, Studio, told
 from mo_front import main
 from tests.support.browser import open_page
@@ -49,10 +50,10 @@ def pixels(images):
 
 
 def test_one_slider_between_two_objectives_picks_as_the_front_does(studio):
-    for share in (0.0, 0.3, 1.0):
-        assert studio.choose(POLICY, "", share).id == studio.front.pick((1 - share, share)).id
-        parts = studio.choose(BLEND, "", share).parts
-        assert parts == studio.front.blend((1 - share, share)).parts
+    for second in (0.0, 0.3, 1.0):
+        assert studio.choose(POLICY, "", second).id == studio.front.pick((1 - second, second)).id
+        parts = studio.choose(BLEND, "", second).parts
+        assert parts == studio.front.blend((1 - second, second)).parts
     last = studio.front.members[-1].id
     assert studio.choose(BY_NAME, last, 0.5).id == last
 
@@ -102,16 +103,24 @@ def test_a_bad_request_is_explained(studio, prompt, seed, num, message):
         studio.draw(studio.front.policies[0], prompt, seed, num)
 
 
-def test_too_little_memory_is_explained(studio, monkeypatch):
+class FakePainter:
+    """Draws as it is told."""
+
+    def __init__(self, draw):
+        self.draw = draw
+
+
+def test_too_little_memory_is_explained(studio):
     def refuse(*args, **kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(studio._painter, "draw", refuse)
+    full = Studio(studio.front, FakePainter(refuse))
     with pytest.raises(FrontError, match="fewer images at a time"):
-        studio.draw(studio.front.policies[0], "cat", 0, 1)
+        full.draw(studio.front.policies[0], "cat", 0, 1)
+    full.close()
 
 
-def test_two_people_draw_one_after_the_other(studio, monkeypatch):
+def test_two_people_draw_one_after_the_other(studio):
     drawing, most = [], []
 
     def slowly(member, prompts, seeds):
@@ -121,10 +130,11 @@ def test_two_people_draw_one_after_the_other(studio, monkeypatch):
         drawing.pop()
         return torch.zeros(len(prompts), 3, 4, 4, dtype=torch.uint8)
 
-    monkeypatch.setattr(studio._painter, "draw", slowly)
+    slow = Studio(studio.front, FakePainter(slowly))
     with ThreadPoolExecutor(4) as people:
         for _ in range(4):
-            people.submit(studio.draw, studio.front.policies[0], "cat", 0, 1)
+            people.submit(slow.draw, studio.front.policies[0], "cat", 0, 1)
+    slow.close()
     assert most == [1] * 8
 
 

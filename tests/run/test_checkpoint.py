@@ -154,7 +154,7 @@ def test_a_run_begun_by_an_older_program_goes_on(tmp_path, monkeypatch):
     words = ("resume_from=logs/begun", "evolution.evolutionary_generations=1")
     main(read_settings([f"--config.{word}" for word in words]))
     front = Front.load(tmp_path / "logs" / "begun")
-    assert front.images["train"] == 2 * 16
+    assert front.costs.train == 2 * 16
     assert {record.parent for record in front.history} > {"base"}
     lines = (front.path / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]

@@ -12,13 +12,14 @@ from ddpo import speed
 from ddpo.agents.adapter import Adapter
 from ddpo.ddim import make_schedule
 from ddpo.model.stable_diffusion import FrozenDiffusion
-from front.front import ChoiceError
+from front.errors import ChoiceError
 from front.settings import device_of, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from front.front import Blend, Front, FrontPolicy
+    from front.front import Front
+    from front.member import Blend, FrontPolicy
 
 _SLOT = "painter"
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from front.front import FrontError
-from front.painter import Painter
-from front.plots import plot_samples
+from front.errors import FrontError
+from front.pictures.painter import Painter
+from front.pictures.plots import plot_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from front.front import Blend, Front, FrontPolicy
+    from front.front import Front
+    from front.member import Blend, FrontPolicy
 
 _SMALLEST_TILE, _LARGEST_TILE = 96, 256  # pixels of a picture on the sheet
 

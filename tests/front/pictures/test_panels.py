@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from front.front import Front
-from front.media import generation_media, published_media
+from front.pictures.panels import front_panel, generation_panel
 
 
 class FakeTracker:
@@ -86,17 +86,17 @@ def test_the_table_holds_the_front(tracked):
 
 def test_the_archive_is_shown_while_the_run_goes_on(finished_run):
     search = json.loads((finished_run / "search.json").read_text())
-    media = generation_media(finished_run)
-    assert {row[0] for row in media.rows} == set(search["archives"][-1])
+    panel = generation_panel(finished_run)
+    assert {row[0] for row in panel.rows} == set(search["archives"][-1])
     made = search["generations"][-1]["offspring"]
-    height = media.images["morl/samples"].shape[0]
+    height = panel.images["morl/samples"].shape[0]
     assert height == 18 + 72 * (1 + len(made))
 
 
 def test_a_run_without_pictures_is_shown_without(run_copy):
     for path in (run_copy / "samples").glob("*/*"):
         path.unlink()
-    assert set(published_media(run_copy).images) == {"report/front"}
+    assert set(front_panel(run_copy).images) == {"report/front"}
 
 
 def test_a_tracker_that_takes_no_images_is_left_out(make_run, monkeypatch, capsys):

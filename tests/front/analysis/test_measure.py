@@ -13,8 +13,10 @@ import torch
 
 import mo_front
 from front import Front
-from front.analyse import Analysis, Link, MeasuredBlend, analyse
-from front.front import Blend, FrontError
+from front.analysis.measure import analyse
+from front.analysis.values import Analysis, Link, MeasuredBlend
+from front.errors import FrontError
+from front.member import Blend
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from run.samples import read_samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,22 +14,26 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ddpo.files import write_json
+from front.analysis.values import ANALYSIS, DENSE_PLOT
 from front.cards import write_front_card
+from front.errors import ChoiceError, FrontError
 from front.export import write_folder
-from front.front import ChoiceError, FrontError
+from front.record import NAME
 from morl.types import BASE_POLICY
+from run.records import CONFIG, SEARCH
 from run.samples import sample_path
 
 if TYPE_CHECKING:
-    from front.front import Blend, Front, FrontPolicy
+    from front.front import Front
+    from front.member import Blend, FrontPolicy
 
 _RECORDS = (
-    "front.json",
+    NAME,
     "history.json",
-    "search.json",
+    SEARCH,
     "metrics.jsonl",
-    "analysis.json",
-    "dense_front.png",
+    ANALYSIS,
+    DENSE_PLOT,
 )
 # Settings that say where files lie on the machine that trained, and nothing else.
 _LOCAL = ("logdir", "run_name", "resume_from")
@@ -88,7 +93,7 @@ def copy_front(front: Front, folder: Path) -> None:
     if "sources" in rewards:  # REWARD.PART=SOURCE, which is no path as a whole
         pairs = (text.split("=", 1) for text in rewards["sources"])
         rewards["sources"] = [f"{part}={_without_folders(source)}" for part, source in pairs]
-    write_json(folder / "config.json", {**front.config, "settings": settings})
+    write_json(folder / CONFIG, replace(front.config, settings=settings).to_json())
 
 
 def _without_folders(value: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from front import Front
-from front.painter import Painter
+from front.pictures.painter import Painter
 from run.samples import read_samples
 from tests.support.pipelines import make_tiny_pipe
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from front.plots import plot_front, plot_samples
+from front.pictures.plots import plot_front, plot_samples
+from front.record import FrontRecord
 from front.tables import markdown_table, with_error
+from front.view import FrontView
 from morl.types import BASE_POLICY
+from run.records import SearchRecord
 from run.samples import read_samples
 
 if TYPE_CHECKING:
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from morl.types import PolicyId
+    from run.records import Samples
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Media:
+class Panel:
     """Images and one table, under metric names such as `morl/front`.
 
     Attributes:
@@ -57,79 +62,75 @@ class Media:
             tracker.log_table(self.table, columns=list(self.header), data=rows, step=step)
 
 
-def generation_media(run: Path) -> Media:
+def generation_panel(run: Path) -> Panel:
     """The archive after the last generation, and pictures of the policies that were made in it.
 
     Args:
         run: the run directory, with `search.json` and `samples/selection/`.
+
+    Raises:
+        RecordError: if a record is missing or damaged.
     """
-    search = json.loads((run / "search.json").read_text(encoding="utf-8"))
-    steps = [entry["offspring"] for entry in search["generations"]]
-    records = {record["policy"]: record for step in steps for record in step}
-    records[BASE_POLICY] = search["base"]
-    members = [_as_published(records[name]) for name in search["archives"][-1]]
-    front = {
-        "objectives": search["objectives"],
-        "policies": members,
-        "base": _as_published(search["base"]),
-    }
-    made = [record["policy"] for record in steps[-1]] if steps else []
-    prompts = search["samples"]["prompts"]
-    return _media("morl", "selection", run, front, prompts, made)
+    search = SearchRecord.read(run)
+    made = search.generations[-1].offspring if search.generations else ()
+    view = FrontView.of_search(search)
+    return _panel("morl", "selection", run, view, search.samples, [each.policy for each in made])
 
 
-def published_media(run: Path) -> Media:
+def front_panel(run: Path) -> Panel:
     """The published front and pictures of all its policies.
 
     Args:
         run: the run directory, with `front.json` and `samples/report/`.
+
+    Raises:
+        UserError: if a record is missing or damaged.
     """
-    front = json.loads((run / "front.json").read_text(encoding="utf-8"))
-    names = [policy["id"] for policy in front["policies"]]
-    return _media("report", "report", run, front, front["samples"]["prompts"], names)
+    front = FrontRecord.read(run)
+    names = [policy.id for policy in front.policies]
+    return _panel("report", "report", run, FrontView.of_front(front), front.samples, names)
 
 
-def _media(
+def _panel(
     area: str,
-    which: str,
+    purpose: str,
     run: Path,
-    front: Mapping[str, Any],
-    prompts: Sequence[str],
-    shown: Sequence[str],
-) -> Media:
-    policies = sorted(front["policies"], key=lambda policy: policy["report_returns"][0])
-    title = f"{len(policies)} policies ({which} set, ± 1 standard error)"
+    front: FrontView,
+    samples: Samples,
+    pictured: Sequence[PolicyId],
+) -> Panel:
+    """A panel of a front.
+
+    Args:
+        area: of the metric names.
+        purpose: "selection" or "report", the evaluation set.
+        run: the run directory.
+        front: on that set.
+        samples: prompts and seeds of the stored pictures.
+        pictured: policies whose pictures are shown below the base model's.
+    """
+    title = f"{len(front.policies)} policies ({purpose} set, ± 1 standard error)"
     images = {f"{area}/front": _drawn(lambda file: plot_front(file, front, [], title))}
-    sheets = [
-        (name, read_samples(run, which, name, len(prompts))) for name in (BASE_POLICY, *shown)
+    tiles = [
+        (name, read_samples(run, purpose, name, len(samples))) for name in (BASE_POLICY, *pictured)
     ]
-    rows = [(name, _stack(tiles)) for name, tiles in sheets if tiles]
+    rows = [(name, _stack(each)) for name, each in tiles if each]
     if rows:
-        images[f"{area}/samples"] = _drawn(lambda file: plot_samples(file, prompts, rows))
-    names = [f"{objective['name']} [{objective['unit']}]" for objective in front["objectives"]]
-    return Media(
+        images[f"{area}/samples"] = _drawn(lambda file: plot_samples(file, samples.prompts, rows))
+    names = [f"{objective.name} [{objective.unit}]" for objective in front.objectives]
+    return Panel(
         images=images,
         table=f"{area}/policies",
         header=["policy", "weights", *names],
         rows=[
             [
-                policy["id"],
-                ", ".join(f"{weight:.2f}" for weight in policy["weights"]),
-                *map(with_error, policy["report_returns"], policy["report_std_error"]),
+                policy.id,
+                ", ".join(f"{weight:.2f}" for weight in policy.weights),
+                *map(with_error, policy.returns.tolist(), policy.std_error.tolist()),
             ]
-            for policy in policies
+            for policy in front.policies
         ],
     )
-
-
-def _as_published(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A policy of the search under the names of `front.json`."""
-    return {
-        "id": record["policy"],
-        "weights": record["weights"],
-        "report_returns": record["returns"],
-        "report_std_error": record["std_error"],
-    }
 
 
 def _drawn(draw: Callable[[BinaryIO], None]) -> NDArray[np.uint8]:

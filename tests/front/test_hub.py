@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 import mo_front
 from front import Front
-from front.front import ChoiceError, FrontError
-from front.share import copy_front, push
+from front.errors import ChoiceError, FrontError
+from front.hub import copy_front, push
 from run.samples import read_samples
 from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
 
@@ -144,7 +144,7 @@ def test_of_settings_no_path_and_no_host_is_shared(finished_run, tmp_path, monke
     }
     settings = {**front.settings, **{k: {**front.settings[k], **v} for k, v in given.items()}}
     (tmp_path / "copy").mkdir()
-    local = dataclasses.replace(front, config={**front.config, "settings": settings})
+    local = dataclasses.replace(front, config=dataclasses.replace(front.config, settings=settings))
     copy_front(local, tmp_path / "copy")
     shared = Front.load(tmp_path / "copy").settings
     assert shared["pretrained"]["lora"] == "style.safetensors"
@@ -191,7 +191,7 @@ def test_a_hub_that_is_away_is_a_clear_error(finished_run, hub):
 
 
 def test_without_a_token_nothing_is_tried(finished_run, monkeypatch, capsys):
-    monkeypatch.setattr("front.share.get_token", lambda: None)
+    monkeypatch.setattr("front.hub.get_token", lambda: None)
     assert mo_front.main(["push", str(finished_run), "--repo", REPO]) == 1
     assert "there is no token for the hub: log in with `hf auth login`" in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def test_an_impossible_name_is_refused_before_anything_else(finished_run):
 
 
 def test_a_dry_run_lists_the_files_and_sends_nothing(finished_run, monkeypatch, capsys):
-    monkeypatch.setattr("front.share.HfApi", None)
+    monkeypatch.setattr("front.hub.HfApi", None)
     assert mo_front.main(["push", str(finished_run), "--repo", REPO, "--dry_run"]) == 0
     out = capsys.readouterr().out
     names = {line.split()[-1] for line in out.splitlines()}

@@ -13,15 +13,16 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import BinaryIO
 
     import torch
 
-    from front.analyse import Analysis
-    from front.front import Front
+    from front.member import Guard
+    from front.view import FrontView
     from morl.types import Offspring
+    from run.records import CurvePoint
 
 _TILE = 72  # pixels of one picture in samples.png
 _LABEL = 150  # pixels of the column of row labels
@@ -30,7 +31,7 @@ _HEADER = 18  # pixels of the row of prompts
 
 def plot_front(
     path: Path | BinaryIO,
-    front: Mapping[str, Any],
+    front: FrontView,
     offspring: Sequence[Offspring],
     title: str = "",
 ) -> None:
@@ -41,13 +42,12 @@ def plot_front(
 
     Args:
         path: the PNG file.
-        front: content of `front.json`.
+        front: on one evaluation set.
         offspring: every policy that was evaluated on the way.
         title: empty for that of a published front.
     """
-    objectives = front["objectives"]
-    pairs = [(i, j) for i in range(len(objectives)) for j in range(i + 1, len(objectives))]
-    guards = front.get("guards", [])
+    num, guards = len(front.objectives), front.guards
+    pairs = [(i, j) for i in range(num) for j in range(i + 1, num)]
     rows, columns = 2 if guards else 1, max(len(pairs), len(guards))
     figure, axes = plt.subplots(
         rows, columns, figsize=(6.2 * columns, 5 + 3.5 * (rows - 1)), squeeze=False
@@ -58,131 +58,74 @@ def plot_front(
         _plot_pair(axis, front, offspring, i, j)
     for axis, guard in zip(axes[-1], guards, strict=False):
         _plot_guard(axis, front, guard)
-    num = len(front["policies"])
-    figure.suptitle(title or f"Pareto front of {num} policies (report set, ± 1 standard error)")
+    standard = f"Pareto front of {len(front.policies)} policies (report set, ± 1 standard error)"
+    figure.suptitle(title or standard)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def _plot_pair(
-    axis: Any, front: Mapping[str, Any], offspring: Sequence[Offspring], i: int, j: int
-) -> None:
+def _plot_pair(axis: Any, front: FrontView, offspring: Sequence[Offspring], i: int, j: int) -> None:
     axis.set_visible(True)
     if offspring:
         returns = np.array([policy.returns for policy in offspring])
         age = np.array([policy.generation for policy in offspring])
         dots = axis.scatter(returns[:, i], returns[:, j], c=age, cmap="Greys", vmin=-3, s=14)
         axis.figure.colorbar(dots, ax=axis, label="generation (selection set)")
-    policies = sorted(front["policies"], key=lambda policy: policy["report_returns"][i])
-    means = np.array([policy["report_returns"] for policy in policies])
-    errors = np.array([policy["report_std_error"] for policy in policies])
+    policies = sorted(front.policies, key=lambda policy: float(policy.returns[i]))
+    means = np.array([policy.returns for policy in policies])
+    errors = np.array([policy.std_error for policy in policies])
     axis.errorbar(
         means[:, i],
         means[:, j],
         xerr=errors[:, i],
         yerr=errors[:, j],
-        fmt="o-" if len(front["objectives"]) == 2 else "o",
+        fmt="o-" if len(front.objectives) == 2 else "o",
         color="tab:blue",
         label="front",
     )
-    base = front["base"]["report_returns"]
+    base = front.base.returns
     axis.plot(base[i], base[j], "*", color="tab:red", markersize=14, label="base model")
     span = [np.ptp(axis.get_xlim()), np.ptp(axis.get_ylim())]
     for policy, mean in zip(policies, means, strict=True):
-        direction = np.array([policy["weights"][i], policy["weights"][j]])
+        direction = policy.weights[[i, j]]
         tip = (mean[i] + 0.06 * span[0] * direction[0], mean[j] + 0.06 * span[1] * direction[1])
         arrow = {"arrowstyle": "->", "color": "tab:orange"}
         axis.annotate("", xy=tip, xytext=(mean[i], mean[j]), arrowprops=arrow)
     for which, index in (("x", i), ("y", j)):
-        objective = front["objectives"][index]
-        getattr(axis, f"set_{which}label")(f"{objective['name']} [{objective['unit']}]")
+        objective = front.objectives[index]
+        getattr(axis, f"set_{which}label")(f"{objective.name} [{objective.unit}]")
     axis.legend(loc="best")
     axis.grid(alpha=0.3)
 
 
-def plot_dense_front(path: Path, front: Front, analysis: Analysis) -> None:
-    """Draw every pair of objectives: policies, and the blends measured between neighbours.
-
-    Args:
-        path: the PNG file.
-        front: its policies are drawn with error bars.
-        analysis: its blends; chords where interpolation fails are dashed.
-    """
-    num = len(front.objectives)
-    pairs = [(i, j) for i in range(num) for j in range(i + 1, num)]
-    figure, axes = plt.subplots(1, len(pairs), figsize=(6.2 * len(pairs), 5), squeeze=False)
-    for axis, (i, j) in zip(axes[0], pairs, strict=True):
-        for link in analysis.links:
-            ends = np.array([link.first.report_returns, link.second.report_returns])
-            color, style = ("tab:green", "-") if link.holds else ("tab:red", "--")
-            axis.plot(ends[:, i], ends[:, j], color=color, linestyle=style, linewidth=1, zorder=1)
-        _plot_blends(axis, analysis, i, j)
-        means = np.array([policy.report_returns for policy in front.policies])
-        errors = np.array([policy.report_std_error for policy in front.policies])
-        axis.errorbar(
-            means[:, i],
-            means[:, j],
-            xerr=errors[:, i],
-            yerr=errors[:, j],
-            fmt="o",
-            color="tab:blue",
-            label="policies",
-        )
-        base = front.base.report_returns
-        axis.plot(base[i], base[j], "*", color="tab:red", markersize=14, label="base model")
-        for which, index in (("x", i), ("y", j)):
-            objective = front.objectives[index]
-            getattr(axis, f"set_{which}label")(f"{objective.name} [{objective.unit}]")
-        axis.legend(loc="best")
-        axis.grid(alpha=0.3)
-    figure.suptitle(
-        f"{len(front.policies)} policies and their blends (report set, ± 1 standard error)"
-    )
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _plot_blends(axis: Any, analysis: Analysis, i: int, j: int) -> None:
-    blends = [each for link in analysis.links for each in link.blends]
-    for is_useful, label in ((True, "blends, non-dominated"), (False, "blends, dominated")):
-        points = [b.blend.report_returns for b in blends if b.is_useful == is_useful]
-        if points:
-            x, y = np.array(points)[:, [i, j]].T
-            face = "tab:green" if is_useful else "none"
-            axis.scatter(
-                x, y, s=22, marker="D", facecolors=face, edgecolors="tab:green", label=label
-            )
-
-
-def _plot_guard(axis: Any, front: Mapping[str, Any], guard: Mapping[str, Any]) -> None:
+def _plot_guard(axis: Any, front: FrontView, guard: Guard) -> None:
     """One guard over the first objective, the base model's value and the limit below it."""
     axis.set_visible(True)
-    name, objective = guard["name"], front["objectives"][0]
-    policies = sorted(front["policies"], key=lambda policy: policy["report_returns"][0])
+    objective = front.objectives[0]
+    values = [policy.guards[guard.name] for policy in front.policies]
     axis.errorbar(
-        [policy["report_returns"][0] for policy in policies],
-        [policy["guards"][name]["value"] for policy in policies],
-        yerr=[policy["guards"][name]["std_error"] for policy in policies],
+        [policy.returns[0] for policy in front.policies],
+        [each.value for each in values],
+        yerr=[each.std_error for each in values],
         fmt="s-",
         color="tab:green",
         label="front",
     )
-    base = front["base"]["guards"][name]["value"]
-    axis.plot(front["base"]["report_returns"][0], base, "*", color="tab:red", markersize=14)
-    if guard["max_loss"] is not None:
-        axis.axhline(base - guard["max_loss"], linestyle="--", color="tab:red", label="limit")
-    axis.set_xlabel(f"{objective['name']} [{objective['unit']}]")
-    axis.set_ylabel(f"guard {name} [{guard['unit']}]")
+    base = front.base.guards[guard.name].value
+    axis.plot(front.base.returns[0], base, "*", color="tab:red", markersize=14)
+    if guard.max_loss is not None:
+        axis.axhline(base - guard.max_loss, linestyle="--", color="tab:red", label="limit")
+    axis.set_xlabel(f"{objective.name} [{objective.unit}]")
+    axis.set_ylabel(f"guard {guard.name} [{guard.unit}]")
     axis.legend(loc="best")
     axis.grid(alpha=0.3)
 
 
-def plot_hypervolume(path: Path, images: Sequence[int], hypervolumes: Sequence[float]) -> None:
+def plot_hypervolume(path: Path, curve: Sequence[CurvePoint]) -> None:
     """Draw the archive's hypervolume (selection set, z-units) against training images."""
     figure, axis = plt.subplots(figsize=(6.2, 4))
-    axis.plot(images, hypervolumes, "o-")
+    axis.plot([point.images for point in curve], [point.hypervolume for point in curve], "o-")
     axis.set_xlabel("training images sampled")
     axis.set_ylabel("hypervolume [z-units]")
     axis.grid(alpha=0.3)

@@ -1,0 +1,152 @@
+"""Pareto analysis: how far the front is continuous, measured.
+
+PGMORL (Xu et al. 2020, section 3.5) turns a set of policies into a continuous front by
+interpolating parameters within a family of policies. Here every pair of neighbours on the front is
+blended at several places, and every blend is measured on the report set with the run's own model,
+rewards, prompts, seeds and sampler, as the policies were.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ddpo.agents.adapter import Adapter
+from ddpo.types import standard_error
+from front.analysis.judge import Judge
+from front.analysis.values import Analysis, Link, MeasuredBlend
+from front.blend import depth_of_corner, height_above_chord, neighbours
+from front.errors import FrontError
+from front.member import Blend
+from morl.indicators import hypervolume
+from morl.objectives import to_z
+from morl.pareto import non_dominated
+from morl.weights import normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ddpo.types import Evaluation
+    from front.front import Front
+    from morl.types import Array, PolicyId
+
+
+def analyse(
+    front: Front, num_points: int, *, model: str = "", device: str = "", rows_per_pass: int = 0
+) -> tuple[Analysis, Mapping[str, Evaluation]]:
+    """Measure blends between all neighbours on the front.
+
+    Args:
+        front: with at least two policies.
+        num_points: blends between each pair of neighbours, evenly spaced.
+        model: where the base model is now; empty where it was.
+        device: empty for a GPU if there is one.
+        rows_per_pass: UNet rows at a time; 0 as many as in the run.
+
+    Returns:
+        The analysis, and the evaluation of every policy and blend by its id.
+
+    Raises:
+        UserError: if there is one policy only, the run's parts cannot be used, or its policies are
+            not worth what they were.
+    """
+    if len(front.policies) < 2:
+        raise FrontError("the front is a single policy: there is nothing to interpolate")
+    pairs = [(front.policies[i], front.policies[j]) for i, j in neighbours(front.z)]
+    positions = [(i + 1) / (num_points + 1) for i in range(num_points)]
+    recipes = [((a, 1 - position), (b, position)) for a, b in pairs for position in positions]
+    read = {policy.id: Adapter.read(policy.file) for policy in front.policies}
+    adapters = {str(name): adapter for name, adapter in read.items()}
+    for index, parts in enumerate(recipes):
+        adapters[f"b{index:03d}"] = Adapter.blend([(read[p.id], part) for p, part in parts])
+    judge = Judge(front, model, device, rows_per_pass)
+    try:
+        with tqdm(total=len(adapters), unit="policy", leave=False, disable=None) as bar:
+            measured = judge.measure(list(adapters.values()), bar.update)
+    finally:
+        judge.close()
+    evaluations = dict(zip(adapters, measured, strict=True))
+    _check_same(front, evaluations)
+    blends = [
+        Blend(
+            id=name,
+            parts=parts,
+            weights=normalise(np.sum([part * policy.weights for policy, part in parts], axis=0)),
+            report_returns=evaluations[name].returns.numpy(),
+            report_std_error=evaluations[name].std_error.numpy(),
+        )
+        for name, parts in zip(list(adapters)[len(read) :], recipes, strict=True)
+    ]
+    dense = np.vstack([front.z, *(_z(front, blend) for blend in blends)])
+    analysis = Analysis(
+        links=_links(front, blends, evaluations),
+        hypervolume=front.hypervolume,
+        dense_hypervolume=hypervolume(dense),
+        num_images=len(adapters) * len(judge.report_set.prompts),
+    )
+    return analysis, evaluations
+
+
+def _check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:
+    """Refuse blends that were measured otherwise than the policies that they stand beside.
+
+    Raises:
+        FrontError: if a policy's return is off by more than its standard error.
+    """
+    for policy in front.policies:
+        now, then = evaluations[policy.id].returns.numpy(), policy.report_returns
+        room = policy.report_std_error + 1e-3 * np.abs(then)
+        for name, a, b, off in zip(front.names, now, then, np.abs(now - then) > room, strict=True):
+            if off:
+                raise FrontError(
+                    f"{policy.id} has {name}={a:.4g} now and had {b:.4g} when the run measured it: "
+                    "its prompts, the reward or the base model have changed since. Nothing was "
+                    "published; restore them first"
+                )
+
+
+def _z(front: Front, blend: Blend) -> Array:
+    assert blend.report_returns is not None
+    return to_z(blend.report_returns, front.objectives)
+
+
+def _links(
+    front: Front, blends: Sequence[Blend], evaluations: Mapping[str, Evaluation]
+) -> tuple[Link, ...]:
+    """Compare every blend with the chord between its parts, image by image."""
+    is_useful = non_dominated(np.vstack([front.z, *(_z(front, blend) for blend in blends)]))
+    measured = []
+    for blend, useful in zip(blends, is_useful[len(front.policies) :], strict=True):
+        (first, _), (second, _) = blend.parts
+        images = [
+            to_z(evaluations[name].rewards.double().numpy(), front.objectives)
+            for name in (blend.id, first.id, second.id)
+        ]
+        ends = [to_z(policy.report_returns, front.objectives) for policy in (first, second)]
+        height = height_above_chord(_z(front, blend), *ends)
+        excess = images[0] - (1 - height.position) * images[1] - height.position * images[2]
+        error = standard_error(torch.from_numpy(excess @ height.weights)[:, None])
+        measured.append(
+            MeasuredBlend(
+                blend=blend,
+                height=height.value,
+                height_std_error=error.item(),
+                depth=depth_of_corner(*ends),
+                is_useful=bool(useful),
+            )
+        )
+    pairs: dict[tuple[PolicyId, PolicyId], list[MeasuredBlend]] = {}
+    for each in measured:
+        (first, _), (second, _) = each.blend.parts
+        pairs.setdefault((first.id, second.id), []).append(each)
+    return tuple(
+        Link(
+            first=group[0].blend.parts[0][0],
+            second=group[0].blend.parts[1][0],
+            blends=tuple(group),
+        )
+        for group in pairs.values()
+    )

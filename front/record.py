@@ -1,0 +1,276 @@
+"""The content of `front.json`, as it is written and read; numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from front.errors import FrontError
+from front.member import Guard, GuardValue
+from morl.objectives import check_objectives
+from morl.types import Objective, PolicyId, frozen_vector, frozen_weights
+from run.records import Costs, Samples, read_record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from morl.types import Array
+
+NAME = "front.json"
+_FORMAT = 1
+_MEASURED = ("returns", "std_error", "report_returns", "report_std_error")
+_GAINS = ("gain_over_base", "gain_std_error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PolicyRecord:
+    """A policy of the front.
+
+    Attributes:
+        id: its name in the run.
+        parent: of which policy it was trained; None for the base model.
+        generation: in which it was made; -1 for the base model.
+        weights: (M,) it was trained along.
+        returns: (M,) on the selection set, raw units.
+        std_error: (M,) of `returns`.
+        report_returns: (M,) on the report set, raw units: the published numbers.
+        report_std_error: (M,) of `report_returns`.
+        gain_over_base: (M,) on the report set, image by image; None where nobody noted it.
+        gain_std_error: (M,) of `gain_over_base`, or None.
+        adapter: its folder, relative to the run.
+        guards: by name; empty in a run without guards.
+    """
+
+    id: PolicyId
+    parent: PolicyId | None
+    generation: int
+    weights: Array
+    returns: Array
+    std_error: Array
+    report_returns: Array
+    report_std_error: Array
+    gain_over_base: Array | None
+    gain_std_error: Array | None
+    adapter: str
+    guards: Mapping[str, GuardValue] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file stores it."""
+        gains = {name: getattr(self, name) for name in _GAINS}
+        return {
+            "id": self.id,
+            "parent": self.parent,
+            "generation": self.generation,
+            "weights": self.weights.tolist(),
+            **{name: getattr(self, name).tolist() for name in _MEASURED},
+            **{name: gain.tolist() for name, gain in gains.items() if gain is not None},
+            "adapter": self.adapter,
+            **_guards_to_json(self.guards),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], num_objectives: int) -> PolicyRecord:
+        """The inverse of `to_json`."""
+        vectors = {name: frozen_vector(name, data[name], num_objectives) for name in _MEASURED}
+        gain, gain_error = (
+            frozen_vector(name, data[name], num_objectives) if name in data else None
+            for name in _GAINS
+        )
+        return cls(
+            id=PolicyId(data["id"]),
+            parent=None if data["parent"] is None else PolicyId(data["parent"]),
+            generation=int(data["generation"]),
+            weights=frozen_weights("weights", data["weights"]),
+            **vectors,
+            gain_over_base=gain,
+            gain_std_error=gain_error,
+            adapter=data["adapter"],
+            guards=_guards_from_json(data),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BlendRecord:
+    """A measured blend of policies of the front.
+
+    Attributes:
+        id: its name.
+        parts: policies and their coefficients, which sum to 1.
+        weights: (M,) the preference it stands for.
+        report_returns: (M,) on the report set, raw units.
+        report_std_error: (M,) of `report_returns`.
+    """
+
+    id: str
+    parts: tuple[tuple[PolicyId, float], ...]
+    weights: Array
+    report_returns: Array
+    report_std_error: Array
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file stores it."""
+        return {
+            "id": self.id,
+            "parts": [{"policy": name, "coefficient": part} for name, part in self.parts],
+            "weights": self.weights.tolist(),
+            "report_returns": self.report_returns.tolist(),
+            "report_std_error": self.report_std_error.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], num_objectives: int) -> BlendRecord:
+        """The inverse of `to_json`."""
+        returns, error = (
+            frozen_vector(name, data[name], num_objectives)
+            for name in ("report_returns", "report_std_error")
+        )
+        return cls(
+            id=data["id"],
+            parts=tuple((PolicyId(p["policy"]), p["coefficient"]) for p in data["parts"]),
+            weights=frozen_weights("weights", data["weights"]),
+            report_returns=returns,
+            report_std_error=error,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BaseRecord:
+    """The base model's returns (M,) on the report set, their standard errors, and its guards."""
+
+    report_returns: Array
+    report_std_error: Array
+    guards: Mapping[str, GuardValue] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file stores it."""
+        return {
+            "report_returns": self.report_returns.tolist(),
+            "report_std_error": self.report_std_error.tolist(),
+            **_guards_to_json(self.guards),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], num_objectives: int) -> BaseRecord:
+        """The inverse of `to_json`."""
+        returns, error = (
+            frozen_vector("base", data[name], num_objectives)
+            for name in ("report_returns", "report_std_error")
+        )
+        return cls(report_returns=returns, report_std_error=error, guards=_guards_from_json(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hypervolumes:
+    """Of the archive, in z-units.
+
+    Attributes:
+        selection: on the selection set.
+        report: on the report set, as the others are.
+        report_warmup: of the archive after the warm-up.
+        report_base: of the base model.
+        report_with_blends: with the measured blends; None before an analysis.
+    """
+
+    selection: float
+    report: float
+    report_warmup: float
+    report_base: float
+    report_with_blends: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """As the file stores it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FrontRecord:
+    """A published front.
+
+    Attributes:
+        objectives: M of them, with the run's reference and ideal points.
+        policies: in the order of the archive.
+        dominated_on_report: archive members that another member dominates on the report set.
+        base: the base model.
+        hypervolume: of the archive.
+        costs: of the run.
+        guards: what else was measured on the report set.
+        samples: of the pictures in `samples/report/`.
+        blends: measured blends; None before an analysis.
+    """
+
+    objectives: tuple[Objective, ...]
+    policies: tuple[PolicyRecord, ...]
+    dominated_on_report: tuple[PolicyId, ...]
+    base: BaseRecord
+    hypervolume: Hypervolumes
+    costs: Costs
+    guards: tuple[Guard, ...]
+    samples: Samples
+    blends: tuple[BlendRecord, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's content."""
+        images = self.costs.to_json()
+        unet_rows = images.pop("unet_rows")
+        return {
+            "format": _FORMAT,
+            "objectives": [objective.to_json() for objective in self.objectives],
+            "policies": [policy.to_json() for policy in self.policies],
+            "dominated_on_report": list(self.dominated_on_report),
+            "base": self.base.to_json(),
+            "hypervolume": self.hypervolume.to_json(),
+            "images": images,
+            "unet_rows": unet_rows,
+            **({"guards": [guard.to_json() for guard in self.guards]} if self.guards else {}),
+            "samples": self.samples.to_json(),
+            **({} if self.blends is None else {"blends": [b.to_json() for b in self.blends]}),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FrontRecord:
+        """The inverse of `to_json`; what older programs did not write is empty.
+
+        Raises:
+            FrontError: if it has another format.
+            KeyError: if an entry is missing.
+            TypeError: if one has another form.
+            ValueError: if one is out of range.
+        """
+        if data["format"] != _FORMAT:
+            raise FrontError(f"{NAME} has format {data['format']}; this program reads {_FORMAT}")
+        objectives = check_objectives([Objective.from_json(entry) for entry in data["objectives"]])
+        num = len(objectives)
+        blends = None
+        if "blends" in data:
+            blends = tuple(BlendRecord.from_json(blend, num) for blend in data["blends"])
+        return cls(
+            objectives=objectives,
+            policies=tuple(PolicyRecord.from_json(entry, num) for entry in data["policies"]),
+            dominated_on_report=tuple(PolicyId(name) for name in data["dominated_on_report"]),
+            base=BaseRecord.from_json(data["base"], num),
+            hypervolume=Hypervolumes(**data["hypervolume"]),
+            costs=Costs(**data["images"], unet_rows=data["unet_rows"]),
+            guards=tuple(Guard(**guard) for guard in data.get("guards", [])),
+            samples=Samples.from_json(data["samples"]) if "samples" in data else Samples(),
+            blends=blends,
+        )
+
+    @classmethod
+    def read(cls, run: Path) -> FrontRecord:
+        """That of a run directory.
+
+        Raises:
+            FrontError: if it has another format.
+            RecordError: if the file is missing or damaged.
+        """
+        return read_record(run / NAME, cls.from_json)
+
+
+def _guards_to_json(guards: Mapping[str, GuardValue]) -> dict[str, Any]:
+    values = {name: value.to_json() for name, value in guards.items()}
+    return {"guards": values} if values else {}
+
+
+def _guards_from_json(entry: Mapping[str, Any]) -> dict[str, GuardValue]:
+    return {name: GuardValue(**value) for name, value in entry.get("guards", {}).items()}
