@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub = parsers.add_parser(
             name, help=command.summary, description=text, formatter_class=raw, allow_abbrev=False
         )
-        command.configure(sub)
+        command.add_arguments(sub)
         sub.set_defaults(command=command.run)
     return parser
 

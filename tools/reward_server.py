@@ -29,7 +29,7 @@ from ddpo.processes import own_device
 from ddpo.rewards.lookup import build_reward, name_problem
 from ddpo.rewards.remote.wire import FORMAT, WireError, answer_body, read_request
 from ddpo.rewards.scorer import RewardError, Scorer
-from front.arguments import port
+from front.commands.arguments import port
 from run.command_line import read_settings
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from ddpo.files import ADAPTER_FILE
 from front import Front
-from front.arguments import numbers
+from front.commands.arguments import numbers
 from front.describe import front_text
 from front.errors import ChoiceError, FrontError
 from front.member import Blend, Guard
