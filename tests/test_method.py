@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+import textwrap
 from functools import lru_cache
 from pkgutil import resolve_name
 
 import pytest
 
+import mo_train
 from tests.support.paths import ROOT
 
 NAME = re.compile(r"`([^`]+)`")
 
 
+PAGE = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+
+
 def read_tables():
     """The cells of every row, and those of every head."""
     rows, heads = [], []
-    for line in (ROOT / "docs" / "method.md").read_text(encoding="utf-8").splitlines():
+    for line in PAGE.splitlines():
         cells = line.strip("| ").split(" | ")
         if line.startswith("| ---"):
             heads.append(rows.pop())  # the line above was no row
@@ -46,6 +52,11 @@ def test_every_table_ends_in_a_function_and_a_test():
     assert len(HEADS) > 10
     assert all(head[2:] == ["Function", "Test"] for head in HEADS)
     assert all(len(row) == 4 for row in ROWS)
+
+
+def test_the_loop_is_that_of_the_program():
+    loop = PAGE.split("```python\n")[1].split("```")[0]
+    assert textwrap.indent(loop, "    ") in inspect.getsource(mo_train.train)
 
 
 @pytest.mark.parametrize("function", sorted({name for row in ROWS for name in names_in(row[2])}))
