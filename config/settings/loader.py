@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from config import base
 from config.settings.errors import ConfigError
 from config.settings.files import is_file, make_importable_beside
 from config.settings.resume import AUTO, settings_in
@@ -66,11 +68,14 @@ def load_recipe(path: Path) -> ConfigDict:
     """
     if not is_file(path):
         raise ConfigError([f"--config={path} is not a file; recipes are in config/"])
+    if path.samefile(base.__file__):
+        return base.get_config()
     spec = importlib.util.spec_from_file_location("recipe", path)
     if spec is None or spec.loader is None:
         raise ConfigError([f"--config={path} is not a Python file"])
     module = importlib.util.module_from_spec(spec)
     make_importable_beside(path)
+    sys.modules[spec.name] = module  # where dataclasses of the recipe look up their types
     try:
         spec.loader.exec_module(module)
         return ConfigDict(module.get_config())

@@ -7,11 +7,13 @@ is reported once.
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
-from config.settings.schema import objective_name, task_counts, trained_samples
+from config.base import Settings
+from config.settings.declared import defaults_of
+from config.settings.derived import objective_name, task_counts, trained_samples
+from config.settings.unknown import unknown_setting
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -240,10 +242,8 @@ def _run_name_problems(run_name: str) -> Iterator[str]:
 
 def _forced_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     for name in flat.get("resume_force") or ():
-        if name not in flat:
-            close = difflib.get_close_matches(name, flat, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            yield f"resume_force: {name!r} is not a setting{hint}"
+        if name not in defaults_of(Settings):
+            yield f"resume_force: {unknown_setting(name, defaults_of(Settings))}"
 
 
 def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iterator[str]:

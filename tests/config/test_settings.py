@@ -48,7 +48,7 @@ WRONG = {
     "--config.train.max_skipped_steps=-1": "must be at least 0",
     "--config.checkpoint.keep=1": "checkpoint.keep=1 must be at least 2",
     "--config.checkpoint.max_failures=0": "must be at least 1",
-    "--config.resume_force=learning_rate": "did you mean 'train.learning_rate'?",
+    "--config.resume_force=learning_rate": "did you mean train.learning_rate?",
     "--config.sample.num_steps=1.5": "must be a whole number",
     "--config.sample.num_steps=0": "must be at least 1",
     "--config.sample.eta=0": "sample.eta=0.0 must be above 0",
