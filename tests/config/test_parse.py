@@ -31,6 +31,20 @@ def test_all_problems_come_in_one_message():
     assert (str(sent_home), sent_home.problems) == (str(error.value), error.value.problems)
 
 
+def test_names_of_a_table_are_checked_where_the_table_is_given():
+    config = base.get_config()
+    config.train.update_rule, config.trackers = "mine", ("wandb",)
+    assert parse(config, {}).train.update_rule == "mine"
+    assert parse(config, {"train.update_rule": ["yours", "mine"]}).train.update_rule == "mine"
+    tables = {"train.update_rule": ["ddpo", "mind"], "rewards.names": ["clip_alignment"]}
+    with pytest.raises(ConfigError) as error:
+        parse(config, tables)
+    assert error.value.problems == [
+        "rewards.names: 'jpeg_compressibility' is not one of clip_alignment",
+        "train.update_rule: 'mine' is not one of ddpo, mind; did you mean 'mind'?",
+    ]
+
+
 def test_a_missing_key_is_named():
     config = base.get_config()
     with config.unlocked():
