@@ -64,6 +64,67 @@ def test_every_mistake_of_the_tables_is_met_without_importing_torch():
         assert expected in message
 
 
+@pytest.mark.parametrize("name", ["smoke", "smoke.py", str(ROOT / "config" / "smoke.py")])
+def test_a_recipe_is_found_by_its_bare_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_settings([f"--config={name}"]).evolution.num_agents == 2
+    (tmp_path / "smoke").mkdir()
+    assert read_settings(["--config", name]).evolution.num_agents == 2
+
+
+def test_a_file_is_preferred_to_a_recipe_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = "from config import base\n\ndef get_config():\n    config = base.get_config()\n"
+    (tmp_path / "smoke").write_text("no Python file has such a name")
+    (tmp_path / "smoke.py").write_text(f"{recipe}    config.seed = 5\n    return config\n")
+    assert read_settings(["--config=smoke.py"]).seed == 5
+    with pytest.raises(ConfigError, match="--config=smoke is not a Python file"):
+        read_settings(["--config=smoke"])
+
+
+def test_home_is_expanded_in_paths_that_are_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(
+        "from config import base\n\ndef get_config():\n    config = base.get_config()\n"
+        "    config.pretrained.lora = '~/style.safetensors'\n    return config\n"
+    )
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    (tmp_path / "warm.py").write_text("def warmth(images, prompts): ...\n")
+    words = ["prompts.train=~/prompts.txt", "rewards.names=~/warm.py:warmth,colorfulness"]
+    words += ["logdir=~/logs", "run_name=~", "sample.negative_prompt=~/ugly"]
+    words += ["sample.guidance_scale=2"]
+    settings = read_settings(["--config=~/mine.py", *(f"--config.{word}" for word in words)])
+    assert settings.pretrained.lora == f"{tmp_path}/style.safetensors"
+    assert settings.prompts.train == f"{tmp_path}/prompts.txt"
+    assert settings.rewards.names == (f"{tmp_path}/warm.py:warmth", "colorfulness")
+    assert settings.logdir == f"{tmp_path}/logs"
+    assert (settings.run_name, settings.sample.negative_prompt) == ("~", "~/ugly")
+    assert read_settings(["--config.logdir=~no-such-user/logs"]).logdir == "~no-such-user/logs"
+    (tmp_path / "run").mkdir()
+    record = {"settings": read_settings(["--config.seed=9"]).to_json()}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    resumed = read_settings(["--config.resume_from=~/run"])
+    assert (resumed.seed, resumed.resume_from) == (9, f"{tmp_path}/run")
+
+
+def test_an_override_is_read_by_the_type_of_its_setting_not_of_the_recipe_s_value(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from ml_collections import FrozenConfigDict\nfrom config import base\n\n"
+        "def get_config():\n    config = base.get_config().to_dict()\n"
+        "    config['train']['learning_rate'] = 1\n    del config['train']['kl_coef']\n"
+        "    config['evaluation'] = 7\n    return FrozenConfigDict(config)\n"
+    )
+    words = ["train.learning_rate=1e-3", "train.kl_coef=0.5", "evaluation.num_steps=3"]
+    with pytest.raises(ConfigError) as error:
+        read_settings([f"--config={recipe}", *(f"--config.{word}" for word in words)])
+    assert error.value.problems == ["evaluation=7 must be a section of settings"]
+    recipe.write_text(recipe.read_text().replace("config['evaluation'] = 7", ""))
+    settings = read_settings([f"--config={recipe}", *(f"--config.{word}" for word in words)])
+    assert (settings.train.learning_rate, settings.train.kl_coef) == (1e-3, 0.5)
+    assert settings.evaluation.num_steps == 3
+
+
 def test_overrides_reach_the_settings():
     settings = read_settings(
         [

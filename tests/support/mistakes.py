@@ -6,7 +6,7 @@ from __future__ import annotations
 UNREADABLE = {
     "--config.foo=1": "foo is not a setting",
     "--config.train.learnin_rate=1": "did you mean train.learning_rate?",
-    "--config.trian.learning_rate=1": "did you mean train?",
+    "--config.trian.learning_rate=1": "did you mean train.learning_rate?",
     "--config.train=3": "is a section",
     "--config.train.learning_rate=abc": "must be a number",
     "--config.train.gradient_checkpointing=perhaps": "must be True or False",
@@ -17,8 +17,14 @@ UNREADABLE = {
     "--config.pretrained.offload_text_encoders=perhaps": "must be True or False",
     f"--config={300 * 'a'}.py": "is not a file",
     "--config.seed": "needs a value",
-    "--seed=1": "is not understood",
-    "--config=nowhere.py": "is not a file",
+    "--seed=1": "'--seed=1' is not understood; did you mean --config.seed=1?",
+    "--train.kl_coef": "did you mean --config.train.kl_coef?",
+    "--dry-run": "'--dry-run' is not understood; did you mean --dry_run?",
+    "--conf=smoke": "did you mean --config=smoke?",
+    "--quietly": "is not understood; settings look like --config.seed=1",
+    "--config.evolution.seed=1": "evolution.seed is not a setting; did you mean",
+    "--config=nowhere.py": "is not a file, nor a recipe of config/; try aesthetic_compressibility",
+    "--config=smok": "did you mean smoke?",
 }
 # A value that is wrong by itself.
 OUT_OF_LIMITS = {
