@@ -385,8 +385,6 @@ class EvolutionSettings:
     # prediction_guided: PGMORL's. fixed_weights: every agent goes on along its own weights. moead:
     # along each even weight goes the policy that is best there. random: any policy, any weights.
     strategy: str = "prediction_guided"
-    # scale_free: fits the nearest records in z. authors: PGMORL's own neighbourhoods and fit.
-    predictor: str = "scale_free"
     warmup_generations: Annotated[int, AtLeast(0)] = 2  # agents keep the weights they start with
     # The prediction model chooses policies and weights.
     evolutionary_generations: Annotated[int, AtLeast(0), LONGER] = 8

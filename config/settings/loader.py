@@ -20,6 +20,7 @@ from config import base
 from config.settings.declared import declared_in, defaults_of, expand_home
 from config.settings.errors import ConfigError
 from config.settings.files import is_file, make_importable_beside
+from config.settings.removed import REMOVED
 from config.settings.resume import AUTO, settings_in
 from config.settings.unknown import unknown_setting
 
@@ -97,7 +98,11 @@ def load_recipe(path: Path) -> ConfigDict:
         spec.loader.exec_module(module)
         return ConfigDict(module.get_config())
     except Exception as error:
-        raise ConfigError([f"--config={path} has no working get_config(): {error!r}"]) from error
+        missing = error.name if isinstance(error, AttributeError) else None
+        gone = [name for name in REMOVED if name.split(".")[0] == missing]  # with its section
+        problems = [f"--config={path}: {REMOVED[name].advice(name)}" for name in gone]
+        problems = problems or [f"--config={path} has no working get_config(): {error!r}"]
+        raise ConfigError(problems) from error
 
 
 def _pairs(

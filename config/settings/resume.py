@@ -10,6 +10,7 @@ from config.base import Settings
 from config.settings.declared import OnResume, declared_in, defaults_of
 from config.settings.errors import ConfigError
 from config.settings.flat import flatten, nested
+from config.settings.removed import REMOVED, carried_over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,13 +25,20 @@ _BEFORE = {
 }
 
 
-def completed(given: Mapping[str, Any]) -> dict[str, Any]:
+def completed(given: Mapping[str, Any], *, is_finished: bool = False) -> dict[str, Any]:
     """Nested settings of a run, with what it did about those that its program did not have yet.
 
     Args:
         given: `Settings.to_json()` of the run.
+        is_finished: whether its policies are only drawn from, see `carried_over`.
+
+    Raises:
+        ConfigError: if a setting is gone and this version does something else.
     """
-    flat = {**_absent(), **_read(given)}
+    carried, problems = carried_over(_read(given), is_finished=is_finished)
+    if problems:
+        raise ConfigError(problems)
+    flat = {**_absent(), **carried}
     if flat.pop("pretrained.fuse", False):  # its name until there was `speed`
         flat["speed"] = "fused"
     return nested(flat)
@@ -40,7 +48,7 @@ def settings_in(run: Path) -> dict[str, Any] | None:
     """The nested settings that a run directory was made with; None if no `config.json` is there.
 
     Raises:
-        ConfigError: if the file is damaged.
+        ConfigError: if the file is damaged, or holds what this version cannot do.
     """
     path = run / "config.json"
     try:
@@ -67,8 +75,13 @@ def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]
     Raises:
         ConfigError: listing what differs and is not allowed.
     """
-    old, new, absent = _read(before), _read(settings.to_json()), _absent()
-    accepted, refused = [], []
+    began, new, absent = _read(before), _read(settings.to_json()), _absent()
+    old, refused = carried_over(began)
+    accepted = [
+        f"{name} was {_shown(began, name)} and is not a setting any more"
+        for name in sorted(began.keys() & REMOVED.keys())
+        if REMOVED[name].is_harmless and began[name] != REMOVED[name].was
+    ]
     for name in sorted(name for name in {*old, *new} if old.get(name) != new.get(name)):
         change = f"{name} was {_shown(old, name)} and is {_shown(new, name)} now"
         on_resume = declared_in(Settings)[name].on_resume if name in new else OnResume.FREE
