@@ -97,7 +97,7 @@ class Settings:
     def evaluation_sample(self) -> SampleSettings:
         """How pictures are drawn by which policies are judged, and from finished policies."""
         steps = self.evaluation.num_steps or self.sample.num_steps
-        return dataclasses.replace(self.sample, num_steps=steps, noisy_steps=0)
+        return dataclasses.replace(self.sample, num_steps=steps)
 
     def to_json(self) -> dict[str, Any]:
         """Nested dictionaries of JSON values, as `config.json` stores them."""
@@ -271,9 +271,6 @@ class SampleSettings:
     guidance_scale: Annotated[float, AtLeast(1)] = 1.0
     # 1: the variance of DDPM; must be positive, or there is no policy.
     eta: Annotated[float, Above(0), AtMost(1)] = 1.0
-    # Only so many consecutive steps are drawn with noise, and trained; all others are deterministic
-    # (DDIM with eta = 0). Where they lie is drawn anew for every iteration. 0: noise in all steps.
-    noisy_steps: Annotated[int, AtLeast(0)] = 0
     negative_prompt: str = ""
     # By each agent; all come once before one comes again.
     prompts_per_iteration: Annotated[int, AtLeast(1)] = 12

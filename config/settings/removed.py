@@ -45,6 +45,10 @@ REMOVED = {
         was="scale_free",
         instead="PGMORL's own prediction model is in benchmarks/authors_prediction.py",
     ),
+    "sample.noisy_steps": Removed(
+        was=0,
+        instead="all steps are drawn with noise; train.timestep_fraction trains fewer of them",
+    ),
 }
 
 

@@ -214,17 +214,10 @@ def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     skipped, steps = flat.get("train.skip_last_steps"), flat.get("sample.num_steps")
     if skipped is None or steps is None:
         return
-    noisy = flat.get("sample.noisy_steps", 0)
     if skipped >= steps:
         yield (
             f"train.skip_last_steps={skipped} must be below sample.num_steps={steps}, or no step "
             "is trained; lower it"
-        )
-    elif noisy > steps - skipped:
-        yield (
-            f"sample.noisy_steps={noisy} must be at most the {steps - skipped} steps that are "
-            f"trained (sample.num_steps={steps} - train.skip_last_steps={skipped}); lower it, or "
-            "set it to 0 for noise in all steps"
         )
 
 

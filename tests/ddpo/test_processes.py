@@ -104,7 +104,6 @@ def settings_for(
         agents={"kind": kind},
         sample={
             "num_steps": 3,
-            "noisy_steps": 2 if num_agents == 3 else 0,
             "guidance_scale": 3.0,
             "rows_per_pass": 16,
             "prompts_per_iteration": 3 if single_pass else 5,
