@@ -293,8 +293,6 @@ class TrainSettings:
     # ddpo: clipped policy gradient on the steps that were sampled. diffusion_nft and awm: noise the
     # finished image again and learn from how it is denoised; a UNet row a step, without guidance.
     update_rule: str = "ddpo"
-    # Beta of diffusion_nft; the smaller, the larger the step asked for.
-    nft_strength: Annotated[float, Above(0)] = 1.0
     learning_rate: Annotated[float, Above(0)] = 5e-3
     adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
@@ -308,30 +306,19 @@ class TrainSettings:
     # Weight of the KL divergence from the base model in the loss (DPOK): keeps policies near it. 0
     # is none; above, every training pass needs a second one without gradient.
     kl_coef: Annotated[float, AtLeast(0)] = 0.0
-    # Share of an agent's images that is trained: those with the most extreme advantages, half of
-    # them the best and half the worst. All are drawn and scored.
-    best_of: Annotated[float, Above(0), AtMost(1)] = 1.0
     # Share of the steps trained, drawn anew for each sample.
     timestep_fraction: Annotated[float, Above(0), AtMost(1)] = 1.0
     # Steps left untrained at the end. There x_{t-1} follows from x_t almost surely: of 10 steps the
     # last but one has a log-probability 8 times as sensitive to the prediction as the others, and
     # its noise drowns their gradient.
     skip_last_steps: Annotated[int, AtLeast(0)] = 2
-    # equal: every trained step counts the same. sensitivity: the less, the more sensitive its
-    # log-probability is to the prediction; then no step needs to be skipped.
-    step_weighting: Annotated[str, OneOf("equal", "sensitivity")] = "equal"
     # UNet rows per pass with gradient; lower it to save memory.
     rows_per_pass: Annotated[int, AtLeast(1), ROUNDING] = 128
     # Take gradients while sampling, a sample at a time, instead of passing every step once more.
     # The same up to rounding, for ddpo with one optimiser step an iteration. Every sample costs the
     # memory of an adapter; train.rows_per_pass holds for sampling too (docs/cheaper_passes.md).
     single_pass: Annotated[bool, ROUNDING] = False
-    # Old log-probabilities are those of sampling (never), computed again in training's own passes
-    # (always), or the latter once the ratio before the first update is too far off 1 (auto).
-    recompute_log_probs: Annotated[str, OneOf("auto", "always", "never")] = "auto"
     gradient_checkpointing: Annotated[bool, ROUNDING] = False  # less memory, about a third slower
-    # Steps in a row an agent may skip: gradient not finite.
-    max_skipped_steps: Annotated[int, AtLeast(0), FREE] = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

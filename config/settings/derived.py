@@ -8,15 +8,6 @@ def objective_name(reward_name: str) -> str:
     return reward_name.rpartition(":")[2]
 
 
-def trained_samples(best_of: float, num_samples: int) -> int:
-    """How many of an agent's samples are trained with `train.best_of`.
-
-    >>> trained_samples(1 / 3, 48)
-    16
-    """
-    return round(best_of * num_samples)
-
-
 def warmup_tasks(start: str, num_agents: int, num_objectives: int) -> int:
     """How many tasks the warm-up has with `evolution.start`: a soup's trains the extremes alone."""
     return num_objectives if start == "soup" else num_agents

@@ -49,6 +49,19 @@ REMOVED = {
         was=0,
         instead="all steps are drawn with noise; train.timestep_fraction trains fewer of them",
     ),
+    "train.best_of": Removed(
+        was=1.0, instead="all images are trained; draw fewer of them by sample.images_per_prompt"
+    ),
+    "train.max_skipped_steps": Removed(
+        was=10, instead="an agent may skip 10 steps in a row", is_harmless=True
+    ),
+    "train.nft_strength": Removed(was=1.0, instead="diffusion_nft has the strength 1"),
+    "train.recompute_log_probs": Removed(
+        was="auto", instead="they are computed again in half precision; see pretrained.dtype"
+    ),
+    "train.step_weighting": Removed(
+        was="equal", instead="leave out the most sensitive steps by train.skip_last_steps"
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from config.base import Settings
 from config.settings.declared import defaults_of
-from config.settings.derived import objective_name, task_counts, trained_samples
+from config.settings.derived import objective_name, task_counts
 from config.settings.unknown import unknown_setting
 
 if TYPE_CHECKING:
@@ -107,12 +107,6 @@ def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
                 f"share it while there are {num} agents; lower it, draw more images, or start a "
                 f"number of processes that has more divisors in common with {num}"
             )
-        if flat["train.best_of"] < 1 and num % count:
-            yield (
-                f"train.best_of={flat['train.best_of']} picks among all images of an agent, and "
-                f"with {count} processes several share each of {num} agents; set it to 1, or start "
-                f"a number of processes that divides {num}"
-            )
 
 
 def _agent_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -158,16 +152,8 @@ def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 "(sample.prompts_per_iteration x sample.images_per_prompt); "
                 f"try {_listing(fits)}"
             )
-        else:
-            yield from _best_of_problems(flat.get("train.best_of", 1), samples, updates)
     yield from _step_problems(flat)
     yield from _single_pass_problems(flat)
-    rule = flat.get("train.update_rule", "ddpo")
-    if rule != "ddpo" and flat.get("train.step_weighting") == "sensitivity":
-        yield (
-            f"train.step_weighting=sensitivity has no meaning for train.update_rule={rule}, which "
-            "measures the noise that is predicted, the same way at every step; set it to equal"
-        )
 
 
 def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -179,7 +165,6 @@ def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         "num_inner_epochs": 1,
         "updates_per_epoch": 1,
         "kl_coef": 0,
-        "best_of": 1,
         "timestep_fraction": 1,
     }
     for name, only in needed.items():
@@ -190,23 +175,6 @@ def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 "gradients of all samples while they are drawn, for one optimiser step of ddpo; "
                 f"set train.{name}={only}, or train.single_pass=False"
             )
-    if flat.get("train.recompute_log_probs") == "always":
-        yield (
-            "train.recompute_log_probs=always has no effect with train.single_pass, where no "
-            "log-probability is computed twice; set it to auto"
-        )
-
-
-def _best_of_problems(best_of: float, samples: int, updates: int) -> Iterator[str]:
-    """The samples that are trained make whole minibatches, as all samples do."""
-    kept = trained_samples(best_of, samples)
-    if kept % updates or not kept:
-        whole = [max(updates, kept // updates * updates), (kept // updates + 1) * updates]
-        fits = [f"{n / samples:.4g}" for n in dict.fromkeys(whole)]
-        yield (
-            f"train.best_of={best_of} keeps {kept} of an agent's {samples} images, which must be a "
-            f"multiple of train.updates_per_epoch={updates}; try {' or '.join(fits)}"
-        )
 
 
 def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from config.base import (
     Settings,
     TrainSettings,
 )
-from config.settings.derived import objective_name, task_counts, trained_samples, warmup_tasks
+from config.settings.derived import objective_name, task_counts, warmup_tasks
 from config.settings.flat import flatten
 
 __all__ = [
@@ -37,6 +37,5 @@ __all__ = [
     "flatten",
     "objective_name",
     "task_counts",
-    "trained_samples",
     "warmup_tasks",
 ]

@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 def test_the_examples_of_the_docstrings_hold():
     results = [doctest.testmod(module) for module in (declared, derived, flat)]
-    assert sum(result.attempted for result in results) >= 4
+    assert sum(result.attempted for result in results) >= 3
     assert not any(result.failed for result in results)
 
 

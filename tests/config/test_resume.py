@@ -37,8 +37,6 @@ def test_harmless_changes_are_accepted_and_told():
         "--config.seed=1",
         "--config.evolution.evolutionary_generations=1",
         "--config.evaluation.num_steps=5",
-        "--config.train.best_of=0.5",
-        "--config.train.step_weighting=sensitivity",
     ],
 )
 def test_other_changes_are_refused_unless_they_are_forced_by_name(argument):

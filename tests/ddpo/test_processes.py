@@ -113,7 +113,6 @@ def settings_for(
             "learning_rate": 0.02,
             "adam_epsilon": 1e-4,  # the step is then no sign of a gradient that is rounding
             "skip_last_steps": 0,
-            "step_weighting": "sensitivity",
             "updates_per_epoch": 1 if single_pass else 2,
             "num_inner_epochs": 1 if single_pass else 2,
             "timestep_fraction": 1.0 if single_pass else 0.67,

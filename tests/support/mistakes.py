@@ -34,18 +34,13 @@ OUT_OF_LIMITS = {
     "--config.train.adam_beta2=1": "train.adam_beta2=1.0 must be below 1",
     "--config.train.weight_decay=-1": "must be at least 0",
     "--config.train.kl_coef=-1": "train.kl_coef=-1.0 must be at least 0",
-    "--config.train.best_of=0": "train.best_of=0.0 must be above 0",
     "--config.train.timestep_fraction=1.5": "must be at most 1",
     "--config.train.timestep_fraction=0": "must be above 0",
     "--config.train.updates_per_epoch=0": "must be at least 1",
     "--config.train.update_rule=grpo": "train.update_rule: 'grpo' is not one of awm, ddpo",
-    "--config.train.nft_strength=0": "must be above 0",
-    "--config.train.recompute_log_probs=maybe": "is not one of always, auto, never",
-    "--config.train.step_weighting=snr": "train.step_weighting: 'snr' is not one of equal",
     "--config.train.max_grad_norm=-1": "must be above 0",
     "--config.processes.count=-1": "must be at least 0",
     "--config.processes.timeout_seconds=0": "must be above 0",
-    "--config.train.max_skipped_steps=-1": "must be at least 0",
     "--config.checkpoint.keep=1": "checkpoint.keep=1 must be at least 2",
     "--config.checkpoint.max_failures=0": "must be at least 1",
     "--config.sample.num_steps=0": "must be at least 1",
@@ -84,7 +79,6 @@ OUT_OF_LIMITS = {
 }
 # Settings that do not go together.
 AGAINST_A_RULE = {
-    "--config.train.best_of=0.2": "keeps 10 of an agent's 48 images, which must be a multiple",
     "--config.train.updates_per_epoch=5": "must divide the 48 images",
     "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 4",
     "--config.train.skip_last_steps=6": "must be below sample.num_steps=6",
