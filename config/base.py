@@ -199,18 +199,6 @@ class RewardSettings:
     # Where rewards and guards get their models instead of the default, as "REWARD.PART=SOURCE": a
     # hub id, a folder or a file. docs/rewards.md lists the parts and their defaults.
     sources: Annotated[tuple[str, ...], PATH] = ()
-    # What rewards are built from: hub ids or folders; heads and weights of one file are local
-    # or owner/repository/file of the hub.
-    clip_model: str = "emoji-clip"  # for clip_alignment; "emoji-clip" ships with the project
-    clip_score_model: str = "openai/clip-vit-large-patch14"
-    aesthetic_clip: str = "openai/clip-vit-large-patch14"
-    aesthetic_head: str = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"
-    pick_model: str = "yuvalkirstain/PickScore_v1"
-    pick_processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # tokenizer and picture size
-    hps_weights: str = "xswu/HPSv2/HPS_v2.1_compressed.pt"
-    hps_clip: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # its configuration and processor
-    image_reward_weights: str = "THUDM/ImageReward/ImageReward.pt"
-    image_reward_tokenizer: str = "google-bert/bert-base-uncased"
     # Of the reward models.
     dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")] = "float32"
     # Where rewards run, e.g. "cpu" or "cuda:1"; empty: beside the base model.
@@ -245,7 +233,6 @@ class GuardSettings:
     # more is neither archived nor picked as a parent (but an agent of the warm-up or of
     # fixed_weights goes on from its own last policy). Empty: guards are shown only.
     max_losses: tuple[float, ...] = ()
-    clip_model: str = "emoji-clip"  # embeds pictures for base_similarity and diversity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,8 +54,8 @@ class PathMarker:
             return tuple(map(self.expanded, value))
         if not isinstance(value, str):
             return value
-        name, equals, path = value.rpartition("=") if "=~" in value else ("", "", value)
-        return name + equals + expand_home(path)
+        name, _, path = value.partition("=")
+        return f"{name}={expand_home(path)}" if path.startswith("~") else expand_home(value)
 
 
 PATH = PathMarker()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 LAST_VERSION = "commit 7aaf014"  # that has the settings below
 
@@ -21,12 +21,15 @@ class Removed:
         is_harmless: whether any other value changed nothing in what was learnt, or by rounding
             only, so that such a run can be continued, too.
         is_drawn: whether the pictures of finished policies depend on it.
+        became: from another value and the settings of its run to settings of today that do the
+            same, by their dotted names; None where none does.
     """
 
     was: Any
     instead: str
     is_harmless: bool = False
     is_drawn: bool = False
+    became: Callable[[Any, Mapping[str, Any]], dict[str, Any] | None] | None = None
 
     def advice(self, name: str) -> str:
         """What to say to a recipe or a command line that sets it."""
@@ -35,15 +38,58 @@ class Removed:
             "that has it"
         )
 
-    def is_kept(self, value: Any, *, is_finished: bool) -> bool:
-        """Whether a run with this value can be continued, or drawn from if it is finished."""
-        return value == self.was or self.is_harmless or (is_finished and not self.is_drawn)
+    def today(
+        self, value: Any, run: Mapping[str, Any], *, is_finished: bool
+    ) -> dict[str, Any] | None:
+        """Settings of today that stand for this value; None if the run cannot be continued.
 
+        Args:
+            value: that the run had.
+            run: its settings by their dotted names.
+            is_finished: whether the run is only drawn from.
+        """
+        if value == self.was:
+            return {}
+        if self.became and (now := self.became(value, run)) is not None:
+            return now
+        return {} if self.is_harmless or (is_finished and not self.is_drawn) else None
+
+
+def _source(part: str, was: str, *more: str) -> Removed:
+    """A setting that said where one or more parts of rewards come from."""
+    parts = (part, *more)
+
+    def became(value: str, run: Mapping[str, Any]) -> dict[str, Any]:
+        given = tuple(run.get("rewards.sources", ()))
+        return {"rewards.sources": (*given, *(f"{each}={value}" for each in parts))}
+
+    shown = ",".join(f"{each}=SOURCE" for each in parts)
+    return Removed(was=was, instead=f"rewards.sources={shown} replaces it", became=became)
+
+
+_VIT_L, _VIT_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 REMOVED = {
     "evolution.predictor": Removed(
         was="scale_free",
         instead="PGMORL's own prediction model is in benchmarks/authors_prediction.py",
+    ),
+    "guards.clip_model": _source("base_similarity.clip", "emoji-clip", "diversity.clip"),
+    "rewards.clip_model": _source("clip_alignment.clip", "emoji-clip"),
+    "rewards.clip_score_model": _source("clip_score.clip", _VIT_L),
+    "rewards.aesthetic_clip": _source("aesthetic_score.clip", _VIT_L),
+    "rewards.aesthetic_head": _source(
+        "aesthetic_score.head", "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"
+    ),
+    "rewards.pick_model": _source("pick_score.model", "yuvalkirstain/PickScore_v1"),
+    "rewards.pick_processor": _source("pick_score.processor", _VIT_H),
+    "rewards.hps_weights": _source("hps_v2.model", "xswu/HPSv2/HPS_v2.1_compressed.pt"),
+    "rewards.hps_clip": _source("hps_v2.processor", _VIT_H),
+    "rewards.image_reward_weights": _source(
+        "image_reward.model", "THUDM/ImageReward/ImageReward.pt"
+    ),
+    "rewards.image_reward_tokenizer": _source(
+        "image_reward.tokenizer", "google-bert/bert-base-uncased"
     ),
     "sample.noisy_steps": Removed(
         was=0,
@@ -79,9 +125,12 @@ def carried_over(
         Dotted names and values of today, and a sentence for each setting that has no equal.
     """
     flat, problems = dict(given), []
-    for name in [name for name in given if name in REMOVED]:
+    for name in [name for name in REMOVED if name in given]:
         value = flat.pop(name)
-        if not REMOVED[name].is_kept(value, is_finished=is_finished):
+        now = REMOVED[name].today(value, flat, is_finished=is_finished)
+        if now is not None:
+            flat.update(now)
+        else:
             problems.append(
                 f"{name} was {value!r} in this run and is not a setting any more; "
                 f"{LAST_VERSION} is the last version that has it and can continue the run"

@@ -80,8 +80,33 @@ def test_what_changed_no_result_does_not_stop_a_run(name):
     assert changes == [f"{name} was {value!r} and is not a setting any more"]
 
 
+MOVED = {  # settings of an earlier run -> those of today that stand for them
+    ("rewards.clip_model=mine",): {"rewards.sources": ("clip_alignment.clip=mine",)},
+    ("guards.clip_model=mine", "rewards.aesthetic_head=x.pth"): {
+        "rewards.sources": (
+            "base_similarity.clip=mine",
+            "diversity.clip=mine",
+            "aesthetic_score.head=x.pth",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("given", MOVED)
+def test_a_run_whose_setting_has_an_equal_today_is_continued_with_it(given, tmp_path):
+    before = run_with(**dict(text.split("=") for text in given))
+    for is_finished in (True, False):
+        now = dict(flatten(completed(before, is_finished=is_finished)))
+        assert {name: now[name] for name in MOVED[given]} == MOVED[given]
+    (tmp_path / "config.json").write_text(json.dumps({"settings": before}))
+    resumed = read_settings([f"--config.resume_from={tmp_path}"])
+    assert changed_settings(before, resumed) == []
+
+
 REFUSED = [
-    name for name, each in REMOVED.items() if not each.is_kept(other_than(name), is_finished=False)
+    name
+    for name, each in REMOVED.items()
+    if each.today(other_than(name), {}, is_finished=False) is None
 ]
 
 
