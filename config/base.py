@@ -210,12 +210,6 @@ class RewardSettings:
     # NaN and infinite scores are masked. The run ends when a larger share of a rollout's or an
     # evaluation's images has no score.
     max_invalid_fraction: Annotated[float, AtLeast(0), AtMost(1), FREE] = 0.1
-    # How pictures travel: png, which loses nothing, or jpeg.
-    remote_encoding: Annotated[str, OneOf("png", "jpeg")] = "png"
-    # For one request; rewards.timeout_seconds for all.
-    remote_attempt_seconds: Annotated[float, Above(0), FREE] = 60.0
-    # Further attempts after a failure that may pass.
-    remote_retries: Annotated[int, AtLeast(0), FREE] = 4
 
     @property
     def objectives(self) -> tuple[str, ...]:

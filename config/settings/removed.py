@@ -91,6 +91,13 @@ REMOVED = {
     "rewards.image_reward_tokenizer": _source(
         "image_reward.tokenizer", "google-bert/bert-base-uncased"
     ),
+    "rewards.remote_attempt_seconds": Removed(
+        was=60.0, instead="a request takes at most a minute", is_harmless=True
+    ),
+    "rewards.remote_encoding": Removed(was="png", instead="pictures travel as PNG, losing nothing"),
+    "rewards.remote_retries": Removed(
+        was=4, instead="a failure that may pass is tried again four times", is_harmless=True
+    ),
     "sample.noisy_steps": Removed(
         was=0,
         instead="all steps are drawn with noise; train.timestep_fraction trains fewer of them",
