@@ -66,7 +66,6 @@ class Settings:
     train: TrainSettings
     advantage: AdvantageSettings
     evaluation: EvaluationSettings
-    checkpoint: CheckpointSettings
     evolution: EvolutionSettings
 
     @property
@@ -328,15 +327,6 @@ class EvaluationSettings:
     # Per policy of the final front; what is published.
     report_images: Annotated[int, AtLeast(2), FREE] = 512
     sample_prompts: Annotated[int, AtLeast(1)] = 8  # columns of samples.png
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointSettings:
-    """Checkpoints: one after every generation, see docs/reliability.md."""
-
-    keep: Annotated[int, AtLeast(2), FREE] = 2  # the last ones stay
-    # Generations in a row that a full disk may leave unsaved.
-    max_failures: Annotated[int, AtLeast(1), FREE] = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,12 @@ def _source(part: str, was: str, *more: str) -> Removed:
 _VIT_L, _VIT_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 REMOVED = {
+    "checkpoint.keep": Removed(was=2, instead="the last two stay", is_harmless=True),
+    "checkpoint.max_failures": Removed(
+        was=3,
+        instead="the third failure in a row to save ends a run",
+        is_harmless=True,
+    ),
     "evolution.predictor": Removed(
         was="scale_free",
         instead="PGMORL's own prediction model is in benchmarks/authors_prediction.py",

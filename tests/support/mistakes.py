@@ -41,8 +41,6 @@ OUT_OF_LIMITS = {
     "--config.train.max_grad_norm=-1": "must be above 0",
     "--config.processes.count=-1": "must be at least 0",
     "--config.processes.timeout_seconds=0": "must be above 0",
-    "--config.checkpoint.keep=1": "checkpoint.keep=1 must be at least 2",
-    "--config.checkpoint.max_failures=0": "must be at least 1",
     "--config.sample.num_steps=0": "must be at least 1",
     "--config.sample.eta=0": "sample.eta=0.0 must be above 0",
     "--config.sample.eta=2": "must be at most 1",
