@@ -326,7 +326,6 @@ class EvaluationSettings:
     selection_images: Annotated[int, AtLeast(2)] = 96  # per policy and generation, for the search
     # Per policy of the final front; what is published.
     report_images: Annotated[int, AtLeast(2), FREE] = 512
-    sample_prompts: Annotated[int, AtLeast(1)] = 8  # columns of samples.png
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,6 +76,9 @@ REMOVED = {
         instead="the third failure in a row to save ends a run",
         is_harmless=True,
     ),
+    "evaluation.sample_prompts": Removed(
+        was=8, instead="samples.png shows the first 8 prompts", is_harmless=True
+    ),
     "evolution.predictor": Removed(
         was="scale_free",
         instead="PGMORL's own prediction model is in benchmarks/authors_prediction.py",

@@ -119,7 +119,7 @@ def settings_for(
             "single_pass": single_pass,
             "rows_per_pass": 16,
         },
-        evaluation={"num_steps": 4, "selection_images": 8, "report_images": 8, "sample_prompts": 3},
+        evaluation={"num_steps": 4, "selection_images": 8, "report_images": 8},
         evolution={
             "num_agents": max(2, num_agents),
             "start": start,
