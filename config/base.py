@@ -125,7 +125,6 @@ class PretrainedSettings:
     # Hub id (owner/name@revision pins one), folder, .safetensors checkpoint, or "emoji-sd", which
     # ships with the project.
     model: Annotated[str, PATH] = "emoji-sd"
-    revision: str = ""  # branch, tag or commit on the hub
     variant: str = ""  # file variant on the hub, e.g. "fp16"
     # A .safetensors checkpoint has no configuration: folder or hub id of a model of the same kind.
     single_file_config: Annotated[str, PATH] = ""  # empty: the hub model that diffusers infers
@@ -133,22 +132,11 @@ class PretrainedSettings:
     dtype: Annotated[str, OneOf("float32", "tf32", "bfloat16", "float16")] = "float32"
     height: Annotated[int, AtLeast(0)] = 0  # of the pictures, in pixels; 0: the model's own
     width: Annotated[int, AtLeast(0)] = 0
-    # What SDXL is told of its pictures: (height, width) of the original, (top, left) of the crop.
-    original_size: tuple[int, ...] = ()  # empty: the size drawn
-    crop_top_left: tuple[int, ...] = (0, 0)
     # One LoRA to merge into the model first: file, folder or hub id, owner/name/file@revision.
     lora: Annotated[str, PATH] = ""
-    lora_file: str = ""  # which file of a folder or hub id that has several
-    lora_revision: str = ""  # branch, tag or commit on the hub
     lora_scale: float = 1.0  # its strength
-    # Memory layout of the UNet; faster convolutions on some GPUs.
-    channels_last: Annotated[bool, ROUNDING] = False
-    # On CUDA, float32 products of 10 bits: faster, see docs/scaling.md.
-    tf32: Annotated[bool, ROUNDING] = False
-    compile: Annotated[str, ROUNDING] = ""  # backend of torch.compile, such as "inductor"
     # Decode one picture at a time: less memory, slower.
     vae_slicing: Annotated[bool, ROUNDING] = False
-    vae_tiling: bool = False  # decode large pictures in overlapping tiles; not exact
     # To the CPU, once all prompts are encoded.
     offload_text_encoders: Annotated[bool, ROUNDING] = False
 

@@ -67,6 +67,37 @@ def _source(part: str, was: str, *more: str) -> Removed:
     return Removed(was=was, instead=f"rewards.sources={shown} replaces it", became=became)
 
 
+def _pinned(name: str) -> Removed:
+    """A setting that said which revision of a hub's model to take, beside the model's own."""
+
+    def became(value: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
+        setting = f"pretrained.{name}"
+        if name == "model" and str(run.get(setting)).endswith(".safetensors"):
+            setting = "pretrained.single_file_config"  # the file itself has no revisions
+        pinned = run.get(setting)
+        return {setting: f"{pinned}@{value}"} if pinned else None
+
+    instead = f"write it behind the name, pretrained.{name}=NAME@REVISION"
+    return Removed(was="", instead=instead, is_drawn=True, became=became)
+
+
+def _lora_file(value: str, run: Mapping[str, Any]) -> dict[str, Any]:
+    return {"pretrained.lora": f"{run.get('pretrained.lora')}/{value}"}
+
+
+def _tf32(value: bool, run: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001 - it is True
+    return {"pretrained.dtype": "tf32"} if run.get("pretrained.dtype") == "float32" else {}
+
+
+def _strength(value: float, run: Mapping[str, Any]) -> dict[str, Any] | None:  # noqa: ARG001
+    return None if run.get("train.update_rule") == "diffusion_nft" else {}
+
+
+def _recomputed(value: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    is_half = run.get("pretrained.dtype") in {"bfloat16", "float16"}
+    return {} if value == ("always" if is_half else "never") else None
+
+
 _VIT_L, _VIT_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 REMOVED = {
@@ -84,6 +115,30 @@ REMOVED = {
         instead="PGMORL's own prediction model is in benchmarks/authors_prediction.py",
     ),
     "guards.clip_model": _source("base_similarity.clip", "emoji-clip", "diversity.clip"),
+    "pretrained.channels_last": Removed(
+        was=False, instead="speed=fused uses that layout", is_harmless=True
+    ),
+    "pretrained.compile": Removed(
+        was="", instead="speed=fused compiles what gains by it", is_harmless=True
+    ),
+    "pretrained.crop_top_left": Removed(
+        was=(0, 0), instead="SDXL is told that a picture is whole", is_drawn=True
+    ),
+    "pretrained.fuse": Removed(
+        was=False, instead="write speed=fused", became=lambda *_: {"speed": "fused"}
+    ),
+    "pretrained.lora_file": Removed(
+        was="", instead="write pretrained.lora=NAME/FILE", is_drawn=True, became=_lora_file
+    ),
+    "pretrained.lora_revision": _pinned("lora"),
+    "pretrained.original_size": Removed(
+        was=(), instead="SDXL is told the size that is drawn", is_drawn=True
+    ),
+    "pretrained.revision": _pinned("model"),
+    "pretrained.tf32": Removed(was=False, instead="write pretrained.dtype=tf32", became=_tf32),
+    "pretrained.vae_tiling": Removed(
+        was=False, instead="pretrained.vae_slicing saves memory", is_drawn=True
+    ),
     "rewards.clip_model": _source("clip_alignment.clip", "emoji-clip"),
     "rewards.clip_score_model": _source("clip_score.clip", _VIT_L),
     "rewards.aesthetic_clip": _source("aesthetic_score.clip", _VIT_L),
@@ -117,9 +172,13 @@ REMOVED = {
     "train.max_skipped_steps": Removed(
         was=10, instead="an agent may skip 10 steps in a row", is_harmless=True
     ),
-    "train.nft_strength": Removed(was=1.0, instead="diffusion_nft has the strength 1"),
+    "train.nft_strength": Removed(
+        was=1.0, instead="diffusion_nft has the strength 1", became=_strength
+    ),
     "train.recompute_log_probs": Removed(
-        was="auto", instead="they are computed again in half precision; see pretrained.dtype"
+        was="auto",
+        instead="they are computed again in half precision; see pretrained.dtype",
+        became=_recomputed,
     ),
     "train.step_weighting": Removed(
         was="equal", instead="leave out the most sensitive steps by train.skip_last_steps"

@@ -38,10 +38,7 @@ def completed(given: Mapping[str, Any], *, is_finished: bool = False) -> dict[st
     carried, problems = carried_over(_read(given), is_finished=is_finished)
     if problems:
         raise ConfigError(problems)
-    flat = {**_absent(), **carried}
-    if flat.pop("pretrained.fuse", False):  # its name until there was `speed`
-        flat["speed"] = "fused"
-    return nested(flat)
+    return nested({**_absent(), **carried})
 
 
 def settings_in(run: Path) -> dict[str, Any] | None:

@@ -65,20 +65,7 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """Rules between the settings of the base model."""
-    sizes = (("original_size", (0, 2), 1), ("crop_top_left", (2,), 0))
-    for name, lengths, least in sizes:
-        value = flat.get(f"pretrained.{name}")
-        if value is not None and (len(value) not in lengths or any(n < least for n in value)):
-            empty = ", or be empty" if 0 in lengths else ""
-            yield (
-                f"pretrained.{name}={value} must be two whole numbers of pixels, vertical first, "
-                f"each at least {least}{empty}"
-            )
-    if not flat.get("pretrained.lora"):
-        for name in ("lora_file", "lora_revision"):
-            if value := flat.get(f"pretrained.{name}"):
-                yield f"pretrained.{name}={value!r} has no effect without pretrained.lora; give it"
-    elif flat.get("pretrained.lora_scale") == 0:
+    if flat.get("pretrained.lora") and flat.get("pretrained.lora_scale") == 0:
         yield "pretrained.lora_scale=0 leaves pretrained.lora without effect; raise it"
     config, model = flat.get("pretrained.single_file_config"), flat.get("pretrained.model") or ""
     if config and not model.endswith(".safetensors"):

@@ -133,16 +133,14 @@ def test_overrides_reach_the_settings():
             "colorfulness,jpeg_compressibility",
             "--config.rewards.reference=(1, -2.5)",
             "--config.rewards.ideal=2,-1",
-            "--config.pretrained.channels_last=true",
-            "--config.pretrained.original_size=1024,768",
+            "--config.pretrained.vae_slicing=true",
             "--config.seed=7",
         ]
     )
     assert settings.train.learning_rate == 1e-3
     assert settings.rewards.names == ("colorfulness", "jpeg_compressibility")
     assert settings.rewards.reference == (1.0, -2.5)
-    assert settings.pretrained.channels_last is True
-    assert settings.pretrained.original_size == (1024, 768)
+    assert settings.pretrained.vae_slicing is True
     assert settings.seed == settings.evolution.seed == 7
 
 

@@ -26,6 +26,9 @@ OTHER = {  # value -> one of the same type that is not the default
 }
 
 
+DEFAULTS = defaults_of(Settings)
+
+
 def other_than(name):
     return OTHER[type(REMOVED[name].was)](REMOVED[name].was)
 
@@ -80,6 +83,7 @@ def test_what_changed_no_result_does_not_stop_a_run(name):
     assert changes == [f"{name} was {value!r} and is not a setting any more"]
 
 
+BOOLEANS = {"True": True, "False": False}
 MOVED = {  # settings of an earlier run -> those of today that stand for them
     ("rewards.clip_model=mine",): {"rewards.sources": ("clip_alignment.clip=mine",)},
     ("guards.clip_model=mine", "rewards.aesthetic_head=x.pth"): {
@@ -89,12 +93,36 @@ MOVED = {  # settings of an earlier run -> those of today that stand for them
             "aesthetic_score.head=x.pth",
         )
     },
+    ("pretrained.fuse=True",): {"speed": "fused"},
+    ("pretrained.fuse=False",): {"speed": "layers"},
+    ("pretrained.tf32=True",): {"pretrained.dtype": "tf32"},
+    ("pretrained.dtype=bfloat16", "pretrained.tf32=True"): {"pretrained.dtype": "bfloat16"},
+    ("pretrained.model=owner/name", "pretrained.revision=v1"): {
+        "pretrained.model": "owner/name@v1"
+    },
+    (
+        "pretrained.model=x.safetensors",
+        "pretrained.single_file_config=owner/name",
+        "pretrained.revision=v1",
+    ): {
+        "pretrained.model": "x.safetensors",
+        "pretrained.single_file_config": "owner/name@v1",
+    },
+    ("train.update_rule=awm", "train.nft_strength=0.3"): {},
+    ("train.recompute_log_probs=never",): {},
+    ("pretrained.dtype=bfloat16", "train.recompute_log_probs=always"): {},
+    (
+        "pretrained.lora=owner/lora",
+        "pretrained.lora_file=style.safetensors",
+        "pretrained.lora_revision=v2",
+    ): {"pretrained.lora": "owner/lora/style.safetensors@v2"},
 }
 
 
 @pytest.mark.parametrize("given", MOVED)
 def test_a_run_whose_setting_has_an_equal_today_is_continued_with_it(given, tmp_path):
-    before = run_with(**dict(text.split("=") for text in given))
+    values = dict(text.split("=") for text in given)
+    before = run_with(**{name: BOOLEANS.get(value, value) for name, value in values.items()})
     for is_finished in (True, False):
         now = dict(flatten(completed(before, is_finished=is_finished)))
         assert {name: now[name] for name in MOVED[given]} == MOVED[given]
@@ -103,10 +131,25 @@ def test_a_run_whose_setting_has_an_equal_today_is_continued_with_it(given, tmp_
     assert changed_settings(before, resumed) == []
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pretrained.model": "x.safetensors", "pretrained.revision": "v1"},  # its model is a guess
+        {"train.update_rule": "diffusion_nft", "train.nft_strength": 0.3},
+        {"pretrained.dtype": "bfloat16", "train.recompute_log_probs": "never"},
+        {"train.recompute_log_probs": "always"},
+    ],
+)
+def test_what_has_an_equal_only_sometimes_is_refused_at_other_times(values):
+    *_, (name, value) = values.items()
+    with pytest.raises(ConfigError, match=f"{name} was {value!r} in this run"):
+        completed(run_with(**values))
+
+
 REFUSED = [
     name
     for name, each in REMOVED.items()
-    if each.today(other_than(name), {}, is_finished=False) is None
+    if each.today(other_than(name), DEFAULTS, is_finished=False) is None
 ]
 
 

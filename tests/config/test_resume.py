@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from config.settings.errors import ConfigError
@@ -74,14 +72,3 @@ def test_a_run_older_than_a_setting_goes_on_as_it_did_whatever_is_the_default_no
     assert "evolution.start was not there and is 'soup' now" in str(error.value)
     as_then = ["--config.evolution.start=even_weights", "--config.evaluation.num_steps=0"]
     assert len(changed_settings(before, read_settings(as_then))) == 2
-
-
-@pytest.mark.parametrize("is_fused", [True, False])
-def test_a_run_of_the_time_of_pretrained_fuse_keeps_its_speed(is_fused, tmp_path):
-    record = {"settings": read_settings([]).to_json()}
-    del record["settings"]["speed"]
-    record["settings"]["pretrained"]["fuse"] = is_fused
-    (tmp_path / "config.json").write_text(json.dumps(record))
-    settings = read_settings([f"--config.resume_from={tmp_path}"])
-    assert settings.speed == ("fused" if is_fused else "layers")
-    changed_settings(record["settings"], settings)
