@@ -162,7 +162,6 @@ class AdapterSettings:
     alpha: Annotated[float, Above(0)] = 4.0  # strength of the update is alpha / rank
     # Attention projections.
     target_modules: Annotated[tuple[str, ...], FIXED] = ("to_q", "to_k", "to_v", "to_out.0")
-    seed: Annotated[int, AtLeast(0)] = 0  # draws the initial A, which all agents share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,7 @@ def _recomputed(value: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
 _VIT_L, _VIT_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 REMOVED = {
+    "adapter.seed": Removed(was=0, instead="all runs begin with the same initial A"),
     "checkpoint.keep": Removed(was=2, instead="the last two stay", is_harmless=True),
     "checkpoint.max_failures": Removed(
         was=3,

@@ -43,3 +43,7 @@ def test_the_defaults_are_those_of_the_configuration_and_typed_as_declared():
 def test_every_recipe_is_valid(recipe):
     settings = read_settings([f"--config={recipe}"])
     assert settings.evolution.num_generations > 0
+
+
+def test_there_are_at_most_85_settings():
+    assert len(defaults_of(base.Settings)) <= 85
