@@ -4,10 +4,10 @@ A line such as
 
     rows_per_pass: Annotated[int, AtLeast(1), ROUNDING] = 128  # UNet rows per pass
 
-gives its name, type, limit, whether a resumed run may change it, default and meaning.
-`FREE` settings change nothing in what is learnt and `ROUNDING` ones change results by rounding
-only, so a resumed run may change both. `FIXED` settings never change, `LONGER` ones may grow, and
-any other changes only if `resume_force` names it. In a `PATH`, `~` is expanded.
+gives name, type, limit, whether a resumed run may change it, default and meaning. A resumed run may
+change `FREE` settings, which change nothing in what is learnt, and `ROUNDING` ones, which change
+results by rounding only. `LONGER` ones may grow, `FIXED` ones never change, and all others change
+only if `resume_force` names them. In a `PATH`, `~` is expanded.
 
 Override a setting as `--config.train.learning_rate=1e-3`, or write a recipe: a file beside this one
 that calls `get_config` and changes a few keys. Rules between settings are in
@@ -46,9 +46,9 @@ class Settings:
     run_name: Annotated[str, FREE] = ""  # name of the run directory; empty: date and time
     # A run directory to continue; "auto": the newest that is not finished.
     resume_from: Annotated[str, FREE, PATH] = ""
-    # Settings that may differ from those the run began with.
+    # Names of settings that may differ from those the run began with.
     resume_force: Annotated[tuple[str, ...], FREE] = ()
-    # Besides metrics.jsonl.
+    # Where metrics go besides metrics.jsonl.
     trackers: Annotated[tuple[str, ...], OneOf("wandb", "tensorboard"), FREE] = ()
     num_threads: Annotated[int, AtLeast(0), ROUNDING] = 0  # CPU threads of torch; 0: all cores
     # off: every layer in its plain form. layers: faster ones, the same up to rounding. fused: on a
@@ -128,7 +128,7 @@ class PretrainedSettings:
     variant: str = ""  # file variant on the hub, e.g. "fp16"
     # A .safetensors checkpoint has no configuration: folder or hub id of a model of the same kind.
     single_file_config: Annotated[str, PATH] = ""  # empty: the hub model that diffusers infers
-    # Of the frozen parts. tf32 is float32 whose products a GPU rounds to 10 bits.
+    # Number format of the frozen parts. tf32 is float32 whose products a GPU rounds to 10 bits.
     dtype: Annotated[str, OneOf("float32", "tf32", "bfloat16", "float16")] = "float32"
     height: Annotated[int, AtLeast(0)] = 0  # of the pictures, in pixels; 0: the model's own
     width: Annotated[int, AtLeast(0)] = 0
@@ -137,19 +137,17 @@ class PretrainedSettings:
     lora_scale: float = 1.0  # its strength
     # Decode one picture at a time: less memory, slower.
     vae_slicing: Annotated[bool, ROUNDING] = False
-    # To the CPU, once all prompts are encoded.
+    # Move them to the CPU once all prompts are encoded.
     offload_text_encoders: Annotated[bool, ROUNDING] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """What the agents have of their own and what they share.
+    """Whether every agent has an adapter of its own, or all share one."""
 
-    population: every agent has an adapter of its own. conditioned: all are members of one family,
-    trained along weights drawn anew in every iteration and archived at even weights; it has fixed
-    tasks: evolution.strategy=fixed_weights, evolution.start=even_weights (docs/front.md).
-    """
-
+    # population: one adapter per agent. conditioned: all agents are members of one family, trained
+    # along weights drawn again in every iteration and archived at even weights. It has fixed tasks:
+    # evolution.strategy=fixed_weights, evolution.start=even_weights (docs/front.md).
     kind: Annotated[str, OneOf("population", "conditioned"), FIXED] = "population"
 
 
@@ -157,10 +155,10 @@ class AgentSettings:
 class AdapterSettings:
     """The LoRA adapter of each agent."""
 
-    # Of each of the M + 1 parts of a conditioned adapter.
+    # A conditioned adapter has M + 1 parts of this rank.
     rank: Annotated[int, AtLeast(1), FIXED] = 4
     alpha: Annotated[float, Above(0)] = 4.0  # strength of the update is alpha / rank
-    # Attention projections.
+    # Layers that get one, by the end of their names; these are the attention projections.
     target_modules: Annotated[tuple[str, ...], FIXED] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -180,20 +178,20 @@ class RewardSettings:
     remotes: Annotated[tuple[str, ...], FREE] = ()
     reference: Annotated[tuple[float, ...], FIXED] = ()  # one number per objective, raw units
     ideal: Annotated[tuple[float, ...], FIXED] = ()
-    # What rewards are divided by before they are weighted; empty: measured.
+    # Rewards are divided by these before they are weighted; empty: measured.
     scales: Annotated[tuple[float, ...], FIXED] = ()
     # Where rewards and guards get their models instead of the default, as "REWARD.PART=SOURCE": a
     # hub id, a folder or a file. docs/rewards.md lists the parts and their defaults.
     sources: Annotated[tuple[str, ...], PATH] = ()
-    # Of the reward models.
+    # Number format of the reward models.
     dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")] = "float32"
     # Where rewards run, e.g. "cpu" or "cuda:1"; empty: beside the base model.
     device: Annotated[str, Device(), ROUNDING] = ""
     batch_size: Annotated[int, AtLeast(1), ROUNDING] = 64  # images per call of a reward
     timeout_seconds: Annotated[float, Above(0), FREE] = 600.0  # a call that takes longer hangs
-    # When a reward raises or hangs: end the run, or go on without these images.
+    # When a reward raises or hangs: end the run, or continue without these images.
     on_error: Annotated[str, OneOf("abort", "skip"), FREE] = "abort"
-    # NaN and infinite scores are masked. The run ends when a larger share of a rollout's or an
+    # NaN and infinite scores are masked. The run ends when a larger fraction of a rollout's or an
     # evaluation's images has no score.
     max_invalid_fraction: Annotated[float, AtLeast(0), AtMost(1), FREE] = 0.1
 
@@ -211,7 +209,7 @@ class GuardSettings:
     names: Annotated[tuple[str, ...], PATH] = ()
     # How far below the base model's value each may fall, in its own unit; a policy that has lost
     # more is neither archived nor picked as a parent (but an agent of the warm-up or of
-    # fixed_weights goes on from its own last policy). Empty: guards are shown only.
+    # fixed_weights continues its own last policy). Empty: guards are shown only.
     max_losses: tuple[float, ...] = ()
 
 
@@ -239,9 +237,9 @@ class SampleSettings:
     # 1: the variance of DDPM; must be positive, or there is no policy.
     eta: Annotated[float, Above(0), AtMost(1)] = 1.0
     negative_prompt: str = ""
-    # By each agent; all come once before one comes again.
+    # Prompts per agent; each comes once before one comes again.
     prompts_per_iteration: Annotated[int, AtLeast(1)] = 12
-    images_per_prompt: Annotated[int, AtLeast(1)] = 4  # of each
+    images_per_prompt: Annotated[int, AtLeast(1)] = 4
     # UNet rows per pass, all agents together.
     rows_per_pass: Annotated[int, AtLeast(1), ROUNDING] = 128
     # Keep latents and pictures to learn from on the host.
@@ -255,10 +253,11 @@ class SampleSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """What an optimiser step minimises, and how it is taken: DDPO's update."""
+    """DDPO's update: the loss that an optimiser step minimises, and how the step is taken."""
 
     # ddpo: clipped policy gradient on the steps that were sampled. diffusion_nft and awm: noise the
-    # finished image again and learn from how it is denoised; a UNet row a step, without guidance.
+    # finished image again and learn from how it is denoised; a step costs one UNet row, as there is
+    # no guidance.
     update_rule: str = "ddpo"
     learning_rate: Annotated[float, Above(0)] = 5e-3
     adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
@@ -273,7 +272,7 @@ class TrainSettings:
     # Weight of the KL divergence from the base model in the loss (DPOK): keeps policies near it. 0
     # is none; above, every training pass needs a second one without gradient.
     kl_coef: Annotated[float, AtLeast(0)] = 0.0
-    # Share of the steps trained, drawn anew for each sample.
+    # Fraction of the steps that is trained, drawn again for each sample.
     timestep_fraction: Annotated[float, Above(0), AtMost(1)] = 1.0
     # Steps left untrained at the end. There x_{t-1} follows from x_t almost surely: of 10 steps the
     # last but one has a log-probability 8 times as sensitive to the prediction as the others, and
@@ -282,7 +281,7 @@ class TrainSettings:
     # UNet rows per pass with gradient; lower it to save memory.
     rows_per_pass: Annotated[int, AtLeast(1), ROUNDING] = 128
     # Take gradients while sampling, a sample at a time, instead of passing every step once more.
-    # The same up to rounding, for ddpo with one optimiser step an iteration. Every sample costs the
+    # The same up to rounding, for ddpo with one optimiser step per iteration. A sample takes the
     # memory of an adapter; train.rows_per_pass holds for sampling too (docs/cheaper_passes.md).
     single_pass: Annotated[bool, ROUNDING] = False
     gradient_checkpointing: Annotated[bool, ROUNDING] = False  # less memory, about a third slower
@@ -303,15 +302,15 @@ class AdvantageSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSettings:
-    """What a policy's returns are estimated from: same prompts and same noise for every policy."""
+    """How a policy's returns are estimated: same prompts and same noise for every policy."""
 
     # Denoising steps of all pictures that policies are judged by, and of whatever is drawn from a
     # finished front; 0: sample.num_steps. So training may draw with fewer.
     num_steps: Annotated[int, AtLeast(0)] = 10
-    # At most; the base model draws 4 pictures of each.
+    # At most; the base model draws 4 pictures of each prompt to measure scales and points.
     calibration_prompts: Annotated[int, AtLeast(2)] = 64
     selection_images: Annotated[int, AtLeast(2)] = 96  # per policy and generation, for the search
-    # Per policy of the final front; what is published.
+    # Per policy of the final front: the returns that are published.
     report_images: Annotated[int, AtLeast(2), FREE] = 512
 
 
@@ -323,8 +322,8 @@ class EvolutionSettings:
     # even_weights: the warm-up trains all agents along even weights. soup: it trains one agent per
     # objective, and all others then start as blends of these, evenly between them.
     start: Annotated[str, OneOf("even_weights", "soup")] = "soup"
-    # prediction_guided: PGMORL's. fixed_weights: every agent goes on along its own weights. moead:
-    # along each even weight goes the policy that is best there. random: any policy, any weights.
+    # prediction_guided: PGMORL's. fixed_weights: every agent continues along its own weights.
+    # moead: along each even weight, the policy that is best there. random: any policy, any weights.
     strategy: str = "prediction_guided"
     warmup_generations: Annotated[int, AtLeast(0)] = 2  # agents keep the weights they start with
     # The prediction model chooses policies and weights.

@@ -30,12 +30,10 @@ class OnResume(enum.Enum):
     FIXED = "never: policies, search and calibration are made of it"
 
 
-FREE, ROUNDING, LONGER, FIXED = (
-    OnResume.FREE,
-    OnResume.ROUNDING,
-    OnResume.LONGER,
-    OnResume.FIXED,
-)
+class Content(enum.Enum):
+    """What a text may hold."""
+
+    PATH = "a path: `~` is expanded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +43,9 @@ class Copy:
     of: str
 
 
-class PathMarker:
-    """The value, or part of it, may be a path: `~` is expanded."""
-
-    def expanded(self, value: Any) -> Any:
-        """A text or every text of a tuple with its `~`, which may follow a `NAME=`."""
-        if isinstance(value, tuple):
-            return tuple(map(self.expanded, value))
-        if not isinstance(value, str):
-            return value
-        name, _, path = value.partition("=")
-        return f"{name}={expand_home(path)}" if path.startswith("~") else expand_home(value)
-
-
-PATH = PathMarker()
+FREE, ROUNDING = OnResume.FREE, OnResume.ROUNDING
+LONGER, FIXED = OnResume.LONGER, OnResume.FIXED
+PATH = Content.PATH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +69,20 @@ class Declared:
     copy_of: str
 
 
-def expand_home(path: str) -> str:
-    """`path` with the home directory for `~`; as it is where that is unknown."""
+def expand_home(value: Any) -> Any:
+    """A text, or every text of a tuple, with the home directory for a `~` at its beginning.
+
+    The `~` may also follow a `NAME=`. One that cannot be expanded stays.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(expand_home, value))
+    name, equals, path = value.partition("=")
+    if not path.startswith("~"):
+        name, equals, path = "", "", value
     try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
+        return name + equals + (str(Path(path).expanduser()) if path.startswith("~") else path)
     except RuntimeError:  # ~somebody, who is not a user here
-        return path
+        return value
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 from config.base import Settings
-from config.settings.declared import PATH, declared_in, defaults_of, kinds_in
+from config.settings.declared import declared_in, defaults_of, expand_home, kinds_in
 from config.settings.errors import ConfigError
 from config.settings.flat import flatten
 from config.settings.limits import OneOf
@@ -88,7 +88,7 @@ def _checked(
     except TypeError as error:
         return value, [f"{name}={value!r} must be {error}"]
     if setting.is_path:
-        value = PATH.expanded(value)
+        value = expand_home(value)
     found = [limit.problem(name, value) for limit in (*setting.limits, *limits)]
     return value, [problem for problem in found if problem is not None]
 
