@@ -14,7 +14,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample.images_per_prompt = 4
     config.evaluation.selection_images = 16
     config.evaluation.report_images = 16
-    config.evaluation.sample_prompts = 4
     config.evolution.num_agents = 2
     config.evolution.start = "even_weights"
     config.evolution.warmup_generations = 1

@@ -37,10 +37,10 @@ def settings_of(
     Raises:
         FrontError: if this program cannot read them.
     """
-    values = completed(front.settings)
-    if model:
-        values["pretrained"]["model"] = model
     try:
+        values = completed(front.settings, is_finished=True)
+        if model:
+            values["pretrained"]["model"] = model
         settings = parse(ConfigDict(values), {}, [reward_problems] if with_rewards else [])
     except ConfigError as error:
         raise FrontError(f"the settings in {front.path / 'config.json'}: {error}") from error

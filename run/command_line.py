@@ -85,7 +85,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     Raises:
         ConfigError: listing every problem.
     """
-    config, problems = load(arguments, DEFAULT_RECIPE)
+    config, problems = load(arguments, DEFAULT_RECIPE, tuple(_INSTEAD))
     try:
         settings = parse(config, CHOICES, RULES)
     except ConfigError as error:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from run.directory import RunDir
     from run.recorder import Recorder
 
+NUM_SHOWN = 8  # pictures of each policy that samples.png shows
+
 
 class Evaluator:
     """Judges policies on the selection set, which decides the search, and on the report set.
@@ -71,7 +73,7 @@ class Evaluator:
 
     def samples(self, evaluation_set: EvaluationSet) -> Samples:
         """Prompts and seeds of the pictures of a set that are kept."""
-        kept = evaluation_set.first(self._settings.evaluation.sample_prompts)
+        kept = evaluation_set.first(NUM_SHOWN)
         return Samples(prompts=kept.prompts, seeds=kept.seeds)
 
     def rewards(self, policy: Policy, evaluation_set: EvaluationSet) -> torch.Tensor:

@@ -42,7 +42,6 @@ SMALL_COUNTS = (
     "evaluation.calibration_prompts=2",
     "evaluation.selection_images=8",
     "evaluation.report_images=4",
-    "evaluation.sample_prompts=2",
     "evolution.warmup_generations=1",
     "evolution.evolutionary_generations=0",
     "evolution.iterations_per_generation=1",

@@ -37,7 +37,6 @@ COMMON: dict[str, str] = {
     "evaluation.calibration_prompts": "12",
     "evaluation.selection_images": "36",
     "evaluation.report_images": "240",
-    "evaluation.sample_prompts": "1",
     "evolution.num_agents": "6",
     "evolution.warmup_generations": "4",
     "evolution.evolutionary_generations": "8",

@@ -6,20 +6,25 @@ Nothing heavy is imported here, so a wrong setting is met before any model loads
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from typing import TYPE_CHECKING, Any
 
+from config.base import Settings
+from config.settings.declared import declared_in, defaults_of, expand_home, kinds_in
 from config.settings.errors import ConfigError
-from config.settings.limits import Limit, OneOf
+from config.settings.flat import flatten
+from config.settings.limits import OneOf
 from config.settings.rules import rule_problems
-from config.settings.schema import Settings, flatten
+from config.settings.unknown import unknown_setting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ml_collections import ConfigDict
+
+    from config.settings.declared import Declared
+    from config.settings.limits import Limit
 
 Choices = typing.Mapping[str, typing.Collection[str]]
 Rule = typing.Callable[[typing.Mapping[str, typing.Any]], typing.Iterable[str]]
@@ -41,65 +46,50 @@ def parse(config: ConfigDict, choices: Choices, rules: Sequence[Rule] = ()) -> S
     Raises:
         ConfigError: listing every problem found.
     """
-    values = config.to_dict()
-    if isinstance(values.get("evolution"), dict):  # the run's seed also keys the search
-        values["evolution"] = {**values["evolution"], "seed": values.get("seed")}
-    limits = {setting: OneOf(*names) for setting, names in choices.items()}
-    problems: list[str] = []
-    checked = _checked_section(Settings, values, "", limits, problems)
-    flat = dict(flatten(checked))
+    values = dict(flatten(config.to_dict()))
+    declared = declared_in(Settings)
+    problems = list(_misplaced(values, declared))
+    checked: dict[str, Any] = {}
+    for name, setting in declared.items():
+        if name not in values or setting.copy_of:
+            continue
+        given = [OneOf(*choices[name])] if name in choices else []
+        value, found = _checked(name, values[name], setting, given)
+        problems += found
+        if not found:
+            checked[name] = value
     for rule in (rule_problems, *rules):
-        problems += rule(flat)
+        problems += rule(checked)
     if problems:
         raise ConfigError(problems)
-    return typing.cast("Settings", _build(Settings, checked))
+    copies = {name: checked[each.copy_of] for name, each in declared.items() if each.copy_of}
+    return typing.cast("Settings", _build(Settings, {**checked, **copies}))
 
 
-def _checked_section(
-    section: type,
-    values: Mapping[str, Any],
-    prefix: str,
-    limits: Mapping[str, Limit],
-    problems: list[str],
-) -> dict[str, Any]:
-    """The values of one section that are right by themselves; problems are appended."""
-    hints = typing.get_type_hints(section, include_extras=True)
-    out: dict[str, Any] = {}
-    for name in values:
-        if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1)
-            advice = f"did you mean {prefix}{close[0]}?" if close else "remove it"
-            problems.append(f"{prefix}{name} is not a setting; {advice}")
-    for name, kind in hints.items():
-        setting = prefix + name
-        if name not in values:
-            problems.append(f"{setting} is missing; config/base.py has its default")
-        elif dataclasses.is_dataclass(kind):
-            if isinstance(values[name], dict):
-                nested = typing.cast("type", kind)
-                out[name] = _checked_section(nested, values[name], f"{setting}.", limits, problems)
-            else:
-                problems.append(f"{setting}={values[name]!r} must be a section of settings")
-        else:
-            given = [limits[setting]] if setting in limits else []
-            value, found = _checked_value(setting, values[name], kind, given)
-            if not found:
-                out[name] = value
-            elif setting != "evolution.seed":  # reported once, as seed
-                problems += found
-    return out
+def _misplaced(values: Mapping[str, Any], declared: Mapping[str, Declared]) -> Iterator[str]:
+    """What is given but not a setting, and what is a setting but not given."""
+    for name, value in values.items():
+        if any(other.startswith(f"{name}.") for other in declared):
+            yield f"{name}={value!r} must be a section of settings"
+        elif name not in declared:
+            yield unknown_setting(name, defaults_of(Settings))
+    for name, setting in declared.items():
+        is_there = name in values or name.rpartition(".")[0] in values
+        if not is_there and not setting.copy_of:
+            yield f"{name} is missing; config/base.py has its default"
 
 
-def _checked_value(
-    setting: str, value: object, kind: object, limits: Sequence[Limit]
+def _checked(
+    name: str, value: object, setting: Declared, limits: Collection[Limit]
 ) -> tuple[object, list[str]]:
     """The value as its type, and what is wrong with it."""
-    bare, *own = typing.get_args(kind) if typing.get_origin(kind) is typing.Annotated else [kind]
     try:
-        value = _coerce(value, bare)
+        value = _coerce(value, setting.kind)
     except TypeError as error:
-        return value, [f"{setting}={value!r} must be {error}"]
-    found = [limit.problem(setting, value) for limit in (*own, *limits)]
+        return value, [f"{name}={value!r} must be {error}"]
+    if setting.is_path:
+        value = expand_home(value)
+    found = [limit.problem(name, value) for limit in (*setting.limits, *limits)]
     return value, [problem for problem in found if problem is not None]
 
 
@@ -126,11 +116,13 @@ def _coerce(value: object, kind: object) -> object:
     return value
 
 
-def _build(section: type, values: Mapping[str, Any]) -> object:
-    hints = typing.get_type_hints(section)
+def _build(section: type, values: Mapping[str, Any], prefix: str = "") -> object:
+    """A section, and those within it, of the values of its dotted names."""
     return section(
         **{
-            name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
-            for name, value in values.items()
+            name: _build(typing.cast("type", kind), values, f"{prefix}{name}.")
+            if dataclasses.is_dataclass(kind)
+            else values[prefix + name]
+            for name, kind in kinds_in(section).items()
         }
     )

@@ -6,67 +6,17 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from config import base
+from config.base import Settings
+from config.settings.declared import OnResume, declared_in, defaults_of
 from config.settings.errors import ConfigError
-from config.settings.schema import flatten
+from config.settings.flat import flatten, nested
+from config.settings.removed import REMOVED, carried_over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from config.settings.schema import Settings
-
 AUTO = "auto"  # of resume_from: whichever run of the log directory the settings mean
-# Settings that change nothing in what is learnt.
-_FREE = {
-    "logdir",
-    "run_name",
-    "resume_from",
-    "resume_force",
-    "trackers",
-    "rewards.remotes",
-    "rewards.remote_attempt_seconds",
-    "rewards.remote_retries",
-    "rewards.timeout_seconds",
-    "rewards.on_error",
-    "rewards.max_invalid_fraction",
-    "processes.timeout_seconds",
-    "checkpoint.keep",
-    "checkpoint.max_failures",
-    "train.max_skipped_steps",
-    "evaluation.report_images",
-}
-# Settings that say how to compute, not what: the results stay the same up to rounding. To lower the
-# rows of a pass is the way on for a run that ran out of memory.
-_ROUNDING = {
-    "num_threads",
-    "speed",
-    "processes.count",
-    "pretrained.channels_last",
-    "pretrained.tf32",
-    "pretrained.compile",
-    "pretrained.vae_slicing",
-    "pretrained.offload_text_encoders",
-    "rewards.batch_size",
-    "rewards.device",
-    "sample.rows_per_pass",
-    "sample.offload_rollouts",
-    "train.rows_per_pass",
-    "train.gradient_checkpointing",
-    "train.single_pass",
-}
-# Settings that policies, search and calibration are made of.
-_NEVER = {
-    "rewards.names",
-    "rewards.reference",
-    "rewards.ideal",
-    "rewards.scales",
-    "agents.kind",
-    "adapter.rank",
-    "adapter.target_modules",
-    "evolution.num_agents",
-}
-_LONGER = "evolution.evolutionary_generations"
 # What runs did before there was such a setting, where today's default is something else.
 _BEFORE = {
     "evaluation.num_steps": 0,
@@ -75,25 +25,27 @@ _BEFORE = {
 }
 
 
-def completed(given: Mapping[str, Any]) -> dict[str, Any]:
+def completed(given: Mapping[str, Any], *, is_finished: bool = False) -> dict[str, Any]:
     """Nested settings of a run, with what it did about those that its program did not have yet.
 
     Args:
         given: `Settings.to_json()` of the run.
+        is_finished: whether its policies are only drawn from, see `carried_over`.
+
+    Raises:
+        ConfigError: if a setting is gone and this version does something else.
     """
-    config = base.get_config()
-    config.update_from_flattened_dict(_BEFORE)
-    values = _merged(config.to_dict(), given)
-    if values["pretrained"].pop("fuse", False):  # its name until there was `speed`
-        values["speed"] = "fused"
-    return values
+    carried, problems = carried_over(_read(given), is_finished=is_finished)
+    if problems:
+        raise ConfigError(problems)
+    return nested({**_absent(), **carried})
 
 
 def settings_in(run: Path) -> dict[str, Any] | None:
     """The nested settings that a run directory was made with; None if no `config.json` is there.
 
     Raises:
-        ConfigError: if the file is damaged.
+        ConfigError: if the file is damaged, or holds what this version cannot do.
     """
     path = run / "config.json"
     try:
@@ -109,9 +61,9 @@ def settings_in(run: Path) -> dict[str, Any] | None:
 def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]:
     """What differs between a run and its continuation, a sentence each, if that is allowed.
 
-    Allowed are settings that change nothing in what is learnt, those that change it by rounding
-    only, more evolutionary generations, whatever `resume_force` names, and settings that this
-    version of the program has and that of then had not, as long as they say what it did.
+    Allowed are the changes that `config/base.py` marks so, whatever `resume_force` names, and
+    settings that this version of the program has and that of then had not, as long as they say what
+    it did.
 
     Args:
         before: `Settings.to_json()` of the run, or `settings_in` its directory.
@@ -120,18 +72,23 @@ def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]
     Raises:
         ConfigError: listing what differs and is not allowed.
     """
-    old, new, default = map(_flat, (before, settings.to_json(), completed({})))
-    accepted, refused = [], []
-    names = {*old, *new} - {"evolution.seed"}  # which is the run's seed
-    for name in sorted(name for name in names if old.get(name) != new.get(name)):
+    began, new, absent = _read(before), _read(settings.to_json()), _absent()
+    old, refused = carried_over(began)
+    accepted = [
+        f"{name} was {_shown(began, name)} and is not a setting any more"
+        for name in sorted(began.keys() & REMOVED.keys())
+        if REMOVED[name].is_harmless and began[name] != REMOVED[name].was
+    ]
+    for name in sorted(name for name in {*old, *new} if old.get(name) != new.get(name)):
         change = f"{name} was {_shown(old, name)} and is {_shown(new, name)} now"
-        is_longer = name == _LONGER and new[name] > old.get(name, math.inf)
-        is_new = name not in old and new[name] == default.get(name)
-        if name in _FREE or is_longer or is_new or name not in new:
+        on_resume = declared_in(Settings)[name].on_resume if name in new else OnResume.FREE
+        is_longer = on_resume is OnResume.LONGER and new[name] > old.get(name, math.inf)
+        is_new = name not in old and new[name] == absent[name]
+        if on_resume is OnResume.FREE or is_longer or is_new:
             accepted.append(change)
-        elif name in _ROUNDING:
+        elif on_resume is OnResume.ROUNDING:
             accepted.append(f"{change}; results stay the same up to rounding")
-        elif name in _NEVER:
+        elif on_resume is OnResume.FIXED:
             refused.append(f"{change}; its policies fit no other, so start a new run for it")
         elif name in settings.resume_force:
             accepted.append(f"{change}; forced by resume_force")
@@ -170,22 +127,22 @@ def check_prompts(before: Mapping[str, str], now: Mapping[str, str], settings: S
         )
 
 
-def _merged(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested defaults with the given values, which come from JSON, in their place."""
-    merged = dict(defaults)
-    for name, value in given.items():
-        if isinstance(value, dict) and isinstance(merged.get(name), dict):
-            merged[name] = _merged(merged[name], value)
-        else:
-            merged[name] = tuple(value) if isinstance(value, list) else value
-    return merged
+def _absent() -> dict[str, Any]:
+    """What a run did that does not say, by the dotted name of each setting."""
+    return {**defaults_of(Settings), **_BEFORE}
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names and values, with lists for tuples as in JSON."""
-    pairs = flatten(settings)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+def _read(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names and values of nested settings, without copies; tuples for the lists of JSON."""
+    copies = {name for name, each in declared_in(Settings).items() if each.copy_of}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in flatten(given)
+        if name not in copies
+    }
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
-    return repr(values[name]) if name in values else "not there"
+    if name not in values:
+        return "not there"
+    return repr(list(values[name]) if isinstance(values[name], tuple) else values[name])

@@ -7,11 +7,13 @@ is reported once.
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
-from config.settings.schema import objective_name, task_counts, trained_samples
+from config.base import Settings
+from config.settings.declared import defaults_of
+from config.settings.derived import objective_name, task_counts
+from config.settings.unknown import unknown_setting
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -63,20 +65,7 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """Rules between the settings of the base model."""
-    sizes = (("original_size", (0, 2), 1), ("crop_top_left", (2,), 0))
-    for name, lengths, least in sizes:
-        value = flat.get(f"pretrained.{name}")
-        if value is not None and (len(value) not in lengths or any(n < least for n in value)):
-            empty = ", or be empty" if 0 in lengths else ""
-            yield (
-                f"pretrained.{name}={value} must be two whole numbers of pixels, vertical first, "
-                f"each at least {least}{empty}"
-            )
-    if not flat.get("pretrained.lora"):
-        for name in ("lora_file", "lora_revision"):
-            if value := flat.get(f"pretrained.{name}"):
-                yield f"pretrained.{name}={value!r} has no effect without pretrained.lora; give it"
-    elif flat.get("pretrained.lora_scale") == 0:
+    if flat.get("pretrained.lora") and flat.get("pretrained.lora_scale") == 0:
         yield "pretrained.lora_scale=0 leaves pretrained.lora without effect; raise it"
     config, model = flat.get("pretrained.single_file_config"), flat.get("pretrained.model") or ""
     if config and not model.endswith(".safetensors"):
@@ -104,12 +93,6 @@ def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
                 f"agent's {samples} images to an update, fewer than the {members} processes that "
                 f"share it while there are {num} agents; lower it, draw more images, or start a "
                 f"number of processes that has more divisors in common with {num}"
-            )
-        if flat["train.best_of"] < 1 and num % count:
-            yield (
-                f"train.best_of={flat['train.best_of']} picks among all images of an agent, and "
-                f"with {count} processes several share each of {num} agents; set it to 1, or start "
-                f"a number of processes that divides {num}"
             )
 
 
@@ -156,16 +139,8 @@ def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 "(sample.prompts_per_iteration x sample.images_per_prompt); "
                 f"try {_listing(fits)}"
             )
-        else:
-            yield from _best_of_problems(flat.get("train.best_of", 1), samples, updates)
     yield from _step_problems(flat)
     yield from _single_pass_problems(flat)
-    rule = flat.get("train.update_rule", "ddpo")
-    if rule != "ddpo" and flat.get("train.step_weighting") == "sensitivity":
-        yield (
-            f"train.step_weighting=sensitivity has no meaning for train.update_rule={rule}, which "
-            "measures the noise that is predicted, the same way at every step; set it to equal"
-        )
 
 
 def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -177,7 +152,6 @@ def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         "num_inner_epochs": 1,
         "updates_per_epoch": 1,
         "kl_coef": 0,
-        "best_of": 1,
         "timestep_fraction": 1,
     }
     for name, only in needed.items():
@@ -188,23 +162,6 @@ def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 "gradients of all samples while they are drawn, for one optimiser step of ddpo; "
                 f"set train.{name}={only}, or train.single_pass=False"
             )
-    if flat.get("train.recompute_log_probs") == "always":
-        yield (
-            "train.recompute_log_probs=always has no effect with train.single_pass, where no "
-            "log-probability is computed twice; set it to auto"
-        )
-
-
-def _best_of_problems(best_of: float, samples: int, updates: int) -> Iterator[str]:
-    """The samples that are trained make whole minibatches, as all samples do."""
-    kept = trained_samples(best_of, samples)
-    if kept % updates or not kept:
-        whole = [max(updates, kept // updates * updates), (kept // updates + 1) * updates]
-        fits = [f"{n / samples:.4g}" for n in dict.fromkeys(whole)]
-        yield (
-            f"train.best_of={best_of} keeps {kept} of an agent's {samples} images, which must be a "
-            f"multiple of train.updates_per_epoch={updates}; try {' or '.join(fits)}"
-        )
 
 
 def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -212,17 +169,10 @@ def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     skipped, steps = flat.get("train.skip_last_steps"), flat.get("sample.num_steps")
     if skipped is None or steps is None:
         return
-    noisy = flat.get("sample.noisy_steps", 0)
     if skipped >= steps:
         yield (
             f"train.skip_last_steps={skipped} must be below sample.num_steps={steps}, or no step "
             "is trained; lower it"
-        )
-    elif noisy > steps - skipped:
-        yield (
-            f"sample.noisy_steps={noisy} must be at most the {steps - skipped} steps that are "
-            f"trained (sample.num_steps={steps} - train.skip_last_steps={skipped}); lower it, or "
-            "set it to 0 for noise in all steps"
         )
 
 
@@ -240,10 +190,8 @@ def _run_name_problems(run_name: str) -> Iterator[str]:
 
 def _forced_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     for name in flat.get("resume_force") or ():
-        if name not in flat:
-            close = difflib.get_close_matches(name, flat, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            yield f"resume_force: {name!r} is not a setting{hint}"
+        if name not in defaults_of(Settings):
+            yield f"resume_force: {unknown_setting(name, defaults_of(Settings))}"
 
 
 def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iterator[str]:

@@ -104,7 +104,6 @@ def settings_for(
         agents={"kind": kind},
         sample={
             "num_steps": 3,
-            "noisy_steps": 2 if num_agents == 3 else 0,
             "guidance_scale": 3.0,
             "rows_per_pass": 16,
             "prompts_per_iteration": 3 if single_pass else 5,
@@ -114,14 +113,13 @@ def settings_for(
             "learning_rate": 0.02,
             "adam_epsilon": 1e-4,  # the step is then no sign of a gradient that is rounding
             "skip_last_steps": 0,
-            "step_weighting": "sensitivity",
             "updates_per_epoch": 1 if single_pass else 2,
             "num_inner_epochs": 1 if single_pass else 2,
             "timestep_fraction": 1.0 if single_pass else 0.67,
             "single_pass": single_pass,
             "rows_per_pass": 16,
         },
-        evaluation={"num_steps": 4, "selection_images": 8, "report_images": 8, "sample_prompts": 3},
+        evaluation={"num_steps": 4, "selection_images": 8, "report_images": 8},
         evolution={
             "num_agents": max(2, num_agents),
             "start": start,

@@ -143,7 +143,7 @@ def test_markup_in_prompts_is_text_in_the_browser(browser, run_copy):
     evil = "</script><img src=x onerror=\"document.title='owned'\">"
     for name in ("front.json", "search.json"):
         record = json.loads((run_copy / name).read_text())
-        record["samples"]["prompts"] = [evil] * 4
+        record["samples"]["prompts"] = [evil] * 8
         (run_copy / name).write_text(json.dumps(record))
     with open_page(browser, write_report(run_copy).resolve().as_uri()) as page:
         assert page.locator("#pictures figcaption >> nth=0").inner_text() == evil

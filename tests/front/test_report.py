@@ -121,9 +121,9 @@ def test_predictions_are_shown_for_the_evolutionary_generations_alone(finished_r
 def test_pictures_in_the_page_are_those_the_run_drew(finished_run):
     data = report_data(RunFiles.read(finished_run))
     member = data["members"][-1]["id"]
-    drawn = read_samples(finished_run, "report", member, 4)
+    drawn = read_samples(finished_run, "report", member, 8)
     uris = data["pictures"]["report"][member]
-    assert len(uris) == len(data["prompts"]["report"]) == 4
+    assert len(uris) == len(data["prompts"]["report"]) == 8
     for uri, original in zip(uris, drawn, strict=True):
         image = Image.open(
             io.BytesIO(base64.b64decode(uri.removeprefix("data:image/webp;base64,")))
@@ -134,7 +134,7 @@ def test_pictures_in_the_page_are_those_the_run_drew(finished_run):
 
 
 def test_many_large_pictures_are_made_smaller_until_they_fit(run_copy, monkeypatch):
-    ramp = np.add.outer(np.arange(400), np.arange(400)) % 256
+    ramp = np.add.outer(np.arange(600), np.arange(600)) % 256
     large = Image.fromarray(np.stack([ramp, ramp.T, 255 - ramp], axis=-1).astype(np.uint8))
     for path in (run_copy / "samples").glob("*/*.webp"):
         large.save(path)

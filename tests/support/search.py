@@ -20,7 +20,6 @@ def make_settings(**changes) -> EvolutionSettings:
         "num_agents": 6,
         "start": "even_weights",
         "strategy": "prediction_guided",
-        "predictor": "scale_free",
         "warmup_generations": 3,
         "evolutionary_generations": 8,
         "iterations_per_generation": 5,

@@ -1,0 +1,22 @@
+"""Numbers and names that follow from settings; more are properties in `config/base.py`."""
+
+from __future__ import annotations
+
+
+def objective_name(reward_name: str) -> str:
+    """`warmth` of `my_rewards.py:warmth`; a name without a colon as it is."""
+    return reward_name.rpartition(":")[2]
+
+
+def warmup_tasks(start: str, num_agents: int, num_objectives: int) -> int:
+    """How many tasks the warm-up has with `evolution.start`: a soup's trains the extremes alone."""
+    return num_objectives if start == "soup" else num_agents
+
+
+def task_counts(start: str, num_agents: int, num_objectives: int) -> tuple[int, ...]:
+    """How many tasks a generation has, in one stage or another, each number once.
+
+    >>> task_counts("soup", num_agents=6, num_objectives=2)
+    (2, 6)
+    """
+    return tuple(sorted({warmup_tasks(start, num_agents, num_objectives), num_agents}))

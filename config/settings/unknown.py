@@ -1,0 +1,24 @@
+"""What to say of a name that is not a setting."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from config.settings.removed import REMOVED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def unknown_setting(name: str, settings: Iterable[str]) -> str:
+    """A sentence that says so, and which setting may be meant, or what replaces one that is gone.
+
+    Args:
+        name: what was given.
+        settings: the dotted names that there are.
+    """
+    if name in REMOVED:
+        return REMOVED[name].advice(name)
+    close = difflib.get_close_matches(name, list(settings), n=1)
+    return f"{name} is not a setting; {f'did you mean {close[0]}?' if close else 'remove it'}"

@@ -1,0 +1,34 @@
+"""Settings that do not go together are refused, each problem in a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from config.settings.errors import ConfigError
+from run.command_line import read_settings
+from tests.support.mistakes import AGAINST_A_RULE
+
+
+@pytest.mark.parametrize("argument", AGAINST_A_RULE)
+def test_a_broken_rule_is_named(argument):
+    with pytest.raises(ConfigError) as error:
+        read_settings([argument])
+    assert AGAINST_A_RULE[argument] in str(error.value)
+
+
+def test_what_a_gradient_taken_while_sampling_cannot_be_is_named():
+    train = {
+        "single_pass": True,
+        "update_rule": "awm",
+        "num_inner_epochs": 2,
+        "kl_coef": 0.1,
+        "timestep_fraction": 0.5,
+    }
+    with pytest.raises(ConfigError) as error:
+        read_settings([f"--config.train.{name}={value}" for name, value in train.items()])
+    problems = "\n".join(error.value.problems)
+    for name in (*list(train)[1:], "updates_per_epoch"):
+        assert f"train.{name}=" in problems
+    assert len(error.value.problems) == 5
+    fine = ["--config.train.single_pass=True", "--config.train.updates_per_epoch=1"]
+    assert read_settings(fine).training_sample.rows_per_pass == 128
