@@ -165,7 +165,7 @@ REMOVED = {
     ),
     "sample.noisy_steps": Removed(
         was=0,
-        instead="all steps are drawn with noise; train.timestep_fraction trains fewer of them",
+        instead="fewer sample.num_steps than evaluation.num_steps save more UNet rows",
     ),
     "train.best_of": Removed(
         was=1.0, instead="all images are trained; draw fewer of them by sample.images_per_prompt"
