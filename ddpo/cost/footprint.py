@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from config.settings.errors import UserError
-from ddpo.agents.lora import AdaptedLayers
+from ddpo.agents.lora import AdaptedLayers, StackedLoRALinear
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.cost.plan import Footprint
 from ddpo.devices import DTYPES
@@ -276,7 +276,7 @@ class Meter(TorchDispatchMode):
     keeps what gradient checkpointing computes again alive.
 
     Args:
-        module: its parameters are not counted.
+        module: its parameters, and the adapters in it, are not counted.
 
     Attributes:
         flops: floating-point operations, a multiply-add as two.
@@ -287,7 +287,9 @@ class Meter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.peak = self._live = 0
         self._sizes: dict[int, int] = {}
-        for tensor in module.parameters():
+        adapted = (each for each in module.modules() if isinstance(each, StackedLoRALinear))
+        adapters = (matrix for each in adapted for matrix in each.matrices)
+        for tensor in (*module.parameters(), *adapters):
             self._sizes[tensor.untyped_storage()._cdata] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
