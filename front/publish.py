@@ -150,11 +150,7 @@ def _limits(readings: Mapping[PolicyId, GuardReading]) -> tuple[float, ...]:
 
 
 def _guard_values(reading: GuardReading) -> dict[str, GuardValue]:
-    columns = (reading.values.tolist(), reading.std_errors.tolist(), reading.losses.tolist())
-    return {
-        name: GuardValue(value=value, std_error=error, loss=loss)
-        for name, value, error, loss in zip(reading.names, *columns, strict=True)
-    }
+    return {name: GuardValue(**values) for name, values in reading.to_json().items()}
 
 
 def _policy_record(

@@ -77,15 +77,17 @@ def measure(settings: Settings, device: torch.device) -> tuple[Spread, Calibrati
     progress = Progress(num_generations=1)
     trainer = Trainer(settings, Processes.alone(device), progress.steps)
     try:
-        on = calibration_set(
+        drawn = calibration_set(
             trainer.prompts.train, settings.evaluation.calibration_prompts, settings.seed
         )
         initial = trainer.agents.initial_policy()
-        rewards = trainer.evaluate([initial], on, use_guards=False)[0].rewards
+        rewards = trainer.evaluate([initial], drawn, use_guards=False)[0].rewards
     finally:
         trainer.close()
         progress.close()
-    return reward_spread(rewards, on.prompts), calibrate(rewards, on.prompts, settings.rewards)
+    return reward_spread(rewards, drawn.prompts), calibrate(
+        rewards, drawn.prompts, settings.rewards
+    )
 
 
 def calibration_report(settings: Settings, device: torch.device | None = None) -> str:

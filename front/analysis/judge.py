@@ -43,7 +43,7 @@ class Judge:
         settings = settings_of(front, model, rows_per_pass, with_rewards=True)
         where = device_of(device)
         self.report_set = _report_set(settings, front)
-        self._num_shown = len(front.sample_prompts)
+        self._num_kept = len(front.sample_prompts)
         diffusion = FrozenDiffusion.load(settings.pretrained, where)
         self._scorer = Scorer.build(settings.rewards, where)
         rank = 2 * settings.policy_adapter.rank  # room for a blend of two
@@ -74,7 +74,7 @@ class Judge:
         for start in range(0, len(adapters), size):
             group = [policy_of(self._agents, each) for each in adapters[start : start + size]]
             out += evaluate(
-                group, self.report_set, self._sampler, self._scorer, self._agents, self._num_shown
+                group, self.report_set, self._sampler, self._scorer, self._agents, self._num_kept
             )
             on_group(len(group))
         return out
@@ -94,11 +94,12 @@ def _report_set(settings: Settings, front: Front) -> EvaluationSet:
         prompts = split_prompts(settings.prompts).report
     except ValueError as error:
         raise FrontError(f"the report set cannot be drawn again: {error}") from error
-    on = evaluation_set("report", prompts, settings.evaluation.report_images, settings.seed)
-    shown = on.first(len(front.sample_prompts))
-    if (shown.prompts, shown.seeds) != (front.sample_prompts, front.sample_seeds):
+    num_images = settings.evaluation.report_images
+    report_set = evaluation_set("report", prompts, num_images, settings.seed)
+    first = report_set.first(len(front.sample_prompts))
+    if (first.prompts, first.seeds) != (front.sample_prompts, front.sample_seeds):
         raise FrontError(
             f"the report set is not that of the run: prompts.report={settings.prompts.report!r} "
             "holds other prompts now; restore it first"
         )
-    return on
+    return report_set
