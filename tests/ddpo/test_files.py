@@ -43,7 +43,7 @@ def test_a_checkpoint_is_whole_or_absent_at_every_point_of_its_writing(tmp_path)
                 pass
         latest = CheckpointStore(run).latest()
         results.add(latest.generation)
-        assert latest.evolution == {"n": latest.generation}
+        assert latest.search == {"n": latest.generation}
         assert_equal(latest.policies[f"g{latest.generation}"], policy(2 + latest.generation))
         next_generation(run)  # the run goes on from there, whatever lies about
         assert CheckpointStore(run).latest().generation == 2

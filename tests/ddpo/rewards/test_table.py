@@ -136,8 +136,8 @@ def test_a_wrong_source_is_reported_with_the_other_wrong_settings(text, message)
     ("code", "absent"),
     [
         (
-            "import mo_train\n"
-            "mo_train.read_settings(['--config.rewards.names=clip_score,brightness'])",
+            "from run.command_line import read_settings\n"
+            "read_settings(['--config.rewards.names=clip_score,brightness'])",
             {"torch", "transformers", "huggingface_hub"},
         ),
         (
