@@ -210,7 +210,7 @@ class GuardSettings:
     # How far below the base model's value each may fall, in its own unit; a policy that has lost
     # more is neither archived nor picked as a parent (but an agent of the warm-up or of
     # fixed_weights continues its own last policy). Empty: guards are shown only.
-    max_losses: tuple[float, ...] = ()
+    max_drops: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

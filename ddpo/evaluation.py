@@ -87,7 +87,7 @@ def evaluate(
         seeds=evaluation_set.seeds[share.samples.start : share.samples.stop],
     )
     keep = min(max(keep_images - share.samples.start, 0), len(own.prompts))
-    with processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
+    with processes.fail_together(RewardError, StoppedError, torch.OutOfMemoryError):
         parts = []
         for group in _groups(policies[share.agents.start : share.agents.stop], agents):
             parts.append(_judge(group, own, sampler, scorer, agents, keep, on_step, guards))

@@ -221,7 +221,7 @@ class Processes:
         members = self.count // math.gcd(num_agents, self.count)
         return [v for v in self.gather(None if self.rank % members else value) if v is not None]
 
-    def once(self, function: Callable[..., T], *arguments: Any) -> T:
+    def by_first(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in the first process; all get its result, or its failure.
 
         Raises:
@@ -246,7 +246,7 @@ class Processes:
         return result
 
     @contextmanager
-    def together(self, *errors: type[Exception]) -> Iterator[None]:
+    def fail_together(self, *errors: type[Exception]) -> Iterator[None]:
         """A part that may fail in one process: if it does, all stop at its end with the cause.
 
         Nothing inside may wait for a process that could fail alone: the members of a group may

@@ -148,7 +148,7 @@ class Trainer:
         """
         sample, num_agents = self.settings.sample, len(self._weights)
         key = {"run_seed": self.settings.seed, "generation": generation, "iteration": iteration}
-        weights = self.agents.aim(self._weights, Stream.WEIGHTS.seed(**key))
+        weights = self.agents.draw_directions(self._weights, Stream.WEIGHTS.seed(**key))
         number = generation * self.settings.evolution.iterations_per_generation + iteration
         drawn = draw_prompts(
             self.prompts.train, sample.prompts_per_iteration, number, self.settings.seed
@@ -165,7 +165,10 @@ class Trainer:
         )
         num_steps = _num_steps(self.sampler, len(samples), len(agents))
         on_step = self._denoising_bar("sampling", num_steps)
-        with self.work, self.processes.together(RewardError, StoppedError, torch.OutOfMemoryError):
+        with (
+            self.work,
+            self.processes.fail_together(RewardError, StoppedError, torch.OutOfMemoryError),
+        ):
             rollout, own_rewards = collect(
                 self.sampler,
                 self.scorer,
@@ -219,7 +222,7 @@ class Trainer:
             "num_samples": len(batch.texts),
         }
         num_passes = self.updater.num_passes(len(share.samples), len(share.agents))
-        with self.work, self.processes.together(FloatingPointError, StoppedError):
+        with self.work, self.processes.fail_together(FloatingPointError, StoppedError):
             stats = self.updater.update(
                 self.agents,
                 batch.rollout,

@@ -24,12 +24,12 @@ class Guard:
     Attributes:
         name: unique within a run.
         unit: of its values.
-        max_loss: how far below the base model's value a policy may be; None for no limit.
+        max_drop: how far below the base model's value a policy may be; None for no limit.
     """
 
     name: str
     unit: str
-    max_loss: float | None
+    max_drop: float | None
 
     def to_json(self) -> dict[str, Any]:
         """As `front.json` stores it."""
@@ -42,7 +42,7 @@ class GuardValue:
 
     value: float
     std_error: float
-    loss: float
+    drop: float
 
     def to_json(self) -> dict[str, float]:
         """As `front.json` stores it."""

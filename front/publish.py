@@ -42,13 +42,13 @@ class FrontPublisher:
 
     def generation(self, run: Session) -> None:
         """Show trackers the archive and the policies of the last generation."""
-        run.processes.once(run.recorder.show, generation_panel)
+        run.processes.by_first(run.recorder.show, generation_panel)
 
     def front(self, run: Session) -> None:
         """Measure the archive again on the report set, and write what is published."""
-        run.processes.once(run.catch_up)
+        run.processes.by_first(run.catch_up)
         report = run.evaluator.report(run.search.finalists())
-        run.processes.once(self._write, run, report)
+        run.processes.by_first(self._write, run, report)
 
     def _write(self, run: Session, report: Mapping[PolicyId, Evaluation]) -> None:
         """Publish a front; in the first process."""
@@ -137,7 +137,7 @@ def front_record(
         ),
         costs=costs,
         guards=tuple(
-            Guard(name=name, unit=unit, max_loss=limits.get(name))
+            Guard(name=name, unit=unit, max_drop=limits.get(name))
             for name, unit in guard_units.items()
         ),
         samples=samples,
@@ -146,7 +146,7 @@ def front_record(
 
 def _limits(readings: Mapping[PolicyId, GuardReading]) -> tuple[float, ...]:
     """How much of each guard may be lost, or nothing."""
-    return readings[BASE_POLICY].max_losses if readings else ()
+    return readings[BASE_POLICY].max_drops if readings else ()
 
 
 def _guard_values(reading: GuardReading) -> dict[str, GuardValue]:

@@ -251,7 +251,7 @@ class FrontRecord:
             base=BaseRecord.from_json(data["base"], num),
             hypervolume=Hypervolumes(**data["hypervolume"]),
             costs=Costs(**data["images"], unet_rows=data["unet_rows"]),
-            guards=tuple(Guard(**guard) for guard in data.get("guards", [])),
+            guards=tuple(Guard(**_renamed(guard)) for guard in data.get("guards", [])),
             samples=Samples.from_json(data["samples"]) if "samples" in data else Samples(),
             blends=blends,
         )
@@ -273,4 +273,10 @@ def _guards_to_json(guards: Mapping[str, GuardValue]) -> dict[str, Any]:
 
 
 def _guards_from_json(entry: Mapping[str, Any]) -> dict[str, GuardValue]:
-    return {name: GuardValue(**value) for name, value in entry.get("guards", {}).items()}
+    guards = entry.get("guards", {})
+    return {name: GuardValue(**_renamed(value)) for name, value in guards.items()}
+
+
+def _renamed(guard: Mapping[str, Any]) -> dict[str, Any]:
+    """A guard's entry with the words of today: fronts up to commit 7aaf014 say "loss"."""
+    return {name.replace("loss", "drop"): value for name, value in guard.items()}

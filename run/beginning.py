@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
     """Measure the base model: scales, reference and ideal points, its own returns."""
     settings, trainer, evaluator = run.settings, run.trainer, run.evaluator
-    once, recorder = run.processes.once, run.recorder
+    by_first, recorder = run.processes.by_first, run.recorder
     for note in trainer.prompts.notes:
         recorder.say(note)
-    once(run.directory.write_config, settings, str(run.processes.device))
-    once(run.directory.truncate_metrics, 0)
+    by_first(run.directory.write_config, settings, str(run.processes.device))
+    by_first(run.directory.truncate_metrics, 0)
     initial = trainer.agents.initial_policy()
     drawn = calibration_set(
         trainer.prompts.train, settings.evaluation.calibration_prompts, settings.seed
@@ -47,7 +47,7 @@ def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
     evolution = Evolution(settings.evolution, objectives(run, calibration), base)
     recorder.archive(evolution.metrics())
     returns = zip(settings.rewards.objectives, base.returns.tolist(), strict=True)
-    once(recorder.log, {f"base/{name}": value for name, value in returns})
+    by_first(recorder.log, {f"base/{name}": value for name, value in returns})
     search = SharedSearch(
         evolution, policies, [BASE_POLICY], trainer.agents, run.processes, recorder.begin
     )
@@ -78,7 +78,7 @@ def restore(
         recorder.begin,
     )
     run.evaluator.measure_base(search.policies[BASE_POLICY])
-    run.processes.once(_reopen, run, search, state.metrics_bytes)
+    run.processes.by_first(_reopen, run, search, state.metrics_bytes)
     for change in changes:
         recorder.say(f"since the run began: {change}")
     recorder.say(f"resumed after generation {checkpoint.generation} of {run.directory.path}")

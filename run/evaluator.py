@@ -85,7 +85,7 @@ class Evaluator:
     def select(self, policies: Mapping[PolicyId, Policy]) -> dict[PolicyId, Evaluation]:
         """Judge policies on the selection set, and store their pictures."""
         evaluations = self._evaluate("selection", policies, self.selection_set)
-        self._processes.once(self._directory.write_samples, "selection", evaluations)
+        self._processes.by_first(self._directory.write_samples, "selection", evaluations)
         return evaluations
 
     def report(self, policies: Mapping[PolicyId, Policy]) -> dict[PolicyId, Evaluation]:

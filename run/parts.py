@@ -31,7 +31,7 @@ class Parts:
     """The parts of a run.
 
     Where several processes share it, each has its own parts: sampling, updates and evaluation are
-    shared, and what is called through `processes.once` (decisions, files, logs) happens in the
+    shared, and what is called through `processes.by_first` (decisions, files, logs) happens in the
     first process alone.
 
     Attributes:
@@ -68,7 +68,7 @@ def join_processes(settings: Settings, stack: ExitStack) -> tuple[Processes, Run
     problems = list(process_problems(settings.flat(), processes.count))
     if problems:
         raise ConfigError(problems)
-    return processes, processes.once(open_run_dir, settings, stack)
+    return processes, processes.by_first(open_run_dir, settings, stack)
 
 
 def open_parts(
@@ -102,7 +102,7 @@ def open_parts(
     progress = Progress(settings.evolution.num_generations, processes.is_first)
     stack.callback(progress.close)
     check_stop = stop.check if stop else lambda: None
-    with processes.together(UserError), memory_advised():
+    with processes.fail_together(UserError), memory_advised():
         trainer = Trainer(settings, processes, progress.steps, check_stop, model)
     stack.callback(trainer.close)
     trackers = Trackers(accelerator, tracker_names, directory.path.name, settings.flat())

@@ -45,12 +45,12 @@ class SharedSearch:
         self.policies = dict(policies)
         self.warmup_archive = tuple(warmup_archive)
         self._agents = agents
-        self._once = processes.once
+        self._by_first = processes.by_first
         self._on_ask = on_ask
 
     def ask(self) -> Generation | None:
         """The next generation to train, or None when the run is complete."""
-        generation = self._once(self.evolution.ask)
+        generation = self._by_first(self.evolution.ask)
         if generation is not None:
             self._on_ask(generation)
         return generation
@@ -62,7 +62,7 @@ class SharedSearch:
                 self._agents,
                 [(self.policies[name], coefficient) for name, coefficient in parts.items()],
             )
-            for parts in self._once(self.evolution.ingredients, generation)
+            for parts in self._by_first(self.evolution.ingredients, generation)
         ]
 
     def weights(self, generation: Generation) -> torch.Tensor:
@@ -75,11 +75,11 @@ class SharedSearch:
 
     def tell(self, offspring: Sequence[Offspring], excluded: Collection[PolicyId]) -> None:
         """Tell what came of the generation asked for, see `Evolution.tell`."""
-        self._once(self.evolution.tell, offspring, excluded)
+        self._by_first(self.evolution.tell, offspring, excluded)
 
     def drop_unneeded(self, generation: Generation) -> None:
         """Drop the policies that nothing asks for after a generation."""
-        needed = self._once(self._needed_after, generation)
+        needed = self._by_first(self._needed_after, generation)
         self.policies = {name: policy for name, policy in self.policies.items() if name in needed}
 
     def _needed_after(self, generation: Generation) -> set[PolicyId]:
@@ -93,7 +93,7 @@ class SharedSearch:
 
     def finalists(self) -> dict[PolicyId, Policy]:
         """The archive's policies, those of the warm-up's archive, and the base model."""
-        return {name: self.policies[name] for name in self._once(self._finalists)}
+        return {name: self.policies[name] for name in self._by_first(self._finalists)}
 
     def _finalists(self) -> list[PolicyId]:
         archive = (member.policy for member in self.evolution.archive)

@@ -67,19 +67,19 @@ class Session(Parts):
         """
         with ExitStack() as stack:
             processes, directory = join_processes(settings, stack)
-            checkpoint, changes = processes.once(read_checkpoint, directory, settings)
+            checkpoint, changes = processes.by_first(read_checkpoint, directory, settings)
             parts = open_parts(settings, processes, directory, stop, model, stack)
             stack.enter_context(explained(directory, processes.is_first))
             begun = restore(parts, checkpoint, changes) if checkpoint else begin(parts)
             run = cls(**vars(parts), calibration=begun[0], search=begun[1])
             if checkpoint is None:
-                processes.once(run.save_checkpoint)
+                processes.by_first(run.save_checkpoint)
             yield run
 
     def record(self, batch: Batch, stats: UpdateStats) -> None:
         """Count and log one iteration."""
         self.recorder.spend(Costs(train=batch.num_images, unet_rows=self.trainer.take_unet_rows()))
-        self.processes.once(self.recorder.iteration, {**batch.metrics(), **stats.metrics()})
+        self.processes.by_first(self.recorder.iteration, {**batch.metrics(), **stats.metrics()})
 
     def evaluate(
         self, generation: Generation, policies: Sequence[Policy]
@@ -103,7 +103,7 @@ class Session(Parts):
         readings = self.evaluator.guards(
             self.evaluator.selection_set, evaluations, self.evaluator.base
         )
-        return offspring, self.processes.once(self._exclude, readings)
+        return offspring, self.processes.by_first(self._exclude, readings)
 
     def _exclude(self, readings: Mapping[PolicyId, GuardReading]) -> frozenset[PolicyId]:
         """Log the guards of a generation; the policies that have lost more than they may."""
@@ -115,7 +115,7 @@ class Session(Parts):
     def commit(self, generation: Generation) -> None:
         """Log a finished generation, make it durable, and drop the policies nothing asks for."""
         self.search.drop_unneeded(generation)
-        self.processes.once(self._commit, generation)
+        self.processes.by_first(self._commit, generation)
 
     def _commit(self, generation: Generation) -> None:
         metrics = self.search.evolution.metrics()

@@ -232,11 +232,11 @@ def test_three_objectives(world):
 
 
 def test_guards_are_published_and_keep_policies_out(world):
-    """No loss is allowed: only policies that draw as variedly as the base model are archived."""
+    """No drop is allowed: only policies that draw as variedly as the base model are archived."""
     logs = world(
         "run_name=guarded",
         "guards.names=base_similarity,diversity,jpeg_incompressibility",
-        "guards.max_losses=2,0,1000",
+        "guards.max_drops=2,0,1000",
         "evolution.evolutionary_generations=1",
     )
     front = read(logs / "guarded" / "front.json")
@@ -245,9 +245,9 @@ def test_guards_are_published_and_keep_policies_out(world):
         "diversity",
         "jpeg_incompressibility",
     ]
-    assert [guard["max_loss"] for guard in front["guards"]] == [2, 0, 1000]
+    assert [guard["max_drop"] for guard in front["guards"]] == [2, 0, 1000]
     assert front["base"]["guards"]["base_similarity"]["value"] == pytest.approx(1)
-    assert front["base"]["guards"]["diversity"]["loss"] == 0
+    assert front["base"]["guards"]["diversity"]["drop"] == 0
     for policy in front["policies"]:
         assert set(policy["guards"]) == {guard["name"] for guard in front["guards"]}
         size = policy["guards"]["jpeg_incompressibility"]["value"]
@@ -257,12 +257,12 @@ def test_guards_are_published_and_keep_policies_out(world):
     assert len(lines) == 2
     assert sum(line["guard/num_excluded"] for line in lines) == len(excluded) > 0
     assert not set(excluded) & {policy["id"] for policy in front["policies"]}
-    lost = [line["guard/diversity/max_loss"] > 0 for line in lines]
+    lost = [line["guard/diversity/max_drop"] > 0 for line in lines]
     assert lost == [line["guard/num_excluded"] > 0 for line in lines]
 
 
 def test_a_guarded_run_resumes_as_if_never_stopped(world):
-    guards = ("guards.names=diversity", "guards.max_losses=0.001")
+    guards = ("guards.names=diversity", "guards.max_drops=0.001")
     logs = world("run_name=guarded_whole", *guards)
     world("run_name=guarded_parts", "evolution.evolutionary_generations=1", *guards)
     world(f"resume_from={logs / 'guarded_parts'}", *guards)

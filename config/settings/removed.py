@@ -116,6 +116,11 @@ REMOVED = {
         instead="PGMORL's own prediction model is in benchmarks/authors_prediction.py",
     ),
     "guards.clip_model": _source("base_similarity.clip", "emoji-clip", "diversity.clip"),
+    "guards.max_losses": Removed(
+        was=(),
+        instead="it is called guards.max_drops",
+        became=lambda value, _: {"guards.max_drops": value},
+    ),
     "pretrained.channels_last": Removed(
         was=False, instead="speed=fused uses that layout", is_harmless=True
     ),

@@ -111,7 +111,7 @@ def _agent_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 def _guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """Rules between guards, their limits and the objectives."""
-    names, losses = flat.get("guards.names", ()), flat.get("guards.max_losses", ())
+    names, drops = flat.get("guards.names", ()), flat.get("guards.max_drops", ())
     for name in names:
         if name in flat.get("rewards.names", ()):
             yield f"guards.names: {name!r} is an objective; guard what is not optimised"
@@ -120,10 +120,10 @@ def _guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             f"guards.names={names} must not repeat a guard; one of module:function is called by "
             "its function"
         )
-    if losses and len(losses) != len(names):
-        yield f"guards.max_losses={losses} must have one number for each of {names}, or be empty"
-    if any(loss < 0 for loss in losses):
-        yield f"guards.max_losses={losses} must not be negative; 0 allows no loss at all"
+    if drops and len(drops) != len(names):
+        yield f"guards.max_drops={drops} must have one number for each of {names}, or be empty"
+    if any(drop < 0 for drop in drops):
+        yield f"guards.max_drops={drops} must not be negative; 0 allows no drop at all"
 
 
 def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:

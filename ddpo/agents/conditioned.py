@@ -123,7 +123,7 @@ class ConditionedAgents(Agents):
         self._task_weights = weights[self._own.start : self._own.stop]
         self.show(self._task_weights)
 
-    def aim(self, weights: torch.Tensor, seed: int) -> torch.Tensor:
+    def draw_directions(self, weights: torch.Tensor, seed: int) -> torch.Tensor:
         """Show members at weights drawn anew over the simplex, see `stratified_weights`."""
         drawn = stratified_weights(weights, seed)
         self.show(drawn[self._own.start : self._own.stop])

@@ -246,7 +246,7 @@ class Agents:
         for slot, task in enumerate(self._own):
             self.load(slot, policies[task])
 
-    def aim(self, weights: torch.Tensor, seed: int) -> torch.Tensor:
+    def draw_directions(self, weights: torch.Tensor, seed: int) -> torch.Tensor:
         """Begin an iteration.
 
         Args:

@@ -43,29 +43,29 @@ class GuardReading:
         names: G guards.
         values: (G,) float64 means over the evaluation pictures.
         std_errors: (G,) float64 of the means.
-        losses: (G,) float64, how far below the base model's values.
-        max_losses: how far they may be, G numbers or none.
+        drops: (G,) float64, how far below the base model's values.
+        max_drops: how far they may be, G numbers or none.
     """
 
     names: tuple[str, ...]
     values: torch.Tensor
     std_errors: torch.Tensor
-    losses: torch.Tensor
-    max_losses: tuple[float, ...]
+    drops: torch.Tensor
+    max_drops: tuple[float, ...]
 
     @property
     def broken(self) -> tuple[str, ...]:
         """The guards that the policy has lost more of than it may."""
-        limits = zip(self.names, self.losses.tolist(), self.max_losses, strict=False)
-        return tuple(name for name, loss, limit in limits if loss > limit)
+        limits = zip(self.names, self.drops.tolist(), self.max_drops, strict=False)
+        return tuple(name for name, drop, limit in limits if drop > limit)
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """As `front.json` stores it."""
-        columns = (self.values.tolist(), self.std_errors.tolist(), self.losses.tolist())
+        columns = (self.values.tolist(), self.std_errors.tolist(), self.drops.tolist())
         rows = zip(self.names, *columns, strict=True)
         return {
-            name: {"value": value, "std_error": error, "loss": loss}
-            for name, value, error, loss in rows
+            name: {"value": value, "std_error": error, "drop": drop}
+            for name, value, error, drop in rows
         }
 
 
@@ -189,8 +189,8 @@ class Guards:
             names=self.names,
             values=mean,
             std_errors=std_errors,
-            losses=(reference - values).nanmean(dim=0),
-            max_losses=self.settings.max_losses,
+            drops=(reference - values).nanmean(dim=0),
+            max_drops=self.settings.max_drops,
         )
 
     def _columns(
@@ -304,18 +304,18 @@ def excluded_policies(
     """
     broken = {name: reading for name, reading in readings.items() if reading.broken}
     for name, reading in broken.items():
-        lost = dict(zip(reading.names, reading.losses.tolist(), strict=True))
+        lost = dict(zip(reading.names, reading.drops.tolist(), strict=True))
         which = ", ".join(f"{lost[guard]:.4g} of {guard}" for guard in reading.broken)
         say(f"{name} is kept out of the archive: it has lost {which}")
     return frozenset(broken)
 
 
 def guard_metrics(readings: Iterable[GuardReading], num_excluded: int) -> dict[str, float]:
-    """Over the policies of a generation: each guard's mean and its largest loss."""
+    """Over the policies of a generation: each guard's mean and its largest drop."""
     rows = list(readings)
-    values, losses = torch.stack([r.values for r in rows]), torch.stack([r.losses for r in rows])
+    values, drops = torch.stack([r.values for r in rows]), torch.stack([r.drops for r in rows])
     out: dict[str, Any] = {"guard/num_excluded": float(num_excluded)}
     for index, name in enumerate(rows[0].names):
         out[f"guard/{name}/mean"] = values[:, index].mean().item()
-        out[f"guard/{name}/max_loss"] = losses[:, index].max().item()
+        out[f"guard/{name}/max_drop"] = drops[:, index].max().item()
     return out

@@ -114,8 +114,8 @@ def _plot_guard(axis: Any, front: FrontView, guard: Guard) -> None:
     )
     base = front.base.guards[guard.name].value
     axis.plot(front.base.returns[0], base, "*", color="tab:red", markersize=14)
-    if guard.max_loss is not None:
-        axis.axhline(base - guard.max_loss, linestyle="--", color="tab:red", label="limit")
+    if guard.max_drop is not None:
+        axis.axhline(base - guard.max_drop, linestyle="--", color="tab:red", label="limit")
     axis.set_xlabel(f"{objective.name} [{objective.unit}]")
     axis.set_ylabel(f"guard {guard.name} [{guard.unit}]")
     axis.legend(loc="best")

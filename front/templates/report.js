@@ -259,7 +259,7 @@ function drawGuards() {
     const shown = MEMBERS.filter((d) => guard.name in d.guards);
     const base = DATA.base.guards[guard.name].value;
     const error = (d) => d.guards[guard.name].std_error;
-    const limit = guard.max_loss === null ? [] : [base - guard.max_loss];
+    const limit = guard.max_drop === null ? [] : [base - guard.max_drop];
     const figure = $(`guard-${k}`);
     const svg = keepScales(
       draw(figure, {
@@ -460,8 +460,8 @@ function showChosen() {
     measures.append(element("div", { class: "measure" }, line, gauge(k, member), element("span", { class: "gain" }, `${gain} over the base model`)));
   });
   for (const guard of DATA.guards.filter(({ name }) => name in member.guards)) {
-    const { value, std_error: error, loss } = member.guards[guard.name];
-    const isBroken = guard.max_loss !== null && loss > guard.max_loss;
+    const { value, std_error: error, drop } = member.guards[guard.name];
+    const isBroken = guard.max_drop !== null && drop > guard.max_drop;
     const name = element("span", {}, guard.name, " ", element("span", { class: "tag" }, isBroken ? "guard, below its limit" : "guard"));
     const line = element("div", { class: "measure-head" }, name, element("b", {}, number(value, error), " ", element("small", {}, guard.unit)));
     measures.append(element("div", { class: "measure" }, line));

@@ -348,8 +348,8 @@ def test_a_decision_that_fails_fails_everywhere():
 
 def decide():
     processes = Processes.start(settings_for_processes(), [2])
-    assert processes.once(os.environ.get, "RANK") == "0"
-    processes.once(fill_the_disk)
+    assert processes.by_first(os.environ.get, "RANK") == "0"
+    processes.by_first(fill_the_disk)
 
 
 def fill_the_disk():

@@ -63,16 +63,17 @@ def test_the_front_holds_what_front_json_says(finished_run):
     assert front.sample_prompts == 4 * ("e", "f")
 
 
-def test_guards_are_read_and_shown(run_copy):
+@pytest.mark.parametrize("word", ["drop", "loss"])  # the second up to commit 7aaf014
+def test_guards_are_read_and_shown(run_copy, word):
     def add(data):
-        data["guards"] = [{"name": "diversity", "unit": "1 - cosine", "max_loss": 0.2}]
+        data["guards"] = [{"name": "diversity", "unit": "1 - cosine", f"max_{word}": 0.2}]
         for entry in (data["base"], *data["policies"]):
-            entry["guards"] = {"diversity": {"value": 0.5, "std_error": 0.01, "loss": 0.1}}
+            entry["guards"] = {"diversity": {"value": 0.5, "std_error": 0.01, word: 0.1}}
 
     edit(run_copy, "front.json", add)
     front = Front.load(run_copy)
-    assert front.guards == (Guard(name="diversity", unit="1 - cosine", max_loss=0.2),)
-    assert front.policies[0].guards["diversity"].loss == 0.1
+    assert front.guards == (Guard(name="diversity", unit="1 - cosine", max_drop=0.2),)
+    assert front.policies[0].guards["diversity"].drop == 0.1
     text = front_text(front)
     assert "guard diversity [1 - cosine]" in text
     assert text.count("0.500 ± 0.010") == len(front.policies) + 1

@@ -29,12 +29,12 @@ def test_a_front_with_guards_returns_byte_for_byte(make_run):
     run = make_run(
         "guarded",
         "guards.names=diversity,jpeg_incompressibility",
-        "guards.max_losses=0.5,1000",
+        "guards.max_drops=0.5,1000",
         "evolution.evolutionary_generations=0",
     )
     record = FrontRecord.read(run)
-    assert [guard.max_loss for guard in record.guards] == [0.5, 1000]
-    assert record.base.guards["diversity"].loss == 0
+    assert [guard.max_drop for guard in record.guards] == [0.5, 1000]
+    assert record.base.guards["diversity"].drop == 0
     assert json.dumps(record.to_json(), indent=1) + "\n" == content(run)
 
 

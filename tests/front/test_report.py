@@ -195,10 +195,10 @@ def test_prompts_and_settings_with_markup_do_not_become_markup(run_copy):
 
 def test_guards_are_shown_where_they_were_measured(run_copy):
     def measure(front):
-        front["guards"] = [{"name": "diversity", "unit": "cosine", "max_loss": 0.2}]
+        front["guards"] = [{"name": "diversity", "unit": "cosine", "max_drop": 0.2}]
         for policy in front["policies"]:
-            policy["guards"] = {"diversity": {"value": 0.5, "std_error": 0.01, "loss": 0.25}}
-        front["base"]["guards"] = {"diversity": {"value": 0.75, "std_error": 0.02, "loss": 0.0}}
+            policy["guards"] = {"diversity": {"value": 0.5, "std_error": 0.01, "drop": 0.25}}
+        front["base"]["guards"] = {"diversity": {"value": 0.75, "std_error": 0.02, "drop": 0.0}}
 
     edit(run_copy / "front.json", measure)
     page = build(run_copy)

@@ -62,7 +62,7 @@ def told(evolution, values, error):
     """Runs a search to its end on given returns; yields the hypervolume after each generation."""
     values = iter(values)
     while (generation := evolution.ask()) is not None:
-        assert len(generation.tasks) == evolution._settings.num_agents
+        assert len(generation.tasks) == evolution.num_agents
         offspring = []
         for slot, task in enumerate(generation.tasks):
             assert task.weights.sum() == pytest.approx(1)

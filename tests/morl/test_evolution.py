@@ -162,7 +162,7 @@ def test_a_record_starts_where_its_parent_was_evaluated_also_after_slots_are_rea
     evolution, toy = make_evolution(objectives), Toy(objectives)
     returns, moved = {BASE_POLICY: make_base(objectives).returns}, 0
     for generation in run(evolution, toy):
-        offspring = evolution._current
+        offspring = evolution.told[-1][1]
         returns |= {child.policy: child.returns for child in offspring}
         moved += sum(
             task.policy != policy_id(generation.index - 1, slot)
@@ -222,7 +222,7 @@ def test_metrics_are_those_of_the_archive():
         assert ("morl/prediction_error/f1" in metrics) == (generation.stage == "evolutionary")
     errors = [
         abs(to_z(task.predicted_returns, objectives) - to_z(child.returns, objectives))
-        for task, child in zip(generation.tasks, evolution._current, strict=True)
+        for task, child in zip(generation.tasks, evolution.told[-1][1], strict=True)
     ]
     assert metrics["morl/prediction_error/f1"] == pytest.approx(np.mean(errors, axis=0)[1])
 
@@ -460,4 +460,4 @@ def test_a_search_whose_offspring_are_all_excluded_goes_on_from_the_base_model()
 
 
 def generation_tasks(evolution):
-    return evolution._told[-1][0].tasks
+    return evolution.told[-1][0].tasks

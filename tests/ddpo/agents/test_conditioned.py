@@ -19,7 +19,7 @@ from tests.support.rig import make_rig, make_settings
 def train(rig, generation=0):
     """A rollout and its optimiser steps along weights drawn anew, with made-up advantages."""
     num_agents = rig.agents.num_agents
-    rig.agents.aim(even(num_agents), generation)
+    rig.agents.draw_directions(even(num_agents), generation)
     rollout = rig.rollout(rig.batch(num_agents, 4))
     advantages = torch.randn(num_agents, 4, generator=torch.Generator().manual_seed(generation))
     return rig.updater.update(rig.agents, rollout, advantages, list(range(num_agents)))
@@ -54,7 +54,11 @@ def test_a_pass_sees_what_the_family_has_become(dtype):
     latents = torch.randn(3, *rig.model.latent_shape)
     seen = []
     with torch.no_grad():
-        for change in (None, lambda: rig.agents.step(1.0), lambda: rig.agents.aim(even(3), 1)):
+        for change in (
+            None,
+            lambda: rig.agents.step(1.0),
+            lambda: rig.agents.draw_directions(even(3), 1),
+        ):
             if change is not None:
                 rig.agents.gradients.fill_(1)
                 change()
@@ -239,7 +243,7 @@ def test_evaluation_leaves_the_family_alone():
     agents.load(1, dataclasses.replace(agents.initial_policy(), step=7))
     assert torch.equal(agents.family, family)
     assert not any(agents.matrices(agents.snapshot(1).adapter, agents.layer_names[0])[1].flatten())
-    weights = agents.aim(even(3), seed=0)
+    weights = agents.draw_directions(even(3), seed=0)
     shown = [agents.snapshot(slot).adapter for slot in range(3)]
     for one, policy in zip(shown, members(agents, weights), strict=True):
         assert torch.equal(one, policy.adapter)

@@ -39,8 +39,8 @@ class Tower:
         return F.normalize(batch.images.mean(dim=(2, 3)), dim=-1)
 
 
-def make_guards(names, max_losses=()):
-    settings = make_settings(guards={"names": names, "max_losses": max_losses}).guards
+def make_guards(names, max_drops=()):
+    settings = make_settings(guards={"names": names, "max_drops": max_drops}).guards
     return Guards(settings, None, dict.fromkeys(names, Tower()))
 
 
@@ -88,14 +88,14 @@ def test_readings_are_means_with_losses_against_the_base_model():
     guards = make_guards(("base_similarity", "diversity"), (0.4, 1.0))
     of_base = guards.read(ON, base, base)
     assert of_base.values.tolist() == [1, 1]
-    assert of_base.losses.tolist() == [0, 0]
+    assert of_base.drops.tolist() == [0, 0]
     assert of_base.broken == ()
     collapsed = guards.read(ON, same_pictures, base)
     assert collapsed.values.tolist() == [0.5, 0]
-    assert collapsed.losses.tolist() == [0.5, 1]
+    assert collapsed.drops.tolist() == [0.5, 1]
     assert collapsed.broken == ("base_similarity",)  # 1.0 of diversity may be lost, and was
     assert collapsed.std_errors[0] == pytest.approx(math.sqrt(1 / 3) / 2)
-    assert collapsed.to_json()["diversity"] == {"value": 0, "std_error": 0, "loss": 1}
+    assert collapsed.to_json()["diversity"] == {"value": 0, "std_error": 0, "drop": 1}
 
 
 def test_who_has_lost_too_much_is_excluded_and_told_of():
@@ -112,7 +112,7 @@ def test_who_has_lost_too_much_is_excluded_and_told_of():
     assert metrics == {
         "guard/num_excluded": 1,
         "guard/diversity/mean": 0.5,
-        "guard/diversity/max_loss": 1,
+        "guard/diversity/max_drop": 1,
     }
     free = make_guards(("diversity",)).read(
         ON, evaluation_of(torch.tensor([[1.0, 0, 0]] * 4)), base
@@ -127,7 +127,7 @@ def test_a_missing_score_of_a_guard_is_left_out():
     reading = guards.read(ON, policy, base)
     guards.close()
     assert reading.values.tolist() == [1]
-    assert reading.losses.item() == pytest.approx((1 + 2 + 2) / 3)
+    assert reading.drops.item() == pytest.approx((1 + 2 + 2) / 3)
     assert guards.units == {"colorfulness": "Hasler-Suesstrunk M"}
 
 
