@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from run import command_line
 
 if TYPE_CHECKING:
-    from config.settings.schema import Settings
+    from config.base import Settings
     from run.session import Publisher, Session
     from run.stop import Stop
 

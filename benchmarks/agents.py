@@ -36,7 +36,7 @@ from ddpo.model.stable_diffusion import FrozenDiffusion
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.settings.schema import AdapterSettings, Settings, TrainSettings
+    from config.base import AdapterSettings, Settings, TrainSettings
     from ddpo.types import Conditioning
 
 TOTAL_IMAGES = 16

@@ -39,7 +39,7 @@ from ddpo.model.stable_diffusion import FrozenDiffusion
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.cost.plan import Footprint
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -19,7 +19,7 @@ from ddpo.trainer import make_update
 from ddpo.types import Rollout
 
 if TYPE_CHECKING:
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.update import Update
 

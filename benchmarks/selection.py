@@ -28,8 +28,8 @@ from benchmarks import authors_prediction as authors
 from benchmarks import common
 from benchmarks.worker import Worker, virtual_environment
 from config import base
+from config.base import EvolutionSettings
 from config.settings.parse import parse
-from config.settings.schema import EvolutionSettings
 from morl.history import History, Improvement
 from morl.objectives import from_z, to_z
 from morl.pareto import ParetoArchive

@@ -17,7 +17,7 @@ from ddpo.types import PromptStatistics, scored
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from config.settings.schema import AdvantageSettings
+    from config.base import AdvantageSettings
 
 
 def advantages(

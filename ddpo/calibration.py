@@ -17,7 +17,7 @@ from ddpo.types import EvaluationSet, PromptStatistics, scored
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.settings.schema import RewardSettings, Settings
+    from config.base import RewardSettings, Settings
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from config.settings.schema import TrainSettings
+    from config.base import TrainSettings
     from ddpo.processes import Share
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from config.settings.schema import ProcessSettings
+    from config.base import ProcessSettings
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from ddpo.seeding import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from config.settings.schema import PromptSettings
+    from config.base import PromptSettings
 
 ROLES = ("train", "selection", "report")
 MIN_TO_SPLIT = 64  # a smaller set is not split: its parts would say little

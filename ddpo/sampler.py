@@ -15,7 +15,7 @@ from ddpo.types import PromptBatch, Rollout
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from config.settings.schema import SampleSettings
+    from config.base import SampleSettings
     from ddpo.agents.slots import Agents
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.types import Conditioning

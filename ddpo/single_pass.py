@@ -20,7 +20,7 @@ from ddpo.update import refuse_too_many_skipped, take_step
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from config.settings.schema import TrainSettings
+    from config.base import TrainSettings
     from ddpo.agents.slots import Agents
     from ddpo.ddim import Schedule
     from ddpo.types import Rollout

@@ -30,7 +30,7 @@ from ddpo.update import PpoUpdate, Update
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.processes import Processes, Share
     from ddpo.prompts import PromptSplit

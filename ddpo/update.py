@@ -19,7 +19,7 @@ from ddpo.steps import trained_steps
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from config.settings.schema import TrainSettings
+    from config.base import TrainSettings
     from ddpo.agents.slots import Agents
     from ddpo.ddim import Schedule
     from ddpo.rules.rule import UpdateRule

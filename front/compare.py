@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config.settings.schema import flatten
+from config.settings.flat import flatten
 from front.errors import ChoiceError, FrontError
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import to_z

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from config.settings.errors import UserError
-from config.settings.schema import flatten
+from config.settings.flat import flatten
 from ddpo.files import write_atomic
 from front.front import Front
 from front.member import Blend

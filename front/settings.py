@@ -16,7 +16,7 @@ from ddpo.rewards.lookup import reward_problems
 from front.errors import ChoiceError, FrontError
 
 if TYPE_CHECKING:
-    from config.settings.schema import Settings
+    from config.base import Settings
     from front.front import Front
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from config.settings.schema import EvolutionSettings
+from config.base import EvolutionSettings
 from morl.buffer import PerformanceBuffer
 from morl.history import History, Improvement
 from morl.indicators import expected_utility, hypervolume, sparsity

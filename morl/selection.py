@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config.settings.schema import EvolutionSettings
+from config.base import EvolutionSettings
 from morl.history import History
 from morl.indicators import hypervolume_gains, sparsities_with, sparsity
 from morl.objectives import comparable, from_z, returns_in_z

@@ -17,7 +17,7 @@ from run.search import SharedSearch
 from run.versions import Versions
 
 if TYPE_CHECKING:
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.calibration import Calibration
     from ddpo.types import Evaluation
     from run.checkpoint import Checkpoint

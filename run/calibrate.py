@@ -19,7 +19,7 @@ from run.progress import Progress, route_logs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from config.settings.schema import Settings
+    from config.base import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

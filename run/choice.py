@@ -19,7 +19,7 @@ from ddpo.files import write_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from config.settings.schema import Settings
+    from config.base import Settings
 
 _FINISHED = "finished.json"
 _LENGTH = "evolutionary_generations"

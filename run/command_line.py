@@ -27,7 +27,7 @@ from run.stop import Stop
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.settings.schema import Settings
+    from config.base import Settings
 
     Train = Callable[[Settings, Stop], None]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.agents.slots import Agents
     from ddpo.types import Evaluation, Policy
     from morl.types import PolicyId

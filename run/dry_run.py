@@ -29,7 +29,7 @@ from run.progress import route_logs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from config.settings.schema import PretrainedSettings, RewardSettings, Settings
+    from config.base import PretrainedSettings, RewardSettings, Settings
     from ddpo.cost.plan import Footprint, Memory
     from ddpo.prompts import PromptSplit
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.processes import Processes
     from ddpo.rewards.guards import GuardReading
     from ddpo.trainer import Trainer

@@ -21,7 +21,7 @@ from run.trackers import Trackers, installed_trackers
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
     from run.stop import Stop
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import TypeVar
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.calibration import Calibration
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from config.settings import schema
+from config import base
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import Rig, make_rig, make_settings
 
@@ -48,7 +48,7 @@ def _few_threads() -> None:
 
 
 @pytest.fixture(name="settings")
-def _settings() -> Callable[..., schema.Settings]:
+def _settings() -> Callable[..., base.Settings]:
     return make_settings
 
 

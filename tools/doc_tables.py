@@ -17,7 +17,7 @@ from run.command_line import read_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.settings.schema import Settings
+    from config.base import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 _END = "<!-- end of table -->"

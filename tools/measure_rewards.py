@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from config.settings.derived import objective_name
 from config.settings.errors import UserError
-from config.settings.schema import objective_name
 from ddpo.rewards.lookup import build_reward
 from ddpo.rewards.scorer import Scorer
 from run.command_line import read_settings

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from config.settings.derived import objective_name
 from config.settings.errors import UserError
-from config.settings.schema import objective_name
 from ddpo.processes import own_device
 from ddpo.rewards.lookup import build_reward, name_problem
 from ddpo.rewards.remote.wire import FORMAT, WireError, answer_body, read_request
@@ -35,7 +35,7 @@ from run.command_line import read_settings
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.settings.schema import RewardSettings
+    from config.base import RewardSettings
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from mo_train import train
 from run.session import Session
 
 if TYPE_CHECKING:
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
 
 _NOTES = "report_curve.json"

@@ -24,7 +24,7 @@ from ddpo.types import Conditioning
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from config.settings.schema import SampleSettings
+    from config.base import SampleSettings
     from ddpo.ddim import Schedule
 
 DIMENSIONS = 8

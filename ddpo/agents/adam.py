@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from config.settings.schema import TrainSettings
+    from config.base import TrainSettings
     from ddpo.types import Policy
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from config.settings.schema import AdapterSettings, Settings, TrainSettings
+    from config.base import AdapterSettings, Settings, TrainSettings
     from ddpo.types import Policy
 
 

@@ -14,7 +14,7 @@ from ddpo.agents.layout import FlatLayout
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from config.settings.schema import AdapterSettings
+    from config.base import AdapterSettings
 
 
 class StackedLoRALinear(nn.Module):

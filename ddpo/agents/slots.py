@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from config.settings.schema import AdapterSettings, TrainSettings
+    from config.base import AdapterSettings, TrainSettings
     from ddpo.types import Conditioning
 
 INITIAL_SEED = 0  # draws the initial A, which all agents of all runs share

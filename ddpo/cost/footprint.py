@@ -33,7 +33,7 @@ from ddpo.speed.layers import quicken
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from config.settings.schema import AdapterSettings, PretrainedSettings, Settings
+    from config.base import AdapterSettings, PretrainedSettings, Settings
     from ddpo.model.source import Source
 
 # Models whose architecture is known without asking a hub.

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from config.settings.schema import warmup_tasks
+from config.settings.derived import warmup_tasks
 from ddpo.minibatches import steps_per_sample
 from ddpo.rules import find_rule
 
 if TYPE_CHECKING:
-    from config.settings.schema import Settings
+    from config.base import Settings
 
 IMAGES_PER_PROMPT = 4  # of the base model, in calibration
 # How many policies the report set will see is known at the end only; the default run has about 3

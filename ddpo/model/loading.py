@@ -22,7 +22,7 @@ from ddpo.model.families import FAMILIES, Family
 from ddpo.model.source import repository_and_file, source_of
 
 if TYPE_CHECKING:
-    from config.settings.schema import PretrainedSettings
+    from config.base import PretrainedSettings
     from ddpo.model.source import Source
 
 logger = logging.getLogger(__name__)

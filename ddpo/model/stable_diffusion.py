@@ -18,7 +18,7 @@ from ddpo.types import Conditioning
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from config.settings.schema import PretrainedSettings, SampleSettings
+    from config.base import PretrainedSettings, SampleSettings
 
 _REMEMBERED_PROMPTS = 4096
 # Samplers of one and the same discrete noise schedule, which DDIM can take over.

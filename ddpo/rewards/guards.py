@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from config.settings.schema import objective_name
+from config.settings.derived import objective_name
 from ddpo.rewards import PICTURE_GUARDS, parts_of
 from ddpo.rewards.clip import load_clip
 from ddpo.rewards.image_batch import ImageBatch
@@ -25,7 +25,7 @@ from ddpo.rewards.weights import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from config.settings.schema import GuardSettings, RewardSettings, Settings
+    from config.base import GuardSettings, RewardSettings, Settings
     from ddpo.rewards.clip import ClipTower
     from ddpo.rewards.scorer import Submission
     from ddpo.types import Evaluation, EvaluationSet

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from config.base import PromptSettings
+from config.settings.derived import objective_name
 from config.settings.errors import UserError
 from config.settings.files import is_file, make_importable_beside
 from config.settings.limits import OneOf
-from config.settings.schema import PromptSettings, objective_name
 from ddpo.prompts import ROLES, split_prompts
 from ddpo.rewards import PICTURE_GUARDS, REWARDS, parts_of, reward_entry
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from config.settings.schema import RewardSettings
+    from config.base import RewardSettings
     from ddpo.rewards import Reward
 
 DEFAULT_UNIT = "score"

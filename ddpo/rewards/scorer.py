@@ -23,7 +23,7 @@ from ddpo.types import RewardBatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from config.settings.schema import RewardSettings
+    from config.base import RewardSettings
     from ddpo.rewards import Reward
     from ddpo.rewards.worker import Call
 

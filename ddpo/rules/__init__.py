@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.rules.rule import Rule, UpdateRule
     from ddpo.sampler import Sampler
 

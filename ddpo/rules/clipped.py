@@ -11,7 +11,7 @@ from ddpo.rules.rule import Rule
 if TYPE_CHECKING:
     import torch
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.sampler import Sampler
 
 

@@ -12,7 +12,7 @@ from ddpo.rules.rule import Cost, column
 if TYPE_CHECKING:
     import torch
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.agents.slots import Agents
     from ddpo.types import Rollout
 

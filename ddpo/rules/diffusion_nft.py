@@ -12,7 +12,7 @@ from ddpo.rules.rule import Cost
 if TYPE_CHECKING:
     import torch
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.types import Rollout
 
 STRENGTH = 1.0  # the paper's beta; the smaller, the larger the step that is asked for

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.agents.slots import Agents
     from ddpo.rules.loss import Surrogate
     from ddpo.sampler import Sampler

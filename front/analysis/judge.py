@@ -19,7 +19,7 @@ from front.settings import device_of, settings_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.settings.schema import Settings
+    from config.base import Settings
     from ddpo.types import Evaluation, EvaluationSet
     from front.front import Front
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from config.settings.schema import PromptSettings
+from config.base import PromptSettings
 from ddpo.collect import collect
 from ddpo.prompts import Prompt, draw_prompts, load_prompts, split_prompts
 from ddpo.rewards.scorer import Scorer

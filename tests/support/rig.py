@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from config import base
-from config.settings import schema
 from config.settings.parse import parse
 from tests.support.pipelines import LETTERS, make_tiny_pipe
 
 
-def make_settings(speed: str = "layers", **changes: dict[str, Any]) -> schema.Settings:
+def make_settings(speed: str = "layers", **changes: dict[str, Any]) -> base.Settings:
     """Default settings with sections changed: make_settings(sample={"num_steps": 4})."""
     config = base.get_config()
     # One kind of step and one kind of start, unless a test says otherwise.
@@ -31,7 +30,7 @@ def make_settings(speed: str = "layers", **changes: dict[str, Any]) -> schema.Se
 class Rig:
     """The parts of DDPO around a tiny model."""
 
-    settings: schema.Settings
+    settings: base.Settings
     model: Any
     agents: Any
     sampler: Any

@@ -7,7 +7,7 @@ no point of it). Training along w goes towards w / |w|, the point where w . z is
 
 import numpy as np
 
-from config.settings.schema import EvolutionSettings
+from config.base import EvolutionSettings
 from morl.objectives import from_z
 from morl.types import BASE_POLICY, Objective, Offspring, policy_id
 
