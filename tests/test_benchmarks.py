@@ -44,6 +44,8 @@ HEADLINES = {
 )
 def test_the_quick_form_ends_with_its_headline(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--quick"])
+    # Compiling takes a minute of a CPU, and has tests of its own.
+    monkeypatch.setattr("ddpo.speed.can_fuse", lambda _: False)
     importlib.import_module(f"benchmarks.{name}").main()
     headline = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(headline) == HEADLINES[name]

@@ -56,7 +56,7 @@ def test_a_run_killed_at_random_moments_equals_one_never_killed(program, whole):
     whole_run = time.perf_counter() - begin
     assert code == 0, output
     moments, killed, starts = random.Random(0), 0, []
-    for _ in range(12):
+    for _ in range(6):
         seconds = moments.uniform(0.05, 0.5) * whole_run
         process = program.start("run_name=random", "resume_from=auto")
         time.sleep(seconds)

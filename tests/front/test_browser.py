@@ -178,7 +178,7 @@ def test_blends_that_were_measured_are_on_the_slider(browser, run_copy):
         assert "blend-1" in seen
         page.click('tr[data-policy="blend-1"] button')
         assert page.inner_text("#chosen .tag") == f"blend of {first.id} 25 % and {second.id} 75 %"
-        assert len(pictures(page)) == 8
+        assert len(pictures(page)) == 16
         assert page.inner_text("#ancestry-of") == "blend-1 (of its largest part)"
         assert page.locator("#ancestry b").last.inner_text() == second.id
 

@@ -23,10 +23,10 @@ if sys.argv[1] == "keep":
 def work():
     blocks = [torch.ones(2**21) for _ in range(8)]  # of 8 MB; freed together
 
-for _ in range(5):
+for _ in range(2):
     work()
 before = faults()
-for _ in range(10):
+for _ in range(3):
     work()
 print(faults() - before)
 """
@@ -41,8 +41,8 @@ def test_memory_is_faulted_in_once():
         command = [sys.executable, "-c", PROGRAM, how]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=fixed)
         counts[how] = int(done.stdout)
-    assert counts["leave"] > 100_000  # pages of 4 kB
-    assert counts["keep"] < 10_000
+    assert counts["leave"] > 30_000  # pages of 4 kB
+    assert counts["keep"] < 3_000
 
 
 def test_other_systems_are_left_alone(monkeypatch):
