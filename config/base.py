@@ -183,6 +183,9 @@ class RewardSettings:
     # Where rewards and guards get their models instead of the default, as "REWARD.PART=SOURCE": a
     # hub id, a folder or a file. docs/rewards.md lists the parts and their defaults.
     sources: Annotated[tuple[str, ...], PATH] = ()
+    # Objectives whose gradient train.update_rule=reward_gradient does not follow, though they have
+    # one; a name as in rewards.names.
+    black_boxes: tuple[str, ...] = ()
     # Number format of the reward models.
     dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")] = "float32"
     # Where rewards run, e.g. "cpu" or "cuda:1"; empty: beside the base model.
@@ -255,10 +258,13 @@ class SampleSettings:
 class TrainSettings:
     """DDPO's update: the loss that an optimiser step minimises, and how the step is taken."""
 
-    # ddpo: clipped policy gradient on the steps that were sampled. diffusion_nft and awm: noise the
-    # finished image again and learn from how it is denoised; a step costs one UNet row, as there is
-    # no guidance.
+    # ddpo: clipped policy gradient on the steps that were sampled. reward_gradient: follows the
+    # gradients of rewards through the last steps, and ddpo's for objectives that have none.
+    # diffusion_nft and awm: noise the finished image again and learn from how it is denoised; a step
+    # costs one UNet row, as there is no guidance.
     update_rule: str = "ddpo"
+    # Of reward_gradient: denoising steps, counted from the end, that a gradient flows through.
+    gradient_steps: Annotated[int, AtLeast(1)] = 2
     learning_rate: Annotated[float, Above(0)] = 5e-3
     adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
