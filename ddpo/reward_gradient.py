@@ -101,7 +101,7 @@ class RewardGradientUpdate:
             lesson = self.pairs.begin(agents, rollout, advantages, seeds, share)
             self.add_policy_gradient(agents, lesson, on_pass)
         directions = to_device(directions, agents.device, agents.dtype).flatten(0, 1)
-        values = torch.zeros(len(directions), device=agents.device)
+        values = directions.new_zeros(len(directions))
         for rows in self._chunks(num_agents, num_samples, agents.device):
             values[rows] = self.add_reward_gradient(
                 agents, rollout, rows, directions[rows], share.num_samples, on_pass
@@ -112,7 +112,7 @@ class RewardGradientUpdate:
         refuse_too_many_skipped(agents, share)
         value = values.view(num_agents, -1).sum(dim=1) / share.num_samples
         self.processes.sum_in_group(value, share.num_agents)
-        return self._stats(rollout, norms[:num_agents].cpu(), value.cpu(), lesson)
+        return self._stats(rollout, norms[:num_agents].cpu(), value.float().cpu(), lesson)
 
     def add_policy_gradient(
         self, agents: Agents, lesson: Lesson, on_pass: Callable[[], object] | None
@@ -162,7 +162,7 @@ class RewardGradientUpdate:
                 gradient = before.grad
             if on_pass is not None:
                 on_pass()
-        return to_device(values, rows.device)
+        return to_device(values, rows.device, directions.dtype)
 
     def through_decoder(self, latents: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """A gradient in pictures (rows, 3, H, W), taken back to their latents (rows, C, h, w)."""
