@@ -258,10 +258,10 @@ class SampleSettings:
 class TrainSettings:
     """DDPO's update: the loss that an optimiser step minimises, and how the step is taken."""
 
-    # ddpo: clipped policy gradient on the steps that were sampled. reward_gradient: follows the
-    # gradients of rewards through the last steps, and ddpo's for objectives that have none.
-    # diffusion_nft and awm: noise the finished image again and learn from how it is denoised; a step
-    # costs one UNet row, as there is no guidance.
+    # ddpo: clipped policy gradient on the steps that were sampled. reward_gradient: the gradients
+    # of rewards, taken through the last steps, and ddpo's for objectives that have none.
+    # diffusion_nft and awm: noise the finished image again and learn from how it is denoised; a
+    # step costs one UNet row, as there is no guidance.
     update_rule: str = "ddpo"
     # Of reward_gradient: denoising steps, counted from the end, that a gradient flows through.
     gradient_steps: Annotated[int, AtLeast(1)] = 2

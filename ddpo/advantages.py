@@ -34,8 +34,9 @@ def advantages(
 
     Per sample and objective k: A_k = (r_k - mean_k(prompt)) / s_k, then A = sum_k w_k A_k, divided
     by the standard deviation of A over the agent's samples (a scalar: it cannot turn the direction)
-    where `standardise` asks for it, and clipped. A prompt seen fewer than `min_count` times is centred on the agent's whole batch.
-    Where s_k comes from is `settings.normalisation`, see `ddpo/normalisations.py`.
+    where `standardise` asks for it, and clipped. A prompt seen fewer than `min_count` times is
+    centred on the agent's whole batch. Where s_k comes from is `settings.normalisation`, see
+    `ddpo/normalisations.py`.
 
     A sample with a missing score has advantage 0 and enters neither statistics nor means.
 

@@ -17,8 +17,8 @@ from ddpo.cost.stopwatch import Stopwatch
 from ddpo.evaluation import evaluate
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
-from ddpo.rewards.collapse import CollapseWatch
 from ddpo.reward_gradient import RewardGradientUpdate
+from ddpo.rewards.collapse import CollapseWatch
 from ddpo.rewards.gradients import RewardGradients
 from ddpo.rewards.guards import Guards
 from ddpo.rewards.scorer import RewardError, Scorer, reward_device
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from config.base import Settings
-    from ddpo.calibration import Calibration
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.processes import Processes, Share
     from ddpo.prompts import PromptSplit
@@ -151,17 +150,22 @@ class Trainer:
             return ()
         return self.reward_gradients.slopes(base.images.float() / 255, prompts, base.rewards)
 
-    def calibrate(self, calibration: Calibration) -> None:
-        """Take in what was measured on the base model, before the first update."""
-        self.scales = torch.tensor(calibration.scales)
-        if self.reward_gradients is not None and any(calibration.slopes):
-            self.slopes = torch.tensor(calibration.slopes)
+    def calibrate(self, scales: Sequence[float], slopes: Sequence[float] = ()) -> None:
+        """Take in what was measured on the base model, before the first update.
+
+        Args:
+            scales: M, see `advantages`.
+            slopes: M, see `RewardGradients.slopes`; none where no gradient is followed.
+        """
+        self.scales = torch.tensor(scales)
+        if self.reward_gradients is not None and any(slopes):
+            self.slopes = torch.tensor(slopes)
             self.updater = make_reward_gradient_update(
                 self.sampler,
                 self.reward_gradients,
                 self.settings,
                 self.processes,
-                is_hybrid=not all(calibration.slopes),
+                is_hybrid=not all(slopes),
             )
 
     def load(self, policies: Sequence[Policy], weights: torch.Tensor) -> None:
@@ -384,6 +388,7 @@ def _save_memory(model: FrozenDiffusion, settings: Settings, prompts: PromptSpli
     """Checkpoint gradients and free the text encoders, where the settings want that."""
     if settings.train.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
+        model.pipe.vae.enable_gradient_checkpointing()
     if settings.pretrained.offload_text_encoders:
         negative = settings.sample.negative_prompt
         model.offload_text_encoders([*prompts.train, *prompts.selection, *prompts.report, negative])

@@ -41,7 +41,7 @@ def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
         calibrate(rewards, drawn.prompts, settings.rewards),
         slopes=trainer.measure_slopes(measured, drawn.prompts),
     )
-    trainer.calibrate(calibration)
+    trainer.calibrate(calibration.scales, calibration.slopes)
     statistics = initial_statistics(rewards, drawn.prompts, settings)
     policies = {BASE_POLICY: dataclasses.replace(initial, statistics=statistics)}
     evaluator.base = evaluator.select(policies)[BASE_POLICY]
@@ -67,7 +67,7 @@ def restore(
         changes: what differs since the run began, a sentence each.
     """
     state, recorder = checkpoint.state, run.recorder
-    run.trainer.calibrate(state.calibration)
+    run.trainer.calibrate(state.calibration.scales, state.calibration.slopes)
     recorder.costs, recorder.curve = state.costs, list(state.curve)
     search = SharedSearch(
         Evolution.restore(

@@ -31,7 +31,7 @@ class LossScale:
         self._finite = torch.zeros(num_agents, device=device)
 
     def scaled(self, losses: torch.Tensor, num_agents: int) -> torch.Tensor:
-        """Losses (pairs, ...) of the first agents' pairs, agent-major, times the agents' factors."""
+        """Values (pairs, ...) of the first agents' pairs, agent-major, times their factors."""
         if not self.is_on:
             return losses
         factors = self.values[:num_agents].repeat_interleave(len(losses) // num_agents)

@@ -87,9 +87,7 @@ class RewardGradients:
             elif entry.companion is not None:
                 functions[objective] = _companion(entry.companion)
                 companions.add(objective)
-        return cls(
-            functions, frozenset(companions), device=device, batch_size=settings.batch_size
-        )
+        return cls(functions, frozenset(companions), device=device, batch_size=settings.batch_size)
 
     @property
     def num_fit_pictures(self) -> int:
@@ -153,7 +151,7 @@ class RewardGradients:
             if function is not None and factor.any():
                 value = value + factor * function(batch, prompts)
         if value.requires_grad:
-            (_SCALE * value.sum()).backward()  # type: ignore[no-untyped-call]
+            (_SCALE * value.sum()).backward()
         gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / _SCALE
         return gradient, value.detach().to(images.device)
 

@@ -74,5 +74,5 @@ def dct_matrix() -> torch.Tensor:
 def quantisation_tables() -> tuple[list[int], list[int]]:
     """Of luma and colour, row by row: those that Pillow writes at the rewards' quality."""
     with Image.open(in_memory(Image.new("RGB", (_BLOCK, _BLOCK)), "jpeg")) as picture:
-        tables: dict[int, list[int]] = picture.quantization  # type: ignore[attr-defined]
+        tables: dict[int, list[int]] = picture.quantization
     return tables[0], tables[1]

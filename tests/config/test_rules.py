@@ -16,6 +16,26 @@ def test_a_broken_rule_is_named(argument):
     assert AGAINST_A_RULE[argument] in str(error.value)
 
 
+def test_what_does_not_go_with_gradients_of_rewards_is_named():
+    changes = {
+        "train.update_rule": "reward_gradient",
+        "train.num_inner_epochs": 2,
+        "train.gradient_steps": 9,
+        "advantage.normalisation": "raw",
+        "rewards.black_boxes": "sharpness",
+    }
+    with pytest.raises(ConfigError) as error:
+        read_settings([f"--config.{name}={value}" for name, value in changes.items()])
+    problems = "\n".join(error.value.problems)
+    for text in ("train.num_inner_epochs=2", "train.updates_per_epoch=4", "gradient_steps=9"):
+        assert text in problems
+    assert "advantage.normalisation=raw" in problems
+    assert "'sharpness' is not one of rewards.names" in problems
+    assert len(error.value.problems) == 5
+    with pytest.raises(ConfigError, match="has no effect"):
+        read_settings(["--config.rewards.black_boxes=clip_alignment"])
+
+
 def test_what_a_gradient_taken_while_sampling_cannot_be_is_named():
     train = {
         "single_pass": True,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from ddpo.ddim import gaussian_log_prob
 from ddpo.processes import Processes
 from ddpo.reward_gradient import RewardGradientUpdate
 from ddpo.rewards.colorfulness import colorfulness
@@ -135,13 +136,19 @@ def test_agents_stacked_learn_what_each_learns_alone():
         alone.agents.load(0, rig.agents.snapshot(k))
         rollout = alone.rollout(alone.batch(1, 4, first_agent=k))
         alone.updater.update(
-            alone.agents, rollout, torch.zeros(1, 4), [k], directions=directions_for(3, 4)[k : k + 1]
+            alone.agents,
+            rollout,
+            torch.zeros(1, 4),
+            [k],
+            directions=directions_for(3, 4)[k : k + 1],
         )
         adapter = alone.agents.snapshot(0).adapter
         assert (adapter - stacked[k]).norm() <= 1e-6 * stacked[k].norm()
 
 
-@pytest.mark.parametrize("changes", [{"train": {"rows_per_pass": 8}}, {"pretrained": {"vae_slicing": True}}])
+@pytest.mark.parametrize(
+    "changes", [{"train": {"rows_per_pass": 8}}, {"pretrained": {"vae_slicing": True}}]
+)
 def test_the_result_does_not_depend_on_rows_per_pass_and_slices(changes):
     expected, adapters, _ = updated(make(3))
     stats, others, _ = updated(make(3, **changes))
@@ -163,7 +170,9 @@ def test_checkpointing_changes_no_bit():
 def test_the_statistics_say_what_was_learnt():
     rig = make(2)
     stats, _, rollout = updated(rig)
-    scores = torch.stack([colorfulness(rollout.images, []), rms_contrast(rollout.images, [])], dim=1)
+    scores = torch.stack(
+        [colorfulness(rollout.images, []), rms_contrast(rollout.images, [])], dim=1
+    )
     value = (scores.view(2, 4, 2) * directions_for(2, 4)).sum(dim=2).mean(dim=1)
     torch.testing.assert_close(stats.means["loss"], -value.float(), rtol=1e-3, atol=1e-3)
     assert stats.grad_norm.gt(0).all()
@@ -181,7 +190,7 @@ def test_the_progress_bar_knows_the_number_of_passes():
             rollout,
             random_advantages(2, 4),
             [0, 1],
-            on_pass=lambda: passes.append(1),
+            on_pass=lambda passes=passes: passes.append(1),
             directions=directions_for(2, 4),
         )
         assert len(passes) == rig.updater.num_passes(4, 2)
@@ -202,7 +211,10 @@ def test_both_gradients_add_up_in_the_same_units():
 
     ppo = make_update(rig.sampler, rig.settings, Processes.alone())
     pathwise = RewardGradientUpdate(
-        Ddpo(rig.sampler, rig.settings), functions("colorfulness"), None, rig.settings,
+        Ddpo(rig.sampler, rig.settings),
+        functions("colorfulness"),
+        None,
+        rig.settings,
         Processes.alone(),
     )
     loose = dataclasses.replace(rig.settings.train, max_grad_norm=math.inf)
@@ -223,7 +235,9 @@ def test_a_penalty_on_the_distance_from_the_base_model_pulls_back():
     assert "kl_to_base" in stats.means
     assert "kl_to_base" not in free.means
     start = torch.stack([make(2).agents.snapshot(k).adapter for k in range(2)])
-    cosine = torch.cosine_similarity((adapters - start).flatten(), (pulled - start).flatten(), dim=0)
+    cosine = torch.cosine_similarity(
+        (adapters - start).flatten(), (pulled - start).flatten(), dim=0
+    )
     assert cosine < 0.9
 
 
@@ -251,7 +265,10 @@ def test_memory_does_not_grow_with_pictures_or_steps():
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
             rig.updater.update(
-                rig.agents, rollout, torch.zeros(1, samples), [0],
+                rig.agents,
+                rollout,
+                torch.zeros(1, samples),
+                [0],
                 directions=directions_for(1, samples),
             )
         peaks.append(kept["most"])
@@ -266,3 +283,19 @@ class Held:
 
     def __del__(self):
         self.kept["now"] -= 1
+
+
+def test_both_estimators_have_the_same_expectation():
+    """A linear reward of a Gaussian step: d/dm E[c . x] by path, and by score function."""
+    generator = torch.Generator().manual_seed(0)
+    mean, sigma, slope = torch.tensor([0.3, -0.2]), torch.tensor(0.7), torch.tensor([1.0, -2.0])
+    draws = mean + sigma * torch.randn(10_000, 2, generator=generator)
+    rewards = draws @ slope
+    leaf = mean.expand(10_000, -1).clone().requires_grad_()
+    latents = draws.view(-1, 2, 1, 1)
+    log_probs = gaussian_log_prob(latents, leaf.view(-1, 2, 1, 1), sigma)
+    entries = 2
+    (entries * (rewards - rewards.mean()) * log_probs).sum().backward()
+    estimate, error = leaf.grad.mean(dim=0), leaf.grad.std(dim=0) / 100
+    assert ((estimate - slope).abs() < 3 * error).all()
+    assert (error < 0.1).all()

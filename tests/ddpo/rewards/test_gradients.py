@@ -69,9 +69,7 @@ def _tower_sources(tmp_path_factory):
     head = make_head(8)
     torch.save(head.state_dict(), folder / "head.pth")
     parts = {"clip": folder, "model": folder, "processor": folder, "head": folder / "head.pth"}
-    return {
-        name: {part: parts[part] for part in reward_entry(name).parts} for name in MODELS
-    }
+    return {name: {part: parts[part] for part in reward_entry(name).parts} for name in MODELS}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -162,7 +160,9 @@ def test_a_picture_without_a_score_leaves_the_others_as_they_are():
     images = pictures(2, dtype=torch.float32)
     broken = images.clone()
     broken[1, 0, 0, 0] = torch.nan
-    gradients = RewardGradients({"colorfulness": lambda batch, _: build("colorfulness")(batch.images, [])})
+    gradients = RewardGradients(
+        {"colorfulness": lambda batch, _: build("colorfulness")(batch.images, [])}
+    )
     directions = torch.tensor([[1.0], [0.0]])
     expected, _ = gradients.ascent(images, ["a", "b"], directions)
     gradient, _ = gradients.ascent(broken, ["a", "b"], directions)
@@ -201,16 +201,15 @@ def stepwise(images, prompts):
 def test_a_function_of_the_user_is_tried_and_the_run_says_what_it_took(caplog):
     mine = (a_taste, in_numpy, detached, infinite, stepwise)
     names = tuple(f"{__name__}:{each.__name__}" for each in mine)
-    settings = make_settings(rewards={"names": (*names, "brightness", *COMPANIONS)}, evolution={"num_agents": 8}
+    settings = make_settings(
+        rewards={"names": (*names, "brightness", *COMPANIONS)}, evolution={"num_agents": 8}
     ).rewards
     rewards = dict(
         zip(settings.objectives, (*mine, brightness, JpegSize(-1), JpegSize(1)), strict=True)
     )
     gradients = RewardGradients.build(settings, rewards, torch.device("cpu"))
     images = pictures(12, 32, 32, torch.float32) * torch.linspace(0.3, 1, 12)[:, None, None, None]
-    scores = torch.stack(
-        [each(images, ["a"] * 12).float() for each in rewards.values()], dim=1
-    )
+    scores = torch.stack([each(images, ["a"] * 12).float() for each in rewards.values()], dim=1)
     with caplog.at_level(logging.INFO):
         slopes = gradients.slopes(images, ["a"] * 12, scores)
     assert slopes[:6] == (1, 0, 0, 0, 0, 1)
