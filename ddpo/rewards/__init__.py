@@ -142,11 +142,14 @@ def markdown_table() -> str:
     for name in REWARDS:
         entry = reward_entry(name)
         parts = ", ".join(f"`{part}`: {default}" for part, default in entry.parts.items()) or "-"
-        rows.append(f"| `{name}` | {entry.unit} | {entry.meaning} | {entry.published} | {parts} |")
+        gradient = "own" if entry.is_differentiable else "companion" if entry.companion else "-"
+        cells = (f"`{name}`", entry.unit, entry.meaning, gradient, entry.published, parts)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(
         [
-            "| Name | Unit | A large score means | Published | Parts and their default sources |",
-            "| --- " * 5 + "|",
+            "| Name | Unit | A large score means | Gradient | Published | "
+            "Parts and their default sources |",
+            "| --- " * 6 + "|",
             *rows,
         ]
     )
