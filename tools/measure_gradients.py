@@ -10,6 +10,7 @@ pictures of the base model; their difference is stated in the reward's spread wi
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import torch
@@ -21,6 +22,11 @@ from ddpo.rewards.gradients import fit
 from ddpo.rewards.image_batch import ImageBatch
 from ddpo.trainer import Trainer
 from run.command_line import read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ddpo.rewards.gradients import Differentiable
 
 NAMES = (
     "clip_alignment",
@@ -64,9 +70,14 @@ def main() -> None:
     trainer.close()
 
 
-def _without_rounding(function, images, prompts):  # type: ignore[no-untyped-def]
+def _without_rounding(
+    function: Differentiable, images: torch.Tensor, prompts: Sequence[str]
+) -> torch.Tensor:
     """Scores of the function that the gradient belongs to."""
-    passed = mock.Mock(side_effect=lambda smooth, value: smooth)
+
+    def passed(smooth: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+        return smooth
+
     with (
         torch.no_grad(),
         mock.patch("ddpo.rewards.image_batch.with_gradient_of", passed),
