@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from config import base
+from config import ddpo
 from config.settings.parse import parse
 from ddpo import speed
 from ddpo.agents.slots import Agents
@@ -29,7 +29,7 @@ def settings_with(speed: str = "layers", **changes: dict[str, Any]) -> Settings:
 
     Not checked against each other: a benchmark may train one agent with one reward.
     """
-    default = parse(base.get_config(), {})
+    default = parse(ddpo.get_config(), {})
     sections = {
         name: dataclasses.replace(getattr(default, name), **values)
         for name, values in changes.items()

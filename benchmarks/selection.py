@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import authors_prediction as authors
 from benchmarks import common
 from benchmarks.worker import Worker, virtual_environment
-from config import base
+from config import ddpo
 from config.base import EvolutionSettings
 from config.settings.parse import parse
 from morl.history import History, Improvement
@@ -104,7 +104,7 @@ def make_search(num_policies: int, num_objectives: int, seed: int = 0) -> Select
 
 
 def _settings() -> EvolutionSettings:
-    config = base.get_config()
+    config = ddpo.get_config()
     config.evolution.num_agents = NUM_TASKS
     return parse(config, {}).evolution
 

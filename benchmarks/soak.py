@@ -23,7 +23,7 @@ from pathlib import Path
 import ml_collections
 
 from benchmarks import common
-from config import base
+from config import ddpo
 from config.settings.parse import parse
 from front.publish import FrontPublisher
 from mo_train import train
@@ -35,7 +35,7 @@ QUICK_GENERATIONS, GENERATIONS = 8, 240
 
 def recipe(num_generations: int, logdir: Path) -> ml_collections.ConfigDict:
     """Settings under which a generation takes about a second."""
-    config = base.get_config()
+    config = ddpo.get_config()
     config.logdir, config.run_name, config.num_threads = str(logdir), "soak", 1
     config.rewards.names = ("colorfulness", "jpeg_compressibility")
     config.sample.update(num_steps=3, prompts_per_iteration=2, images_per_prompt=2)

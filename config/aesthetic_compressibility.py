@@ -18,14 +18,14 @@ memory: raise `train.rows_per_pass`. Costs: docs/recipes.md.
 
 import ml_collections
 
-from config import base
+from config import ddpo
 
 CLIP = "openai/clip-vit-large-patch14"  # the aesthetic predictor's own: loaded once for all
 
 
 def get_config() -> ml_collections.ConfigDict:
     """`aesthetic_score` against `jpeg_compressibility`, on one card of 24 GB."""
-    config = base.get_config()
+    config = ddpo.get_config()
     config.pretrained.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     config.pretrained.dtype = "bfloat16"
     config.speed = "fused"

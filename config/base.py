@@ -183,6 +183,9 @@ class RewardSettings:
     # Where rewards and guards get their models instead of the default, as "REWARD.PART=SOURCE": a
     # hub id, a folder or a file. docs/rewards.md lists the parts and their defaults.
     sources: Annotated[tuple[str, ...], PATH] = ()
+    # Objectives whose gradient train.update_rule=reward_gradient does not follow, though they have
+    # one; a name as in rewards.names.
+    black_boxes: tuple[str, ...] = ()
     # Number format of the reward models.
     dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")] = "float32"
     # Where rewards run, e.g. "cpu" or "cuda:1"; empty: beside the base model.
@@ -231,15 +234,15 @@ class PromptSettings:
 class SampleSettings:
     """How pictures are drawn; see `Settings.training_sample` and `Settings.evaluation_sample`."""
 
-    num_steps: Annotated[int, AtLeast(1)] = 6  # denoising steps of the pictures to learn from
+    num_steps: Annotated[int, AtLeast(1)] = 4  # denoising steps of the pictures to learn from
     # Classifier-free guidance; 1 is none, at half the cost.
     guidance_scale: Annotated[float, AtLeast(1)] = 1.0
     # 1: the variance of DDPM; must be positive, or there is no policy.
     eta: Annotated[float, Above(0), AtMost(1)] = 1.0
     negative_prompt: str = ""
     # Prompts per agent; each comes once before one comes again.
-    prompts_per_iteration: Annotated[int, AtLeast(1)] = 12
-    images_per_prompt: Annotated[int, AtLeast(1)] = 4
+    prompts_per_iteration: Annotated[int, AtLeast(1)] = 8
+    images_per_prompt: Annotated[int, AtLeast(1)] = 1
     # UNet rows per pass, all agents together.
     rows_per_pass: Annotated[int, AtLeast(1), ROUNDING] = 128
     # Keep latents and pictures to learn from on the host.
@@ -255,18 +258,21 @@ class SampleSettings:
 class TrainSettings:
     """DDPO's update: the loss that an optimiser step minimises, and how the step is taken."""
 
-    # ddpo: clipped policy gradient on the steps that were sampled. diffusion_nft and awm: noise the
-    # finished image again and learn from how it is denoised; a step costs one UNet row, as there is
-    # no guidance.
-    update_rule: str = "ddpo"
-    learning_rate: Annotated[float, Above(0)] = 5e-3
+    # ddpo: clipped policy gradient on the steps that were sampled. reward_gradient: the gradients
+    # of rewards, taken through the last steps, and ddpo's for objectives that have none.
+    # diffusion_nft and awm: noise the finished image again and learn from how it is denoised; a
+    # step costs one UNet row, as there is no guidance.
+    update_rule: str = "reward_gradient"
+    # Of reward_gradient: denoising steps, counted from the end, that a gradient flows through.
+    gradient_steps: Annotated[int, AtLeast(1)] = 2
+    learning_rate: Annotated[float, Above(0)] = 1.2e-2
     adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
     adam_epsilon: Annotated[float, Above(0)] = 1e-8
     weight_decay: Annotated[float, AtLeast(0)] = 0.0
     max_grad_norm: Annotated[float, Above(0)] = 1.0  # per agent
     num_inner_epochs: Annotated[int, AtLeast(1)] = 1  # passes over a rollout
-    updates_per_epoch: Annotated[int, AtLeast(1)] = 4  # optimiser steps per pass
+    updates_per_epoch: Annotated[int, AtLeast(1)] = 1  # optimiser steps per pass
     # Gate on a step's true log-ratio: DDPO's 1e-4 at 4x64x64 latents.
     clip_nats: Annotated[float, Above(0)] = 1.64
     # Weight of the KL divergence from the base model in the loss (DPOK): keeps policies near it. 0
@@ -309,26 +315,26 @@ class EvaluationSettings:
     num_steps: Annotated[int, AtLeast(0)] = 10
     # At most; the base model draws 4 pictures of each prompt to measure scales and points.
     calibration_prompts: Annotated[int, AtLeast(2)] = 64
-    selection_images: Annotated[int, AtLeast(2)] = 96  # per policy and generation, for the search
+    selection_images: Annotated[int, AtLeast(2)] = 64  # per policy and generation, for the search
     # Per policy of the final front: the returns that are published.
-    report_images: Annotated[int, AtLeast(2), FREE] = 512
+    report_images: Annotated[int, AtLeast(2), FREE] = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvolutionSettings:
     """What PGMORL does with the agents: stages, prediction model, selection."""
 
-    num_agents: Annotated[int, AtLeast(1), FIXED] = 4  # policies trained at a time
+    num_agents: Annotated[int, AtLeast(1), FIXED] = 5  # policies trained at a time
     # even_weights: the warm-up trains all agents along even weights. soup: it trains one agent per
     # objective, and all others then start as blends of these, evenly between them.
-    start: Annotated[str, OneOf("even_weights", "soup")] = "soup"
+    start: Annotated[str, OneOf("even_weights", "soup")] = "even_weights"
     # prediction_guided: PGMORL's. fixed_weights: every agent continues along its own weights.
     # moead: along each even weight, the policy that is best there. random: any policy, any weights.
-    strategy: str = "prediction_guided"
-    warmup_generations: Annotated[int, AtLeast(0)] = 2  # agents keep the weights they start with
+    strategy: str = "fixed_weights"
+    warmup_generations: Annotated[int, AtLeast(0)] = 1  # agents keep the weights they start with
     # The prediction model chooses policies and weights.
-    evolutionary_generations: Annotated[int, AtLeast(0), LONGER] = 8
-    iterations_per_generation: Annotated[int, AtLeast(1)] = 6  # sample, then update
+    evolutionary_generations: Annotated[int, AtLeast(0), LONGER] = 5
+    iterations_per_generation: Annotated[int, AtLeast(1)] = 4  # sample, then update
     num_weight_candidates: Annotated[int, AtLeast(1)] = 7  # weights tried per policy
     # How much an even front counts against hypervolume.
     sparsity_coef: Annotated[float, AtLeast(0)] = 0.1

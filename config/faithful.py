@@ -3,18 +3,18 @@
 Every denoising step that has noise is trained, agents learn from pictures of as many steps as they
 are judged by, and the warm-up trains all agents along even weights. Kept from this project are its
 units: rewards are normalised before they are weighted, and the search works in z. The learning rate
-is the best of a sweep, the number of images that of config/base.py. docs/evidence.md says what each
+is the best of a sweep, the number of images that of config/ddpo.py. docs/evidence.md says what each
 departure is worth.
 """
 
 import ml_collections
 
-from config import base
+from config import ddpo
 
 
 def get_config() -> ml_collections.ConfigDict:
     """`clip_alignment` against `jpeg_compressibility`."""
-    config = base.get_config()
+    config = ddpo.get_config()
     config.sample.num_steps = 10
     config.evaluation.num_steps = 0
     config.train.update_rule = "ddpo"

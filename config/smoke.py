@@ -2,12 +2,12 @@
 
 import ml_collections
 
-from config import base
+from config import ddpo
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Two agents, one warm-up and one evolutionary generation of one iteration."""
-    config = base.get_config()
+    config = ddpo.get_config()
     config.sample.num_steps = 4
     config.evaluation.num_steps = 0
     config.sample.prompts_per_iteration = 2

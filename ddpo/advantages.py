@@ -27,13 +27,16 @@ def advantages(
     statistics: Sequence[PromptStatistics],
     scales: torch.Tensor,
     settings: AdvantageSettings,
+    *,
+    standardise: bool = True,
 ) -> tuple[torch.Tensor, list[PromptStatistics]]:
     """Advantages of all agents' samples, and the statistics with these rewards taken in.
 
     Per sample and objective k: A_k = (r_k - mean_k(prompt)) / s_k, then A = sum_k w_k A_k, divided
     by the standard deviation of A over the agent's samples (a scalar: it cannot turn the direction)
-    and clipped. A prompt seen fewer than `min_count` times is centred on the agent's whole batch.
-    Where s_k comes from is `settings.normalisation`, see `ddpo/normalisations.py`.
+    where `standardise` asks for it, and clipped. A prompt seen fewer than `min_count` times is
+    centred on the agent's whole batch. Where s_k comes from is `settings.normalisation`, see
+    `ddpo/normalisations.py`.
 
     A sample with a missing score has advantage 0 and enters neither statistics nor means.
 
@@ -44,6 +47,8 @@ def advantages(
         statistics: one per agent.
         scales: (M,) standard deviation of each objective within a prompt under the base model.
         settings: normalisation, buffer size, minimum count, clipping.
+        standardise: False keeps advantages in units of the scales, so that a gradient of rewards
+            can be added to theirs.
 
     Returns:
         (K, N) float32 advantages; the K updated statistics.
@@ -59,6 +64,9 @@ def advantages(
         kept, present = scored(texts, values)
         if kept:
             mixed = _one_agent(present, w, kept, stats, scales, settings)
+            if standardise:
+                mixed = mixed / (mixed.std(correction=0) + EPS)
+            mixed = mixed.clamp(-settings.max_advantage, settings.max_advantage)
             row[values.isfinite().all(dim=-1)] = mixed.float()
     return out, updated
 
@@ -71,7 +79,7 @@ def _one_agent(
     scales: torch.Tensor,
     settings: AdvantageSettings,
 ) -> torch.Tensor:
-    """Advantages (N,) of one agent's rewards (N, M) along its weights (M,), see `advantages`."""
+    """Weighted sums (N,) of one agent's normalised rewards (N, M), see `advantages`."""
 
     def per_prompt(
         rewards: torch.Tensor, mix: torch.Tensor | None = None
@@ -79,9 +87,7 @@ def _one_agent(
         return _per_prompt(rewards, prompts, statistics, settings.min_count, mix)
 
     normalise = NORMALISATIONS[settings.normalisation]
-    combined = normalise(values, weights.double().to(values.device), scales, per_prompt)
-    scaled = combined / (combined.std(correction=0) + EPS)
-    return scaled.clamp(-settings.max_advantage, settings.max_advantage)
+    return normalise(values, weights.double().to(values.device), scales, per_prompt)
 
 
 def _per_prompt(

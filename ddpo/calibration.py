@@ -34,11 +34,13 @@ class Calibration:
         scales: M standard deviations within a prompt, raw units.
         reference: M returns that count as z = 0.
         ideal: M returns that count as z = 1.
+        slopes: M numbers, see `RewardGradients.slopes`; none where no gradient is followed.
     """
 
     scales: tuple[float, ...]
     reference: tuple[float, ...]
     ideal: tuple[float, ...]
+    slopes: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As the checkpoint stores it."""

@@ -13,6 +13,11 @@ DTYPES = {
 }
 
 
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Half precision made float32; float32 and float64 as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def to_device(
     values: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> torch.Tensor:

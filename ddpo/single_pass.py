@@ -60,6 +60,7 @@ class SinglePassUpdate:
         on_pass: Callable[[], object] | None = None,  # noqa: ARG002
         on_step: Callable[[], object] | None = None,
         share: Share | None = None,
+        directions: torch.Tensor | None = None,  # noqa: ARG002
     ) -> UpdateStats:
         """Take one optimiser step; see `PpoUpdate.update`.
 
@@ -71,6 +72,7 @@ class SinglePassUpdate:
             on_pass: never called.
             on_step: called after the step.
             share: see `PpoUpdate.update`.
+            directions: not needed.
         """
         assert rollout.gradients is not None
         num_agents, num_steps = rollout.prompts.num_agents, len(rollout.timesteps)

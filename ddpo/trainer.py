@@ -17,10 +17,13 @@ from ddpo.cost.stopwatch import Stopwatch
 from ddpo.evaluation import evaluate
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
+from ddpo.reward_gradient import RewardGradientUpdate
 from ddpo.rewards.collapse import CollapseWatch
+from ddpo.rewards.gradients import RewardGradients
 from ddpo.rewards.guards import Guards
-from ddpo.rewards.scorer import RewardError, Scorer
+from ddpo.rewards.scorer import RewardError, Scorer, reward_device
 from ddpo.rules import make_rule
+from ddpo.rules.ddpo import Ddpo
 from ddpo.sampler import Sampler
 from ddpo.seeding import Stream
 from ddpo.single_pass import SinglePassUpdate
@@ -118,9 +121,52 @@ class Trainer:
         self.evaluation_sampler = self.sampler
         if settings.evaluation_sample != settings.training_sample:
             self.evaluation_sampler = Sampler(self.model, settings.evaluation_sample)
+        self.reward_gradients = None
+        if settings.train.update_rule == "reward_gradient":
+            self.reward_gradients = RewardGradients.build(
+                settings.rewards,
+                self.scorer.rewards,
+                reward_device(settings.rewards, processes.device),
+            )
+        num_objectives = len(settings.rewards.objectives)
+        self.scales = torch.ones(num_objectives)  # (M,), see `advantages`
+        self.slopes = torch.zeros(num_objectives)  # (M,), 0 for what a policy gradient learns
         self.updater = make_update(self.sampler, settings, processes)
-        self.scales = torch.ones(len(settings.rewards.objectives))  # (M,), see `advantages`
         self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
+
+    @property
+    def num_fit_pictures(self) -> int:
+        """Pictures of the base model that `slopes` wants to see."""
+        return 0 if self.reward_gradients is None else self.reward_gradients.num_fit_pictures
+
+    def measure_slopes(self, base: Evaluation, prompts: Sequence[str]) -> tuple[float, ...]:
+        """Which gradients can be followed; see `RewardGradients.slopes`.
+
+        Args:
+            base: the base model's pictures and rewards.
+            prompts: of its pictures.
+        """
+        if self.reward_gradients is None:
+            return ()
+        return self.reward_gradients.slopes(base.images.float() / 255, prompts, base.rewards)
+
+    def calibrate(self, scales: Sequence[float], slopes: Sequence[float] = ()) -> None:
+        """Take in what was measured on the base model, before the first update.
+
+        Args:
+            scales: M, see `advantages`.
+            slopes: M, see `RewardGradients.slopes`; none where no gradient is followed.
+        """
+        self.scales = torch.tensor(scales)
+        if self.reward_gradients is not None and any(slopes):
+            self.slopes = torch.tensor(slopes)
+            self.updater = make_reward_gradient_update(
+                self.sampler,
+                self.reward_gradients,
+                self.settings,
+                self.processes,
+                is_hybrid=not all(slopes),
+            )
 
     def load(self, policies: Sequence[Policy], weights: torch.Tensor) -> None:
         """Put K policies, to be improved along weights (K, M), into slots, wherever they are."""
@@ -196,16 +242,30 @@ class Trainer:
         """Advantages (agents, samples) of this process's share; takes the rewards in."""
         agents, samples = batch.share.agents, batch.share.samples
         own = slice(agents.start, agents.stop)
+        is_followed = self.slopes.ne(0)
         values, statistics = advantages(
             batch.rewards.values[own],
-            batch.weights[own],
+            batch.weights[own].where(~is_followed, 0),
             [batch.texts] * len(agents),
             self.agents.statistics[: len(agents)],
             self.scales,
             self.settings.advantage,
+            standardise=not is_followed.any(),
         )
         self.agents.statistics[: len(agents)] = statistics
         return values[:, samples.start : samples.stop]
+
+    def directions(self, batch: Batch) -> torch.Tensor:
+        """(agents, samples, M) what a unit of each objective is worth where gradients are followed.
+
+        Of this process's share: w_k / s_k times the slope; 0 for black boxes, and for pictures with
+        a missing score.
+        """
+        agents, samples = batch.share.agents, batch.share.samples
+        own = slice(agents.start, agents.stop)
+        per_agent = batch.weights[own] * self.slopes / self.scales
+        is_scored = batch.rewards.is_valid[own, samples.start : samples.stop]
+        return per_agent[:, None] * is_scored[..., None]
 
     def update(self, batch: Batch, advantages: torch.Tensor) -> UpdateStats:
         """Improve all agents on a batch; the statistics are of all agents, in every process.
@@ -232,6 +292,7 @@ class Trainer:
                 # the others wait for this one's gradients, so that it may not leave in between
                 on_step=self.check_stop if self.processes.count == 1 else None,
                 share=share,
+                directions=self.directions(batch),
             )
             self.check_stop()
         return UpdateStats.join(self.processes.each_group(stats, share.num_agents))
@@ -296,10 +357,38 @@ def make_update(sampler: Sampler, settings: Settings, processes: Processes) -> U
     return PpoUpdate(rule, sampler.schedule, settings.train, processes)
 
 
+def make_reward_gradient_update(
+    sampler: Sampler,
+    rewards: RewardGradients,
+    settings: Settings,
+    processes: Processes,
+    *,
+    is_hybrid: bool,
+) -> RewardGradientUpdate:
+    """Follows gradients of rewards.
+
+    Args:
+        sampler: the rollouts' own.
+        rewards: the objectives as functions of pictures.
+        settings: of the run.
+        processes: that share the work.
+        is_hybrid: whether a policy gradient learns some of the objectives.
+
+    Raises:
+        UserError: if it has to, and no step of the sampler's schedule can be trained.
+    """
+    pairs = None
+    if is_hybrid or settings.train.kl_coef > 0:
+        rule = make_rule(sampler, settings)
+        pairs = PpoUpdate(rule, sampler.schedule, settings.train, processes)
+    return RewardGradientUpdate(Ddpo(sampler, settings), rewards, pairs, settings, processes)
+
+
 def _save_memory(model: FrozenDiffusion, settings: Settings, prompts: PromptSplit) -> None:
     """Checkpoint gradients and free the text encoders, where the settings want that."""
     if settings.train.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
+        model.pipe.vae.enable_gradient_checkpointing()
     if settings.pretrained.offload_text_encoders:
         negative = settings.sample.negative_prompt
         model.offload_text_encoders([*prompts.train, *prompts.selection, *prompts.report, negative])

@@ -6,6 +6,7 @@ What is minimised is the business of an update rule (`ddpo/rules/`).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -56,9 +57,56 @@ class Update(Protocol):
         on_pass: Callable[[], object] | None = None,
         on_step: Callable[[], object] | None = None,
         share: Share | None = None,
+        directions: torch.Tensor | None = None,
     ) -> UpdateStats:
-        """Improve all agents on their own rows of the rollout; see `PpoUpdate.update`."""
+        """Improve all agents on their own rows of the rollout.
+
+        Args:
+            agents: updated in place.
+            rollout: of K agents, N samples each.
+            advantages: (K, N), of all that is learnt by a policy gradient.
+            seeds: K seeds that key each agent's shuffling and choice of steps.
+            on_pass: called after every UNet pass (a progress bar).
+            on_step: called after every optimiser step.
+            share: which of the agents' samples the rollout holds, where processes share them;
+                by default all.
+            directions: (K, N, M) what a unit of each objective is worth to a picture's agent, of
+                all that is learnt by the gradients of rewards.
+
+        Returns:
+            Diagnostics per agent.
+
+        Raises:
+            FloatingPointError: if too many gradients of an agent in a row are not finite.
+        """
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lesson:
+    """A rollout, ready to be learnt from by a policy gradient.
+
+    Attributes:
+        rollout: of K agents, N samples each.
+        share: which of the agents' samples the rollout holds.
+        advantages: (K * N,) on the device.
+        minibatches: (K, pairs, 2) for each optimiser step, see `draw_minibatches`.
+        num_pairs: of an agent in a minibatch, in all processes.
+        old: (rows, T, ...) measures under the policy that sampled.
+        meter: takes in what is learnt.
+    """
+
+    rollout: Rollout
+    share: Share
+    advantages: torch.Tensor
+    minibatches: Sequence[torch.Tensor]
+    num_pairs: int
+    old: torch.Tensor
+    meter: Meter
+
+    def stats(self, processes: Processes) -> UpdateStats:
+        """What was learnt from all minibatches."""
+        return self.meter.stats(processes, self.share, len(self.minibatches) * self.num_pairs)
 
 
 class PpoUpdate:
@@ -99,56 +147,71 @@ class PpoUpdate:
         on_pass: Callable[[], object] | None = None,
         on_step: Callable[[], object] | None = None,
         share: Share | None = None,
+        directions: torch.Tensor | None = None,  # noqa: ARG002
     ) -> UpdateStats:
-        """Improve all agents on their own rows of the rollout.
+        """See `Update.update`; `directions` are not needed."""
+        lesson = self.begin(agents, rollout, advantages, seeds, share)
+        for pairs in lesson.minibatches:  # one optimiser step each
+            agents.zero_grad()
+            self.add_gradients(agents, lesson, pairs, on_pass)
+            norms = take_step(agents, lesson.share, self.processes, self.settings.max_grad_norm)
+            lesson.meter.add_step(norms)
+            if on_step is not None:
+                on_step()
+        refuse_too_many_skipped(agents, lesson.share)
+        return lesson.stats(self.processes)
 
-        Args:
-            agents: updated in place.
-            rollout: of K agents, N samples each.
-            advantages: (K, N).
-            seeds: K seeds that key each agent's shuffling and choice of steps.
-            on_pass: called after every UNet pass (a progress bar).
-            on_step: called after every optimiser step.
-            share: which of the agents' samples the rollout holds, where processes share them;
-                by default all.
-
-        Returns:
-            Diagnostics per agent.
-
-        Raises:
-            FloatingPointError: if too many gradients of an agent in a row are not finite.
-        """
+    def begin(
+        self,
+        agents: Agents,
+        rollout: Rollout,
+        advantages: torch.Tensor,
+        seeds: Sequence[int],
+        share: Share | None,
+    ) -> Lesson:
+        """Draw the minibatches, and measure the policy that sampled; see `Update.update`."""
         num_agents, num_samples = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
         share = share or Share.of(0, 1, num_agents=num_agents, num_samples=num_samples)
-        # All indices go to the device together: from here on only the last line waits for it.
+        # All indices go to the device together: until the statistics are read, nothing waits.
         minibatches = [
             to_device(pairs, agents.device)
             for pairs in draw_minibatches(share, self.steps, seeds, self.settings)
         ]
-        flat_advantages = to_device(advantages, agents.device).flatten()
-        num_pairs = pairs_per_update(self.settings, share.num_samples, len(self.steps))
-        per_pass = self.pairs_per_pass(num_agents)
         old = self.rule.begin(rollout)
         if old is None:
             old = self.measure_all(agents, rollout, minibatches)
         num_steps = len(rollout.timesteps)
-        meter = Meter(num_agents, num_steps, num_steps - len(self.steps), agents.device)
-        for pairs in minibatches:  # one optimiser step each
-            agents.zero_grad()
-            for rows, steps in passes(pairs, num_samples, per_pass):
-                surrogate = self.rule.surrogate(
-                    agents, rollout, rows, steps, pairs_of(old, rows, steps), flat_advantages[rows]
-                )
-                loss = agents.loss_scale.scaled(surrogate.loss, num_agents)
-                (loss.sum() / num_pairs).backward()
-                meter.add(steps, surrogate)
-                if on_pass is not None:
-                    on_pass()
-            meter.add_step(take_step(agents, share, self.processes, self.settings.max_grad_norm))
-            if on_step is not None:
-                on_step()
-        refuse_too_many_skipped(agents, share)
-        return meter.stats(self.processes, share, len(minibatches) * num_pairs)
+        return Lesson(
+            rollout=rollout,
+            share=share,
+            advantages=to_device(advantages, agents.device).flatten(),
+            minibatches=minibatches,
+            num_pairs=pairs_per_update(self.settings, share.num_samples, len(self.steps)),
+            old=old,
+            meter=Meter(num_agents, num_steps, num_steps - len(self.steps), agents.device),
+        )
+
+    def add_gradients(
+        self,
+        agents: Agents,
+        lesson: Lesson,
+        pairs: torch.Tensor,
+        on_pass: Callable[[], object] | None = None,
+        factor: float = 1.0,
+    ) -> None:
+        """Add the gradients of a minibatch's mean loss, times a factor, to the agents'."""
+        rollout, num_agents = lesson.rollout, lesson.rollout.prompts.num_agents
+        per_pass = self.pairs_per_pass(num_agents)
+        for rows, steps in passes(pairs, rollout.prompts.samples_per_agent, per_pass):
+            old = pairs_of(lesson.old, rows, steps)
+            surrogate = self.rule.surrogate(
+                agents, rollout, rows, steps, old, lesson.advantages[rows]
+            )
+            loss = agents.loss_scale.scaled(surrogate.loss, num_agents)
+            (factor * loss.sum() / lesson.num_pairs).backward()
+            lesson.meter.add(steps, surrogate)
+            if on_pass is not None:
+                on_pass()
 
     def num_passes(self, num_samples: int, num_agents: int) -> int:
         """See `Update.num_passes`."""

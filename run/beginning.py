@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import torch
-
 from config.settings.resume import changed_settings, check_prompts
 from ddpo.calibration import calibrate, calibration_set, initial_statistics
 from ddpo.prompts import split_prompts
@@ -37,9 +35,13 @@ def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
     drawn = calibration_set(
         trainer.prompts.train, settings.evaluation.calibration_prompts, settings.seed
     )
-    rewards = evaluator.rewards(initial, drawn)
-    calibration = calibrate(rewards, drawn.prompts, settings.rewards)
-    trainer.scales = torch.tensor(calibration.scales)
+    measured = evaluator.measure(initial, drawn, trainer.num_fit_pictures)
+    rewards = measured.rewards
+    calibration = dataclasses.replace(
+        calibrate(rewards, drawn.prompts, settings.rewards),
+        slopes=trainer.measure_slopes(measured, drawn.prompts),
+    )
+    trainer.calibrate(calibration.scales, calibration.slopes)
     statistics = initial_statistics(rewards, drawn.prompts, settings)
     policies = {BASE_POLICY: dataclasses.replace(initial, statistics=statistics)}
     evaluator.base = evaluator.select(policies)[BASE_POLICY]
@@ -65,7 +67,7 @@ def restore(
         changes: what differs since the run began, a sentence each.
     """
     state, recorder = checkpoint.state, run.recorder
-    run.trainer.scales = torch.tensor(state.calibration.scales)
+    run.trainer.calibrate(state.calibration.scales, state.calibration.slopes)
     recorder.costs, recorder.curve = state.costs, list(state.curve)
     search = SharedSearch(
         Evolution.restore(

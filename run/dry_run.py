@@ -172,7 +172,7 @@ def _gb(size: float) -> str:
 
 def _fits(settings: Settings, memory: Memory, footprint: Footprint) -> Iterator[str]:
     now = settings.train.rows_per_pass
-    most = {size: rows_that_fit(memory, footprint, size * 1e9) for size in _BUDGETS_GB}
+    most = {size: rows_that_fit(settings, memory, footprint, size * 1e9) for size in _BUDGETS_GB}
     shown = ", ".join(f"{size} GB: {rows or 'none'}" for size, rows in most.items())
     yield f"train.rows_per_pass={now}; the most that fit, with a tenth kept free: {shown}"
 

@@ -11,8 +11,6 @@ from run.records import Costs, Samples
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-
     from config.base import Settings
     from ddpo.processes import Processes
     from ddpo.rewards.guards import GuardReading
@@ -76,11 +74,15 @@ class Evaluator:
         kept = evaluation_set.first(NUM_SHOWN)
         return Samples(prompts=kept.prompts, seeds=kept.seeds)
 
-    def rewards(self, policy: Policy, evaluation_set: EvaluationSet) -> torch.Tensor:
-        """Rewards (N, M) of a policy on a set of its own; no guard is measured."""
-        (evaluation,) = self._trainer.evaluate([policy], evaluation_set, use_guards=False)
+    def measure(
+        self, policy: Policy, evaluation_set: EvaluationSet, keep_images: int
+    ) -> Evaluation:
+        """Judge a policy on a set of its own; no guard is measured."""
+        (evaluation,) = self._trainer.evaluate(
+            [policy], evaluation_set, keep_images, use_guards=False
+        )
         self._spend("selection", len(evaluation_set.prompts))
-        return evaluation.rewards
+        return evaluation
 
     def select(self, policies: Mapping[PolicyId, Policy]) -> dict[PolicyId, Evaluation]:
         """Judge policies on the selection set, and store their pictures."""

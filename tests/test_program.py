@@ -271,6 +271,35 @@ def test_a_guarded_run_resumes_as_if_never_stopped(world):
     assert metrics(logs / "guarded_parts") == metrics(logs / "guarded_whole")
 
 
+GRADIENTS = (
+    "train.update_rule=reward_gradient",
+    "train.updates_per_epoch=1",
+    "train.gradient_steps=1",
+    "train.skip_last_steps=0",
+)
+
+
+def test_a_run_along_gradients_of_rewards_resumes_bit_for_bit(world, capfd):
+    logs = world("run_name=gradients", *GRADIENTS)
+    said = capfd.readouterr().err
+    assert "jpeg_compressibility: the gradient of its companion is followed" in said
+    assert "colorfulness: its gradient is followed" in said
+    world("run_name=gradients_parts", "evolution.evolutionary_generations=1", *GRADIENTS)
+    world(f"resume_from={logs / 'gradients_parts'}", *GRADIENTS)
+    for name in ("front.json", "history.json", "search.json"):
+        assert read(logs / "gradients_parts" / name) == read(logs / "gradients" / name)
+    assert metrics(logs / "gradients_parts") == metrics(logs / "gradients")
+
+
+def test_with_black_boxes_alone_it_is_ddpo_bit_for_bit(world):
+    black = "rewards.black_boxes=colorfulness,jpeg_compressibility"
+    logs = world("run_name=black", black, *GRADIENTS)
+    world("run_name=ddpo", *GRADIENTS, "train.update_rule=ddpo")
+    assert metrics(logs / "black") == metrics(logs / "ddpo")
+    for name in ("history.json", "search.json"):
+        assert read(logs / "black" / name) == read(logs / "ddpo" / name)
+
+
 def test_a_soup_of_the_extremes_starts_the_other_agents(world):
     logs = world("run_name=soup", "evolution.start=soup", "evolution.num_agents=3")
     search = read(logs / "soup" / "search.json")

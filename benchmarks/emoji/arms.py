@@ -92,6 +92,23 @@ _SINGLE_PASS = {"train.single_pass": "True", "train.updates_per_epoch": "1"}
 _SMALL = {"sample.prompts_per_iteration": "2", "evolution.iterations_per_generation": "8"}
 _SKIP = {"train.skip_last_steps": "2"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
+SECOND = "the pair's second objective"  # stands for its name
+# Four agents, four pictures each an update, two of four steps with gradient. Policies are still
+# judged with ten steps; as they move fast, fewer pictures decide between them.
+_GRADIENT = {
+    "train.update_rule": "reward_gradient",
+    "train.updates_per_epoch": "1",
+    "train.gradient_steps": "2",
+    "sample.num_steps": "4",
+    "evaluation.num_steps": "10",
+    "sample.prompts_per_iteration": "4",
+    "sample.images_per_prompt": "1",
+    "evaluation.selection_images": "16",
+    "evolution.warmup_generations": "1",
+    "evolution.evolutionary_generations": "5",
+    "evolution.iterations_per_generation": "6",
+}
+_TEN_STEPS = {"sample.num_steps": "10"}
 
 ARMS: dict[str, Arm] = {
     BASELINE: Arm(
@@ -141,6 +158,46 @@ ARMS: dict[str, Arm] = {
         title="weight-conditioned adapter, last noisy step untrained",
         overrides={**_SKIP, **_FIXED, "agents.kind": "conditioned"},
     ),
+    "gradient": Arm(
+        title="gradients of rewards, fixed weights",
+        overrides={**_GRADIENT, **_FIXED},
+        is_main=True,
+        rates=(6e-3, 1.2e-2, 2.4e-2),
+    ),
+    "gradient_search": Arm(
+        title="gradients of rewards, PGMORL",
+        overrides=_GRADIENT,
+        tuned_as="gradient",
+    ),
+    "gradient_conditioned": Arm(
+        title="gradients of rewards, weight-conditioned adapter",
+        overrides={**_GRADIENT, **_FIXED, "agents.kind": "conditioned"},
+        tuned_as="gradient",
+    ),
+    "hybrid": Arm(
+        title="gradient of CLIP's reward, JPEG a black box, fixed weights",
+        overrides={
+            **_GRADIENT,
+            **_FIXED,
+            **_FEW,
+            **_SKIP,
+            "sample.prompts_per_iteration": "8",
+            "rewards.black_boxes": SECOND,
+        },
+        tuned_as="gradient",
+    ),
+    "gradient_1_of_10": Arm(
+        title="gradients of rewards, K = 1 of 10 steps",
+        overrides={**_GRADIENT, **_FIXED, **_TEN_STEPS, "train.gradient_steps": "1"},
+        pairs=("compress",),
+        tuned_as="gradient",
+    ),
+    "gradient_3_of_10": Arm(
+        title="gradients of rewards, K = 3 of 10 steps",
+        overrides={**_GRADIENT, **_FIXED, **_TEN_STEPS, "train.gradient_steps": "3"},
+        pairs=("compress",),
+        tuned_as="gradient",
+    ),
     "weighted": Arm(
         title="steps weighted by sensitivity",
         overrides={},
@@ -183,4 +240,6 @@ def words(
     if commit := ARMS[arm].measured_at:
         raise ValueError(f"{arm} was measured at {commit}; this version has no settings for it")
     settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **(changes or {})}
+    second = PAIRS[pair]["rewards.names"].split(",")[1]
+    settings = {name: second if value == SECOND else value for name, value in settings.items()}
     return command_line(settings, seed, learning_rate)

@@ -60,6 +60,8 @@ def do(job: Job) -> Record:
         "resume_from": "auto",
         "num_threads": "1",
     }
+    if job.is_tuning:  # not on the prompts by which arms are compared
+        where["prompts.report"] = "emoji_animals"
     settings = read_settings(words(job.pair, job.arm, job.seed, job.learning_rate, where))
     record = measured(settings, job.pair, job.arm)
     record.write(job.path)

@@ -141,6 +141,7 @@ def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             )
     yield from _step_problems(flat)
     yield from _single_pass_problems(flat)
+    yield from _reward_gradient_problems(flat)
 
 
 def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -162,6 +163,41 @@ def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 "gradients of all samples while they are drawn, for one optimiser step of ddpo; "
                 f"set train.{name}={only}, or train.single_pass=False"
             )
+
+
+def _reward_gradient_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """What goes with gradients that are taken at the policy that sampled."""
+    black_boxes, names = flat.get("rewards.black_boxes", ()), flat.get("rewards.names")
+    is_chosen = flat.get("train.update_rule") == "reward_gradient"
+    if black_boxes and not is_chosen:
+        yield (
+            f"rewards.black_boxes={black_boxes} has no effect: only "
+            "train.update_rule=reward_gradient follows gradients; leave it empty"
+        )
+    if not is_chosen:
+        return
+    for name in black_boxes:
+        if names is not None and name not in names:
+            yield f"rewards.black_boxes: {name!r} is not one of rewards.names={names}"
+    needed = {
+        "train.num_inner_epochs": 1,
+        "train.updates_per_epoch": 1,
+        "advantage.normalisation": "frozen",
+    }
+    for setting, only in needed.items():
+        value = flat.get(setting, only)
+        if value != only:
+            yield (
+                f"{setting}={value} does not go with train.update_rule=reward_gradient, which "
+                "takes one optimiser step per rollout along rewards divided by their spread under "
+                f"the base model; set {setting}={only}"
+            )
+    steps, drawn = flat.get("train.gradient_steps"), flat.get("sample.num_steps")
+    if steps is not None and drawn is not None and steps > drawn:
+        yield (
+            f"train.gradient_steps={steps} must be at most sample.num_steps={drawn}, the steps "
+            "there are; lower it"
+        )
 
 
 def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -31,11 +31,11 @@ class LossScale:
         self._finite = torch.zeros(num_agents, device=device)
 
     def scaled(self, losses: torch.Tensor, num_agents: int) -> torch.Tensor:
-        """Losses (pairs,) of the first agents' pairs, agent-major, times the agents' factors."""
+        """Values (pairs, ...) of the first agents' pairs, agent-major, times their factors."""
         if not self.is_on:
             return losses
         factors = self.values[:num_agents].repeat_interleave(len(losses) // num_agents)
-        return losses * factors
+        return losses * factors.view(-1, *[1] * (losses.ndim - 1))
 
     def unscale(self, gradients: torch.Tensor) -> None:
         """Divide gradients (K, P) by the factors, in place; powers of two round nothing."""

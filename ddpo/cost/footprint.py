@@ -163,9 +163,14 @@ def _measure(
                 image = vae.decode(latents.to(vae_dtype), return_dict=False)[0]
         if is_checkpointed:
             unet.enable_gradient_checkpointing()
+            vae.enable_gradient_checkpointing()
         train = Meter(unet)
         with train:
             unet(**inputs)[0].float().sum().backward()
+        decode_back = Meter(vae)
+        with decode_back:
+            leaf = latents.to(vae_dtype).requires_grad_()
+            vae.decode(leaf, return_dict=False)[0].sum().backward()
     return Footprint(
         unet_parameters=unet_parameters,
         vae_parameters=_parameters(vae),
@@ -180,6 +185,8 @@ def _measure(
         sample_bytes=sample.peak,
         train_bytes=train.peak,
         decode_bytes=decode.peak,
+        decode_back_flops=decode_back.flops,
+        decode_back_bytes=decode_back.peak,
     )
 
 

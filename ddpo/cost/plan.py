@@ -46,6 +46,8 @@ class Footprint:
         sample_bytes: peak of the activations of one row without gradient.
         train_bytes: peak of one row with gradient.
         decode_bytes: peak of decoding one image.
+        decode_back_flops: of the decoder for one image whose gradient goes back to its latents.
+        decode_back_bytes: peak of that.
     """
 
     unet_parameters: int
@@ -61,6 +63,8 @@ class Footprint:
     sample_bytes: int
     train_bytes: int
     decode_bytes: int
+    decode_back_flops: int
+    decode_back_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,7 @@ class Plan:
         train_rows_per_image: UNet rows with gradient, of an image to learn from.
         base_rows_per_image: UNet rows without gradient that the update adds to these (KL to the
             base model, measures of the policy that sampled).
+        is_decoded_back: whether images to learn from are decoded once more, with gradient.
     """
 
     num_agents: int
@@ -97,6 +102,7 @@ class Plan:
     evaluation_rows_per_image: int
     train_rows_per_image: int
     base_rows_per_image: int
+    is_decoded_back: bool
 
     @classmethod
     def of(
@@ -113,7 +119,7 @@ class Plan:
         guided = sample.rows_per_sample
         rule = find_rule(train.update_rule).cost(settings)
         trained = steps_per_sample(train, sample.num_steps - train.skip_last_steps)
-        train_rows = rule.rows_per_pair * trained * train.num_inner_epochs
+        pair_rows = rule.learns_from_pairs * rule.rows_per_pair * trained * train.num_inner_epochs
         stages = (evolution.warmup_generations, evolution.evolutionary_generations)
         is_soup = evolution.start == "soup"  # then K agents start from blends of those warmed up
         warmup_agents = warmup_tasks(
@@ -126,9 +132,9 @@ class Plan:
         images_per_agent = sample.prompts_per_iteration * sample.images_per_prompt
         evaluation, prompts = settings.evaluation, settings.evaluation.calibration_prompts
         is_measured_again = rule.is_measured_again and not train.single_pass
-        measured = train_rows if is_measured_again else 0
-        base = train_rows if train.kl_coef > 0 else 0
-        sampled_with_gradient = train_rows if train.single_pass else 0
+        measured = pair_rows if is_measured_again else 0
+        base = pair_rows if train.kl_coef > 0 else 0
+        sampled_with_gradient = pair_rows if train.single_pass else 0
         return cls(
             num_agents=evolution.num_agents,
             images_per_agent=images_per_agent,
@@ -141,8 +147,9 @@ class Plan:
             report_policies=report_policies or REPORTED_POLICIES_PER_AGENT * evolution.num_agents,
             sample_rows_per_image=guided * sample.num_steps - sampled_with_gradient,
             evaluation_rows_per_image=guided * settings.evaluation_sample.num_steps,
-            train_rows_per_image=train_rows,
+            train_rows_per_image=pair_rows + guided * rule.last_steps,
             base_rows_per_image=measured + base,
+            is_decoded_back=rule.last_steps > 0,
         )
 
     @property
@@ -184,6 +191,7 @@ def total_flops(plan: Plan, footprint: Footprint) -> float:
         float(plan.sample_rows) * footprint.sample_flops
         + float(plan.train_rows) * footprint.train_flops
         + float(plan.images) * footprint.decode_flops
+        + float(plan.is_decoded_back * plan.train_images) * footprint.decode_back_flops
     )
 
 
@@ -214,7 +222,8 @@ class Memory:
             process keep of every step of these trajectories; 0 if they are offloaded.
         sampling: one UNet pass without gradient.
         decoding: the pictures of one pass.
-        training: one UNet pass with gradient.
+        training: one UNet pass with gradient; if that is more, decoding its pictures so that their
+            gradient goes back to the latents.
     """
 
     weights: int
@@ -240,12 +249,18 @@ class Memory:
         return self.lasting + turns
 
 
-def rows_that_fit(memory: Memory, footprint: Footprint, budget_bytes: float) -> int:
-    """The largest `train.rows_per_pass` within a budget, a tenth of which is kept free."""
-    left = 0.9 * budget_bytes - memory.lasting
+def rows_that_fit(settings: Settings, memory: Memory, footprint: Footprint, budget: float) -> int:
+    """The largest `train.rows_per_pass` within a budget in bytes, a tenth of which is kept free."""
+    left = 0.9 * budget - memory.lasting
     if left < max(memory.sampling, memory.decoding, memory.rollout):
         return 0
-    return int(left // footprint.train_bytes)
+    rows = int(left // footprint.train_bytes)
+    if rows == 0 or not find_rule(settings.train.update_rule).cost(settings).last_steps:
+        return rows
+    if settings.pretrained.vae_slicing:
+        return rows if footprint.decode_back_bytes <= left else 0
+    pictures = int(left // footprint.decode_back_bytes)
+    return min(rows, pictures * settings.sample.rows_per_sample)
 
 
 def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Memory:
@@ -261,6 +276,11 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
     pictures_per_pass = max(
         plan.num_agents, settings.sample.rows_per_pass // settings.sample.rows_per_sample
     )
+    training = settings.train.rows_per_pass * footprint.train_bytes
+    if rule.last_steps:
+        pictures = settings.train.rows_per_pass // settings.sample.rows_per_sample
+        at_once = 1 if settings.pretrained.vae_slicing else pictures
+        training = max(training, at_once * footprint.decode_back_bytes)
     return Memory(
         weights=footprint.weight_bytes,
         adapters=_ADAPTER_COPIES * _FLOAT32 * plan.num_agents * footprint.adapter_parameters,
@@ -269,5 +289,5 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
         sampling=settings.sample.rows_per_pass * footprint.sample_bytes,
         decoding=footprint.decode_bytes
         * (1 if settings.pretrained.vae_slicing else pictures_per_pass),
-        training=settings.train.rows_per_pass * footprint.train_bytes,
+        training=training,
     )

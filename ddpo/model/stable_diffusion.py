@@ -11,6 +11,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from config.settings.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
+from ddpo.devices import at_least_float32
 from ddpo.model.families import FAMILIES, Frame
 from ddpo.model.loading import load_pipeline
 from ddpo.types import Conditioning
@@ -69,7 +70,7 @@ class BaseModel(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images (rows, 3, H, W) float32 from latents (rows, C, h, w)."""
+        """Images (rows, 3, H, W) float32 from latents (rows, C, h, w); differentiable."""
         ...
 
 
@@ -174,13 +175,15 @@ class FrozenDiffusion:
         encoded = self.family.encode(self.pipe, text, self.frame)
         return encoded.map(lambda values: values.to(self.device))
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images (rows, 3, H, W) float32 in [0, 1] from latents (rows, C, h, w)."""
+        """Images (rows, 3, H, W) float32 in [0, 1] from latents (rows, C, h, w).
+
+        Gradients flow to the latents, if any are asked for.
+        """
         vae = self.pipe.vae
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
         images: torch.Tensor = vae.decode(scaled, return_dict=False)[0]
-        return (images * 0.5 + 0.5).clamp(0, 1).float()
+        return at_least_float32((images * 0.5 + 0.5).clamp(0, 1))
 
 
 def _ddim_of(pipe: Any) -> DDIMScheduler:

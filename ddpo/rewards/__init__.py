@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from config.base import RewardSettings
+
 
 class Reward(Protocol):
     """Scores a batch of images; larger is better."""
@@ -58,6 +60,11 @@ class RewardEntry:
         meaning: one sentence on what a large score means.
         published: where the measure was published.
         parts: name -> where that part comes from by default; none for a formula.
+        is_differentiable: whether gradients flow from the scores to the pictures of an `ImageBatch`
+            that keeps a graph.
+        companion: for a reward without a gradient, a differentiable function of images
+            (rows, 3, H, W) that follows its score up to scale and offset: what learns by gradients
+            follows the companion, and is judged by the reward.
         build: makes the reward of (part -> source, device, dtype of the models).
     """
 
@@ -65,6 +72,8 @@ class RewardEntry:
     meaning: str = ""
     published: str = ""
     parts: Mapping[str, Part] = field(default_factory=dict)
+    is_differentiable: bool = False
+    companion: Callable[[torch.Tensor], torch.Tensor] | None = None
     build: Callable[[Mapping[str, str], torch.device, str], Reward]
 
 
@@ -113,17 +122,34 @@ def parts_of(name: str, sources: Sequence[str] = ()) -> dict[str, Part]:
     }
 
 
+def may_be_black_box(name: str, settings: RewardSettings) -> bool:
+    """Whether an objective may have to be learnt without a gradient, as far as settings tell.
+
+    Args:
+        name: as in `rewards.names`.
+        settings: of all rewards.
+    """
+    remote = {text.partition("=")[0] for text in settings.remotes}
+    if name not in REWARDS or name in remote or name in settings.black_boxes:
+        return True
+    entry = reward_entry(name)
+    return not entry.is_differentiable and entry.companion is None
+
+
 def markdown_table() -> str:
     """The table of rewards as docs/rewards.md shows it."""
     rows = []
     for name in REWARDS:
         entry = reward_entry(name)
         parts = ", ".join(f"`{part}`: {default}" for part, default in entry.parts.items()) or "-"
-        rows.append(f"| `{name}` | {entry.unit} | {entry.meaning} | {entry.published} | {parts} |")
+        gradient = "own" if entry.is_differentiable else "companion" if entry.companion else "-"
+        cells = (f"`{name}`", entry.unit, entry.meaning, gradient, entry.published, parts)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(
         [
-            "| Name | Unit | A large score means | Published | Parts and their default sources |",
-            "| --- " * 5 + "|",
+            "| Name | Unit | A large score means | Gradient | Published | "
+            "Parts and their default sources |",
+            "| --- " * 6 + "|",
             *rows,
         ]
     )

@@ -84,5 +84,6 @@ REWARD = RewardEntry(
             source="trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth", licence="Apache 2.0"
         ),
     },
+    is_differentiable=True,
     build=build,
 )

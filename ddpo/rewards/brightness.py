@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ddpo.devices import at_least_float32
 from ddpo.rewards import RewardEntry
 from ddpo.rewards.luma import relative_luminance
 
@@ -23,12 +24,13 @@ def brightness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  #
     Returns:
         (rows,) float32; 0 for black, 1 for white, 0.2140 for the middle grey 0.5.
     """
-    return relative_luminance(images.float()).flatten(1).mean(dim=1)
+    return relative_luminance(at_least_float32(images)).flatten(1).mean(dim=1)
 
 
 REWARD = RewardEntry(
     unit="relative luminance",
     meaning="much light: mean relative luminance",
     published="ITU-R Rec. 709, IEC 61966-2-1",
+    is_differentiable=True,
     build=lambda *_: brightness,
 )

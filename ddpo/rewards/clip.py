@@ -13,7 +13,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ddpo.assets import resolve_model
-from ddpo.devices import DTYPES
+from ddpo.devices import DTYPES, at_least_float32
+from ddpo.rewards.image_batch import with_gradient_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,8 @@ def clip_pixels(batch: ImageBatch, processor: CLIPImageProcessorPil) -> torch.Te
     """What CLIP sees of a batch: resized, cropped, normalised, as Pillow and OpenAI's code do it.
 
     The resize is Pillow's own bicubic on 8-bit pictures, on whatever device the model runs: other
-    implementations differ by rounding between its two passes.
+    implementations differ by rounding between its two passes. Where the batch keeps a graph, the
+    gradient is that of torch's antialiased bicubic, which is the same filter without the rounding.
 
     Returns:
         (rows, 3, h, w) float32 where the batch's rewards run.
@@ -42,6 +44,9 @@ def clip_pixels(batch: ImageBatch, processor: CLIPImageProcessorPil) -> torch.Te
         arrays = np.stack([np.asarray(_fit(picture, edge, height, width)) for picture in batch.pil])
         device = batch.device
         pixels = torch.from_numpy(arrays).to(device).permute(0, 3, 1, 2).float().div(255)
+        if batch.keep_graph:
+            smooth = _fit_smoothly(batch.images, edge, height, width)
+            pixels = with_gradient_of(smooth, pixels.to(smooth.dtype))
         centre = torch.tensor(mean, device=device).view(3, 1, 1)
         return (pixels - centre) / torch.tensor(std, device=device).view(3, 1, 1)
 
@@ -50,13 +55,29 @@ def clip_pixels(batch: ImageBatch, processor: CLIPImageProcessorPil) -> torch.Te
 
 def _fit(picture: Image.Image, edge: int, height: int, width: int) -> Image.Image:
     """Shortest edge to `edge` pixels, then the centre of height x width."""
-    short, long = sorted(picture.size)
-    if short != edge:
-        other = int(edge * long / short)
-        size = (edge, other) if picture.width <= picture.height else (other, edge)
+    size = _resized(picture.size, edge)
+    if size != picture.size:
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
+
+
+def _fit_smoothly(images: torch.Tensor, edge: int, height: int, width: int) -> torch.Tensor:
+    """`_fit` of images (rows, 3, H, W) in [0, 1] without rounding, so that it has a gradient."""
+    size = _resized((images.shape[3], images.shape[2]), edge)
+    if size != (images.shape[3], images.shape[2]):
+        images = F.interpolate(images, size[::-1], mode="bicubic", antialias=True)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    # A centre larger than the picture has black around it, as Pillow's crop does.
+    right, bottom = size[0] - width - left, size[1] - height - top
+    return F.pad(images, (-left, -right, -top, -bottom))
+
+
+def _resized(size: tuple[int, int], edge: int) -> tuple[int, int]:
+    """(width, height) with the shortest edge at `edge` pixels."""
+    width, height = size
+    other = int(edge * max(size) / min(size))
+    return (edge, other) if width <= height else (other, edge)
 
 
 class ClipTower:
@@ -85,14 +106,14 @@ class ClipTower:
         """What CLIP multiplies cosines by to get logits."""
         return float(self.model.logit_scale.float().exp())
 
-    @torch.no_grad()
     def embed_images(self, batch: ImageBatch) -> torch.Tensor:
-        """(rows, D) float32 of length 1; computed once per batch, whoever asks."""
+        """(rows, D) of length 1, at least float32; computed once per batch, whoever asks."""
 
         def compute() -> torch.Tensor:
             pixels = clip_pixels(batch, self.processor).to(self.device, self.model.dtype)
-            embeds = self.model.get_image_features(pixel_values=pixels).pooler_output
-            return F.normalize(embeds.float(), dim=-1)
+            with torch.set_grad_enabled(batch.keep_graph):
+                embeds = self.model.get_image_features(pixel_values=pixels).pooler_output
+                return F.normalize(at_least_float32(embeds), dim=-1)
 
         return batch.shared(("clip embedding", id(self)), compute)
 
@@ -113,7 +134,7 @@ class ClipTower:
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(prompt, truncation=True, max_length=length, return_tensors="pt")
         embeds = self.model.get_text_features(**tokens.to(self.device)).pooler_output
-        return F.normalize(embeds.float(), dim=-1).cpu()
+        return F.normalize(at_least_float32(embeds), dim=-1).cpu()
 
 
 _towers: WeakValueDictionary[tuple[str, str, str, str], ClipTower] = WeakValueDictionary()

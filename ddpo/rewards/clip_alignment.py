@@ -43,5 +43,6 @@ REWARD = RewardEntry(
     parts={
         "clip": EMOJI_CLIP,
     },
+    is_differentiable=True,
     build=build,
 )

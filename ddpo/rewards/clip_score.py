@@ -50,5 +50,6 @@ REWARD = RewardEntry(
     parts={
         "clip": Part(source="openai/clip-vit-large-patch14", licence="MIT"),
     },
+    is_differentiable=True,
     build=build,
 )

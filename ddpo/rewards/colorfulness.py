@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddpo.devices import at_least_float32
 from ddpo.rewards import RewardEntry
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def colorfulness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor: 
     Returns:
         (rows,) float32; 0 for grey images, about 100 for extremely colourful ones.
     """
-    red, green, blue = (255 * images.float()).flatten(2).unbind(dim=1)
+    red, green, blue = (255 * at_least_float32(images)).flatten(2).unbind(dim=1)
     rg, yb = red - green, (red + green) / 2 - blue
     spread = (rg.var(dim=1, correction=0) + yb.var(dim=1, correction=0)).sqrt()
     distance = (rg.mean(dim=1).square() + yb.mean(dim=1).square()).sqrt()
@@ -36,5 +37,6 @@ REWARD = RewardEntry(
     unit="Hasler-Suesstrunk M",
     meaning="strong, varied colours",
     published="Hasler and Suesstrunk 2003, M(3)",
+    is_differentiable=True,
     build=lambda *_: colorfulness,
 )

@@ -129,5 +129,6 @@ REWARD = RewardEntry(
         "model": Part(source="xswu/HPSv2/HPS_v2.1_compressed.pt", licence="Apache 2.0"),
         "processor": Part(source="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", licence="MIT"),
     },
+    is_differentiable=True,
     build=build,
 )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from PIL import Image
 
+from ddpo.devices import at_least_float32
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
@@ -27,13 +29,21 @@ class ImageBatch:
     Args:
         images: (rows, 3, H, W) in [0, 1].
         device: where rewards run; by default where the images are.
+        keep_graph: let gradients flow from `images` and what rewards make of them to the pictures
+            given. The 8-bit values are seen all the same: rounding passes gradients straight
+            through.
 
     Attributes:
         device: where rewards run.
+        keep_graph: see above.
     """
 
-    def __init__(self, images: torch.Tensor, device: torch.device | None = None) -> None:
+    def __init__(
+        self, images: torch.Tensor, device: torch.device | None = None, *, keep_graph: bool = False
+    ) -> None:
         self._images = images.detach()
+        self._with_graph = images if keep_graph else None
+        self.keep_graph = keep_graph
         self.device = device or images.device
         self._lock = threading.Lock()
         self._cells: dict[Hashable, _Cell] = {}
@@ -69,9 +79,13 @@ class ImageBatch:
     def images(self) -> torch.Tensor:
         """(rows, 3, H, W) float32 in [0, 1] on the rewards' device: `pixels` / 255.
 
-        A new tensor every time: a reward that works in place spoils its own only.
+        A new tensor every time: a reward that works in place spoils its own only. With a graph
+        float64 pictures stay so.
         """
-        return self.pixels.float().div(255)
+        if self._with_graph is None:
+            return self.pixels.float().div(255)
+        smooth = at_least_float32(self._with_graph.to(self.device))
+        return with_gradient_of(smooth, self.pixels.to(smooth.dtype).div(255))
 
     @property
     def pil(self) -> list[Image.Image]:
@@ -86,12 +100,25 @@ class ImageBatch:
     def encoded(self, file_format: str) -> list[bytes]:
         """Each picture as a file: "png", which loses nothing, or "jpeg" of quality 95."""
 
-        def encode(image: Image.Image) -> bytes:
-            buffer = io.BytesIO()
-            image.save(buffer, format=file_format.upper(), quality=JPEG_QUALITY)
-            return buffer.getvalue()
+        def encode() -> list[bytes]:
+            return [in_memory(picture, file_format).getvalue() for picture in self.pil]
 
-        return self.shared(("encoded", file_format), lambda: [encode(image) for image in self.pil])
+        return self.shared(("encoded", file_format), encode)
+
+
+def in_memory(picture: Image.Image, file_format: str) -> io.BytesIO:
+    """A picture as a file, see `ImageBatch.encoded`."""
+    file = io.BytesIO()
+    picture.save(file, format=file_format.upper(), quality=JPEG_QUALITY)
+    return file
+
+
+def with_gradient_of(smooth: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The value, with the gradient of a smooth stand-in: a straight-through estimator.
+
+    Bengio et al. 2013, section 4 (arXiv 1308.3432).
+    """
+    return value + (smooth - smooth.detach())
 
 
 class _Cell:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from config.settings.errors import UserError
-from ddpo.devices import DTYPES
+from ddpo.devices import DTYPES, at_least_float32
 from ddpo.rewards import Part, RewardEntry
 from ddpo.rewards.aesthetic_score import make_head
 from ddpo.rewards.clip import clip_pixels
@@ -142,7 +142,6 @@ class ImageReward(BatchReward):
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self._device = device
 
-    @torch.no_grad()
     def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """See `BatchReward`."""
         pixels = clip_pixels(batch, self._processor).to(self._device, self._vision.dtype)
@@ -153,13 +152,15 @@ class ImageReward(BatchReward):
             max_length=_MAX_TOKENS,
             return_tensors="pt",
         ).to(self._device)
-        out = self._text(
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
-            encoder_hidden_states=self._vision(pixel_values=pixels).last_hidden_state,
-        )
-        scores: torch.Tensor = self._head(out.last_hidden_state[:, 0].float()).squeeze(-1)
-        return (scores - _MEAN) / _STD
+        with torch.set_grad_enabled(batch.keep_graph):
+            out = self._text(
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                encoder_hidden_states=self._vision(pixel_values=pixels).last_hidden_state,
+            )
+            first = at_least_float32(out.last_hidden_state[:, 0])
+            scores: torch.Tensor = self._head(first).squeeze(-1)
+            return (scores - _MEAN) / _STD
 
 
 def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> ImageReward:
@@ -175,5 +176,6 @@ REWARD = RewardEntry(
         "model": Part(source="THUDM/ImageReward/ImageReward.pt", licence="Apache 2.0"),
         "tokenizer": Part(source="google-bert/bert-base-uncased", licence="Apache 2.0"),
     },
+    is_differentiable=True,
     build=build,
 )

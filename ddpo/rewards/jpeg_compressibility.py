@@ -8,6 +8,7 @@ import torch
 
 from ddpo.rewards import RewardEntry
 from ddpo.rewards.image_batch import BatchReward
+from ddpo.rewards.jpeg_bits import jpeg_bits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,5 +38,6 @@ REWARD = RewardEntry(
     unit="-kB",
     meaning="small files: negated size as JPEG of quality 95",
     published="DDPO 5.1 (Black et al. 2024)",
+    companion=jpeg_bits,
     build=lambda *_: JpegSize(sign=-1),
 )

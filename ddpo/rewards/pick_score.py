@@ -49,5 +49,6 @@ REWARD = RewardEntry(
         "model": Part(source="yuvalkirstain/PickScore_v1", licence="MIT"),
         "processor": Part(source="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", licence="MIT"),
     },
+    is_differentiable=True,
     build=build,
 )

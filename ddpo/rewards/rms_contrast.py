@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ddpo.devices import at_least_float32
 from ddpo.rewards import RewardEntry
 from ddpo.rewards.luma import luma
 
@@ -23,12 +24,13 @@ def rms_contrast(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor: 
     Returns:
         (rows,) float32; 0 for an even picture, 0.5 for one half black and half white.
     """
-    return luma(images.float()).flatten(1).std(dim=1, correction=0)
+    return luma(at_least_float32(images)).flatten(1).std(dim=1, correction=0)
 
 
 REWARD = RewardEntry(
     unit="grey value / 255",
     meaning="light beside dark: standard deviation of the grey values",
     published="Peli 1990, root mean square contrast",
+    is_differentiable=True,
     build=lambda *_: rms_contrast,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ddpo.devices import at_least_float32
 from ddpo.rewards import RewardEntry
 from ddpo.rewards.luma import luma
 
@@ -26,7 +27,7 @@ def sharpness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  # 
     Returns:
         (rows,) float32; 0 for even pictures and linear ramps.
     """
-    grey = 255 * luma(images.float())
+    grey = 255 * luma(at_least_float32(images))
     inner = grey[:, 1:-1, 1:-1]
     around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
     return (around - 4 * inner).flatten(1).var(dim=1, correction=0)
@@ -36,5 +37,6 @@ REWARD = RewardEntry(
     unit="grey value^2",
     meaning="sharp edges (and noise): variance of the Laplacian",
     published="Pech-Pacheco et al. 2000, LAPV",
+    is_differentiable=True,
     build=lambda *_: sharpness,
 )

@@ -18,6 +18,7 @@ UPDATE_RULES = {
     "ddpo": "ddpo.rules.ddpo:Ddpo",
     "diffusion_nft": "ddpo.rules.diffusion_nft:DiffusionNft",
     "awm": "ddpo.rules.awm:AdvantageWeightedMatching",
+    "reward_gradient": "ddpo.rules.reward_gradient:RewardGradient",
 }
 
 

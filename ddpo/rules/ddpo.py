@@ -42,8 +42,18 @@ class Ddpo(Clipped):
         self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
     ) -> torch.Tensor:
         """Means of x_{t-1}."""
+        return self.means(agents, rollout, rows, steps, rollout.states(rows, steps))
+
+    def means(
+        self,
+        agents: Agents,
+        rollout: Rollout,
+        rows: torch.Tensor,
+        steps: torch.Tensor,
+        latents: torch.Tensor,
+    ) -> torch.Tensor:
+        """Means of x_{t-1} where x_t is `latents` (pairs, C, h, w), to which gradients flow."""
         schedule, prompts = rollout.schedule, rollout.prompts
-        latents = rollout.states(rows, steps)
         out = self.sampler.guided(
             agents,
             latents,

@@ -29,11 +29,16 @@ class Cost:
         is_measured_again: whether the policy that sampled passes over the pairs once more, without
             gradient, before the first update.
         latents_per_step: tensors as large as a latent that are kept for every step of a rollout.
+        learns_from_pairs: whether steps are trained one by one, each a pair with its sample.
+        last_steps: steps at the end of every sample through which gradients flow one after another,
+            and from there through the VAE's decoder.
     """
 
     rows_per_pair: int
     is_measured_again: bool
     latents_per_step: int = 0
+    learns_from_pairs: bool = True
+    last_steps: int = 0
 
 
 class UpdateRule(Protocol):

@@ -23,7 +23,7 @@ def test_harmless_changes_are_accepted_and_told():
         ),
     )
     assert changes == [
-        "evolution.evolutionary_generations was 8 and is 50 now",
+        "evolution.evolutionary_generations was 5 and is 50 now",
         "trackers was [] and is ['wandb'] now",
         "train.rows_per_pass was 128 and is 64 now; results stay the same up to rounding",
     ]
@@ -68,7 +68,7 @@ def test_a_run_older_than_a_setting_goes_on_as_it_did_whatever_is_the_default_no
     before = read_settings([]).to_json()
     del before["evolution"]["start"], before["evaluation"]["num_steps"]
     with pytest.raises(ConfigError, match="2 settings are wrong") as error:
-        changed_settings(before, read_settings([]))
+        changed_settings(before, read_settings(["--config.evolution.start=soup"]))
     assert "evolution.start was not there and is 'soup' now" in str(error.value)
     as_then = ["--config.evolution.start=even_weights", "--config.evaluation.num_steps=0"]
     assert len(changed_settings(before, read_settings(as_then))) == 2

@@ -87,15 +87,17 @@ def settings_for(
     generations=2,
     kind="population",
     start="even_weights",
-    single_pass=False,
+    update="ppo",
     **top,
 ):
     """A tiny run with two smooth rewards; 5 images an update, which 2 processes share unevenly.
 
-    In a single pass it takes one update of 9 images, which they share unevenly too.
+    In a single pass, or by gradients of rewards, it takes one update of 9 images, which they share
+    unevenly too.
     """
+    is_one_step = update != "ppo"
     for name, reward in {"bright": bright, "red": redness}.items():
-        REWARDS[name] = module_of(name, reward)
+        REWARDS[name] = module_of(name, reward, is_differentiable=name == "bright")
     settings = make_settings(
         processes={"timeout_seconds": timeout_seconds},
         pretrained={"model": str(folder / "model")},
@@ -106,17 +108,18 @@ def settings_for(
             "num_steps": 3,
             "guidance_scale": 3.0,
             "rows_per_pass": 16,
-            "prompts_per_iteration": 3 if single_pass else 5,
-            "images_per_prompt": 3 if single_pass else 2,
+            "prompts_per_iteration": 3 if is_one_step else 5,
+            "images_per_prompt": 3 if is_one_step else 2,
         },
         train={
             "learning_rate": 0.02,
             "adam_epsilon": 1e-4,  # the step is then no sign of a gradient that is rounding
             "skip_last_steps": 0,
-            "updates_per_epoch": 1 if single_pass else 2,
-            "num_inner_epochs": 1 if single_pass else 2,
-            "timestep_fraction": 1.0 if single_pass else 0.67,
-            "single_pass": single_pass,
+            "updates_per_epoch": 1 if is_one_step else 2,
+            "num_inner_epochs": 1 if is_one_step else 2,
+            "timestep_fraction": 1.0 if is_one_step else 0.67,
+            "single_pass": update == "single_pass",
+            "update_rule": "reward_gradient" if update == "reward_gradient" else "ddpo",
             "rows_per_pass": 16,
         },
         evaluation={"num_steps": 4, "selection_images": 8, "report_images": 8},
@@ -133,7 +136,7 @@ def settings_for(
     return dataclasses.replace(settings, evolution=evolution, num_threads=1, **top)
 
 
-def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
+def train(folder, num_tasks, num_agents, count, kind, update="ppo"):
     """Two iterations and an evaluation in float64: everything that a process knows afterwards.
 
     With fewer tasks than agents it is the warm-up of a soup.
@@ -145,7 +148,7 @@ def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
     DTYPES["float32"] = torch.float64
 
     start = "even_weights" if num_tasks == num_agents else "soup"
-    settings = settings_for(folder, num_agents, kind=kind, start=start, single_pass=single_pass)
+    settings = settings_for(folder, num_agents, kind=kind, start=start, update=update)
     reductions = []
     all_reduce = torch.distributed.all_reduce
 
@@ -158,9 +161,9 @@ def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
     assert (processes.count, processes.rank) == (count, int(os.environ["RANK"]))
     trainer = Trainer(settings, processes, lambda *_: lambda: None)
     first = torch.linspace(0, 1, num_tasks)
-    weights, scales = torch.stack([first, 1 - first], dim=1), torch.tensor([0.01, 1.0])
+    weights, scales = torch.stack([first, 1 - first], dim=1), (0.01, 1.0)
     trainer.load([trainer.agents.initial_policy()] * num_tasks, weights)
-    trainer.scales = scales
+    trainer.calibrate(scales, (1.0, 0.0) if update == "reward_gradient" else ())
     batches, stats = [], []
     for index in range(2):
         batches.append(trainer.draw(0, index))
@@ -168,7 +171,7 @@ def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
     members = count // math.gcd(num_tasks, count)
     shape = trainer.agents.gradients.shape
     blocks = [size for reduced, size in reductions if reduced == shape and size is not None]
-    optimiser_steps = 2 if single_pass else 8  # 2 iterations x 2 epochs x 2 updates
+    optimiser_steps = 8 if update == "ppo" else 2  # 2 iterations x 2 epochs x 2 updates
     assert blocks == ([members] * optimiser_steps if members > 1 else [])
     policies = trainer.policies()
     on = evaluation_set("selection", ["a", "b"], 5, run_seed=3)
@@ -190,23 +193,25 @@ def train(folder, num_tasks, num_agents, count, kind, single_pass=False):
 
 
 @pytest.mark.parametrize(
-    ("num_tasks", "num_agents", "counts", "kind", "single_pass"),
+    ("num_tasks", "num_agents", "counts", "kind", "update"),
     [
-        (4, 4, (1, 2, 4), "population", False),
-        (3, 3, (1, 2), "population", False),
-        (1, 1, (1, 2), "population", False),
-        (2, 3, (1, 2), "population", False),  # a process for each agent now, one group later
-        (2, 4, (1, 4), "population", False),  # two processes share an agent now, none do later
-        (2, 2, (1, 4), "conditioned", False),  # two groups of two, all with the whole family
-        (3, 3, (1, 2), "population", True),
-        (2, 2, (1, 4), "population", True),
+        (4, 4, (1, 2, 4), "population", "ppo"),
+        (3, 3, (1, 2), "population", "ppo"),
+        (1, 1, (1, 2), "population", "ppo"),
+        (2, 3, (1, 2), "population", "ppo"),  # a process for each agent now, one group later
+        (2, 4, (1, 4), "population", "ppo"),  # two processes share an agent now, none do later
+        (2, 2, (1, 4), "conditioned", "ppo"),  # two groups of two, all with the whole family
+        (3, 3, (1, 2), "population", "single_pass"),
+        (2, 2, (1, 4), "population", "single_pass"),
+        (3, 3, (1, 2), "population", "reward_gradient"),
+        (2, 2, (1, 4), "conditioned", "reward_gradient"),
     ],
 )
 def test_the_result_does_not_depend_on_the_number_of_processes(
-    folder, num_tasks, num_agents, counts, kind, single_pass
+    folder, num_tasks, num_agents, counts, kind, update
 ):
     (alone,), *several = (
-        values(run_processes(count, train, folder, num_tasks, num_agents, count, kind, single_pass))
+        values(run_processes(count, train, folder, num_tasks, num_agents, count, kind, update))
         for count in counts
     )
     assert alone["adapters"].dtype == np.float64

@@ -72,14 +72,13 @@ OUT_OF_LIMITS = {
 }
 # Settings that do not go together.
 AGAINST_A_RULE = {
-    "--config.train.updates_per_epoch=5": "must divide the 48 images",
-    "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 4",
-    "--config.train.skip_last_steps=6": "must be below sample.num_steps=6",
-    "--config.train.single_pass=True": "train.updates_per_epoch=4 does not go with",
+    "--config.train.updates_per_epoch=5": "must divide the 8 images",
+    "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 5",
+    "--config.train.skip_last_steps=6": "must be below sample.num_steps=4",
+    "--config.train.single_pass=True": "train.update_rule=reward_gradient does not go with",
     "--config.resume_force=learning_rate": "did you mean train.learning_rate?",
     "--config.sample.negative_prompt=ugly": "has no effect at sample.guidance_scale=1",
     "--config.sample.rows_per_pass=2": "one sample of each agent",
-    "--config.agents.kind=conditioned": "set evolution.strategy=fixed_weights",
     "--config.rewards.names=jpeg_compressibility": "must name at least 2 objectives",
     "--config.rewards.names=clip_alignment,clip_alignment": "must not repeat an objective",
     "--config.rewards.reference=1,2": "must be given together",

@@ -35,9 +35,9 @@ def build(name: str, **parts: object) -> Any:
     return build_reward(name, settings, torch.device("cpu"))[0]
 
 
-def module_of(name: str, reward: Callable[..., torch.Tensor]) -> str:
+def module_of(name: str, reward: Callable[..., torch.Tensor], **entry: Any) -> str:
     """The name of a module that has this reward, as the table wants it."""
     module = types.ModuleType(f"reward_{name}")
-    module.REWARD = RewardEntry(unit="1", build=lambda *_: reward)  # type: ignore[attr-defined]
+    module.REWARD = RewardEntry(unit="1", build=lambda *_: reward, **entry)  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
     return module.__name__

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from config import base
+from config import base, ddpo
 from config.settings.parse import parse
 from tests.support.pipelines import LETTERS, make_tiny_pipe
 
 
 def make_settings(speed: str = "layers", **changes: dict[str, Any]) -> base.Settings:
     """Default settings with sections changed: make_settings(sample={"num_steps": 4})."""
-    config = base.get_config()
+    config = ddpo.get_config()
     # One kind of step and one kind of start, unless a test says otherwise.
     config.sample.num_steps = 10
     config.evaluation.num_steps = 0

@@ -8,8 +8,21 @@ import pytest
 import torch
 
 from config.settings.errors import UserError
-from ddpo.cost.footprint import Meter, known_architecture, load_architecture
-from ddpo.cost.plan import Footprint, Plan, expected_memory, hours, total_flops
+from ddpo.cost.footprint import (
+    Meter,
+    known_architecture,
+    load_architecture,
+    measure_footprint,
+)
+from ddpo.cost.plan import (
+    Footprint,
+    Plan,
+    expected_memory,
+    hours,
+    rows_that_fit,
+    total_flops,
+)
+from run.command_line import read_settings
 from tests.support.measures import SD15, footprint_of
 from tests.support.rig import make_settings
 
@@ -129,6 +142,8 @@ FOOTPRINT = Footprint(
     sample_bytes=3,
     train_bytes=30,
     decode_bytes=7,
+    decode_back_flops=150,
+    decode_back_bytes=40,
 )
 
 
@@ -162,6 +177,66 @@ def test_a_single_pass_samples_nothing_twice_and_keeps_a_gradient_of_every_sampl
     assert [plan.sample_rows_per_image for plan in plans] == [2 * 10, 2 * 2]
     assert [plan.train_rows_per_image for plan in plans] == [2 * 8, 2 * 8]
     assert rollouts[1] - rollouts[0] == 4 * 8 * FOOTPRINT.adapter_parameters  # float32, 8 samples
+
+
+@pytest.mark.parametrize(
+    ("names", "black_boxes", "kl_coef", "pairs"),
+    [
+        (("colorfulness", "jpeg_compressibility"), (), 0, 0),
+        (("colorfulness", "jpeg_compressibility"), ("colorfulness",), 0, 2 * 8),
+        (("colorfulness", "mine.py:taste"), (), 0, 2 * 8),
+        (("colorfulness", "brightness"), (), 0.1, 2 * 8),
+    ],
+)
+def test_gradients_of_rewards_cost_the_last_steps_and_pairs_for_black_boxes(
+    names, black_boxes, kl_coef, pairs
+):
+    settings = make_settings(
+        rewards={"names": names, "black_boxes": black_boxes},
+        sample={"prompts_per_iteration": 2, "images_per_prompt": 2, "guidance_scale": 5.0}
+        | {"offload_rollouts": True},
+        train={
+            "update_rule": "reward_gradient",
+            "updates_per_epoch": 1,
+            "gradient_steps": 3,
+            "rows_per_pass": 8,
+            "kl_coef": kl_coef,
+        },
+    )
+    plan = Plan.of(settings, num_train_prompts=2)
+    assert plan.train_rows_per_image == 2 * 3 + pairs
+    assert plan.base_rows_per_image == (pairs if kl_coef else 0)
+    others = dataclasses.replace(plan, is_decoded_back=False)
+    added = total_flops(plan, FOOTPRINT) - total_flops(others, FOOTPRINT)
+    assert added == 150 * plan.train_images
+    memory = expected_memory(settings, plan, FOOTPRINT)
+    assert memory.training == max(8 * 30, 4 * 40)
+    assert rows_that_fit(settings, memory, FOOTPRINT, (memory.lasting + 500.5) / 0.9) == 16
+    slow = dataclasses.replace(FOOTPRINT, decode_back_bytes=100)
+    assert rows_that_fit(settings, memory, slow, (memory.lasting + 500.5) / 0.9) == 10
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget"),
+    [("aesthetic_compressibility", 10e9), ("sdxl_aesthetic_compressibility", 24e9)],
+)
+def test_one_step_of_gradients_fits_a_small_card(recipe, budget):
+    changes = {
+        "train.update_rule": "reward_gradient",
+        "train.gradient_steps": 1,
+        "train.updates_per_epoch": 1,
+        "train.gradient_checkpointing": True,
+        "train.rows_per_pass": 12,
+        "sample.rows_per_pass": 12,
+        "pretrained.vae_slicing": True,
+        "pretrained.offload_text_encoders": True,
+    }
+    words = [f"--config.{name}={value}" for name, value in changes.items()]
+    settings = read_settings([f"--config=config/{recipe}.py", *words])
+    plan, footprint = Plan.of(settings, num_train_prompts=45), measure_footprint(settings)
+    memory = expected_memory(settings, plan, footprint)
+    assert memory.peak < 0.9 * budget
+    assert rows_that_fit(settings, memory, footprint, budget) >= 12
 
 
 def test_memory_and_flops_add_up():

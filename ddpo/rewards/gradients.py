@@ -1,0 +1,224 @@
+"""Gradients of the objectives with respect to pictures, where a reward has one.
+
+What a reward returns is what policies are judged by: 8-bit pictures, Pillow's resize, real files.
+Its gradient is that of the same function without the rounding (`ImageBatch`, `clip_pixels`). A
+reward without a gradient may have a differentiable companion that follows it. All other rewards are
+black boxes, which only a policy gradient learns from.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from config.settings.derived import objective_name
+from ddpo.rewards import REWARDS, reward_entry
+from ddpo.rewards.image_batch import BatchReward, ImageBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from config.base import RewardSettings
+    from ddpo.rewards import Reward
+
+logger = logging.getLogger(__name__)
+
+MIN_CORRELATION = 0.95  # of a companion with its reward, below which it is not followed
+_FIT_PICTURES = 64  # of the base model, to which companions are fitted
+# Of the values whose gradient is taken: half precision would round small gradients to zero.
+_SCALE = 2.0**12
+
+
+class Differentiable(Protocol):
+    """A function of pictures that keeps their graph."""
+
+    def __call__(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores (rows,) of a batch that keeps a graph, one prompt per row."""
+        ...
+
+
+class RewardGradients:
+    """The objectives as differentiable functions of pictures.
+
+    Args:
+        functions: objective -> its differentiable function; None for a black box.
+        companions: the objectives whose function only follows their reward.
+        device: where they run; by default where the pictures are.
+        batch_size: pictures at a time.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, Differentiable | None],
+        companions: frozenset[str] = frozenset(),
+        *,
+        device: torch.device | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.functions = dict(functions)
+        self._companions = companions
+        self._device = device
+        self._batch_size = batch_size
+
+    @classmethod
+    def build(
+        cls, settings: RewardSettings, rewards: Mapping[str, Reward], device: torch.device
+    ) -> RewardGradients:
+        """The differentiable functions of a run's rewards.
+
+        Args:
+            settings: which of them are black boxes by wish, or behind a server.
+            rewards: objective -> reward.
+            device: where they run.
+        """
+        remote = {text.partition("=")[0] for text in settings.remotes}
+        black_boxes = {objective_name(name) for name in settings.black_boxes}
+        functions: dict[str, Differentiable | None] = {}
+        companions = set()
+        for name, (objective, reward) in zip(settings.names, rewards.items(), strict=True):
+            entry = reward_entry(name) if name in REWARDS and name not in remote else None
+            functions[objective] = None
+            if objective in black_boxes or name in remote:
+                continue
+            if entry is None or entry.is_differentiable:
+                functions[objective] = _with_graph(reward)
+            elif entry.companion is not None:
+                functions[objective] = _companion(entry.companion)
+                companions.add(objective)
+        return cls(functions, frozenset(companions), device=device, batch_size=settings.batch_size)
+
+    @property
+    def num_fit_pictures(self) -> int:
+        """How many pictures of the base model `slopes` wants to see."""
+        return _FIT_PICTURES
+
+    def slopes(
+        self, images: torch.Tensor, prompts: Sequence[str], rewards: torch.Tensor
+    ) -> tuple[float, ...]:
+        """What a unit of each objective's differentiable function is worth, in its reward's units.
+
+        A companion is fitted to its reward by least squares. A function that fails, or whose
+        gradient is not finite or zero everywhere, makes its objective a black box. What was found
+        is logged.
+
+        Args:
+            images: (n, 3, H, W) in [0, 1], of the base model.
+            prompts: n, one per picture.
+            rewards: (n, M); NaN where a score is missing.
+
+        Returns:
+            M numbers: 1 for a reward with a gradient of its own, 0 for a black box.
+        """
+        images, prompts = images[:_FIT_PICTURES], prompts[:_FIT_PICTURES]
+        return tuple(
+            self._slope(name, function, images, prompts, column)
+            for (name, function), column in zip(
+                self.functions.items(), rewards[: len(images)].T, strict=True
+            )
+        )
+
+    def ascent(
+        self, images: torch.Tensor, prompts: Sequence[str], directions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where pictures must change for sum_k d_k f_k to grow, f_k the objectives' functions.
+
+        Args:
+            images: (rows, 3, H, W) in [0, 1].
+            prompts: one per row.
+            directions: (rows, M), d of each picture; 0 for black boxes.
+
+        Returns:
+            The gradient (rows, 3, H, W) and the sum (rows,), where the images are.
+        """
+        parts = []
+        for start in range(0, len(images), self._batch_size):
+            chunk = slice(start, start + self._batch_size)
+            parts.append(self._ascent(images[chunk], prompts[chunk], directions[chunk]))
+        gradients, values = zip(*parts, strict=True)
+        return torch.cat(gradients), torch.cat(values)
+
+    @torch.enable_grad()
+    def _ascent(
+        self, images: torch.Tensor, prompts: Sequence[str], directions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = images.detach().nan_to_num(0.5).requires_grad_()  # what has no score has d = 0
+        batch = ImageBatch(leaf, self._device, keep_graph=True)
+        directions = directions.to(batch.device)
+        value = torch.zeros(len(images), device=batch.device)
+        for function, factor in zip(self.functions.values(), directions.T, strict=True):
+            if function is not None and factor.any():
+                value = value + factor * function(batch, prompts)
+        if value.requires_grad:
+            (_SCALE * value.sum()).backward()
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / _SCALE
+        return gradient, value.detach().to(images.device)
+
+    def _slope(
+        self,
+        name: str,
+        function: Differentiable | None,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        rewards: torch.Tensor,
+    ) -> float:
+        if function is None:
+            return 0.0
+        if problem := self._problem(name, images[:2], prompts[:2]):
+            logger.info("%s is a black box: %s", name, problem)
+            return 0.0
+        if name not in self._companions:
+            logger.info("%s: its gradient is followed", name)
+            return 1.0
+        with torch.no_grad():
+            values = function(ImageBatch(images, self._device), prompts).to(rewards)
+        present = rewards.isfinite()
+        slope, correlation = fit(values[present], rewards[present])
+        if abs(correlation) < MIN_CORRELATION:
+            logger.warning(
+                "%s is a black box: on the base model's pictures its differentiable companion has "
+                "a correlation of %.3f with it, below %g",
+                name,
+                correlation,
+                MIN_CORRELATION,
+            )
+            return 0.0
+        logger.info(
+            "%s: the gradient of its companion is followed (correlation %.3f)", name, correlation
+        )
+        return slope
+
+    def _problem(self, name: str, images: torch.Tensor, prompts: Sequence[str]) -> str | None:
+        """What keeps the gradient of an objective from being used; None if nothing does."""
+        wanted = torch.tensor([float(each == name) for each in self.functions])
+        try:
+            gradient, _ = self.ascent(images, prompts, wanted.expand(len(images), -1))
+        except Exception as error:  # a user's own function may raise anything
+            return f"its gradient cannot be taken ({type(error).__name__}: {error})"
+        if not gradient.isfinite().all():
+            return "its gradient is not finite"
+        return None if gradient.any() else "no gradient reaches the picture"
+
+
+def fit(values: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
+    """Least squares of targets (n,) on values (n,): the slope, and the correlation.
+
+    >>> fit(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 3.0, 5.0]))
+    (2.0, 1.0)
+    """
+    x, y = values.double() - values.double().mean(), targets.double() - targets.double().mean()
+    if not (len(x) > 1 and x.any() and y.any()):
+        return 0.0, 0.0
+    slope = (x @ y) / (x @ x)
+    return slope.item(), ((x @ y) / (x.norm() * y.norm())).item()
+
+
+def _with_graph(reward: Reward) -> Differentiable:
+    if isinstance(reward, BatchReward):
+        return reward.score
+    return lambda batch, prompts: reward(batch.images, prompts).to(batch.device)
+
+
+def _companion(function: Callable[[torch.Tensor], torch.Tensor]) -> Differentiable:
+    return lambda batch, prompts: function(batch.images)  # noqa: ARG005
