@@ -119,8 +119,14 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content durable, or the renames and deletions in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make a file's content durable, or the renames and deletions in a folder.
+
+    Windows opens no folder and flushes only what may be written to: there, only files are durable.
+    """
+    is_windows = not hasattr(os, "O_DIRECTORY")
+    if is_windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "config" / "base.py"
 EXIT_FAILED = 1
 EXIT_WRONG_SETTINGS = 2
-EXIT_STOPPED = os.EX_TEMPFAIL  # 75, by a signal: start it again with resume_from
+EXIT_STOPPED = 75  # by a signal, start it again with resume_from: EX_TEMPFAIL of sysexits.h
 CHOICES: Choices = {
     "train.update_rule": UPDATE_RULES,
     "advantage.normalisation": NORMALISATIONS,
