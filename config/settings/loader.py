@@ -21,7 +21,7 @@ from config.settings.declared import declared_in, defaults_of, expand_home
 from config.settings.errors import ConfigError
 from config.settings.files import is_file, make_importable_beside
 from config.settings.removed import REMOVED
-from config.settings.resume import AUTO, settings_in
+from config.settings.resume import AUTO, run_meant_by, settings_in
 from config.settings.unknown import unknown_setting
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def load(
     pairs, problems = _pairs(arguments, flags)
     named = dict(pairs)
     recipe, run = named.get("config"), expand_home(named.get("config.resume_from", ""))
-    settings = settings_in(Path(run)) if recipe is None and run not in {"", AUTO} else None
+    settings = settings_in(run_meant_by(run)) if recipe is None and run not in {"", AUTO} else None
     if settings is not None:
         config = ConfigDict({**settings, "resume_force": ()})
     else:
