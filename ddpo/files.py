@@ -118,6 +118,18 @@ def make_folder(path: Path) -> None:
         sync(path.parent)
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder, if it is absent, and try to write into it, before there is much to lose.
+
+    Raises:
+        OSError: if it cannot be made or written to.
+    """
+    make_folder(folder)
+    probe = folder / f".writable{_PARTIAL}"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
 def sync(path: Path) -> None:
     """Make a file's content durable, or the renames and deletions in a folder.
 

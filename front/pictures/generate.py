@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
+from ddpo.files import check_writable
 from front.errors import FrontError
 from front.pictures.painter import Painter
 from front.pictures.plots import plot_samples
@@ -57,11 +58,11 @@ def draw_beside_base(
     Raises:
         UserError: if the model, the adapter or the folder cannot be used.
     """
-    painter = Painter(front, model, device, rows_per_pass)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        check_writable(out)
     except OSError as error:
         raise FrontError(f"{out} cannot be written to: {error}") from error
+    painter = Painter(front, model, device, rows_per_pass)
     prompts = list(dict.fromkeys(prompts))
     texts = [prompt for prompt in prompts for _ in seeds]
     keys = [seed for _ in prompts for seed in seeds]

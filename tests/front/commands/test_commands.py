@@ -283,7 +283,7 @@ def test_other_pictures_get_files_of_their_own_and_the_same_the_same(
 def test_a_folder_that_cannot_be_made_does_not_cost_the_drawing(
     run_command, finished_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("front.pictures.generate.Painter.draw", None)
+    monkeypatch.setattr("front.pictures.generate.Painter", None)
     (tmp_path / "file").touch()
     arguments = ["--weights", "1,0", "--prompt", "a", "--out", tmp_path / "file" / "out"]
     status, _, err = run_command("generate", finished_run, *arguments)
