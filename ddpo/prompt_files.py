@@ -13,6 +13,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from config.settings.terminal import is_broken
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
@@ -78,7 +80,7 @@ def read_prompt_file(path: Path) -> Sequence[str]:
     else:
         prompts = [line.strip() for line in text.split("\n") if line.strip()]
     for prompt in prompts:
-        if not _is_unicode(prompt):
+        if is_broken(prompt):
             raise ValueError(
                 f"prompt file {path}: {str(prompt)!r} holds half a character, a \\ud... without "
                 "its other half; correct it"
@@ -117,14 +119,6 @@ def _text(path: Path) -> str:
             f"prompt file {path} ends its lines in carriage returns alone; save it with line feeds"
         )
     return text
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _rows(path: Path, text: str) -> list[tuple[str, Any]]:

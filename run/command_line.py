@@ -16,6 +16,7 @@ from absl import app, flags
 from config.settings.errors import ConfigError, StoppedError, UserError
 from config.settings.loader import load
 from config.settings.parse import Choices, parse
+from config.settings.terminal import print_any_character
 from ddpo.normalisations import NORMALISATIONS
 from ddpo.prompts import prompt_problems
 from ddpo.rewards.lookup import diversity_problems, guard_problems, reward_problems
@@ -50,6 +51,7 @@ def start(train: Train, usage: str) -> None:
         train: trains and publishes.
         usage: what `--help` prints first.
     """
+    print_any_character()
     app.run(lambda command: command(), flags_parser=lambda argv: read_command(argv, train, usage))
 
 

@@ -108,6 +108,25 @@ def test_a_wrong_question_gets_a_message_and_an_exit_code(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["shwo", "x"], "show"),
+        (["Pick", "x"], "pick"),
+        (["pick", "x", "--weigths", "1,0"], "--weights"),
+        (["pick", "x", "--at_leat=a=1"], "--at-least"),
+        (["generate", "x", "--policy", "a", "--promt", "a"], "--prompt"),
+    ],
+)
+def test_a_misspelt_word_gets_a_suggestion(run_command, words, meant):
+    status, _, err = run_command(*words)
+    assert (status, err.splitlines()[-1]) == (2, f"did you mean {meant}?")
+
+
+def test_a_word_like_no_other_gets_none(run_command):
+    assert "did you mean" not in run_command("xyzzy", "x")[2]
+
+
 def test_a_missing_run_ends_with_1_and_no_traceback(run_command, tmp_path):
     status, out, err = run_command("show", tmp_path / "nowhere")
     assert (status, out) == (1, "")
