@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,10 @@ def to_picture(image: torch.Tensor) -> Image.Image:
 def _slug(prompt: str, *rest: object) -> str:
     """A prompt as part of a file name; a digest stands for what is lost of it, and for the rest."""
     slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:32] or "empty"
+    try:
+        os.fsencode(slug)
+    except UnicodeEncodeError:  # where the system claims to know ASCII only
+        slug = slug.encode("ascii", errors="ignore").decode().strip("-") or "empty"
     if slug == prompt and not rest:
         return slug
     return f"{slug}-{hashlib.sha256(repr((prompt, *rest)).encode()).hexdigest()[:8]}"
