@@ -215,9 +215,10 @@ def _table_prompts(path: Path, text: str, delimiter: str) -> Iterator[Prompt]:
     Raises:
         ValueError: if no column holds prompts, or a row has more cells than there are columns.
     """
-    (_, header), *rows = _table(path, text, delimiter)
+    (_, first), *rows = _table(path, text, delimiter) or [(0, [])]
+    header = [cell.strip() for cell in first]
     name = _name_of(header)
-    if not name:
+    if not name and header:
         raise ValueError(
             f"prompt file {path} has no column {' or '.join(NAMES[::2])}, but "
             f"{', '.join(map(repr, header))}; name its column of prompts so, or write one prompt a "
@@ -234,7 +235,7 @@ def _table_prompts(path: Path, text: str, delimiter: str) -> Iterator[Prompt]:
         yield Prompt(prompt, {key: value for key, value in record.items() if key})
 
 
-def _table(path: Path, text: str, delimiter: str) -> Sequence[tuple[int, list[str]]]:
+def _table(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
     """The rows of a table, the header first, each with its line; those that are all blank left out.
 
     Tables of tabs quote nothing, or as a spreadsheet does: by the latter where that fits
@@ -254,12 +255,10 @@ def _table(path: Path, text: str, delimiter: str) -> Sequence[tuple[int, list[st
 
     try:
         try:
-            rows = read(strict=True, skipinitialspace=delimiter != "\t")
+            return read(strict=True, skipinitialspace=delimiter != "\t")
         except csv.Error:
             if delimiter != "\t":
                 raise
-            rows = read(quoting=csv.QUOTE_NONE)
+            return read(quoting=csv.QUOTE_NONE)
     except csv.Error as error:
         raise ValueError(f"prompt file {path} is not a table: {error}") from error
-    header = [cell.strip() for cell in rows[0][1]] if rows else []
-    return [(1, header), *rows[1:]]

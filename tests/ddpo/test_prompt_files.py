@@ -129,6 +129,14 @@ def test_a_file_that_is_no_text_says_what_it_is(tmp_path, data, problem):
         load_prompts(str(tmp_path / "prompts.txt"))
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".tsv", ".json", ".jsonl"])
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file_holds_no_prompt(tmp_path, suffix, content):
+    (tmp_path / f"a{suffix}").write_text(content)
+    with pytest.raises(ValueError, match=r"holds no prompt; write one a line"):
+        load_prompts(str(tmp_path / f"a{suffix}"))
+
+
 def test_a_misspelt_set_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"did you mean emoji_animals\?"):
         load_prompts("emoji_animal")
