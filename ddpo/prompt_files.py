@@ -23,9 +23,8 @@ NAMES = ("prompt", "prompts", "caption", "captions", "text", "texts")  # of keys
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".ldjson")
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}  # the likeliest first
 _OTHER_SUFFIXES = (".yaml", ".yml", ".toml", ".xml", ".html", ".htm", ".md", ".py", ".ini")
-_JSON_START = re.compile(
-    r'\s*(\[\s*|(\[\s*)?\{\s*)("|\Z)'
-)  # `["`, `{"` or `[{"`, as no prompt does
+# `["`, `{"` or `[{"`, spaces between, as no prompt begins
+_JSON_START = re.compile(r'\s*(\[\s*|(\[\s*)?\{\s*)("|\Z)')
 _OTHER_STARTS = {
     b"PAR1": "a Parquet file; write its prompts as .csv or .jsonl",
     b"\x1f\x8b": "compressed by gzip; unpack it",
