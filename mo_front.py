@@ -9,12 +9,15 @@ Each command has its own help, as in `python mo_front.py pick --help`; see also 
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
 from config.settings.errors import UserError
+from config.settings.terminal import print_any_character
 from front.commands import COMMANDS
 from front.errors import ChoiceError
 
@@ -54,6 +57,28 @@ def hyphenated(arguments: Sequence[str]) -> list[str]:
     return out
 
 
+def suggestion(words: Sequence[str]) -> str:
+    """What a misspelt command or option may mean; empty if nothing is like it.
+
+    Args:
+        words: `hyphenated` arguments.
+
+    Example:
+        >>> suggestion(["shwo", "my_run"]), suggestion(["pick", "my_run", "--weigths=1,0"])
+        ('show', '--weights')
+    """
+    name = words[0] if words else ""
+    known, given = list(COMMANDS), [name.lower()]
+    if name in known:
+        parser = argparse.ArgumentParser()
+        COMMANDS[name].add_arguments(parser)
+        known = re.findall(r"--[a-z-]+", parser.format_usage())
+        options = [word.partition("=")[0] for word in words if word.startswith("--")]
+        given = [option for option in options if option not in known]
+    close = (difflib.get_close_matches(word, known, n=1) for word in given)
+    return next((match[0] for match in close if match), "")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one command.
 
@@ -65,7 +90,14 @@ def main(arguments: Sequence[str]) -> int:
         does), 1 if it could not be answered.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision on import
-    args = make_parser().parse_args(hyphenated(arguments))
+    print_any_character()
+    words = hyphenated(arguments)
+    try:
+        args = make_parser().parse_args(words)
+    except SystemExit as end:
+        if end.code and (meant := suggestion(words)):
+            sys.stderr.write(f"did you mean {meant}?\n")
+        raise
     try:
         args.command(args)
     except UserError as error:

@@ -118,9 +118,27 @@ def make_folder(path: Path) -> None:
         sync(path.parent)
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder, if it is absent, and try to write into it, before there is much to lose.
+
+    Raises:
+        OSError: if it cannot be made or written to.
+    """
+    make_folder(folder)
+    probe = folder / f".writable{_PARTIAL}"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
 def sync(path: Path) -> None:
-    """Make a file's content durable, or the renames and deletions in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make a file's content durable, or the renames and deletions in a folder.
+
+    Windows opens no folder and flushes only what may be written to: there, only files are durable.
+    """
+    is_windows = not hasattr(os, "O_DIRECTORY")
+    if is_windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

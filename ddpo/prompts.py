@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from config.settings.files import is_file
 from ddpo.assets import ASSETS
+from ddpo.prompt_files import Prompt, read_prompt_file
 from ddpo.seeding import Stream
 
 if TYPE_CHECKING:
@@ -21,27 +23,8 @@ if TYPE_CHECKING:
 
 ROLES = ("train", "selection", "report")
 MIN_TO_SPLIT = 64  # a smaller set is not split: its parts would say little
+_NUM_SHOWN, _MAX_SHOWN = 3, 60  # prompts of a role that are shown, and characters of each
 _MAX_HELD_OUT = 128  # prompts of the selection and of the report part, at most
-
-
-class Prompt(str):
-    """The text of a prompt, with what a reward may want to know about it.
-
-    It is a string to everything that draws pictures; a reward that needs more (the questions and
-    answers a judge is given, say) reads `metadata`.
-
-    >>> prompt = Prompt("two cats", {"answers": ["two"]})
-    >>> prompt, prompt.metadata["answers"]
-    ('two cats', ['two'])
-    """
-
-    metadata: Mapping[str, Any]
-
-    def __new__(cls, text: str, metadata: Mapping[str, Any] | None = None) -> Prompt:
-        """A prompt of this text."""
-        prompt = super().__new__(cls, text)
-        prompt.metadata = dict(metadata or {})
-        return prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +41,7 @@ class PromptSet:
 
 
 def _lines(name: str) -> list[str]:
-    text = (ASSETS / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-    return text.splitlines()
+    return (ASSETS / "prompts" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def _nouns_activities() -> Iterable[str]:
@@ -124,13 +106,17 @@ class PromptSplit:
         train: what the agents learn on.
         selection: what the search judges policies by.
         report: what the published front is measured on.
-        notes: sentences on roles that share prompts.
+        notes: sentences on roles that share prompts, and on prompts of files that were left out.
     """
 
     train: tuple[str, ...]
     selection: tuple[str, ...]
     report: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def summary(self) -> list[str]:
+        """A line per role: how many prompts, and the first of them."""
+        return [f"{role} prompts: {_shown(getattr(self, role))}" for role in ROLES]
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each role's prompts with their metadata, in order."""
@@ -140,25 +126,39 @@ class PromptSplit:
 def load_prompts(name: str) -> tuple[str, ...]:
     """Distinct prompts of a set that ships with the project, or of a file.
 
-    A file has one prompt a line. In a `.jsonl` file a line is a JSON object with a "prompt" and, if
-    a reward wants it, "metadata" (an object).
+    Raises:
+        ValueError: if there is no such set or file, it is empty, or the file is not understood, see
+            `read_prompt_file`.
+    """
+    return _read(name)[0]
+
+
+def _read(name: str) -> tuple[tuple[str, ...], str]:
+    """The distinct prompts of a set, and a sentence on what of a file is none of them, if any is.
 
     Raises:
-        ValueError: if there is no such set or file, it is empty, or a line is not understood.
+        ValueError: see `load_prompts`.
     """
+    path = Path(name)
     if name in PROMPT_SETS:
-        found = PROMPT_SETS[name].prompts()
-    elif is_file(Path(name)):
-        found = _file_prompts(Path(name))
+        found = [*PROMPT_SETS[name].prompts()]
+    elif is_file(path):
+        found = [*read_prompt_file(path)]
     else:
+        close = difflib.get_close_matches(name, PROMPT_SETS, n=1)
+        hint = f"did you mean {close[0]}? Files" if close else "files"
         raise ValueError(
-            f"prompt set {name!r} is neither a file nor one of {', '.join(PROMPT_SETS)}; files are "
-            f"looked for from {Path.cwd()}"
+            f"prompt set {name!r} is neither a file nor one of {', '.join(PROMPT_SETS)}; {hint} "
+            f"are looked for from {Path.cwd()}"
         )
     prompts = tuple(dict.fromkeys(prompt for prompt in found if prompt))
     if not prompts:
         raise ValueError(f"prompt set {name!r} holds no prompt; write one a line")
-    return prompts
+    empty = found.count("")
+    counts = {"repeated": len(found) - empty - len(prompts), "empty": empty}
+    dropped = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
+    is_told = dropped and name not in PROMPT_SETS
+    return prompts, f"{name}: of {len(found)} prompts were left out: {dropped}" if is_told else ""
 
 
 def prompt_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -172,33 +172,22 @@ def prompt_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{setting}: {error}"
 
 
+def _shown(prompts: Sequence[str]) -> str:
+    """How many prompts there are, and the first of them in quotes, on one line however long.
+
+    >>> _shown(["cat", "dog", "fox", "owl"])
+    "4, the first 'cat', 'dog', 'fox'"
+    """
+    first = [
+        repr(str(each) if len(each) <= _MAX_SHOWN else f"{each[:_MAX_SHOWN]}...")
+        for each in prompts[:_NUM_SHOWN]
+    ]
+    return f"{len(prompts)}, the first {', '.join(first)}"
+
+
 def _digest(prompts: Sequence[str]) -> str:
     content = [(prompt, getattr(prompt, "metadata", {})) for prompt in prompts]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _file_prompts(path: Path) -> Iterable[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompt file {path} is not UTF-8 text: {error}") from error
-    lines = [line.strip() for line in text.splitlines()]
-    if path.suffix != ".jsonl":
-        return lines
-    return [_json_prompt(path, i, line) for i, line in enumerate(lines, start=1) if line]
-
-
-def _json_prompt(path: Path, number: int, line: str) -> Prompt:
-    where = f"prompt file {path}, line {number}"
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    values = record if isinstance(record, dict) else {}
-    match values.get("prompt"), values.get("metadata", {}):
-        case str(text), dict(metadata) if text.strip():
-            return Prompt(text.strip(), metadata)
-    raise ValueError(f'{where} must be {{"prompt": TEXT}}, with "metadata": {{...}} if need be')
 
 
 def split_prompts(settings: PromptSettings) -> PromptSplit:
@@ -215,7 +204,8 @@ def split_prompts(settings: PromptSettings) -> PromptSplit:
     notes = []
     for name in dict.fromkeys(names.values()):
         roles = [role for role in ROLES if names[role] == name]
-        prompts = load_prompts(name)
+        prompts, left_out = _read(name)
+        notes += [left_out] if left_out else []
         if len(roles) > 1 and len(prompts) < MIN_TO_SPLIT:
             parts |= dict.fromkeys(roles, prompts)
             notes.append(

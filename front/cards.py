@@ -173,7 +173,8 @@ def _write(folder: Path, front: Front, pictures: list[str], repo: str, **content
         **content,
     )
     text = re.sub(r"\n{3,}", "\n\n", str(card))
-    (folder / CARD).write_text(text.rstrip() + "\n", encoding="utf-8")
+    page = text.rstrip() + "\n"
+    (folder / CARD).write_bytes(page.encode(errors="backslashreplace"))  # paths may be no text
 
 
 def front_table(front: Front) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from config.settings.flat import flatten
 from front.errors import ChoiceError, FrontError
+from front.labels import axis_label, plain_label
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import to_z
 from morl.pareto import non_dominated
@@ -249,10 +250,10 @@ def plot_comparison(path: Path, contenders: Sequence[Contender]) -> None:
                 yerr=errors[:, j],
                 fmt="o-" if num == 2 else "o",
                 markersize=4,
-                label=contender.label,
+                label=plain_label(contender.label),
             )
-        axis.set_xlabel(f"{objectives[i].name} [{objectives[i].unit}]")
-        axis.set_ylabel(f"{objectives[j].name} [{objectives[j].unit}]")
+        axis.set_xlabel(axis_label(objectives[i]))
+        axis.set_ylabel(axis_label(objectives[j]))
         axis.set_title("fronts, report set, ± 1 standard error")
     for axis, name, label in (
         (axes[-2], "images", "training images sampled"),
@@ -261,7 +262,9 @@ def plot_comparison(path: Path, contenders: Sequence[Contender]) -> None:
         for contender in contenders:
             if contender.curve is not None:
                 spent = getattr(contender.curve, name)
-                axis.plot(spent, contender.curve.hypervolumes, "o-", label=contender.label)
+                axis.plot(
+                    spent, contender.curve.hypervolumes, "o-", label=plain_label(contender.label)
+                )
         axis.set_xlabel(label)
         axis.set_ylabel("hypervolume [z-units]")
         axis.set_title("everything found so far, selection set")

@@ -106,7 +106,7 @@ def write_report(run: Path) -> Path:
         raise ReportError(f"the records of {run} do not fit together: {error!r}") from error
     path = run / "report.html"
     try:
-        write_atomic(path, page.encode())
+        write_atomic(path, page.encode(errors="backslashreplace"))  # names of files may be no text
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error}") from error
     return path

@@ -27,8 +27,8 @@ def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
     """Measure the base model: scales, reference and ideal points, its own returns."""
     settings, trainer, evaluator = run.settings, run.trainer, run.evaluator
     by_first, recorder = run.processes.by_first, run.recorder
-    for note in trainer.prompts.notes:
-        recorder.say(note)
+    for line in (*trainer.prompts.summary(), *trainer.prompts.notes):
+        recorder.say(line)
     by_first(run.directory.write_config, settings, str(run.processes.device))
     by_first(run.directory.truncate_metrics, 0)
     initial = trainer.agents.initial_policy()
@@ -65,8 +65,13 @@ def restore(
         run: its parts.
         checkpoint: of the run.
         changes: what differs since the run began, a sentence each.
+
+    Raises:
+        ConfigError: if the prompts that this process trains on are not those of the run.
     """
     state, recorder = checkpoint.state, run.recorder
+    # also where another process reads other files, or they changed since this one looked
+    check_prompts(state.prompts, run.trainer.prompts.digests(), run.settings)
     run.trainer.calibrate(state.calibration.scales, state.calibration.slopes)
     recorder.costs, recorder.curve = state.costs, list(state.curve)
     search = SharedSearch(

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.settings.errors import ConfigError, UserError
-from config.settings.resume import AUTO, changed_settings, settings_in
+from config.settings.resume import (
+    AUTO,
+    changed_settings,
+    has_checkpoint,
+    run_meant_by,
+    settings_in,
+)
 from ddpo.files import write_json
 
 if TYPE_CHECKING:
@@ -34,11 +41,13 @@ class RunChoice:
         path: the directory.
         is_new: whether it holds nothing yet that could be continued.
         is_finished: whether all its generations are done and its front is published.
+        is_named: whether a user chose its name; a name made of the time must be nobody else's.
     """
 
     path: Path
     is_new: bool
     is_finished: bool = False
+    is_named: bool = True
 
 
 def choose_run(settings: Settings) -> RunChoice:
@@ -57,14 +66,16 @@ def choose_run(settings: Settings) -> RunChoice:
     if settings.resume_from == AUTO:
         return _choose_auto(logdir, settings)
     if settings.resume_from:
-        path = Path(settings.resume_from)
+        path = run_meant_by(settings.resume_from)
         if not has_checkpoint(path):
             raise UserError(
                 f"resume_from={path} is not a run directory that can be continued: it has no "
                 "checkpoint"
             )
         return _existing(path, settings)
-    path = _inside(logdir, settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if not settings.run_name:
+        return _unnamed(logdir)
+    path = _inside(logdir, settings.run_name)
     if has_checkpoint(path):
         raise UserError(
             f"{path} holds a run already; choose another run_name, or continue it with "
@@ -79,16 +90,25 @@ def mark_finished(path: Path, num_generations: int) -> None:
 
 
 def _choose_auto(logdir: Path, settings: Settings) -> RunChoice:
-    name = settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S")
-    path = _inside(logdir, name)
     if settings.run_name:
+        path = _inside(logdir, settings.run_name)
         return _existing(path, settings) if has_checkpoint(path) else _new(path)
     choices = []
     for run in sorted(_runs_in(logdir), key=_last_worked_on, reverse=True):
         with contextlib.suppress(ConfigError):  # finished, and not by these settings
             choices.append(_existing(run, settings))
     unfinished = [choice for choice in choices if not choice.is_finished]
-    return (unfinished or choices or [_new(path)])[0]
+    return (unfinished or choices or [_unnamed(logdir)])[0]
+
+
+def _unnamed(logdir: Path) -> RunChoice:
+    """A run to begin, called by the time; by a number as well where that name is taken."""
+    now = time.strftime("%Y-%m-%d_%H-%M-%S")
+    path, number = logdir / now, 1
+    while os.path.lexists(path):  # ends: a folder holds finitely many
+        number += 1
+        path = logdir / f"{now}_{number}"
+    return RunChoice(path=path, is_new=True, is_named=False)
 
 
 def _new(path: Path) -> RunChoice:
@@ -136,14 +156,6 @@ def _runs_in(logdir: Path) -> Iterator[Path]:
         yield from (
             path for path in logdir.iterdir() if not path.is_symlink() and has_checkpoint(path)
         )
-
-
-def has_checkpoint(path: Path) -> bool:
-    """Whether a folder holds a run that could be continued."""
-    try:
-        return any(path.glob("checkpoints/[0-9]*"))
-    except OSError:  # a name too long, a folder that may not be read
-        return False
 
 
 def _last_worked_on(path: Path) -> int:

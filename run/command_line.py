@@ -16,6 +16,7 @@ from absl import app, flags
 from config.settings.errors import ConfigError, StoppedError, UserError
 from config.settings.loader import load
 from config.settings.parse import Choices, parse
+from config.settings.terminal import print_any_character
 from ddpo.normalisations import NORMALISATIONS
 from ddpo.prompts import prompt_problems
 from ddpo.rewards.lookup import diversity_problems, guard_problems, reward_problems
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "config" / "base.py"
 EXIT_FAILED = 1
 EXIT_WRONG_SETTINGS = 2
-EXIT_STOPPED = os.EX_TEMPFAIL  # 75, by a signal: start it again with resume_from
+EXIT_STOPPED = 75  # by a signal, start it again with resume_from: EX_TEMPFAIL of sysexits.h
 CHOICES: Choices = {
     "train.update_rule": UPDATE_RULES,
     "advantage.normalisation": NORMALISATIONS,
@@ -50,6 +51,7 @@ def start(train: Train, usage: str) -> None:
         train: trains and publishes.
         usage: what `--help` prints first.
     """
+    print_any_character()
     app.run(lambda command: command(), flags_parser=lambda argv: read_command(argv, train, usage))
 
 

@@ -10,10 +10,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from config.settings.errors import UserError
+from config.settings.resume import has_checkpoint
 from ddpo.agents.adapter import holds_adapter, save_adapter
 from ddpo.files import DISK_ERRORS, make_folder, new_folder, remove, sweep, sync, write_json
 from run.checkpoint import CheckpointStore
-from run.choice import choose_run, has_checkpoint
+from run.choice import RunChoice, choose_run
 from run.lock import lock
 from run.records import CONFIG, RunConfig
 from run.samples import write_samples
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAX_NAMESAKES = 1000  # unnamed runs that begin in the same second
 MAX_FAILURES = 3  # generations in a row that a full disk may leave unsaved
 
 
@@ -47,7 +49,7 @@ def open_run_dir(settings: Settings, parts: ExitStack) -> RunDir:
     """
     choice = choose_run(settings)
     try:
-        make_folder(choice.path)
+        choice = _made(choice, settings)
         parts.enter_context(lock(choice.path))
     except OSError as error:
         raise UserError(
@@ -58,6 +60,27 @@ def open_run_dir(settings: Settings, parts: ExitStack) -> RunDir:
             f"another process has run in {choice.path} just now; start again to go on from it"
         )
     return RunDir(choice.path, is_new=choice.is_new)
+
+
+def _made(choice: RunChoice, settings: Settings) -> RunChoice:
+    """A choice whose folder is made; another one if a run of the same second has just taken it.
+
+    Raises:
+        OSError: if the folder cannot be made.
+    """
+    if choice.is_named:
+        make_folder(choice.path)
+        return choice
+    make_folder(choice.path.parent)
+    for _ in range(_MAX_NAMESAKES):
+        try:
+            choice.path.mkdir()
+        except FileExistsError:
+            choice = choose_run(settings)
+        else:
+            sync(choice.path.parent)
+            return choice
+    raise FileExistsError(f"{_MAX_NAMESAKES} runs began in this second")
 
 
 class RunDir:

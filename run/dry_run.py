@@ -101,10 +101,7 @@ def _objectives(settings: RewardSettings) -> Iterator[str]:
 
 
 def _prompts(prompts: PromptSplit) -> Iterator[str]:
-    yield (
-        f"{len(prompts.train)} to train on, {len(prompts.selection)} for selection, "
-        f"{len(prompts.report)} for the report"
-    )
+    yield from prompts.summary()
     yield from prompts.notes
 
 

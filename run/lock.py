@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
 from typing import TYPE_CHECKING, TextIO
+
+from filelock import lock_descriptor
 
 from config.settings.errors import UserError
 
@@ -28,17 +29,26 @@ def lock(folder: Path) -> TextIO:
     """
     file = (folder / _NAME).open("a+", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise UserError(
-            f"{folder} is in use by {owner}; wait for it or stop it, or choose another run_name"
-        ) from None
+        is_ours = lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:  # some network file systems have no locks
         logger.warning("%s cannot be locked (%s); start no second run in it", folder, error)
+        is_ours = True
+    if not is_ours:
+        with file:
+            owner = _owner(file)
+        raise UserError(
+            f"{folder} is in use by {owner}; wait for it or stop it, or choose another run_name"
+        )
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def _owner(file: TextIO) -> str:
+    """Which process holds the lock, if it says so where others can read it (not on Windows)."""
+    try:
+        file.seek(0)
+        return file.read().strip() or "another process"
+    except OSError:
+        return "another process"

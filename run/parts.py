@@ -78,6 +78,7 @@ def open_parts(
     stop: Stop | None,
     model: BaseModel | None,
     stack: ExitStack,
+    resumed_at: int | None = None,
 ) -> Parts:
     """Load the model and the rewards, and start the accounts.
 
@@ -88,6 +89,7 @@ def open_parts(
         stop: tells when a signal asks for an end.
         model: the base model; by default that of `settings.pretrained` is loaded.
         stack: closes the parts.
+        resumed_at: training images of the checkpoint that the run goes on from; None if it is new.
 
     Raises:
         UserError: if the model or a reward cannot be loaded, in this process or in another.
@@ -105,7 +107,7 @@ def open_parts(
     with processes.fail_together(UserError), memory_advised():
         trainer = Trainer(settings, processes, progress.steps, check_stop, model)
     stack.callback(trainer.close)
-    trackers = Trackers(accelerator, tracker_names, directory.path.name, settings.flat())
+    trackers = Trackers(accelerator, tracker_names, directory.path, settings.flat(), resumed_at)
     stack.callback(trackers.close)
     recorder = Recorder(directory, progress, trackers)
     return Parts(

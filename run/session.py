@@ -68,7 +68,8 @@ class Session(Parts):
         with ExitStack() as stack:
             processes, directory = join_processes(settings, stack)
             checkpoint, changes = processes.by_first(read_checkpoint, directory, settings)
-            parts = open_parts(settings, processes, directory, stop, model, stack)
+            done = checkpoint.state.costs.train if checkpoint else None
+            parts = open_parts(settings, processes, directory, stop, model, stack, done)
             stack.enter_context(explained(directory, processes.is_first))
             begun = restore(parts, checkpoint, changes) if checkpoint else begin(parts)
             run = cls(**vars(parts), calibration=begun[0], search=begun[1])

@@ -2,17 +2,23 @@
 
 They talk to the network, so they do it in a thread of their own: what fails, or does not answer
 within `PATIENCE` seconds, is reported once and left out from then on.
+
+A run that goes on goes on in its trackers: `trackers.json` in the run directory remembers under
+which id.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import queue
 import threading
+import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
 from config.settings.errors import UserError
+from ddpo.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +32,7 @@ _PLAIN = (int, float, str, bool)  # settings that tensorboard takes as they are
 
 PATIENCE = 15.0  # seconds a tracker may take for one thing
 BACKLOG = 10_000  # things that may wait for a slow tracker
+_BEGUN = "trackers.json"
 
 
 def installed_trackers(names: Sequence[str]) -> list[str]:
@@ -50,16 +57,18 @@ class Trackers:
     Args:
         accelerator: made with `log_with`.
         names: the trackers asked for.
-        run_name: shown by them.
-        settings: sent along, flat.
+        run: the run directory.
+        settings: sent along, flat, by a tracker that begins.
+        resumed_at: training images of the checkpoint that the run goes on from; None if it is new.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
         names: Sequence[str],
-        run_name: str,
+        run: Path,
         settings: Mapping[str, Any],
+        resumed_at: int | None = None,
     ) -> None:
         self._accelerator = accelerator
         self._is_on = bool(names)
@@ -70,8 +79,10 @@ class Trackers:
             values = {k: v if isinstance(v, _PLAIN) else str(v) for k, v in settings.items()}
 
             def start() -> None:
-                options = {"wandb": wandb_options(run_name)} if "wandb" in names else {}
-                accelerator.init_trackers("mo-ddpo", values, init_kwargs=options)
+                ids, are_new = _ids(run, names, is_new=resumed_at is None)
+                options = {name: _OPTIONS[name](run.name, ids[name], resumed_at) for name in names}
+                content = values if are_new else None  # tensorboard would show it as another run
+                accelerator.init_trackers("mo-ddpo", content, init_kwargs=options)
 
             self._send("started", start)
 
@@ -152,9 +163,39 @@ def _problem_within(seconds: float, task: Callable[[], object]) -> str | None:
     return problems[0] if problems else None
 
 
-def wandb_options(run_name: str) -> dict[str, Any]:
-    """The run's name, and an end to waiting for a server or for somebody to type a key."""
+def _ids(run: Path, names: Sequence[str], *, is_new: bool) -> tuple[dict[str, str], bool]:
+    """The id of the run in each tracker, and whether a tracker had none yet; kept for next time."""
+    try:
+        known = {} if is_new else json.loads((run / _BEGUN).read_text(encoding="utf-8"))["ids"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    ids = {name: known.get(name) or uuid.uuid4().hex for name in names}
+    write_json(run / _BEGUN, {"format": 1, "ids": {**known, **ids}})
+    return ids, not ids.keys() <= known.keys()
+
+
+def wandb_options(run_name: str, identifier: str, resumed_at: int | None) -> dict[str, Any]:
+    """The run's name and id, and an end to waiting for a server or for somebody to type a key.
+
+    wandb ignores what it has of a step already, so generations that are done again change nothing.
+    """
     import wandb  # noqa: PLC0415 - slow, and not everybody has it
 
     limit = int(PATIENCE)
-    return {"name": run_name, "settings": wandb.Settings(init_timeout=limit, login_timeout=limit)}
+    return {
+        "name": run_name,
+        "id": identifier,
+        "resume": "never" if resumed_at is None else "allow",
+        "settings": wandb.Settings(init_timeout=limit, login_timeout=limit),
+    }
+
+
+def tensorboard_options(run_name: str, identifier: str, resumed_at: int | None) -> dict[str, Any]:  # noqa: ARG001
+    """What was shown after the checkpoint is done again, and shown once.
+
+    tensorboard knows a run by its folder, which is the run's own.
+    """
+    return {} if resumed_at is None else {"purge_step": resumed_at + 1}
+
+
+_OPTIONS = {"wandb": wandb_options, "tensorboard": tensorboard_options}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import mo_train
 from config.settings.errors import ConfigError, UserError
 from config.settings.parse import parse
+from ddpo import trainer
 from ddpo.rewards import REWARDS
 from run.command_line import read_settings
 from tests.support.pipelines import make_tiny_pipe
@@ -151,6 +152,17 @@ def test_a_resumed_run_keeps_its_prompts(world, tmp_path):
     ) as error:
         world(*resume)
     assert "prompts.train" not in str(error.value)
+    report.write_text("e\nf\n")
+    original = trainer.split_prompts
+
+    def edited_since(settings):
+        report.write_text("e\ng\n")
+        return original(settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "split_prompts", edited_since)
+        with pytest.raises(ConfigError, match=r"prompts\.report: its file holds other prompts"):
+            world(*resume)
     world(*resume, "resume_force=prompts.report")
 
 

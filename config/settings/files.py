@@ -17,6 +17,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name too long for one is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def make_importable_beside(path: Path) -> None:
     """Let a Python file import what lies in its folder, as if it were run; all else comes first."""
     folder = str(path.resolve().parent)

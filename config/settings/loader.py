@@ -21,11 +21,14 @@ from config.settings.declared import declared_in, defaults_of, expand_home
 from config.settings.errors import ConfigError
 from config.settings.files import is_file, make_importable_beside
 from config.settings.removed import REMOVED
-from config.settings.resume import AUTO, settings_in
+from config.settings.resume import AUTO, run_meant_by, settings_in
+from config.settings.terminal import typed_text
 from config.settings.unknown import unknown_setting
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+    from config.settings.declared import Declared
 
 RECIPES = Path(base.__file__).parent
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -53,7 +56,7 @@ def load(
     pairs, problems = _pairs(arguments, flags)
     named = dict(pairs)
     recipe, run = named.get("config"), expand_home(named.get("config.resume_from", ""))
-    settings = settings_in(Path(run)) if recipe is None and run not in {"", AUTO} else None
+    settings = settings_in(run_meant_by(run)) if recipe is None and run not in {"", AUTO} else None
     if settings is not None:
         config = ConfigDict({**settings, "resume_force": ()})
     else:
@@ -130,7 +133,7 @@ def _advice(argument: str, flags: Collection[str]) -> str:
     if word.lstrip("-") in defaults_of(base.Settings):
         return f"did you mean --config.{word.lstrip('-')}{equals}{value}?"
     if close := difflib.get_close_matches(word, [*flags, "--config"], n=1):
-        return f"did you mean {close[0]}{equals}{value}?"
+        return f"did you mean {close[0] if close[0] in flags else close[0] + equals + value}?"
     return "settings look like --config.seed=1"
 
 
@@ -146,7 +149,7 @@ def _override(config: ConfigDict, name: str, text: str) -> None:
     if name not in settings:
         raise ValueError(unknown_setting(name, settings))
     *sections, key = name.split(".")
-    section, value = config, _read(name, text, declared_in(base.Settings)[name].kind)
+    section, value = config, _read(name, text, declared_in(base.Settings)[name])
     with config.unlocked(), config.ignore_type():
         for part in sections:
             if part not in section:
@@ -157,8 +160,9 @@ def _override(config: ConfigDict, name: str, text: str) -> None:
         section[key] = value
 
 
-def _read(name: str, text: str, kind: object) -> object:
+def _read(name: str, text: str, setting: Declared) -> object:
     """`text` as a value of a setting's type."""
+    kind = setting.kind
     try:
         if kind is bool:
             return _BOOLEANS[text.lower()]
@@ -172,7 +176,10 @@ def _read(name: str, text: str, kind: object) -> object:
         kinds = {bool: "True or False", int: "a whole number", float: "a number"}
         words = kinds[kind] if isinstance(kind, type) else "a list such as a,b or \"('a','b')\""
         raise ValueError(f"{name}={text} must be {words}") from error
-    return text
+    try:
+        return text if setting.is_path else typed_text(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}={text!r} must be text in UTF-8") from error
 
 
 def _read_tuple(text: str) -> tuple[object, ...]:

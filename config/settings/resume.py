@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.base import Settings
 from config.settings.declared import OnResume, declared_in, defaults_of
 from config.settings.errors import ConfigError
+from config.settings.files import exists
 from config.settings.flat import flatten, nested
 from config.settings.removed import REMOVED, carried_over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 AUTO = "auto"  # of resume_from: whichever run of the log directory the settings mean
 # What runs did before there was such a setting, where today's default is something else.
@@ -39,6 +40,25 @@ def completed(given: Mapping[str, Any], *, is_finished: bool = False) -> dict[st
     if problems:
         raise ConfigError(problems)
     return nested({**_absent(), **carried})
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether a folder holds a run that could be continued."""
+    try:
+        return any(path.glob("checkpoints/[0-9]*"))
+    except (OSError, ValueError):  # a name too long or with NUL, a folder that may not be read
+        return False
+
+
+def run_meant_by(resume_from: str) -> Path:
+    """The run directory that a path means: itself, or the one that it lies in.
+
+    So one of a run's checkpoints, or its front, stands for the run, which goes on from its last
+    checkpoint.
+    """
+    path = Path(resume_from)
+    inside = path.resolve().parents[:2] if exists(path) else ()
+    return next((each for each in (path, *inside) if has_checkpoint(each)), path)
 
 
 def settings_in(run: Path) -> dict[str, Any] | None:

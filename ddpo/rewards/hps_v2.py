@@ -8,6 +8,7 @@ open_clip nor the package is needed. The package runs in half precision under au
 
 from __future__ import annotations
 
+import html
 import re
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,17 @@ def _layer(prefix: str, name: str, tensor: torch.Tensor) -> dict[str, torch.Tens
     return {f"{prefix}{_LAYER[stem]}.{kind}": tensor}
 
 
+def clean(text: str) -> str:
+    """A text as open_clip's tokeniser takes it: broken encodings mended, entities resolved.
+
+    >>> clean("a  \N{LEFT DOUBLE QUOTATION MARK}cat\N{RIGHT DOUBLE QUOTATION MARK} &amp; fish")
+    'a "cat" & fish'
+    """
+    import ftfy  # noqa: PLC0415 - see `ddpo.rewards`
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
 class HpsV2(BatchReward):
     """HPS v2.1 times 100, about 20 to 32.
 
@@ -113,7 +125,7 @@ class HpsV2(BatchReward):
 
     def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """See `BatchReward`."""
-        return 100 * self.clip.cosine(batch, prompts)
+        return 100 * self.clip.cosine(batch, [clean(prompt) for prompt in prompts])
 
 
 def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> HpsV2:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 
+from front.labels import axis_label
+
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
@@ -50,7 +52,7 @@ def plot_dense_front(path: Path, front: Front, analysis: Analysis) -> None:
         axis.plot(base[i], base[j], "*", color="tab:red", markersize=14, label="base model")
         for which, index in (("x", i), ("y", j)):
             objective = front.objectives[index]
-            getattr(axis, f"set_{which}label")(f"{objective.name} [{objective.unit}]")
+            getattr(axis, f"set_{which}label")(axis_label(objective))
         axis.legend(loc="best")
         axis.grid(alpha=0.3)
     figure.suptitle(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ddpo.files import write_json
+from ddpo.files import check_writable, write_json
 from front.analysis.plot import plot_dense_front
 from front.analysis.values import ANALYSIS, DENSE_PLOT
 from front.errors import FrontError
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from ddpo.types import Evaluation
     from front.analysis.values import Analysis
     from front.front import Front
+
+
+def check_publishable(front: Front) -> None:
+    """See that an analysis of a front can be published, before it is measured.
+
+    Raises:
+        FrontError: if the run directory cannot be written to.
+    """
+    try:
+        for folder in (front.path, sample_path(front.path, "report", "any").parent):
+            check_writable(folder)
+    except OSError as error:
+        raise FrontError(
+            f"{front.path} cannot be written to: {error}; copy the run, and analyse the copy"
+        ) from error
 
 
 def publish_analysis(

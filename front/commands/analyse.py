@@ -32,12 +32,13 @@ def run(args: argparse.Namespace) -> None:
     nothing dominates to front.json, writes analysis.json and dense_front.png.
     """
     from front.analysis.measure import analyse
-    from front.analysis.publish import publish_analysis
+    from front.analysis.publish import check_publishable, publish_analysis
     from front.report import write_report
     from run.progress import route_logs
 
     route_logs()
     front = Front.load(args.run)
+    check_publishable(front)
     analysis, evaluations = analyse(
         front,
         args.points,

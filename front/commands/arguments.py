@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.settings.terminal import typed_text
 from front.errors import ChoiceError
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ def _whole(name: str, low: int, end: float = math.inf) -> Callable[[str], int]:
     return read
 
 
+def text(argument: str) -> str:
+    """A prompt; argparse turns a ValueError into its message."""
+    return typed_text(argument)
+
+
+text.__name__ = "text in UTF-8"
 positive = _whole("whole number of at least 1", 1)
 # The seeds that follow fit 63 bits, too, as random generators want them.
 seed = _whole("whole number of at least 0 and less than 2**62", 0, 2**62)

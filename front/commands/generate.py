@@ -13,6 +13,7 @@ from front.commands.arguments import (
     guidance,
     positive,
     seed,
+    text,
 )
 from front.commands.command import Command, say
 from front.describe import member_text
@@ -26,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_choice(parser)
     add_blend(parser)
     parser.add_argument(
-        "--prompt", action="append", required=True, help="what to draw; may be repeated"
+        "--prompt", type=text, action="append", required=True, help="what to draw; may be repeated"
     )
     parser.add_argument("--num-images", type=positive, default=4, help="pictures of each prompt")
     parser.add_argument(

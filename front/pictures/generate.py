@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from tqdm import tqdm
 
+from ddpo.files import check_writable
 from front.errors import FrontError
 from front.pictures.painter import Painter
 from front.pictures.plots import plot_samples
@@ -57,11 +59,11 @@ def draw_beside_base(
     Raises:
         UserError: if the model, the adapter or the folder cannot be used.
     """
-    painter = Painter(front, model, device, rows_per_pass)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        check_writable(out)
     except OSError as error:
         raise FrontError(f"{out} cannot be written to: {error}") from error
+    painter = Painter(front, model, device, rows_per_pass)
     prompts = list(dict.fromkeys(prompts))
     texts = [prompt for prompt in prompts for _ in seeds]
     keys = [seed for _ in prompts for seed in seeds]
@@ -93,6 +95,10 @@ def to_picture(image: torch.Tensor) -> Image.Image:
 def _slug(prompt: str, *rest: object) -> str:
     """A prompt as part of a file name; a digest stands for what is lost of it, and for the rest."""
     slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:32] or "empty"
+    try:
+        os.fsencode(slug)
+    except UnicodeEncodeError:  # where the system claims to know ASCII only
+        slug = slug.encode("ascii", errors="ignore").decode().strip("-") or "empty"
     if slug == prompt and not rest:
         return slug
     return f"{slug}-{hashlib.sha256(repr((prompt, *rest)).encode()).hexdigest()[:8]}"

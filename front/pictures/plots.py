@@ -8,6 +8,8 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from front.labels import axis_label
+
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
@@ -94,7 +96,7 @@ def _plot_pair(axis: Any, front: FrontView, offspring: Sequence[Offspring], i: i
         axis.annotate("", xy=tip, xytext=(mean[i], mean[j]), arrowprops=arrow)
     for which, index in (("x", i), ("y", j)):
         objective = front.objectives[index]
-        getattr(axis, f"set_{which}label")(f"{objective.name} [{objective.unit}]")
+        getattr(axis, f"set_{which}label")(axis_label(objective))
     axis.legend(loc="best")
     axis.grid(alpha=0.3)
 
@@ -116,8 +118,8 @@ def _plot_guard(axis: Any, front: FrontView, guard: Guard) -> None:
     axis.plot(front.base.returns[0], base, "*", color="tab:red", markersize=14)
     if guard.max_drop is not None:
         axis.axhline(base - guard.max_drop, linestyle="--", color="tab:red", label="limit")
-    axis.set_xlabel(f"{objective.name} [{objective.unit}]")
-    axis.set_ylabel(f"guard {guard.name} [{guard.unit}]")
+    axis.set_xlabel(axis_label(objective))
+    axis.set_ylabel(f"guard {axis_label(guard)}")
     axis.legend(loc="best")
     axis.grid(alpha=0.3)
 

@@ -120,7 +120,6 @@ def test_json_lines_carry_metadata_to_the_reward_in_copies_too(tmp_path):
     ("line", "problem"),
     [
         ("cat", "line 1 is not JSON"),
-        ('["cat"]', "line 1 must be "),
         ('{"prompt": ""}', "line 1 must be "),
         ('{"prompt": "cat", "metadata": 3}', "line 1 must be "),
     ],

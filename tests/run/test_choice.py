@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 
 import pytest
 
 from config.settings.errors import ConfigError, UserError
 from run.choice import RunChoice, choose_run, mark_finished
 from run.command_line import read_settings
+from run.directory import open_run_dir
 
 
 @pytest.fixture(name="choose")
@@ -93,6 +95,32 @@ def test_there_must_be_something_to_go_on_with(choose, tmp_path):
     for path in (tmp_path / "nothing", tmp_path, "x" * 300):
         with pytest.raises(UserError, match="it has no checkpoint"):
             choose(f"resume_from={path}")
+
+
+@pytest.mark.parametrize("inside", ["checkpoints/00001", "checkpoints", "config.json"])
+def test_a_path_inside_a_run_means_the_run(choose, tmp_path, monkeypatch, inside):
+    run = make_run(tmp_path, "a", "adapter.rank=8")
+    assert choose(f"resume_from={run / inside}") == RunChoice(path=run, is_new=False)
+    settings = read_settings([f"--config.resume_from={run / inside}"])
+    assert settings.adapter.rank == 8  # the run's own, as for the run directory itself
+    monkeypatch.chdir(run / "checkpoints" / "00001")
+    assert choose("resume_from=.") == RunChoice(path=run, is_new=False)
+    with pytest.raises(UserError, match="it has no checkpoint"):
+        choose(f"resume_from={run / 'checkpoints' / '00009'}")
+
+
+def test_unnamed_runs_of_one_second_each_get_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda _: "2026-01-01_00-00-00")
+    settings = read_settings([f"--config.logdir={tmp_path}"])
+    with ExitStack() as parts:
+        names = [open_run_dir(settings, parts).path.name for _ in range(3)]
+        choice = choose_run(settings)
+        choice.path.mkdir()  # between choice and folder, by yet another
+        choices = iter([choice, choose_run(settings)])
+        monkeypatch.setattr("run.directory.choose_run", lambda _: next(choices))
+        names.append(open_run_dir(settings, parts).path.name)
+    now = "2026-01-01_00-00-00"
+    assert names == [now, f"{now}_2", f"{now}_3", f"{now}_5"]
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "a\\b", "..", "x" * 300, "a\0b"])

@@ -25,7 +25,8 @@ def test_the_default_recipe_on_the_command_line(capsys):
     report = capsys.readouterr().out
     for line in (
         "clip_alignment [cosine]: ready",
-        "45 to train on, 45 for selection, 16 for the report",
+        "train prompts: 45, the first 'cat', 'dog', 'horse'",
+        "report prompts: 16, the first 'elephant', ",
         "11 generations of 6 iterations; 4 agents x 48 = 192 images an iteration",
         "images: 10,368 to train on, 180 to calibrate, 3,936 for selection, 100 a policy",
         "optimiser steps of an agent: 4 an iteration, 240 in all",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import enum
+import importlib
 import os
+import pkgutil
 import resource
 import shutil
 import signal
@@ -17,6 +20,35 @@ if TYPE_CHECKING:
 
     from run.checkpoint import Checkpoint
     from run.session import Session
+
+
+def be_on_windows() -> None:
+    """Without the names and habits of POSIX, every module of the project is imported again."""
+    for module in ("fcntl", "resource", "termios", "pwd", "grp"):
+        sys.modules[module] = None
+    for where, names in {
+        os: ("EX_TEMPFAIL", "O_DIRECTORY", "sched_getaffinity", "fork", "geteuid", "getuid"),
+        signal: ("SIGUSR1", "SIGUSR2", "SIGKILL", "SIGALRM", "SIGHUP", "alarm"),
+    }.items():
+        for name in names:
+            delattr(where, name)
+    windows = [each for each in signal.Signals if each.name in {"SIGTERM", "SIGINT"}]
+    signal.Signals = enum.IntEnum("Signals", {each.name: each.value for each in windows})
+    original = os.open
+
+    def open_no_folder(path: object, flags: int, *arguments: object, **options: object) -> int:
+        if Path(os.fsdecode(path)).is_dir() and not options:
+            raise PermissionError(13, "Permission denied", path)
+        return original(path, flags, *arguments, **options)
+
+    os.open = open_no_folder
+    packages = ("config", "ddpo", "morl", "run", "front")
+    for name in [name for name in sys.modules if name.split(".")[0] in packages]:
+        del sys.modules[name]
+    for package in packages:
+        for module in pkgutil.walk_packages([package], f"{package}."):
+            importlib.import_module(module.name)
+    importlib.import_module("mo_front")
 
 
 def never_reach_a_safe_point() -> None:

@@ -19,6 +19,7 @@ UNREADABLE = {
     "--seed=1": "'--seed=1' is not understood; did you mean --config.seed=1?",
     "--train.kl_coef": "did you mean --config.train.kl_coef?",
     "--dry-run": "'--dry-run' is not understood; did you mean --dry_run?",
+    "--dry-run=True": "did you mean --dry_run?",
     "--conf=smoke": "did you mean --config=smoke?",
     "--quietly": "is not understood; settings look like --config.seed=1",
     "--config.evolution.seed=1": "evolution.seed is not a setting; did you mean",

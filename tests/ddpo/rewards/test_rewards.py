@@ -20,6 +20,7 @@ from ddpo.rewards.aesthetic_score import load_head
 from ddpo.rewards.brightness import brightness
 from ddpo.rewards.clip import clip_pixels, load_clip
 from ddpo.rewards.colorfulness import colorfulness
+from ddpo.rewards.hps_v2 import clean
 from ddpo.rewards.image_batch import ImageBatch
 from ddpo.rewards.jpeg_compressibility import JpegSize
 from ddpo.rewards.rms_contrast import rms_contrast
@@ -307,6 +308,29 @@ def test_hps_v2_is_open_clips_model_from_its_published_names(tmp_path):
     tokens = torch.tensor([[0, WORDS.index("a</w>"), 1], [0, WORDS.index("b</w>"), 1]])
     cosine = F.cosine_similarity(*open_clip_forward(state, pixels, tokens))
     torch.testing.assert_close(reward(images, ["a", "b"]), 100 * cosine, rtol=1e-4, atol=1e-3)
+
+
+OPEN_CLIP = {  # what open_clip 3.3.0's basic_clean and whitespace_clean make of a text
+    "a store front with ‘openai’ written on it": "a store front with 'openai' written on it",
+    "a “red” cat": 'a "red" cat',
+    "caf&amp;eacute; &lt;b&gt;": "café <b>",
+    "a ﬁsh, don\u00e2\u20ac\u2122t": "a fish, don't",
+    "  a\u2028cat \t on\n a mat ": "a cat on a mat",
+    "cafe\u0301 ＣＡＴ": "café CAT",
+}
+
+
+@pytest.mark.parametrize("text", OPEN_CLIP)
+def test_hps_v2_cleans_a_text_as_open_clip_does(text):
+    assert clean(text) == OPEN_CLIP[text]
+
+
+def test_hps_v2_scores_the_clean_text(tmp_path):
+    state = open_clip_names(make_clip(tmp_path / "clip", hidden_act="gelu"))
+    torch.save(state, tmp_path / "hps.pt")
+    reward = build("hps_v2", model=tmp_path / "hps.pt", processor=tmp_path / "clip")
+    images = smooth_images(2, 56, 56)
+    assert torch.equal(reward(images, ["ﬁ", "&#97;b"]), reward(images, ["fi", "ab"]))
 
 
 def test_weights_of_another_model_are_refused(tmp_path, clip_folder):

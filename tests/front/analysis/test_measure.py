@@ -160,6 +160,24 @@ def test_what_cannot_be_analysed_is_said(finished_run, run_copy, capsys):
     assert "the report set cannot be drawn again" in message
 
 
+@pytest.mark.parametrize("place", ["", "samples/report"])
+def test_a_run_that_cannot_be_written_to_is_refused_before_a_picture_is_drawn(
+    run_copy, capsys, monkeypatch, place
+):
+    original = Path.write_bytes
+
+    def write(self, data):
+        if self.parent == run_copy / place:
+            raise OSError(30, "Read-only file system")
+        return original(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr("front.analysis.measure.analyse", None)
+    assert mo_front.main(["analyse", str(run_copy)]) == 1
+    words = "cannot be written to: [Errno 30] Read-only file system; copy the run, and analyse"
+    assert words in capsys.readouterr().err
+
+
 def link(first, second, *heights, error=0.01, depth=0.5):
     """A link whose blends lie at the given heights."""
     blend = Blend(id="b", parts=((first, 0.5), (second, 0.5)), weights=first.weights)

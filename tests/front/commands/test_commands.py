@@ -108,6 +108,25 @@ def test_a_wrong_question_gets_a_message_and_an_exit_code(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["shwo", "x"], "show"),
+        (["Pick", "x"], "pick"),
+        (["pick", "x", "--weigths", "1,0"], "--weights"),
+        (["pick", "x", "--at_leat=a=1"], "--at-least"),
+        (["generate", "x", "--policy", "a", "--promt", "a"], "--prompt"),
+    ],
+)
+def test_a_misspelt_word_gets_a_suggestion(run_command, words, meant):
+    status, _, err = run_command(*words)
+    assert (status, err.splitlines()[-1]) == (2, f"did you mean {meant}?")
+
+
+def test_a_word_like_no_other_gets_none(run_command):
+    assert "did you mean" not in run_command("xyzzy", "x")[2]
+
+
 def test_a_missing_run_ends_with_1_and_no_traceback(run_command, tmp_path):
     status, out, err = run_command("show", tmp_path / "nowhere")
     assert (status, out) == (1, "")
@@ -283,7 +302,7 @@ def test_other_pictures_get_files_of_their_own_and_the_same_the_same(
 def test_a_folder_that_cannot_be_made_does_not_cost_the_drawing(
     run_command, finished_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("front.pictures.generate.Painter.draw", None)
+    monkeypatch.setattr("front.pictures.generate.Painter", None)
     (tmp_path / "file").touch()
     arguments = ["--weights", "1,0", "--prompt", "a", "--out", tmp_path / "file" / "out"]
     status, _, err = run_command("generate", finished_run, *arguments)
