@@ -177,9 +177,9 @@ def test_every_iteration_learns_along_weights_of_its_own(world, monkeypatch):
     seen, shown = [], []
     advantages, show = ddpo.trainer.advantages, ConditionedAgents.show
 
-    def spying(rewards, weights, *rest):
+    def spying(rewards, weights, *rest, **options):
         seen.append(weights.tolist())
-        return advantages(rewards, weights, *rest)
+        return advantages(rewards, weights, *rest, **options)
 
     def showing(agents, weights):
         shown.append(weights.tolist())

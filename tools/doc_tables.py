@@ -36,7 +36,8 @@ _HARDWARE = {  # of config/aesthetic_compressibility.py
         "sample.offload_rollouts=False",
     ),
 }
-_CHEAPER = (  # of config/base.py
+_DDPO = (f"--config={ROOT / 'config' / 'ddpo.py'}",)
+_CHEAPER = (  # of config/ddpo.py
     (),
     ("sample.num_steps=10",),
     ("train.timestep_fraction=0.5",),
@@ -149,10 +150,10 @@ def _recipe_row(path: Path) -> list[str]:
 
 
 def cheaper_table() -> str:
-    """One row per saving of UNet rows: those of the default run's training images."""
+    """One row per saving of UNet rows: those of the training images of config/ddpo.py."""
     rows = []
     for overrides in _CHEAPER:
-        _, plan = _planned(overrides)
+        _, plan = _planned(overrides, _DDPO)
         drawn = plan.train_images * plan.sample_rows_per_image
         rows.append([_shown(overrides), f"{drawn:,}", f"{plan.train_rows:,}"])
     return _markdown(("Overrides", "Rows to sample", "Rows with gradient"), rows)
@@ -165,7 +166,7 @@ def memory_table() -> str:
     rows = []
     for number in range(len(_SAVING) + 1):
         given = [each for overrides in _SAVING[:number] for each in overrides]
-        settings, plan = _planned([*_LARGE, *given])
+        settings, plan = _planned([*_LARGE, *given], _DDPO)
         footprint = measure_footprint(settings)
         memory = expected_memory(settings, plan, footprint)
         sizes = [memory.peak, *(getattr(memory, part) for part in parts)]

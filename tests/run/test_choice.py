@@ -66,7 +66,7 @@ def test_auto_with_a_name_takes_that_run_or_begins_it(choose, tmp_path):
 def test_a_finished_run_is_not_finished_for_more_generations_or_without_its_front(choose, tmp_path):
     run = make_run(tmp_path, "a", generations=11)
     assert choose(f"resume_from={run}").is_finished
-    assert not choose(f"resume_from={run}", "evolution.evolutionary_generations=9").is_finished
+    assert not choose(f"resume_from={run}", "evolution.evolutionary_generations=12").is_finished
     (run / "front.json").unlink()
     assert not choose(f"resume_from={run}").is_finished
 

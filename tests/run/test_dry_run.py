@@ -20,16 +20,16 @@ def _offline(monkeypatch):
 
 
 def test_the_default_recipe_on_the_command_line(capsys):
-    """The numbers of the README's results: 10368 training images, 45 x 4 to calibrate."""
+    """960 training images, 45 x 4 to calibrate."""
     read_command(["mo_train.py", "--dry_run", "--config.evaluation.report_images=100"], main)()
     report = capsys.readouterr().out
     for line in (
         "clip_alignment [cosine]: ready",
         "train prompts: 45, the first 'cat', 'dog', 'horse'",
         "report prompts: 16, the first 'elephant', ",
-        "11 generations of 6 iterations; 4 agents x 48 = 192 images an iteration",
-        "images: 10,368 to train on, 180 to calibrate, 3,936 for selection, 100 a policy",
-        "optimiser steps of an agent: 4 an iteration, 240 in all",
+        "6 generations of 4 iterations; 5 agents x 8 = 40 images an iteration",
+        "images: 960 to train on, 180 to calibrate, 1,984 for selection, 100 a policy",
+        "optimiser steps of an agent: 1 an iteration, 24 in all",
         "none for the base model: it is on this machine",
     ):
         assert f"  {line}" in report
