@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,25 @@ class Record:
         data["objectives"] = tuple(Objective.from_json(o) for o in data["objectives"])
         data["points"] = tuple(Point.from_json(point) for point in data["points"])
         return cls(**data)
+
+    def seen_from(self, spreads: float, *, is_capped: bool = False) -> Record:
+        """The same run, with another idea of what a hypervolume is.
+
+        The run's own points are the base model's mean -+ 3 spreads within a prompt.
+
+        Args:
+            spreads: how far the reference point lies below the base model's mean.
+            is_capped: whether a return above the ideal point counts as the ideal.
+        """
+        objectives, ideal = [], []
+        for each in self.objectives:
+            mean, spread = (each.reference + each.ideal) / 2, (each.ideal - each.reference) / 6
+            objectives.append(replace(each, reference=mean - spreads * spread))
+            ideal.append(each.ideal if is_capped else math.inf)
+        returns = {
+            name: np.minimum(values, ideal).tolist() for name, values in self.returns.items()
+        }
+        return replace(self, objectives=tuple(objectives), returns=returns)
 
     def z(self, index: int = -1) -> np.ndarray:
         """(n, M) the archive after a generation, on the report set, in z-units."""

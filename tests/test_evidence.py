@@ -56,6 +56,17 @@ def test_a_record_returns_from_its_file(tmp_path):
     assert again.measures() == one.measures()
 
 
+def test_another_reference_and_a_cap_change_what_a_hypervolume_is():
+    """Points 0 and 1 are six spreads apart, the base model's mean between them."""
+    one = record(0.4, 1.3)
+    assert one.hypervolumes() == pytest.approx([0.4, 1.3])
+    assert one.seen_from(3).hypervolumes() == pytest.approx([0.4, 1.3])
+    assert one.seen_from(3, is_capped=True).hypervolumes() == pytest.approx([0.4, 1.0])
+    low = 0.5 - 4 / 6
+    expected = [(value - low) / (1 - low) for value in (0.4, 1.3)]
+    assert one.seen_from(4).hypervolumes() == pytest.approx(expected)
+
+
 def test_cost_to_reach_is_that_of_the_first_point_at_the_value_or_never():
     one = record(0.1, 0.3, 0.2, 0.4)
     assert one.cost_to_reach(0.25) == 100

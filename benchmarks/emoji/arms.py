@@ -43,6 +43,8 @@ COMMON: dict[str, str] = {
 
 BASELINE = "baseline"
 RECOMMENDED = "soup_few"
+GRADIENT = "gradient"
+HYBRID = "hybrid"
 MAIN_SEEDS = range(8)
 SEEDS = range(5)  # of the other arms
 TUNING_SEEDS = (100,)
@@ -158,7 +160,7 @@ ARMS: dict[str, Arm] = {
         title="weight-conditioned adapter, last noisy step untrained",
         overrides={**_SKIP, **_FIXED, "agents.kind": "conditioned"},
     ),
-    "gradient": Arm(
+    GRADIENT: Arm(
         title="gradients of rewards, fixed weights",
         overrides={**_GRADIENT, **_FIXED},
         is_main=True,
@@ -174,7 +176,7 @@ ARMS: dict[str, Arm] = {
         overrides={**_GRADIENT, **_FIXED, "agents.kind": "conditioned"},
         tuned_as="gradient",
     ),
-    "hybrid": Arm(
+    HYBRID: Arm(
         title="gradient of CLIP's reward, JPEG a black box, fixed weights",
         overrides={
             **_GRADIENT,

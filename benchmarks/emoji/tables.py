@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.common import print_headline, print_table, say
-from benchmarks.emoji.arms import ARMS, BASELINE, PAIRS, RECOMMENDED
+from benchmarks.emoji.arms import ARMS, BASELINE, GRADIENT, HYBRID, PAIRS, RECOMMENDED
 from benchmarks.evidence import (
     Comparison,
     best_rate,
@@ -46,6 +46,7 @@ def write_all(folder: Path) -> None:
         arms = records[pair]
         say(f"## {', '.join(o.name for o in arms[BASELINE][0].objectives)}\n")
         _print_pair(arms, rows)
+        _print_views(arms)
         _print_sweep(folder / "tuning" / pair)
         _plot_curves(folder / f"{pair}_hypervolume.png", arms)
         _plot_fronts(folder / f"{pair}_fronts.png", arms)
@@ -123,6 +124,33 @@ def _print_pair(arms: Arms, found: Mapping[str, tuple[Comparison, float]]) -> No
             ]
         )
     print_table(columns, rows)
+
+
+def _print_views(arms: Arms) -> None:
+    """Whether what is found holds for other references: the main arms, and the mixed one."""
+    views = {
+        "mean - 2 spreads": (2.0, False),
+        "mean - 3 spreads": (3.0, False),
+        "mean - 4 spreads": (4.0, False),
+        "mean - 3 spreads, capped at the ideal": (3.0, True),
+    }
+    chosen = [name for name in (RECOMMENDED, GRADIENT, HYBRID) if name in arms]
+    rows = []
+    for title, (spreads, is_capped) in views.items():
+        seen = {
+            name: {
+                seed: record.seen_from(spreads, is_capped=is_capped)
+                for seed, record in arms[name].items()
+            }
+            for name in (BASELINE, *chosen)
+        }
+        for name in chosen:
+            one = Comparison.of(name, seen[name], seen[BASELINE])
+            cells = (shown(one.gains), f"{one.p:.2g}")
+            ratios = (shown_ratios(one.image_ratios), shown_ratios(one.row_ratios))
+            rows.append([title, ARMS[name].title, len(one.seeds), *cells, *ratios])
+    head = ["Reference", "Arm", "Seeds", "Gain over the baseline", "p"]
+    print_table([*head, "Fewer images", "Fewer rows"], rows)
 
 
 def _headline(found: Mapping[str, tuple[Comparison, float]]) -> dict[str, Any]:
