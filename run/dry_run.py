@@ -10,7 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
-from ddpo.cost.footprint import KNOWN_MODELS, measure_footprint
+from ddpo.cost.footprint import KNOWN_MODELS, load_architecture, measure_footprint
 from ddpo.cost.plan import (
     CARDS,
     UTILISATION,
@@ -20,7 +20,11 @@ from ddpo.cost.plan import (
     rows_that_fit,
     total_flops,
 )
+from ddpo.ddim import make_schedule
+from ddpo.model.families import Frame
+from ddpo.model.loading import configuration_source, find_model, taken_for
 from ddpo.model.source import repository_and_file, source_of
+from ddpo.model.stable_diffusion import ddim_of
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS, parts_of, reward_entry
 from ddpo.rewards.lookup import build_reward
@@ -57,12 +61,13 @@ def dry_run(settings: Settings) -> str:
     route_logs()
     prompts = split_prompts(settings.prompts)
     plan = Plan.of(settings, len(prompts.train))
+    taken = _taken_for(settings)
     footprint = measure_footprint(settings)
     sections = {
         "Objectives": _objectives(settings.rewards),
         "Prompts": _prompts(prompts),
         "Images and UNet rows": _counts(settings, plan),
-        "Model": _model(settings, footprint),
+        "Model": (taken, *_model(settings, footprint)),
         "Memory of one device": _memory(settings, plan, footprint),
         "Time": _time(plan, footprint),
         "Downloads": _downloads(settings, footprint),
@@ -135,6 +140,24 @@ def _counts(settings: Settings, plan: Plan) -> Iterator[str]:
     )
 
 
+def _taken_for(settings: Settings) -> str:
+    """What the model is taken for.
+
+    Raises:
+        UserError: if its files, as far as they are here, or its schedule cannot be used.
+    """
+    pretrained = settings.pretrained
+    found = find_model(pretrained)
+    architecture = load_architecture(configuration_source(pretrained))
+    scheduler = found.settled(architecture["scheduler"])
+    unet, vae = architecture["unet"], architecture["vae"]
+    ddim = ddim_of(scheduler, unet, vae)
+    for sample in (settings.training_sample, settings.evaluation_sample):
+        make_schedule(ddim, sample.num_steps, sample.eta)
+    frame = Frame.of_configs(unet, vae, pretrained.height, pretrained.width)
+    return taken_for(pretrained, found, unet, scheduler, frame)
+
+
 def _model(settings: Settings, footprint: Footprint) -> Iterator[str]:
     yield (
         f"{settings.pretrained.model}, {settings.pretrained.dtype}: UNet "
@@ -194,7 +217,8 @@ def _duration(spent: float) -> str:
 
 def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
     pretrained = settings.pretrained
-    if Path(resolve_model(source_of(pretrained.model).name)).exists():
+    is_here = Path(resolve_model(source_of(pretrained.model).name)).exists()
+    if is_here or find_model(pretrained).file is not None:
         yield "none for the base model: it is on this machine"
     else:
         yield _model_download(pretrained, footprint)

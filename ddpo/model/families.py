@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+_UNUSED = {"feature_extractor": None, "image_encoder": None}  # of picture prompts
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     """The size of the pictures, in pixels."""
@@ -34,11 +37,17 @@ class Frame:
         Raises:
             UserError: if the model cannot draw that size.
         """
-        own_height, own_width = (
-            side * pipe.vae_scale_factor for side in own_sides(pipe.unet.config.sample_size)
-        )
+        return cls.of_configs(pipe.unet.config, pipe.vae.config, height, width)
+
+    @classmethod
+    def of_configs(
+        cls, unet: Mapping[str, Any], vae: Mapping[str, Any], height: int = 0, width: int = 0
+    ) -> Frame:
+        """The same, of the configurations of a UNet and a VAE."""
+        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        own_height, own_width = (side * scale for side in own_sides(unet.get("sample_size")))
         frame = cls(height=height or own_height, width=width or own_width)
-        factor = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+        factor = scale * 2 ** (len(unet["block_out_channels"]) - 1)
         for name, value in (("height", frame.height), ("width", frame.width)):
             if value % factor or value <= 0:
                 near = sorted({max(1, value // factor) * factor, (value // factor + 1) * factor})
@@ -100,6 +109,7 @@ class StableDiffusion(Family):
 
     pipeline_class = StableDiffusionPipeline
     load_arguments: ClassVar[Mapping[str, Any]] = {
+        **_UNUSED,
         "safety_checker": None,
         "requires_safety_checker": False,
     }
@@ -121,6 +131,7 @@ class StableDiffusionXL(Family):
     """SDXL: two text encoders, a pooled embedding, sizes and crops (Podell et al. 2023)."""
 
     pipeline_class = StableDiffusionXLPipeline
+    load_arguments: ClassVar[Mapping[str, Any]] = _UNUSED
     text_encoders = ("text_encoder", "text_encoder_2")
 
     def encode(self, pipe: Any, text: str, frame: Frame) -> Conditioning:

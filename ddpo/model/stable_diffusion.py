@@ -16,7 +16,7 @@ from ddpo.model.loading import load_pipeline
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from config.base import PretrainedSettings, SampleSettings
 
@@ -90,7 +90,9 @@ class FrozenDiffusion:
     ) -> None:
         self.family = FAMILIES[type(pipe).__name__]
         self.frame = frame or Frame.of(pipe)
-        self.scheduler = _ddim_of(pipe)
+        scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+        configs = scheduler, pipe.unet.config, pipe.vae.config
+        self.scheduler = ddim_of(*configs, type(pipe).__name__)
         self.pipe = pipe.to(device)
         self.device = torch.device(device)
         if pipe.vae.dtype != (dtype := self.family.vae_dtype(pipe)):
@@ -183,39 +185,51 @@ class FrozenDiffusion:
         return (images * 0.5 + 0.5).clamp(0, 1).float()
 
 
-def _ddim_of(pipe: Any) -> DDIMScheduler:
+def ddim_of(
+    scheduler: Mapping[str, Any],
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    kind: str = "model",
+) -> DDIMScheduler:
     """DDIM with the model's own noise schedule, spacing and offset.
 
     Nothing is clipped, because a clipped mean is no longer the mean of the Gaussian whose density
     is used.
 
+    Args:
+        scheduler: its configuration, as are the others.
+        unet: see above.
+        vae: see above.
+        kind: of pipeline, for messages.
+
     Raises:
         UserError: listing what keeps this model from being a chain of Gaussian DDIM steps.
     """
-    unet, vae, given = pipe.unet.config, pipe.vae.config, pipe.scheduler.config
     problems = []
-    if type(pipe.scheduler).__name__ not in _SCHEDULERS:
-        problems.append(f"its scheduler {type(pipe.scheduler).__name__} has no DDIM equivalent")
-    elif given.prediction_type not in PREDICTION_TYPES:
+    name, prediction = scheduler.get("_class_name"), scheduler.get("prediction_type", "epsilon")
+    if name is not None and name not in _SCHEDULERS:
+        problems.append(f"its scheduler {name} has no DDIM equivalent")
+    elif prediction not in PREDICTION_TYPES:
         problems.append(
-            f"its scheduler's prediction_type {given.prediction_type!r} is not one of "
+            f"its scheduler's prediction_type {prediction!r} is not one of "
             f"{', '.join(PREDICTION_TYPES)}"
         )
-    if unet.in_channels != vae.latent_channels:
+    taken, made = unet["in_channels"], vae.get("latent_channels", unet["in_channels"])
+    if taken != made:
         problems.append(
-            f"its UNet takes {unet.in_channels} channels, its VAE makes {vae.latent_channels}: it "
-            "draws from a picture, not from text alone"
+            f"its UNet takes {taken} channels, its VAE makes {made}: it draws from a picture, not "
+            "from text alone"
         )
-    if unet.time_cond_proj_dim is not None:
+    if unet.get("time_cond_proj_dim") is not None:
         problems.append("its UNet has guidance distilled into it")
-    if vae.latents_mean is not None or vae.latents_std is not None:
+    if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
         problems.append("its VAE shifts its latents")
     if not problems:
         try:
-            return DDIMScheduler.from_config(given, clip_sample=False, thresholding=False)
+            return DDIMScheduler.from_config(scheduler, clip_sample=False, thresholding=False)
         except NotImplementedError as error:  # a beta schedule that DDIM does not know
             problems.append(str(error))
     raise UserError(
-        f"this {type(pipe).__name__} cannot be sampled by DDIM: {'; '.join(problems)}. Use a "
-        "text-to-image Stable Diffusion 1.x, 2.x or XL, with an epsilon or v-prediction scheduler"
+        f"this {kind} cannot be sampled by DDIM: {'; '.join(problems)}. Use a text-to-image Stable "
+        "Diffusion 1.x, 2.x or XL, with an epsilon or v-prediction scheduler"
     )
