@@ -270,3 +270,25 @@ def gaussian_kl(mean: torch.Tensor, other: torch.Tensor, sigma: torch.Tensor) ->
 def guide(unconditional: torch.Tensor, conditional: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance (Ho and Salimans 2022): the policy is the guided prediction."""
     return unconditional + scale * (conditional - unconditional)
+
+
+def rescale_guidance(
+    guided: torch.Tensor, conditional: torch.Tensor, amount: float
+) -> torch.Tensor:
+    """Take back a part of the contrast that guidance adds (Lin et al. 2024, eq. 15 and 16).
+
+    Args:
+        guided: (rows, C, h, w).
+        conditional: (rows, C, h, w), whose standard deviation is the one to come back to.
+        amount: 0 is none, 1 all of it.
+
+    Returns:
+        (rows, C, h, w).
+
+    >>> wide, narrow = torch.tensor([[[[-4.0, 4.0]]]]), torch.tensor([[[[-2.0, 2.0]]]])
+    >>> rescale_guidance(wide, narrow, 0.5)  # halfway from 4 to 4 * (2 / 4)
+    tensor([[[[-3.,  3.]]]])
+    """
+    axes = tuple(range(1, guided.ndim))
+    ratio = conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+    return amount * (guided * ratio) + (1 - amount) * guided

@@ -15,6 +15,7 @@ from ddpo.agents.conditioned import make_agents
 from ddpo.collect import collect
 from ddpo.cost.stopwatch import Stopwatch
 from ddpo.evaluation import evaluate
+from ddpo.lengths import MODEL, all_prompts, length_notes
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.rewards.collapse import CollapseWatch
@@ -121,6 +122,14 @@ class Trainer:
         self.updater = make_update(self.sampler, settings, processes)
         self.scales = torch.ones(len(settings.rewards.objectives))  # (M,), see `advantages`
         self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
+
+    def length_notes(self) -> list[str]:
+        """Which prompts are too long for the model or a reward, a sentence for each reader."""
+        prompts = all_prompts(self.prompts, self.settings.sample.negative_prompt)
+        cut = self.scorer.cut(prompts)
+        if isinstance(self.model, FrozenDiffusion):
+            cut = {MODEL: self.model.cut(prompts), **cut}
+        return list(length_notes(cut, prompts))
 
     def load(self, policies: Sequence[Policy], weights: torch.Tensor) -> None:
         """Put K policies, to be improved along weights (K, M), into slots, wherever they are."""

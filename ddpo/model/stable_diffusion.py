@@ -11,7 +11,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from config.settings.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
-from ddpo.model.families import FAMILIES, Frame
+from ddpo.model.families import FAMILIES, Frame, Reading
 from ddpo.model.loading import load_pipeline
 from ddpo.types import Conditioning
 
@@ -80,15 +80,24 @@ class FrozenDiffusion:
         pipe: a loaded pipeline of one of the `FAMILIES`; its modules are used as they are.
         device: where sampling and training happen.
         frame: size of the pictures; by default the model's own.
+        reading: of prompts; by default at most one part of each, with all layers.
 
     Raises:
-        UserError: if DDIM cannot sample this model.
+        UserError: if DDIM cannot sample this model, or its text encoders have too few layers.
     """
 
     def __init__(
-        self, pipe: Any, device: torch.device | str = "cpu", frame: Frame | None = None
+        self,
+        pipe: Any,
+        device: torch.device | str = "cpu",
+        frame: Frame | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.family = FAMILIES[type(pipe).__name__]
+        self._reading = reading or Reading()
+        encoders = {name: getattr(pipe, name) for name in self.family.text_encoders}
+        layers = {name: part.config.num_hidden_layers for name, part in encoders.items()}
+        self.family.check(layers, self._reading)
         self.frame = frame or Frame.of(pipe)
         scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
         configs = scheduler, pipe.unet.config, pipe.vae.config
@@ -115,7 +124,8 @@ class FrozenDiffusion:
         pipe = load_pipeline(settings)
         if settings.vae_slicing:
             pipe.vae.enable_slicing()
-        return cls(pipe, device, Frame.of(pipe, settings.height, settings.width))
+        frame = Frame.of(pipe, settings.height, settings.width)
+        return cls(pipe, device, frame, reading_of(settings))
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -156,6 +166,10 @@ class FrozenDiffusion:
         """The one row that guidance leads away from; "" is no negative prompt."""
         return self.family.negative(self.pipe, text, self._encode_one(text))
 
+    def cut(self, texts: Iterable[str]) -> list[str]:
+        """Those whose ends the model does not read."""
+        return [text for text in texts if self._reading.cuts(self.pipe.tokenizer, text)]
+
     def offload_text_encoders(self, texts: Iterable[str]) -> None:
         """Encode all these prompts, remember them for good and free the encoders' memory.
 
@@ -173,7 +187,7 @@ class FrozenDiffusion:
 
     @torch.no_grad()
     def _encode(self, text: str) -> Conditioning:
-        encoded = self.family.encode(self.pipe, text, self.frame)
+        encoded = self.family.encode(self.pipe, text, self.frame, self._reading)
         return encoded.map(lambda values: values.to(self.device))
 
     @torch.no_grad()
@@ -183,6 +197,11 @@ class FrozenDiffusion:
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
         images: torch.Tensor = vae.decode(scaled, return_dict=False)[0]
         return (images * 0.5 + 0.5).clamp(0, 1).float()
+
+
+def reading_of(settings: PretrainedSettings) -> Reading:
+    """How the settings want prompts to be read."""
+    return Reading(max_parts=settings.prompt_parts, clip_skip=settings.clip_skip)
 
 
 def ddim_of(
