@@ -123,6 +123,11 @@ class Trainer:
         self.scales = torch.ones(len(settings.rewards.objectives))  # (M,), see `advantages`
         self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
 
+    @property
+    def scale(self) -> int:
+        """Pixels of a picture per latent, in height and width."""
+        return self.model.image_size[0] // self.model.latent_shape[1]
+
     def length_notes(self) -> list[str]:
         """Which prompts are too long for the model or a reward, a sentence for each reader."""
         prompts = all_prompts(self.prompts, self.settings.sample.negative_prompt)

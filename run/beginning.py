@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING
 
 import torch
 
 from config.settings.resume import changed_settings, check_prompts
-from ddpo.calibration import calibrate, calibration_set, initial_statistics
+from ddpo.calibration import (
+    calibrate,
+    calibration_set,
+    initial_statistics,
+    picture_problem,
+)
 from ddpo.prompts import split_prompts
 from morl.evolution import Evolution
 from morl.types import BASE_POLICY, Objective, Offspring
@@ -24,6 +30,8 @@ if TYPE_CHECKING:
     from run.directory import RunDir
     from run.parts import Parts
 
+logger = logging.getLogger(__name__)
+
 
 def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
     """Measure the base model: scales, reference and ideal points, its own returns."""
@@ -37,7 +45,10 @@ def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
     drawn = calibration_set(
         trainer.prompts.train, settings.evaluation.calibration_prompts, settings.seed
     )
-    rewards = evaluator.rewards(initial, drawn)
+    measured = evaluator.calibrate(initial, drawn)
+    rewards = measured.rewards
+    if problem := picture_problem(measured.images, trainer.scale):
+        logger.warning("%s", problem)
     calibration = calibrate(rewards, drawn.prompts, settings.rewards)
     trainer.scales = torch.tensor(calibration.scales)
     statistics = initial_statistics(rewards, drawn.prompts, settings)

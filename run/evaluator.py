@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from ddpo.calibration import NUM_LOOKED_AT
 from ddpo.evaluation import evaluation_set
 from run.records import Costs, Samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import torch
 
     from config.base import Settings
     from ddpo.processes import Processes
@@ -76,11 +75,13 @@ class Evaluator:
         kept = evaluation_set.first(NUM_SHOWN)
         return Samples(prompts=kept.prompts, seeds=kept.seeds)
 
-    def rewards(self, policy: Policy, evaluation_set: EvaluationSet) -> torch.Tensor:
-        """Rewards (N, M) of a policy on a set of its own; no guard is measured."""
-        (evaluation,) = self._trainer.evaluate([policy], evaluation_set, use_guards=False)
+    def calibrate(self, policy: Policy, evaluation_set: EvaluationSet) -> Evaluation:
+        """Judge the base model on a set of its own; no guard is measured."""
+        (evaluation,) = self._trainer.evaluate(
+            [policy], evaluation_set, NUM_LOOKED_AT, use_guards=False
+        )
         self._spend("selection", len(evaluation_set.prompts))
-        return evaluation.rewards
+        return evaluation
 
     def select(self, policies: Mapping[PolicyId, Policy]) -> dict[PolicyId, Evaluation]:
         """Judge policies on the selection set, and store their pictures."""
