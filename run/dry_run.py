@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
-from ddpo.cost.footprint import KNOWN_MODELS, load_architecture, measure_footprint
+from ddpo.cost.footprint import KNOWN_MODELS, architecture_of, measure_footprint
 from ddpo.cost.plan import (
     CARDS,
     UTILISATION,
@@ -168,7 +168,7 @@ def _taken_for(settings: Settings) -> str:
     """
     pretrained = settings.pretrained
     found = find_model(pretrained)
-    architecture = load_architecture(configuration_source(pretrained))
+    architecture = architecture_of(pretrained)
     scheduler = found.settled(architecture["scheduler"])
     unet, vae = architecture["unet"], architecture["vae"]
     ddim = ddim_of(scheduler, unet, vae)
@@ -246,6 +246,8 @@ def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
         yield "none for the base model: it is on this machine"
     else:
         yield _model_download(pretrained, footprint)
+    if pretrained.vae and not Path(resolve_model(source_of(pretrained.vae).name)).exists():
+        yield f"{pretrained.vae}: the VAE"
     if pretrained.lora and not Path(pretrained.lora).exists():
         source = source_of(pretrained.lora)
         repository, file = repository_and_file(source.name)

@@ -97,13 +97,30 @@ def _cached_folder(source: Source) -> Path:
     return Path(found).parents[1]
 
 
+def architecture_of(settings: PretrainedSettings) -> dict[str, dict[str, Any]]:
+    """Configurations of the model that the settings name, with the VAE that they name.
+
+    A VAE that is a file, or on a hub, is taken to be made as the model's own.
+
+    Raises:
+        UserError: see `load_architecture`.
+    """
+    architecture = load_architecture(configuration_source(settings))
+    folder = Path(resolve_model(settings.vae)) if settings.vae else None
+    for path in (folder / "config.json", folder / "vae" / "config.json") if folder else ():
+        if path.is_file():
+            architecture["vae"] = json.loads(path.read_text(encoding="utf-8"))
+            break
+    return architecture
+
+
 def measure_footprint(settings: Settings) -> Footprint:
     """Parameters, FLOPs and bytes of the model that the settings name.
 
     Raises:
         UserError: see `load_architecture` and `target_layers`.
     """
-    architecture = load_architecture(configuration_source(settings.pretrained))
+    architecture = architecture_of(settings.pretrained)
     return _measure(
         json.dumps(architecture),
         settings.pretrained,

@@ -142,6 +142,8 @@ def test_a_vae_of_another_class_is_refused_or_replaced(folder, whole):
     assert "give one as pretrained.vae" in message
     pipe = load_pipeline(settings_of(folder, vae=str(whole["sdxl"])).pretrained)
     assert type(pipe.vae) is AutoencoderKL
+    report = dry_run(settings_of(folder, vae=str(whole["sdxl"])))
+    assert f"VAE {sum(p.numel() for p in pipe.vae.parameters()):,}, text" in report
 
 
 def test_files_of_half_precision_alone_point_to_their_variant(folder, whole):
