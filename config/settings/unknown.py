@@ -21,6 +21,6 @@ def unknown_setting(name: str, settings: Iterable[str]) -> str:
     if name in REMOVED:
         return REMOVED[name].advice(name)
     known = list(settings)
-    elsewhere = [each for each in known if each.split(".")[-1] == name.split(".")[-1]]
+    elsewhere = [each for each in known if each.split(".")[-1] == name.rsplit(".", maxsplit=1)[-1]]
     close = elsewhere or difflib.get_close_matches(name, known, n=1)
     return f"{name} is not a setting; {f'did you mean {close[0]}?' if close else 'remove it'}"

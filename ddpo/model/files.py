@@ -86,7 +86,12 @@ def text_problem(path: Path) -> str | None:
 
 
 def folder_problems(
-    folder: Path, text_encoders: Collection[str], variant: str, *, has_vae: bool
+    folder: Path,
+    text_encoders: Collection[str],
+    variant: str,
+    *,
+    has_vae: bool = False,
+    has_weights: bool = False,
 ) -> Iterator[str]:
     """What keeps a pipeline's folder from being loaded, part by part.
 
@@ -95,6 +100,7 @@ def folder_problems(
         text_encoders: of its family.
         variant: of the weight files.
         has_vae: whether another VAE is given.
+        has_weights: whether a checkpoint brings them, and only configurations are needed.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = ["unet", *([] if has_vae else ["vae"]), *text_encoders]
@@ -110,7 +116,10 @@ def folder_problems(
             instead = "; give one as pretrained.vae" if part == "vae" else ""
             yield f"its {part} is of class {kind}, where {names} is needed{instead}"
         elif part in _CLASSES:
-            yield from _network_problems(folder / part, _WEIGHTS[part], variant)
+            if problem := text_problem(folder / part / "config.json"):
+                yield f"{part}/config.json: {problem}"
+            if not has_weights:
+                yield from _network_problems(folder / part, _WEIGHTS[part], variant)
         elif part in tokenizers:
             yield from _tokenizer_problems(folder / part)
         elif problem := text_problem(folder / part / "scheduler_config.json"):
@@ -118,8 +127,6 @@ def folder_problems(
 
 
 def _network_problems(folder: Path, stem: str, variant: str) -> Iterator[str]:
-    if problem := text_problem(folder / "config.json"):
-        yield f"{folder.name}/config.json: {problem}"
     names = [f"{stem}.{variant}", stem] if variant else [stem]
     for name in names:
         if (file := folder / f"{name}.safetensors").is_file():

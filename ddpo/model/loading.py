@@ -182,21 +182,28 @@ def _found(settings: PretrainedSettings) -> Found:
         config = _checked_source(settings.model)
         folder = Path(resolve_model(config.name))
         if folder.is_dir():
-            _check_folder(folder, settings)
-        elif not _HUB_ID.fullmatch(config.name):
-            raise FileNotFoundError("there is no such folder")
+            _check_folder(folder, settings.variant, has_vae=bool(settings.vae))
         return Found(config=config, claims=claims_on(settings, None))
     file = _checked_file(settings.model)
     if problems := list(checkpoint_problems(file, has_vae=bool(settings.vae))):
         raise ValueError("; ".join(problems))
     claims = claims_on(settings, file)
     given = settings.single_file_config
-    config = _checked_source(given or guess_config(file, claims.values.get("prediction_type")))
-    return Found(config=config, file=file, claims=claims, is_chosen=bool(given))
+    if not given:
+        config = source_of(guess_config(file, claims.values.get("prediction_type")))
+        return Found(config=config, file=file, claims=claims)
+    try:
+        config = _checked_source(given)
+        folder = Path(resolve_model(config.name))
+        if folder.is_dir():
+            _check_folder(folder, "", has_vae=bool(settings.vae), has_weights=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"pretrained.single_file_config={given!r}: {error}") from error
+    return Found(config=config, file=file, claims=claims, is_chosen=True)
 
 
-def _check_folder(folder: Path, settings: PretrainedSettings) -> None:
-    """Refuse a pipeline's folder that lacks a part.
+def _check_folder(folder: Path, variant: str, **has: bool) -> None:
+    """Refuse a pipeline's folder that lacks a part; see `folder_problems`.
 
     Raises:
         ValueError: listing what is wrong.
@@ -205,8 +212,7 @@ def _check_folder(folder: Path, settings: PretrainedSettings) -> None:
         is_absent = not (folder / "model_index.json").is_file()
         raise ValueError(missing_folder(folder) if is_absent else f"model_index.json: {problem}")
     encoders = _family_of(str(folder), None).text_encoders
-    found = folder_problems(folder, encoders, settings.variant, has_vae=bool(settings.vae))
-    if problems := list(found):
+    if problems := list(folder_problems(folder, encoders, variant, **has)):
         raise ValueError("; ".join(problems))
 
 
@@ -318,8 +324,6 @@ def _load_vae(settings: PretrainedSettings, found: Found) -> Any:
     source = _checked_source(settings.vae)
     folder = Path(resolve_model(source.name))
     if not folder.is_dir():
-        if not _HUB_ID.fullmatch(source.name):
-            raise FileNotFoundError("there is no such folder")
         names = ["config.json", "diffusion_pytorch_model.safetensors"]
         patterns = [*names, *(f"vae/{name}" for name in names)]
         folder = Path(
@@ -367,10 +371,13 @@ def _names_file(text: str) -> bool:
 
 
 def _checked_source(text: str) -> Source:
-    """See `source_of`; refuses a revision of what is on this machine."""
+    """See `source_of`; refuses a path that is gone, and a revision of what is on this machine."""
     source = source_of(text)
-    if source.revision and Path(resolve_model(source.name)).exists():
+    is_here = Path(resolve_model(source.name)).exists()
+    if source.revision and is_here:
         raise ValueError(f"{source.name!r} is on this machine, and only hubs have revisions")
+    if not (is_here or _names_file(text) or _HUB_ID.fullmatch(source.name)):
+        raise FileNotFoundError("there is no such folder")
     return source
 
 

@@ -72,7 +72,7 @@ OUT_OF_LIMITS = {
     "--config.pretrained.dtype=float8": "is not one of",
     "--config.pretrained.prediction_type=v": "prediction_type: 'v' is not one of",
     "--config.pretrained.zero_snr=True": "zero_snr: 'True' is not one of '' (empty), no, yes",
-    "--config.pretrained.timestep_spacing=even": "is not one of '' (empty), leading, linspace, trailing",
+    "--config.pretrained.timestep_spacing=even": "(empty), leading, linspace, trailing",
     "--config.pretrained.clip_skip=-1": "pretrained.clip_skip=-1 must be at least 0",
     "--config.pretrained.prompt_parts=0": "pretrained.prompt_parts=0 must be at least 1",
     "--config.sample.guidance_rescale=1.5": "sample.guidance_rescale=1.5 must be at most 1",

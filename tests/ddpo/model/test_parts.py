@@ -262,6 +262,31 @@ def test_a_path_that_is_gone_is_no_such_folder(path, monkeypatch, tmp_path):
     assert "could not be loaded: there is no such folder" in refusal(path)
 
 
+def test_the_folder_of_a_checkpoints_configuration_is_checked_too(tmp_path, folder):
+    path = tmp_path / "model.safetensors"
+    save_file(original_state_dict(make_tiny_pipe("sdxl")), path)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()  # which the checkpoint brings
+    load_pipeline(settings_of(path, single_file_config=str(folder)).pretrained)
+    (folder / "tokenizer_2" / "tokenizer.json").unlink()
+    message = refusal(path, single_file_config=str(folder))
+    assert f"pretrained.single_file_config={str(folder)!r}: its tokenizer_2 lacks" in message
+    message = refusal(path, single_file_config="/nowhere")
+    assert "pretrained.single_file_config='/nowhere': there is no such folder" in message
+
+
+def test_a_lora_that_is_gone_or_broken_is_named(tmp_path, whole):
+    (tmp_path / "style.safetensors").write_bytes(LFS)
+    for lora, words in (
+        ("/nowhere", "there is no such folder"),
+        ("/nowhere/style.safetensors", "there is no such file"),
+        (str(tmp_path / "style.safetensors"), "it is a Git LFS pointer"),
+    ):
+        with pytest.raises(UserError, match=r"pretrained\.lora=.* could not be merged") as error:
+            load_pipeline(settings_of(whole["sd1"], lora=lora).pretrained)
+        assert words in str(error.value)
+
+
 def test_checkpoints_that_lack_a_part_say_which(tmp_path, whole):
     path, state = tmp_path / "model.safetensors", original_state_dict(make_tiny_pipe("sdxl"))
     config = {"single_file_config": str(whole["sdxl"])}
@@ -382,3 +407,5 @@ def test_one_checkpoint_of_a_hub_is_asked_for_by_repository_file_and_revision(
     for model in ("a/b/c.safetensors", "a/b/c/d.safetensors@v1"):
         find_model(settings_of(model, single_file_config=str(whole["sdxl"])).pretrained)
     assert asked == [("a/b", "c.safetensors", None), ("a/b", "c/d.safetensors", "v1")]
+    load_pipeline(settings_of(whole["sdxl"], vae="c/d/vae.safetensors@v2").pretrained)
+    assert asked[2:] == [("c/d", "vae.safetensors", "v2")]
