@@ -194,7 +194,7 @@ def _zero_snr(tensors: set[str], metadata: Mapping[str, str]) -> tuple[str, bool
     if "ztsnr" in tensors:
         return "its tensor ztsnr", True
     if (text := metadata.get("ss_zero_terminal_snr")) is not None:
-        return "its ss_zero_terminal_snr", text == "True"
+        return "its ss_zero_terminal_snr", text.lower() == "true"
     return None
 
 
@@ -210,7 +210,7 @@ def _predictions(
     if kind := _ARCHITECTURES.get(metadata.get("modelspec.architecture", "")):
         yield "its modelspec.architecture", kind
     if (text := metadata.get("ss_v_parameterization")) is not None:
-        yield "its ss_v_parameterization", "v" if text == "True" else "epsilon"
+        yield "its ss_v_parameterization", "v" if text.lower() == "true" else "epsilon"
     if beside.is_file():
         text = beside.read_text(encoding="utf-8", errors="replace")
         for pattern in (r"^\s*parameterization\s*:\s*[\"']?([\w-]+)", r"\.(V|Eps)Scaling\b"):
@@ -222,8 +222,8 @@ def _prediction(source: str, text: str) -> str:
     kind = _PREDICTIONS.get(text.lower())
     if kind is None:
         raise ValueError(
-            f"{source} says {text!r}, which DDIM cannot sample; use an epsilon or v-prediction "
-            "model, or, if that is wrong, set pretrained.prediction_type"
+            f"{source} says {text!r}, and DDIM samples epsilon and v-prediction only; if it is one "
+            "of them, set pretrained.prediction_type"
         )
     return kind
 

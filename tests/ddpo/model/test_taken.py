@@ -62,7 +62,7 @@ def timesteps(scheduler):
         ([], {"modelspec.prediction_type": "epsilon"}, EPSILON, False, LEADING),
         ([], {"modelspec.predict_key": "v"}, V, False, LEADING),
         ([], {"modelspec.architecture": "stable-diffusion-v2-768-v"}, V, False, LEADING),
-        ([], {"ss_v_parameterization": "True"}, V, False, LEADING),
+        ([], {"ss_v_parameterization": "true"}, V, False, LEADING),
         ([], {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, V, True, TRAILING),
         (["v_pred"], {"modelspec.prediction_type": "epsilon"}, V, False, LEADING),
     ],
@@ -206,7 +206,7 @@ def test_a_name_that_only_contains_such_letters_says_nothing(tmp_path, sdxl, nam
     [
         (["edm_mean", "edm_std"], {}, "it is an EDM model (its tensor edm_mean)"),
         (["edm_vpred.sigma_max"], {}, "it is an EDM model"),
-        ([], {"modelspec.prediction_type": "flow"}, "says 'flow', which DDIM cannot sample"),
+        ([], {"modelspec.prediction_type": "flow"}, "says 'flow', and DDIM samples epsilon and"),
         ([], {"modelspec.title": "My Rectified Flow"}, "says rectified flow"),
     ],
 )
