@@ -35,6 +35,7 @@ from typing import Any
 from benchmarks import common
 from benchmarks.models import MODELS, save_random_pipeline
 from benchmarks.worker import Worker, virtual_environment
+from config.settings.files import path
 
 PACKAGES = (
     "torch==2.13.0",
@@ -158,7 +159,7 @@ def main() -> None:
     parser = common.parser(__doc__, rounds=3)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")
-    parser.add_argument("--cache", type=Path, default=common.CACHE, help="for the peer's packages")
+    parser.add_argument("--cache", type=path, default=common.CACHE, help="for the peer's packages")
     arguments = parser.parse_args()
     common.pin_to_one_thread()
     common.print_header("Six policies: TRL's DDPOTrainer and this project")

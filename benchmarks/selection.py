@@ -19,7 +19,6 @@ at the largest number of policies the peer was given.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from benchmarks import common
 from benchmarks.worker import Worker, virtual_environment
 from config import ddpo
 from config.base import EvolutionSettings
+from config.settings.files import path
 from config.settings.parse import parse
 from morl.history import History, Improvement
 from morl.objectives import from_z, to_z
@@ -187,7 +187,7 @@ def main() -> None:
     """Print the tables and the headline."""
     parser = common.parser(__doc__, rounds=7)
     parser.add_argument("--full", action="store_true", help="give the peer 200 policies, too")
-    parser.add_argument("--cache", type=Path, default=common.CACHE, help="for the peer's packages")
+    parser.add_argument("--cache", type=path, default=common.CACHE, help="for the peer's packages")
     arguments = parser.parse_args()
     common.pin_to_one_thread()
     common.print_header("Selection of six tasks")

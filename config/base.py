@@ -128,6 +128,19 @@ class PretrainedSettings:
     variant: str = ""  # file variant on the hub, e.g. "fp16"
     # A .safetensors checkpoint has no configuration: folder or hub id of a model of the same kind.
     single_file_config: Annotated[str, PATH] = ""  # empty: the hub model that diffusers infers
+    # What the model is, where neither its files nor its configuration say so rightly; empty: as
+    # they say (docs/models.md). The start of a run prints what it was taken for.
+    prediction_type: Annotated[str, OneOf("", "epsilon", "v_prediction", "sample")] = ""
+    zero_snr: Annotated[str, OneOf("", "yes", "no")] = ""  # whether the first step is pure noise
+    # Where the steps lie: 4 of 1000 at 751, 501, 251, 1 (leading), or 999, 749, 499, 249
+    # (trailing: models for few steps), or evenly from 999 to 0 (linspace).
+    timestep_spacing: Annotated[str, OneOf("", "leading", "trailing", "linspace")] = ""
+    # Another VAE: file, folder or hub id. A checkpoint without one needs it.
+    vae: Annotated[str, PATH] = ""
+    # Layers left out at the end of the text encoders; 1 is "clip skip 2" of the front ends.
+    clip_skip: Annotated[int, AtLeast(0)] = 0
+    # A prompt is read in parts of 75 tokens, at most this many; the rest is cut.
+    prompt_parts: Annotated[int, AtLeast(1)] = 3
     # Number format of the frozen parts. tf32 is float32 whose products a GPU rounds to 10 bits.
     dtype: Annotated[str, OneOf("float32", "tf32", "bfloat16", "float16")] = "float32"
     height: Annotated[int, AtLeast(0)] = 0  # of the pictures, in pixels; 0: the model's own
@@ -237,6 +250,8 @@ class SampleSettings:
     num_steps: Annotated[int, AtLeast(1)] = 4  # denoising steps of the pictures to learn from
     # Classifier-free guidance; 1 is none, at half the cost.
     guidance_scale: Annotated[float, AtLeast(1)] = 1.0
+    # How much of the contrast that guidance adds is taken back (Lin et al. 2024, eq. 16).
+    guidance_rescale: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     # 1: the variance of DDPM; must be positive, or there is no policy.
     eta: Annotated[float, Above(0), AtMost(1)] = 1.0
     negative_prompt: str = ""

@@ -71,19 +71,20 @@ def make_schedule(scheduler: DDIMScheduler, num_steps: int, eta: float) -> Sched
         A `Schedule` on the CPU.
 
     Raises:
-        UserError: if the model has no T timesteps, or its first step has no signal and it predicts
-            noise (`rescale_betas_zero_snr`: Lin et al. 2024, section 3.3).
+        UserError: if the model has not T distinct timesteps, or its first step has no signal and it
+            predicts noise (`rescale_betas_zero_snr`: Lin et al. 2024, section 3.3).
     """
     train_steps = scheduler.config.num_train_timesteps
-    if num_steps <= train_steps:
-        scheduler.set_timesteps(num_steps)
-    if num_steps > train_steps or scheduler.timesteps.max() >= train_steps:
+    timesteps = _timesteps(scheduler, num_steps)
+    if timesteps is None:
+        near = sorted(range(1, train_steps), key=lambda n: abs(n - num_steps))
+        fits = next((n for n in near if _timesteps(scheduler, n) is not None), None)
         raise UserError(
             f"num_steps={num_steps} does not fit the {train_steps} timesteps of the model's "
             f"scheduler (spacing {scheduler.config.timestep_spacing!r}, offset "
-            f"{scheduler.config.steps_offset}); lower sample.num_steps or evaluation.num_steps"
+            f"{scheduler.config.steps_offset}): they are not {num_steps} distinct ones; set "
+            f"sample.num_steps or evaluation.num_steps to {fits}, say"
         )
-    timesteps = scheduler.timesteps.long().cpu()
     previous = timesteps - train_steps // num_steps
     alpha_bar = scheduler.alphas_cumprod[timesteps]
     alpha_bar_prev = torch.where(
@@ -95,8 +96,8 @@ def make_schedule(scheduler: DDIMScheduler, num_steps: int, eta: float) -> Sched
         raise UserError(
             "the model's scheduler has no signal left at its first step (rescale_betas_zero_snr) "
             "but prediction_type 'epsilon', which cannot say what the picture is there; use the "
-            "scheduler the model was trained with: prediction_type 'v_prediction', or "
-            "rescale_betas_zero_snr false"
+            "scheduler the model was trained with: pretrained.prediction_type=v_prediction, or "
+            "pretrained.zero_snr=no"
         )
     return Schedule(
         timesteps=timesteps,
@@ -105,6 +106,20 @@ def make_schedule(scheduler: DDIMScheduler, num_steps: int, eta: float) -> Sched
         sigma=step_std(alpha_bar, alpha_bar_prev, eta),
         prediction_type=scheduler.config.prediction_type,
     )
+
+
+def _timesteps(scheduler: DDIMScheduler, num_steps: int) -> torch.Tensor | None:
+    """(T,) int64, descending; None unless they are T distinct ones of the table.
+
+    With "trailing" spacing 61 and 61 other numbers below 1000 give one timestep too many, at -1.
+    """
+    train_steps = scheduler.config.num_train_timesteps
+    if num_steps > train_steps:
+        return None
+    scheduler.set_timesteps(num_steps)
+    timesteps = scheduler.timesteps.long().cpu()
+    is_whole = len(timesteps) == num_steps and bool((timesteps.diff() < 0).all())
+    return timesteps if is_whole and timesteps[-1] >= 0 and timesteps[0] < train_steps else None
 
 
 def step_std(alpha_bar: torch.Tensor, alpha_bar_prev: torch.Tensor, eta: float) -> torch.Tensor:
@@ -255,3 +270,25 @@ def gaussian_kl(mean: torch.Tensor, other: torch.Tensor, sigma: torch.Tensor) ->
 def guide(unconditional: torch.Tensor, conditional: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance (Ho and Salimans 2022): the policy is the guided prediction."""
     return unconditional + scale * (conditional - unconditional)
+
+
+def rescale_guidance(
+    guided: torch.Tensor, conditional: torch.Tensor, amount: float
+) -> torch.Tensor:
+    """Take back a part of the contrast that guidance adds (Lin et al. 2024, eq. 15 and 16).
+
+    Args:
+        guided: (rows, C, h, w).
+        conditional: (rows, C, h, w), whose standard deviation is the one to come back to.
+        amount: 0 is none, 1 all of it.
+
+    Returns:
+        (rows, C, h, w).
+
+    >>> wide, narrow = torch.tensor([[[[-4.0, 4.0]]]]), torch.tensor([[[[-2.0, 2.0]]]])
+    >>> rescale_guidance(wide, narrow, 0.5)  # halfway from 4 to 4 * (2 / 4)
+    tensor([[[[-3.,  3.]]]])
+    """
+    axes = tuple(range(1, guided.ndim))
+    ratio = conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+    return amount * (guided * ratio) + (1 - amount) * guided

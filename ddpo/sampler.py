@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddpo.ddim import gaussian_log_prob, guide, step_mean
+from ddpo.ddim import gaussian_log_prob, guide, rescale_guidance, step_mean
 from ddpo.devices import to_device
-from ddpo.types import PromptBatch, Rollout
+from ddpo.types import Conditioning, PromptBatch, Rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from config.base import SampleSettings
     from ddpo.agents.slots import Agents
     from ddpo.model.stable_diffusion import BaseModel
-    from ddpo.types import Conditioning
 
 
 def keyed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
@@ -94,14 +93,18 @@ class Sampler:
         if self.rows_per_sample == 1:
             return agents.predict(latents, timesteps, conditioning, num_agents)
         pair = partial(_per_agent_pair, num_agents=num_agents)
+        negative, positive = Conditioning.of_one_length([self.negative, conditioning])
         out = agents.predict(
             pair(latents, latents),
             pair(timesteps, timesteps),
-            self.negative.expand(len(latents)).map(pair, conditioning),
+            negative.expand(len(latents)).map(pair, positive),
             num_agents,
         )
         unconditional, conditional = out.unflatten(0, (num_agents, 2, -1)).unbind(1)
-        return guide(unconditional, conditional, self.settings.guidance_scale).flatten(0, 1)
+        guided = guide(unconditional, conditional, self.settings.guidance_scale).flatten(0, 1)
+        if rescale := self.settings.guidance_rescale:
+            return rescale_guidance(guided, conditional.flatten(0, 1), rescale)
+        return guided
 
     def chunks(
         self,

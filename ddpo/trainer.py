@@ -15,6 +15,7 @@ from ddpo.agents.conditioned import make_agents
 from ddpo.collect import collect
 from ddpo.cost.stopwatch import Stopwatch
 from ddpo.evaluation import evaluate
+from ddpo.lengths import MODEL, all_prompts, length_notes
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.reward_gradient import RewardGradientUpdate
@@ -167,6 +168,19 @@ class Trainer:
                 self.processes,
                 is_hybrid=not all(slopes),
             )
+
+    @property
+    def scale(self) -> int:
+        """Pixels of a picture per latent, in height and width."""
+        return self.model.image_size[0] // self.model.latent_shape[1]
+
+    def length_notes(self) -> list[str]:
+        """Which prompts are too long for the model or a reward, a sentence for each reader."""
+        prompts = all_prompts(self.prompts, self.settings.sample.negative_prompt)
+        cut = self.scorer.cut(prompts)
+        if isinstance(self.model, FrozenDiffusion):
+            cut = {MODEL: self.model.cut(prompts), **cut}
+        return list(length_notes(cut, prompts))
 
     def load(self, policies: Sequence[Policy], weights: torch.Tensor) -> None:
         """Put K policies, to be improved along weights (K, M), into slots, wherever they are."""

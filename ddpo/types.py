@@ -81,8 +81,24 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """The rows of all parts, one after another."""
-        return parts[0].map(lambda *values: torch.cat(values), *parts[1:])
+        """The rows of all parts, one after another, at one length; see `of_one_length`."""
+        first, *others = Conditioning.of_one_length(parts)
+        return first.map(lambda *values: torch.cat(values), *others)
+
+    @staticmethod
+    def of_one_length(parts: Sequence[Conditioning]) -> list[Conditioning]:
+        """The same with texts of the least common multiple of their lengths, each repeated.
+
+        Cross-attention is a weighted mean over the text, which its repetitions do not change: what
+        is drawn depends on no other prompt, up to rounding.
+        """
+        length = math.lcm(*(part.text.shape[1] for part in parts))
+        return [
+            part
+            if (times := length // part.text.shape[1]) == 1
+            else replace(part, text=part.text.repeat(1, times, 1))
+            for part in parts
+        ]
 
     def without_text(self) -> Conditioning:
         """Zero text embeddings; sizes and crops as they are."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING
 
 from config.settings.resume import changed_settings, check_prompts
-from ddpo.calibration import calibrate, calibration_set, initial_statistics
+from ddpo.calibration import (
+    NUM_LOOKED_AT,
+    calibrate,
+    calibration_set,
+    initial_statistics,
+    picture_problem,
+)
 from ddpo.prompts import split_prompts
 from morl.evolution import Evolution
 from morl.types import BASE_POLICY, Objective, Offspring
@@ -22,12 +29,18 @@ if TYPE_CHECKING:
     from run.directory import RunDir
     from run.parts import Parts
 
+logger = logging.getLogger(__name__)
+
 
 def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
     """Measure the base model: scales, reference and ideal points, its own returns."""
     settings, trainer, evaluator = run.settings, run.trainer, run.evaluator
     by_first, recorder = run.processes.by_first, run.recorder
-    for line in (*trainer.prompts.summary(), *trainer.prompts.notes):
+    for line in (
+        *trainer.prompts.summary(),
+        *trainer.prompts.notes,
+        *trainer.length_notes(),
+    ):
         recorder.say(line)
     by_first(run.directory.write_config, settings, str(run.processes.device))
     by_first(run.directory.truncate_metrics, 0)
@@ -35,7 +48,9 @@ def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
     drawn = calibration_set(
         trainer.prompts.train, settings.evaluation.calibration_prompts, settings.seed
     )
-    measured = evaluator.measure(initial, drawn, trainer.num_fit_pictures)
+    measured = evaluator.measure(initial, drawn, max(NUM_LOOKED_AT, trainer.num_fit_pictures))
+    if problem := picture_problem(measured.images[:NUM_LOOKED_AT], trainer.scale):
+        logger.warning("%s", problem)
     rewards = measured.rewards
     calibration = dataclasses.replace(
         calibrate(rewards, drawn.prompts, settings.rewards),

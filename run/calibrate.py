@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddpo.advantages import within_prompt_std
-from ddpo.calibration import Calibration, calibrate, calibration_set
+from ddpo.calibration import (
+    NUM_LOOKED_AT,
+    Calibration,
+    calibrate,
+    calibration_set,
+    picture_problem,
+)
 from ddpo.processes import Processes, own_device, use_threads
 from ddpo.trainer import Trainer
 from ddpo.types import scored
@@ -67,8 +73,11 @@ def reward_spread(rewards: torch.Tensor, prompts: Sequence[str]) -> Spread:
     )
 
 
-def measure(settings: Settings, device: torch.device) -> tuple[Spread, Calibration]:
+def measure(settings: Settings, device: torch.device) -> tuple[Spread, Calibration, str | None]:
     """Draw the base model's pictures of the calibration set and score them.
+
+    Returns:
+        How their rewards vary, what follows for a recipe, and what is wrong with the pictures.
 
     Raises:
         UserError: if the model or a reward cannot be loaded, or a reward fails.
@@ -81,13 +90,14 @@ def measure(settings: Settings, device: torch.device) -> tuple[Spread, Calibrati
             trainer.prompts.train, settings.evaluation.calibration_prompts, settings.seed
         )
         initial = trainer.agents.initial_policy()
-        rewards = trainer.evaluate([initial], drawn, use_guards=False)[0].rewards
+        measured = trainer.evaluate([initial], drawn, NUM_LOOKED_AT, use_guards=False)[0]
+        problem = picture_problem(measured.images, trainer.scale)
     finally:
         trainer.close()
         progress.close()
-    return reward_spread(rewards, drawn.prompts), calibrate(
-        rewards, drawn.prompts, settings.rewards
-    )
+    rewards = measured.rewards
+    calibration = calibrate(rewards, drawn.prompts, settings.rewards)
+    return reward_spread(rewards, drawn.prompts), calibration, problem
 
 
 def calibration_report(settings: Settings, device: torch.device | None = None) -> str:
@@ -98,9 +108,10 @@ def calibration_report(settings: Settings, device: torch.device | None = None) -
     """
     use_threads(settings.num_threads)
     with memory_advised():
-        spread, calibration = measure(settings, device or own_device())
+        spread, calibration, problem = measure(settings, device or own_device())
     names = settings.rewards.objectives
-    return "\n".join([*_table(names, spread), "", *_recipe_lines(calibration)])
+    warning = ["", f"warning: {problem}"] if problem else []
+    return "\n".join([*_table(names, spread), "", *_recipe_lines(calibration), *warning])
 
 
 def _table(names: Sequence[str], spread: Spread) -> Iterator[str]:

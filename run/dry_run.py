@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from transformers import CLIPTokenizer
 
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
-from ddpo.cost.footprint import KNOWN_MODELS, measure_footprint
+from ddpo.cost.footprint import KNOWN_MODELS, architecture_of, measure_footprint
 from ddpo.cost.plan import (
     CARDS,
     UTILISATION,
@@ -20,14 +21,20 @@ from ddpo.cost.plan import (
     rows_that_fit,
     total_flops,
 )
+from ddpo.ddim import make_schedule
+from ddpo.lengths import MODEL, all_prompts, length_notes
+from ddpo.model.families import Frame, family_of
+from ddpo.model.loading import configuration_source, find_model, taken_for
 from ddpo.model.source import repository_and_file, source_of
+from ddpo.model.stable_diffusion import ddim_of, reading_of
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS, parts_of, reward_entry
+from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.lookup import build_reward
 from run.progress import route_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from config.base import PretrainedSettings, RewardSettings, Settings
     from ddpo.cost.plan import Footprint, Memory
@@ -57,12 +64,14 @@ def dry_run(settings: Settings) -> str:
     route_logs()
     prompts = split_prompts(settings.prompts)
     plan = Plan.of(settings, len(prompts.train))
+    taken = _taken_for(settings)
     footprint = measure_footprint(settings)
+    texts = all_prompts(prompts, settings.sample.negative_prompt)
     sections = {
-        "Objectives": _objectives(settings.rewards),
-        "Prompts": _prompts(prompts),
+        "Objectives": _objectives(settings.rewards, texts),
+        "Prompts": (*_prompts(prompts), *_cut_by_model(settings.pretrained, texts)),
         "Images and UNet rows": _counts(settings, plan),
-        "Model": _model(settings, footprint),
+        "Model": (taken, *_model(settings, footprint)),
         "Memory of one device": _memory(settings, plan, footprint),
         "Time": _time(plan, footprint),
         "Downloads": _downloads(settings, footprint),
@@ -74,10 +83,16 @@ def dry_run(settings: Settings) -> str:
     )
 
 
-def reward_state(name: str, settings: RewardSettings) -> str:
-    """Whether the reward can be built here and now: "ready", or what keeps it from it."""
+def reward_state(name: str, settings: RewardSettings, prompts: Sequence[str] = ()) -> str:
+    """Whether the reward can be built here and now: "ready", or what keeps it from it.
+
+    Args:
+        name: of the reward.
+        settings: of all rewards.
+        prompts: a reward that is ready and does not read them to their ends says so.
+    """
     try:
-        build_reward(name, settings, _CPU)
+        reward, _ = build_reward(name, settings, _CPU)
     except OSError as error:  # also what the hub raises for files that are not in its cache
         parts = parts_of(name, settings.sources).values() if name in REWARDS else ()
         first = str(error).splitlines()[0] if str(error) else repr(error)
@@ -85,14 +100,15 @@ def reward_state(name: str, settings: RewardSettings) -> str:
         return f"needs a download: {needed}" if needed else f"cannot be built: {first}"
     except (UserError, ValueError, RuntimeError, ImportError) as error:
         return f"cannot be built: {error}"
-    return "ready"
+    cut = reward.cut(prompts) if isinstance(reward, BatchReward) else []
+    return "; ".join(["ready", *length_notes({"it": cut}, prompts)])
 
 
-def _objectives(settings: RewardSettings) -> Iterator[str]:
+def _objectives(settings: RewardSettings, prompts: Sequence[str]) -> Iterator[str]:
     points = settings.reference and settings.ideal
     for index, name in enumerate(settings.names):
         unit = f" [{reward_entry(name).unit}]" if name in REWARDS else ""
-        line = f"{name}{unit}: {reward_state(name, settings)}"
+        line = f"{name}{unit}: {reward_state(name, settings, prompts)}"
         if points:
             line += f"; z = 0 at {settings.reference[index]:g}, 1 at {settings.ideal[index]:g}"
         yield line
@@ -103,6 +119,15 @@ def _objectives(settings: RewardSettings) -> Iterator[str]:
 def _prompts(prompts: PromptSplit) -> Iterator[str]:
     yield from prompts.summary()
     yield from prompts.notes
+
+
+def _cut_by_model(settings: PretrainedSettings, prompts: Sequence[str]) -> Iterator[str]:
+    """What the model does not read, if its tokenizer is on this machine."""
+    folder = Path(resolve_model(configuration_source(settings))) / "tokenizer"
+    if folder.is_dir():
+        tokenizer, reading = CLIPTokenizer.from_pretrained(folder), reading_of(settings)
+        cut = [prompt for prompt in prompts if reading.cuts(tokenizer, prompt)]
+        yield from length_notes({MODEL: cut}, prompts)
 
 
 def _counts(settings: Settings, plan: Plan) -> Iterator[str]:
@@ -130,6 +155,28 @@ def _counts(settings: Settings, plan: Plan) -> Iterator[str]:
         f"optimiser steps of an agent: {per_iteration} an iteration, "
         f"{plan.optimiser_steps:,} in all"
     )
+
+
+def _taken_for(settings: Settings) -> str:
+    """What the model is taken for.
+
+    Raises:
+        UserError: if its files, as far as they are here, or its schedule cannot be used.
+    """
+    pretrained = settings.pretrained
+    found = find_model(pretrained)
+    architecture = architecture_of(pretrained)
+    scheduler = found.settled(architecture["scheduler"])
+    unet, vae = architecture["unet"], architecture["vae"]
+    ddim = ddim_of(scheduler, unet, vae)
+    for sample in (settings.training_sample, settings.evaluation_sample):
+        make_schedule(ddim, sample.num_steps, sample.eta)
+    layers = {
+        name: part["num_hidden_layers"] for name, part in architecture.items() if "text" in name
+    }
+    family_of(layers).check(layers, reading_of(pretrained))
+    frame = Frame.of_configs(unet, vae, pretrained.height, pretrained.width)
+    return taken_for(pretrained, found, unet, scheduler, frame)
 
 
 def _model(settings: Settings, footprint: Footprint) -> Iterator[str]:
@@ -191,10 +238,13 @@ def _duration(spent: float) -> str:
 
 def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
     pretrained = settings.pretrained
-    if Path(resolve_model(source_of(pretrained.model).name)).exists():
+    is_here = Path(resolve_model(source_of(pretrained.model).name)).exists()
+    if is_here or find_model(pretrained).file is not None:
         yield "none for the base model: it is on this machine"
     else:
         yield _model_download(pretrained, footprint)
+    if pretrained.vae and not Path(resolve_model(source_of(pretrained.vae).name)).exists():
+        yield f"{pretrained.vae}: the VAE"
     if pretrained.lora and not Path(pretrained.lora).exists():
         source = source_of(pretrained.lora)
         repository, file = repository_and_file(source.name)

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
+from config.settings.files import path
 from tools import emoji_data
 from tools.emoji_judge import NOTHING, Judge, load_judge
 
@@ -176,15 +177,15 @@ def save_grid(images: torch.Tensor, columns: int, path: Path, zoom: int = 2) -> 
 def main() -> None:
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=ASSETS / "emoji-sd")
-    parser.add_argument("--clip", type=Path, default=ASSETS / "emoji-clip")
-    parser.add_argument("--judge", type=Path, default=ASSETS / "emoji-judge/judge.safetensors")
+    parser.add_argument("--model", type=path, default=ASSETS / "emoji-sd")
+    parser.add_argument("--clip", type=path, default=ASSETS / "emoji-clip")
+    parser.add_argument("--judge", type=path, default=ASSETS / "emoji-judge/judge.safetensors")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 10])
     parser.add_argument("--eta", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, default=4, help="pictures per caption")
     parser.add_argument("--variety", nargs="*", default=["cat", "spider", "fish", "zebra"])
-    parser.add_argument("--grid", type=Path, default=ASSETS / "img/emoji_samples.png")
+    parser.add_argument("--grid", type=path, default=ASSETS / "img/emoji_samples.png")
     args = parser.parse_args()
     pipeline = StableDiffusionPipeline.from_pretrained(args.model, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from config.settings.files import path
 from tools import emoji_clip, emoji_data, emoji_judge, emoji_unet, emoji_vae
 from tools.emoji_training import Budget
 
@@ -114,9 +115,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder for states; resumed from")
-    parser.add_argument("--data", type=Path, help="node_modules with the pictures [npm install]")
-    parser.add_argument("--output", type=Path, default=ASSETS, help="where the models go")
+    parser.add_argument("--work", type=path, required=True, help="folder for states; resumed from")
+    parser.add_argument("--data", type=path, help="node_modules with the pictures [npm install]")
+    parser.add_argument("--output", type=path, default=ASSETS, help="where the models go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="times all numbers of steps")
     parser.add_argument("--threads", type=int, help="CPU threads [all]")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from benchmarks.toy.arms import HERE, PAIRS, RUNNABLE, SEEDS, TUNING_SEEDS
 from benchmarks.toy.jobs import Job, do_all
 from benchmarks.toy.sweep import Sweep
+from config.settings.files import path
 
 if TYPE_CHECKING:
     from benchmarks.evidence import Record
@@ -73,7 +74,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    arguments.add_argument("--folder", type=Path, default=HERE / "results")
+    arguments.add_argument("--folder", type=path, default=HERE / "results")
     arguments.add_argument("--tune", action="store_true")
     chosen = arguments.parse_args()
     os.environ.setdefault(

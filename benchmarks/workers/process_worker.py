@@ -6,11 +6,11 @@ import argparse
 import json
 import os
 import time
-from pathlib import Path
 
 import torch
 
 from benchmarks.rig import settings_with
+from config.settings.files import path
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 
@@ -18,7 +18,7 @@ from ddpo.trainer import Trainer
 def main() -> None:
     """One iteration to compare, others to time; the first process writes down both."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=path)
     parser.add_argument("iterations", type=int)
     parser.add_argument("steps", type=int)
     parser.add_argument("images", type=int)

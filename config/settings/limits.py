@@ -78,8 +78,9 @@ class OneOf(Limit):
         close = difflib.get_close_matches(wrong[0], self.names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         listed = ", ".join(repr(name) for name in wrong)
+        shown = ", ".join(name or "'' (empty)" for name in sorted(self.names))
         verb = "is" if len(wrong) == 1 else "are"
-        return f"{setting}: {listed} {verb} not one of {', '.join(sorted(self.names))}{hint}"
+        return f"{setting}: {listed} {verb} not one of {shown}{hint}"
 
 
 class Device(Limit):

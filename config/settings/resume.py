@@ -22,6 +22,7 @@ AUTO = "auto"  # of resume_from: whichever run of the log directory the settings
 _BEFORE = {
     "evaluation.num_steps": 0,
     "evolution.start": "even_weights",
+    "pretrained.prompt_parts": 1,
     "train.skip_last_steps": 0,
 }
 

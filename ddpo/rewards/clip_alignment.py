@@ -30,6 +30,10 @@ class ClipAlignment(BatchReward):
         """See `BatchReward`."""
         return self.clip.cosine(batch, prompts)
 
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """See `BatchReward`."""
+        return self.clip.cut(prompts)
+
 
 def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> ClipAlignment:
     """See `RewardEntry`."""

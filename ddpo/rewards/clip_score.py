@@ -37,6 +37,10 @@ class ClipScore(BatchReward):
         """See `BatchReward`."""
         return WEIGHT * self.clip.cosine(batch, prompts).clamp(min=0)
 
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """See `BatchReward`."""
+        return self.clip.cut(prompts)
+
 
 def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> ClipScore:
     """See `RewardEntry`."""

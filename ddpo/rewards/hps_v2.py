@@ -127,6 +127,10 @@ class HpsV2(BatchReward):
         """See `BatchReward`."""
         return 100 * self.clip.cosine(batch, [clean(prompt) for prompt in prompts])
 
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """See `BatchReward`."""
+        return self.clip.cut(prompts)
+
 
 def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> HpsV2:
     """See `RewardEntry`."""

@@ -142,6 +142,11 @@ class BatchReward(ABC):
     def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """Scores (rows,), larger is better, one prompt per row."""
 
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """Those whose ends this reward does not read."""
+        del prompts
+        return []
+
     def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores (rows,) of images (rows, 3, H, W) in [0, 1], one prompt per row."""
         return self.score(ImageBatch(images), prompts)

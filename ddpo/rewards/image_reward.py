@@ -162,6 +162,11 @@ class ImageReward(BatchReward):
             scores: torch.Tensor = self._head(first).squeeze(-1)
             return (scores - _MEAN) / _STD
 
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """See `BatchReward`."""
+        tokens = self._tokenizer(list(prompts), verbose=False).input_ids
+        return [p for p, each in zip(prompts, tokens, strict=True) if len(each) > _MAX_TOKENS]
+
 
 def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> ImageReward:
     """See `RewardEntry`."""

@@ -35,6 +35,10 @@ class PickScore(BatchReward):
         """See `BatchReward`."""
         return self.clip.temperature * self.clip.cosine(batch, prompts)
 
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """See `BatchReward`."""
+        return self.clip.cut(prompts)
+
 
 def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> PickScore:
     """See `RewardEntry`."""

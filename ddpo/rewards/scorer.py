@@ -124,6 +124,14 @@ class Scorer:
             for name, call in submission.calls.items():
                 self._result(name, call)
 
+    def cut(self, prompts: Sequence[str]) -> dict[str, list[str]]:
+        """Objective -> the prompts whose ends it does not read, as far as rewards say so."""
+        return {
+            name: reward.cut(prompts)
+            for name, reward in self.rewards.items()
+            if isinstance(reward, BatchReward)
+        }
+
     def submit(self, images: torch.Tensor, prompts: Sequence[str]) -> list[Submission]:
         """Start scoring images (rows, 3, H, W), one prompt per row; see `gather`."""
         ready = self._event_after(images)

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.settings.declared import expand_home
+from config.settings.files import path
 from config.settings.terminal import typed_text
 from front.errors import ChoiceError
 
@@ -69,7 +71,7 @@ _bound.__name__ = "bound such as aesthetic_score=5.8"
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The run directory."""
-    parser.add_argument("run", type=Path, help="run directory, or a copy of its front")
+    parser.add_argument("run", type=path, help="run directory, or a copy of its front")
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +114,10 @@ def add_blend(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Where the base model is, where to run it, and how much of it at a time."""
     parser.add_argument(
-        "--model", default="", help="folder or hub id, if the base model is not where it was"
+        "--model",
+        type=expand_home,
+        default="",
+        help="folder or hub id, if the base model is not where it was",
     )
     parser.add_argument(
         "--device", default="", help="cuda, cpu, ...; default: a GPU if there is one"
@@ -138,10 +143,10 @@ guidance.__name__ = "number of at least 1, which is no guidance"
 
 def plot_file(text: str) -> Path:
     """Where to draw a plot; argparse turns a ValueError into its message."""
-    path = Path(text)
-    if path.suffix not in (".png", ".pdf", ".svg"):
+    file = path(text)
+    if file.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError
-    return path
+    return file
 
 
 plot_file.__name__ = "name that ends in .png, .pdf or .svg"
@@ -150,7 +155,7 @@ plot_file.__name__ = "name that ends in .png, .pdf or .svg"
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Where to write an adapter, if anywhere."""
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write a ready adapter folder with a model card"
+        "--out", type=path, metavar="DIR", help="write a ready adapter folder with a model card"
     )
 
 

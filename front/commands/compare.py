@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.settings.files import path
 from front.commands.arguments import numbers, plot_file
 from front.commands.command import Command, say
 from front.errors import ChoiceError, FrontError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", help="two or more run directories")
+    parser.add_argument("runs", type=path, nargs="+", help="two or more run directories")
     parser.add_argument("--reference", type=numbers, help="raw returns that count as z = 0")
     parser.add_argument("--ideal", type=numbers, help="raw returns that count as z = 1")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

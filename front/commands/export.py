@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.settings.files import path
 from front.commands.arguments import add_blend, add_choice, choose_or_blend
 from front.commands.command import Command, empty_folder, say
 from front.front import Front
@@ -24,7 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="diffusers, or kohya's layout for ComfyUI, A1111 and Forge",
     )
     parser.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32")
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new folder")
+    parser.add_argument("--out", type=path, metavar="DIR", required=True, help="a new folder")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.settings.files import path
 from front.commands.arguments import (
     add_blend,
     add_choice,
@@ -36,7 +36,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, help="denoising steps; default: the run's")
     parser.add_argument("--guidance", type=guidance, help="guidance scale; default: the run's")
     add_model(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/generated")
+    parser.add_argument("--out", type=path, metavar="DIR", help="default: RUN/generated")
 
 
 def run(args: argparse.Namespace) -> None:

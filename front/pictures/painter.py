@@ -12,6 +12,7 @@ from ddpo import speed
 from ddpo.agents.adapter import Adapter
 from ddpo.ddim import make_schedule
 from ddpo.model.stable_diffusion import FrozenDiffusion
+from ddpo.types import Conditioning
 from front.errors import ChoiceError
 from front.settings import device_of, settings_of
 
@@ -88,8 +89,9 @@ class Painter:
         settings = {
             "num_inference_steps": sample.num_steps,
             "guidance_scale": sample.guidance_scale,
+            "guidance_rescale": sample.guidance_rescale,
             "eta": sample.eta,
-            "negative_prompt": sample.negative_prompt or None,
+            "negative_prompt": sample.negative_prompt,
             **changes,
         }
         try:
@@ -97,15 +99,14 @@ class Painter:
         except UserError as error:
             raise ChoiceError(str(error)) from error
         self._show(member)
-        negative = settings.pop("negative_prompt")
+        negative = self._model.encode_negative(settings.pop("negative_prompt") or "")
         batch = max(1, sample.rows_per_pass // (1 if settings["guidance_scale"] <= 1 else 2))
         images: list[torch.Tensor] = []
         for start in range(0, len(prompts), batch):
             texts = list(prompts[start : start + batch])
             generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
             latents = self._model.pipe(
-                texts,
-                negative_prompt=None if negative is None else [negative] * len(texts),
+                **_embeds(negative, self._model.encode_prompts(texts)),
                 generator=generators,
                 output_type="latent",
                 **self._size,
@@ -125,3 +126,13 @@ class Painter:
         elif member is not self._shown:
             Adapter.of(member).apply(pipe, _SLOT)
         self._shown = member
+
+
+def _embeds(negative: Conditioning, prompts: Conditioning) -> dict[str, torch.Tensor]:
+    """Prompts as arguments of a pipeline: read as in training, also where diffusers cuts them."""
+    negative, prompts = Conditioning.of_one_length([negative.expand(len(prompts)), prompts])
+    embeds = {"prompt_embeds": prompts.text, "negative_prompt_embeds": negative.text}
+    if prompts.pooled is not None and negative.pooled is not None:
+        embeds["pooled_prompt_embeds"] = prompts.pooled
+        embeds["negative_pooled_prompt_embeds"] = negative.pooled
+    return embeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -150,3 +151,22 @@ def test_how_the_mean_depends_on_the_prediction_by_hand(prediction_type, by_hand
     """
     values = torch.tensor([[0.25], [0.5], [3**-0.5]]).unbind()
     assert output_coefficient(*values, prediction_type).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_schedule_is_distinct_timesteps_of_the_table_or_refused(spacing):
+    """diffusers' trailing timesteps are one too many, the last at -1, for 62 numbers of steps."""
+    scheduler, refused = sd_scheduler(timestep_spacing=spacing, steps_offset=0), []
+    for num_steps in (1, 2, 10, 50, 60, 61, 62, 103, 499, 500, 998, 999, 1000):
+        try:
+            timesteps = make_schedule(scheduler, num_steps, 1.0).timesteps.tolist()
+        except UserError as error:
+            refused.append(num_steps)
+            advised = int(re.search(r"to (\d+), say", str(error))[1])
+            assert abs(advised - num_steps) == 1
+            assert len(make_schedule(scheduler, advised, 1.0).timesteps) == advised
+        else:
+            assert len(set(timesteps)) == num_steps
+            assert timesteps == sorted(timesteps, reverse=True)
+            assert 0 <= timesteps[-1] <= timesteps[0] <= 999
+    assert refused == ([61, 103, 499, 998] if spacing == "trailing" else [])

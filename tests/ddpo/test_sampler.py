@@ -77,16 +77,13 @@ def test_seeds_key_the_noise_row_by_row():
     assert not torch.equal(two[0], two[1])
 
 
-def test_each_distinct_prompt_is_encoded_once(monkeypatch):
+def test_each_distinct_prompt_is_encoded_once():
     rig = make_rig(1)
     calls = []
-    encode = rig.model.pipe.encode_prompt
-    monkeypatch.setattr(
-        rig.model.pipe, "encode_prompt", lambda *a, **k: calls.append(a[0]) or encode(*a, **k)
-    )
+    rig.model.pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
     rig.model.encode_prompts(["x", "y", "x"])
     rig.model.encode_prompts(["y"])
-    assert calls == ["x", "y"]
+    assert len(calls) == 2
 
 
 def test_a_prompt_of_many_samples_is_held_once():

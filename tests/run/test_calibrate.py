@@ -11,6 +11,7 @@ from ddpo.calibration import calibrate
 from mo_train import main
 from run.calibrate import calibration_report, reward_spread
 from run.command_line import read_command, read_settings
+from tests.support.rig import make_settings
 
 
 def test_the_spread_of_rewards_by_hand():
@@ -97,3 +98,16 @@ def test_the_lines_printed_are_settings(capsys, tmp_path):
         assert high - low == pytest.approx(6 * scale, rel=0.02)
     assert read_settings([f"--config={recipe}"]).rewards.scales == tuple(points.scales)
     assert "correlation of clip_alignment and jpeg_compressibility within a prompt" in shown
+    assert "warning" not in shown
+
+
+def test_a_base_model_that_draws_nothing_is_warned_of():
+    pretrained = {"prediction_type": "v_prediction"}
+    evaluation = {"num_steps": 0, "calibration_prompts": 4}
+    sample = {"num_steps": 4}
+    settings = make_settings(pretrained=pretrained, evaluation=evaluation, sample=sample)
+    assert (
+        calibration_report(settings)
+        .splitlines()[-1]
+        .startswith("warning: most of the base model's pictures are flat: their contrast is 0.0")
+    )

