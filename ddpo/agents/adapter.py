@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -246,14 +245,23 @@ class Adapter:
         return folder / ADAPTER_FILE
 
     def _metadata(self) -> dict[str, object]:
-        """Rank, alpha and target layers as peft's configuration."""
-        lora = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            target_modules=list(self.target_modules),
-            init_lora_weights=False,
-        )
-        return {name: _plain(value) for name, value in lora.to_dict().items()}
+        """Peft's configuration: the fields that every release from 0.17 on knows.
+
+        A release refuses fields of a later one, and takes its defaults for those that are missing.
+        """
+        return {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "target_modules": sorted(self.target_modules),
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "bias": "none",
+            "lora_dropout": 0.0,
+            "init_lora_weights": False,
+            "use_dora": False,
+            "use_rslora": False,
+        }
 
     def save_kohya(self, path: Path) -> Path:
         """Write the adapter in kohya's layout, which ComfyUI, A1111 and Forge read.
@@ -323,11 +331,6 @@ class Adapter:
                     f"{(len(b), a.shape[1])} and is {found and tuple(found)}; load the base model "
                     "that the run was trained on"
                 )
-
-
-def _plain(value: object) -> object:
-    """Sets have no order and no JSON; lists have both."""
-    return sorted(value) if isinstance(value, set) else value
 
 
 def adapter_of(agents: Agents, policy: Policy) -> Adapter:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -47,6 +49,28 @@ def test_an_adapter_returns_from_its_file_bit_for_bit(tmp_path):
     for name, (a, b) in adapter.matrices.items():
         assert torch.equal(again.matrices[name][0], a)
         assert torch.equal(again.matrices[name][1], b)
+
+
+def test_peft_s_configuration_has_no_field_that_peft_0_17_does_not_know(tmp_path):
+    """LoraConfig refuses fields of a later release, and files are read with any."""
+    file = random_adapter(0, rank=3, alpha=5.0).save(tmp_path)
+    with safe_open(file, framework="pt") as opened:
+        written = json.loads(opened.metadata()["lora_adapter_metadata"])
+    config = {name.removeprefix("unet."): value for name, value in written.items()}
+    assert config == {
+        "r": 3,
+        "lora_alpha": 5.0,
+        "target_modules": sorted(TARGETS),
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "init_lora_weights": False,
+        "peft_type": "LORA",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    assert LoraConfig(**config).r == 3
 
 
 def test_a_blend_is_the_weighted_sum_of_the_updates():
