@@ -53,10 +53,7 @@ def load_pipeline(settings: PretrainedSettings) -> Any:
         UserError: naming the model and what to do, if it cannot be found or used.
     """
     is_file = Path(settings.model).suffix in _FILES
-    lora = None
-    if settings.lora:
-        with _explained_lora(settings):
-            lora = _read_lora(settings)
+    lora = read_lora(settings) if settings.lora else None
     try:
         pipe = _from_single_file(settings) if is_file else _from_folder_or_hub(settings)
     except _LOADING_ERRORS as error:
@@ -193,15 +190,20 @@ def guess_config(path: Path) -> str:
     return _MOVED.get(config, config)
 
 
-def _read_lora(settings: PretrainedSettings) -> LoraFile:
-    """The LoRA that `pretrained.lora` names: a file, the one of a folder, or a hub's."""
-    source = _checked_source(settings.lora)
-    name, file = repository_and_file(source.name)
-    if file is None and Path(name).suffix in _FILES:
-        _checked_file(name)
-    elif file is not None:
-        _check_suffix(file)
-    return LoraFile.read(locate(name, file, source.revision))
+def read_lora(settings: PretrainedSettings) -> LoraFile:
+    """The LoRA that `pretrained.lora` names: a file, the one of a folder, or a hub's.
+
+    Raises:
+        UserError: if it cannot be had, or cannot be merged whatever the model.
+    """
+    with _explained_lora(settings):
+        source = _checked_source(settings.lora)
+        name, file = repository_and_file(source.name)
+        if file is None and Path(name).suffix in _FILES:
+            _checked_file(name)
+        elif file is not None:
+            _check_suffix(file)
+        return LoraFile.read(locate(name, file, source.revision))
 
 
 def _merge_lora(pipe: Any, lora: LoraFile, settings: PretrainedSettings) -> None:

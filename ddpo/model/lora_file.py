@@ -49,6 +49,7 @@ _PREFIXES = {
     "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_", ""),
     "text_encoder_2": ("text_encoder_2.", "lora_te2_", ""),
 }
+_UNET_STARTS = ("unet.", "lora_unet_")
 _OLD_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _TEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}
 _TRANSFORMERS = re.compile(r"double_blocks|single_blocks|joint_blocks|^(lora_)?transformer_")
@@ -155,6 +156,27 @@ class LoraFile:
             )
         configs = _configs(metadata, path.with_name(_PEFT_CONFIG))
         return cls(layers=layers, configs=configs)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether diffusers merges it as `merge` does: one rank, one alpha, names it knows."""
+        kinds = {
+            (frozenset(stored), stored["down"].shape[0], float(stored.get("alpha", math.nan)))
+            if stored.keys() <= {"down", "up", "alpha"} and stored["down"].ndim == 2
+            else None
+            for stored in self.layers.values()
+        }
+        in_text = [_flat(layer) for layer in self.layers if not layer.startswith(_UNET_STARTS)]
+        patterns = ("rank_pattern", "alpha_pattern", "use_rslora")
+        return (
+            len(kinds) == 1
+            and None not in kinds
+            and "" not in self.configs
+            and not any(config.get(name) for config in self.configs.values() for name in patterns)
+            and all(name.startswith(("text_encoder_", "lora_te")) for name in in_text)
+            # of a text encoder without it diffusers cannot tell what the file is
+            and (not in_text or any(name.endswith(("out_proj", "to_out")) for name in in_text))
+        )
 
     def scale(self, layer: str, part: str, place: str, rank: int | None) -> float | None:
         """A layer's strength, alpha / rank; None if nothing says what alpha is.

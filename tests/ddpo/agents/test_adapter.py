@@ -17,22 +17,10 @@ from safetensors.torch import load_file
 from ddpo.agents.adapter import Adapter, AdapterError
 from ddpo.agents.lora import target_layers
 from ddpo.cost.footprint import known_architecture
+from tests.support.adapters import TARGETS, random_adapter
 from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXTS, SEEDS = ["a", "b", "c"], [3, 4, 5]
-
-
-def random_adapter(seed, rank=4, alpha=6.0, kind="sd1"):
-    """An adapter for the tiny model that changes its pictures visibly."""
-    generator = torch.Generator().manual_seed(seed)
-    matrices = {}
-    for name, module in make_tiny_pipe(kind).unet.named_modules():
-        if name.endswith(TARGETS) and isinstance(module, torch.nn.Linear):
-            a = torch.randn(rank, module.in_features, generator=generator)
-            b = 0.1 * torch.randn(module.out_features, rank, generator=generator)
-            matrices[name] = (a, b)
-    return Adapter(matrices=matrices, rank=rank, alpha=alpha, target_modules=TARGETS)
 
 
 def draw(folder_or_apply, kind="sd1", **options):
