@@ -38,6 +38,7 @@ _SCHEDULES = {
     "trailing": ("sgm_uniform", "SGM Uniform"),
     "linspace": ("normal", "Normal"),
 }
+_WORDS = 50  # a prompt of more may have over 75 tokens
 _PLACE = "path/to/this/folder"
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 _TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "reinforcement-learning", "ddpo"]
@@ -151,7 +152,8 @@ def _write(folder: Path, front: Front, pictures: list[str], **content: Any) -> N
     model = source_of(str(front.settings["pretrained"]["model"])).name
     has_repository = is_on_hub(model)
     name = model if has_repository else Path(model).name  # a path says too much about a machine
-    dtype = front.settings["pretrained"].get("dtype")
+    pretrained = front.settings["pretrained"]
+    dtype = pretrained.get("dtype")
     prompts = front.sample_prompts or ("your prompt",)
     licence = licence_of(model) or "unknown"
     known = licence not in {"unknown", "other"}
@@ -173,6 +175,8 @@ def _write(folder: Path, front: Front, pictures: list[str], **content: Any) -> N
         data,
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
         base=f"`{name}`",
+        has_long_prompts=pretrained.get("prompt_parts", 1) > 1
+        and any(len(prompt.split()) > _WORDS for prompt in prompts),
         half=dtype if dtype in {"bfloat16", "float16"} else "",
         local_names=[f"`{each}`" for each in local_names(front)],
         objectives=[f"`{objective.name}` [{objective.unit}]" for objective in front.objectives],
