@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
@@ -20,6 +21,7 @@ from ddpo.cost.plan import (
     rows_that_fit,
     total_flops,
 )
+from ddpo.model.loading import read_lora
 from ddpo.model.source import repository_and_file, source_of
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS, parts_of, reward_entry
@@ -52,11 +54,13 @@ def dry_run(settings: Settings) -> str:
 
     Raises:
         UserError: if the architecture of the model cannot be had without a download, or has no
-            layer of a name in `adapter.target_modules`.
+            layer of a name in `adapter.target_modules`; if the LoRA cannot be merged.
     """
     route_logs()
     prompts = split_prompts(settings.prompts)
     plan = Plan.of(settings, len(prompts.train))
+    if settings.pretrained.lora:
+        _check_lora(settings.pretrained)
     footprint = measure_footprint(settings)
     sections = {
         "Objectives": _objectives(settings.rewards),
@@ -106,6 +110,15 @@ def _prompts(prompts: PromptSplit) -> Iterator[str]:
         f"{len(prompts.report)} for the report"
     )
     yield from prompts.notes
+
+
+def _check_lora(pretrained: PretrainedSettings) -> None:
+    """Refuse a LoRA that is on this machine and cannot be merged, whatever the model."""
+    try:
+        read_lora(pretrained)
+    except UserError as error:
+        if not isinstance(error.__cause__, LocalEntryNotFoundError):  # else it is a download
+            raise
 
 
 def _counts(settings: Settings, plan: Plan) -> Iterator[str]:

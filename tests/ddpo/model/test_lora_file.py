@@ -6,8 +6,10 @@ parts of a convolution one after another.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import peft
@@ -42,9 +44,24 @@ class Layer(NamedTuple):
         return prefix + name.replace(".", "_")
 
 
+@pytest.fixture(scope="module", name="originals")
+def _originals():
+    return {kind: make_tiny_pipe(kind) for kind in ("sd1", "sdxl")}
+
+
+@contextmanager
+def borrowed(pipe):
+    """A pipeline that has its weights again afterwards."""
+    before = {layer: layer.module.weight.data.clone() for layer in layers_of(pipe, ("",))}
+    yield pipe
+    for layer, weight in before.items():
+        layer.module.weight.data = weight
+
+
 @pytest.fixture(name="pipe")
-def _pipe():
-    return make_tiny_pipe()
+def _pipe(originals):
+    with borrowed(originals["sd1"]) as pipe:
+        yield pipe
 
 
 def layers_of(pipe, suffixes=ATTENTION, parts=("unet", "text_encoder", "text_encoder_2")):
@@ -69,28 +86,28 @@ def low_rank(layer, rank, seed):
 
 
 def merged(pipe, state, folder, strength=1.0, metadata=None):
-    """The weights of all parts after a merge, by part and name."""
-    save_file(
-        {name: tensor.clone().contiguous() for name, tensor in state.items()},
-        folder / "l.safetensors",
-        metadata,
-    )
+    """Merge what a file holds; the weights before and after, by part and name."""
+
+    def weights():
+        layers = layers_of(pipe, ("",))
+        return {(layer.part, layer.name): layer.module.weight.data.clone() for layer in layers}
+
+    before = weights()
+    state = {name: tensor.clone().contiguous() for name, tensor in state.items()}
+    save_file(state, folder / "l.safetensors", metadata)
     merge(pipe, LoraFile.read(folder / "l.safetensors"), strength)
-    return {
-        (layer.part, layer.name): layer.module.weight.detach() for layer in layers_of(pipe, ("",))
-    }
+    return before, weights()
 
 
-def check(pipe, after, expected):
-    """Layers are as expected, all others as they were in a fresh pipeline."""
+def check(before, after, expected):
+    """Layers are as expected, all others as they were."""
     assert expected
-    for layer in layers_of(make_tiny_pipe(), ("",)):
-        where = (layer.part, layer.name)
+    for where, weight in before.items():
         if where in expected:
             torch.testing.assert_close(after[where], expected[where], rtol=1e-5, atol=1e-6)
-            assert not torch.allclose(after[where], layer.module.weight)
+            assert not torch.allclose(after[where], weight)
         else:
-            assert torch.equal(after[where], layer.module.weight)
+            assert torch.equal(after[where], weight)
 
 
 def test_every_layer_of_a_resized_kohya_file_has_its_own_rank_and_alpha(pipe, tmp_path):
@@ -107,7 +124,7 @@ def test_every_layer_of_a_resized_kohya_file_has_its_own_rank_and_alpha(pipe, tm
         weight = layer.module.weight.detach()
         update = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
         expected[layer.part, layer.name] = weight + 0.75 * alpha / rank * update
-    check(pipe, merged(pipe, state, tmp_path, 0.75), expected)
+    check(*merged(pipe, state, tmp_path, 0.75), expected)
 
 
 def test_a_merged_convolution_is_its_three_convolutions_one_after_another(pipe, tmp_path):
@@ -147,7 +164,7 @@ def test_doras_magnitudes_scale_rows_or_columns_of_the_changed_weight(
             row = new.select(axis, index)
             row *= magnitude.flatten()[index] / row.norm()
         expected[layer.part, layer.name] = weight + strength * (new - weight)
-    check(pipe, merged(pipe, state, tmp_path, strength), expected)
+    check(*merged(pipe, state, tmp_path, strength), expected)
 
 
 PEFT_CONFIGS = {
@@ -169,22 +186,24 @@ def test_what_peft_saves_is_merged_as_peft_merges_it(pipe, tmp_path, name):
     """Keys begin with base_model.model., and alpha is in adapter_config.json beside the weights."""
     config = PEFT_CONFIGS[name]
     config.target_modules = ["to_q", "attn2.to_k", "resnets.0.conv1", "conv_shortcut"]
-    network = peft.get_peft_model(make_tiny_pipe().unet, config)
+    before = copy.deepcopy(pipe.unet)
+    network = peft.get_peft_model(copy.deepcopy(before), config)
     for i, parameter in enumerate(p for p in network.parameters() if p.requires_grad):
         parameter.data = parameter.data.abs() + random(*parameter.shape, seed=i)
     network.save_pretrained(tmp_path)
     merge(pipe, LoraFile.read(locate(str(tmp_path), None, None)), 1.0)
     theirs = network.merge_and_unload().state_dict()
-    ours, before = pipe.unet.state_dict(), make_tiny_pipe().unet.state_dict()
+    ours, before = pipe.unet.state_dict(), before.state_dict()
     assert ours.keys() == theirs.keys()
     assert sum(not torch.equal(ours[key], before[key]) for key in ours) > 10
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_that_changed_its_base_when_it_began_is_refused(tmp_path):
+def test_an_adapter_that_changed_its_base_when_it_began_is_refused(pipe, tmp_path):
     network = peft.get_peft_model(
-        make_tiny_pipe().unet, peft.LoraConfig(target_modules=["to_q"], init_lora_weights="pissa")
+        copy.deepcopy(pipe.unet),
+        peft.LoraConfig(target_modules=["to_q"], init_lora_weights="pissa"),
     )
     network.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="init_lora_weights='pissa', which changes the base"):
@@ -211,8 +230,13 @@ NAMINGS = {
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 @pytest.mark.parametrize("naming", NAMINGS)
-def test_every_way_of_naming_layers_is_known(tmp_path, naming, kind):
-    pipe = make_tiny_pipe(kind)
+def test_every_way_of_naming_layers_is_known(originals, tmp_path, naming, kind):
+    with borrowed(originals[kind]) as pipe:
+        check_naming(pipe, tmp_path, NAMINGS[naming].split())
+
+
+def check_naming(pipe, tmp_path, keys):
+    """Layers whose matrices have these keys are found."""
     state, expected = {}, {}
     for i, layer in enumerate(layers_of(pipe, ("to_q", "to_k", "to_out.0"), ["unet"])):
         original = unet_name(layer.name, pipe.unet.config.layers_per_block)
@@ -224,7 +248,7 @@ def test_every_way_of_naming_layers_is_known(tmp_path, naming, kind):
             "ldm": original.replace(".", "_"),
         }
         matrices = low_rank(layer, 2, 2 * i)
-        for key, matrix in zip(NAMINGS[naming].split(), matrices, strict=True):
+        for key, matrix in zip(keys, matrices, strict=True):
             state[key.format(**places)] = matrix
         expected[layer.name] = layer.module.weight.detach() + matrices[1] @ matrices[0]
     merged(pipe, state, tmp_path)
@@ -257,8 +281,8 @@ def test_every_way_of_naming_a_text_encoders_layers_is_known(pipe, tmp_path, nam
     torch.testing.assert_close(layer.module.weight, expected)
 
 
-def test_names_that_fit_both_text_encoders_are_refused(tmp_path):
-    pipe = make_tiny_pipe("sdxl")
+def test_names_that_fit_both_text_encoders_are_refused(originals, tmp_path):
+    pipe = originals["sdxl"]
     (layer,) = layers_of(pipe, ("encoder.layers.0.self_attn.q_proj",), ["text_encoder"])
     down, up = low_rank(layer, 2, 0)
     key = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj"
@@ -434,3 +458,34 @@ def _response():
     import httpx2
 
     return httpx2.Response(404, request=httpx2.Request("GET", "http://127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("change", "is_plain"),
+    [
+        ({}, True),
+        ({"ranks": (4, 2)}, False),
+        ({"alphas": (4.0, 2.0)}, False),
+        ({"prefix": ""}, False),
+        ({"prefix": "base_model.model."}, False),
+        ({"extra": "dora_scale"}, False),
+        ({"text": ("q_proj",)}, False),
+        ({"text": ("q_proj", "out_proj")}, True),
+        ({"convolution": True}, False),
+    ],
+)
+def test_a_plain_file_is_one_that_diffusers_merges_alike(tmp_path, change, is_plain):
+    """Of other files model cards load the project's own code."""
+    given = {"ranks": (4, 4), "alphas": (4.0, 4.0), "prefix": "lora_unet_", "text": (), **change}
+    state = {}
+    keys = [f"{given['prefix']}mid_block_attentions_0_to_{name}" for name in "qk"]
+    keys += [f"lora_te_text_model_encoder_layers_0_self_attn_{name}" for name in given["text"]]
+    for i, key in enumerate(keys):
+        shape = (given["ranks"][i % 2], 8) + ((3, 3) if "convolution" in given else ())
+        state[f"{key}.lora_down.weight"] = random(*shape)
+        state[f"{key}.lora_up.weight"] = random(8, shape[0])
+        state[f"{key}.alpha"] = torch.tensor(given["alphas"][i % 2])
+        if "extra" in given:
+            state[f"{key}.{given['extra']}"] = torch.ones(8, 1)
+    save_file(state, tmp_path / "l.safetensors")
+    assert LoraFile.read(tmp_path / "l.safetensors").is_plain is is_plain
