@@ -196,17 +196,30 @@ def _write(folder: Path, front: Front, pictures: list[str], **content: Any) -> N
 def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
     """What other programs are told: where the file goes, and how it was judged."""
     settings = settings_of(front)
+    sample, pretrained = settings.evaluation_sample, settings.pretrained
     schedule = front.model.schedule if front.model else {}
+    rows = [
+        [f"put `{weight_name}` into", "`models/loras`", "`models/Lora`"],
+        [
+            "strength",
+            "1 (`strength_model`; it has no layers of text encoders)",
+            f"1: `<lora:{Path(weight_name).stem}:1>` in the prompt",
+        ],
+        ["sampler", "`euler_ancestral`", "Euler a"],
+    ]
+    if schedules := _SCHEDULES.get(schedule.get("timestep_spacing", "")):
+        rows.append(["scheduler", f"`{schedules[0]}`", schedules[1]])
+    both = {"steps": str(sample.num_steps), "CFG": f"{sample.guidance_scale:g}"}
+    if front.model:
+        both["size"] = f"{front.model.width} x {front.model.height}"
+    rows += [[name, value, value] for name, value in both.items()]
     return {
-        "file": weight_name,
-        "stem": Path(weight_name).stem,
-        "sample": settings.evaluation_sample,
-        "schedules": _SCHEDULES.get(schedule.get("timestep_spacing", "")),
-        "size": (front.model.width, front.model.height) if front.model else None,
+        "table": markdown_table(["", "ComfyUI", "A1111, Forge"], rows),
+        "sample": sample,
         "predicts_v": schedule.get("prediction_type") == "v_prediction",
         "zero_snr": schedule.get("rescale_betas_zero_snr", False),
-        "lora": shared_name(settings.pretrained.lora),
-        "lora_scale": settings.pretrained.lora_scale,
+        "lora": shared_name(pretrained.lora),
+        "lora_scale": pretrained.lora_scale,
     }
 
 

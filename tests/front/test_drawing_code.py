@@ -350,14 +350,17 @@ def test_a_card_of_kohyas_layout_says_where_the_file_goes_and_how_it_was_measure
     }
     front = replace(front, model=replace(front.model, schedule=schedule))
     file = write_folder(tmp_path, front, front.policies[0], file_format="kohya")
-    card = " ".join((tmp_path / "README.md").read_text().split())
+    text = (tmp_path / "README.md").read_text()
+    table = re.search(r"\n\|  \| ComfyUI.*?\n\n", text, re.DOTALL)[0].split("\n")
+    assert len(table) == 2 + 2 + 7 + 1  # no line between its rows
+    card = " ".join(text.split())
     assert f"| put `{file.name}` into | `models/loras` | `models/Lora` |" in card
     assert f"<lora:{file.stem}:1>" in card
     assert (
         "| sampler | `euler_ancestral` | Euler a | | scheduler | `sgm_uniform` | SGM Uniform"
         in card
     )
-    assert "| steps | 4 | 4 | | CFG | 3.0 | 3.0 | | size | 16 x 16 | 16 x 16 |" in card
+    assert "| steps | 4 | 4 | | CFG | 3 | 3 | | size | 16 x 16 | 16 x 16 |" in card
     assert "measured at strength 1 with diffusers' `DDIMScheduler` at eta 1.0" in card
     assert "The negative prompt was `c`" in card
     assert "LoRA `me/style` beside it, at strength 0.8" in card
