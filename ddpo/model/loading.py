@@ -75,7 +75,7 @@ def _explained_lora(settings: PretrainedSettings) -> Iterator[None]:
     try:
         yield
     except _LOADING_ERRORS as error:
-        why = _explain(error, settings.lora).splitlines()[0]
+        why = _explain(error, settings.lora).strip().splitlines()[0]
         if not isinstance(error, (ValueError, LocalEntryNotFoundError)):
             why += "; give a .safetensors file, its folder or a hub id (owner/name, "
             why += "owner/name/file.safetensors)"
