@@ -14,6 +14,7 @@ from ddpo.agents.adapter import Adapter
 from ddpo.assets import resolve_model
 from ddpo.files import ADAPTER_FILE
 from ddpo.model.source import source_of
+from front.drawing_code import drawing_code, is_on_hub, local_names, shared_name
 from front.member import FrontPolicy
 from front.pictures.plots import plot_samples
 from front.settings import settings_of
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
 CARD = "README.md"
 SHEET = "samples.png"
 PLOT = "front.png"
+# Where the same steps lie: the scheduler of ComfyUI, the schedule type of A1111 and Forge.
+_SCHEDULES = {
+    "leading": ("ddim_uniform", "DDIM"),
+    "trailing": ("sgm_uniform", "SGM Uniform"),
+    "linspace": ("normal", "Normal"),
+}
+_WORDS = 50  # a prompt of more may have over 75 tokens
+_PLACE = "path/to/this/folder"
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 _TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "reinforcement-learning", "ddpo"]
 # Licences of the usual base models, for when the model's own card is not on this machine.
@@ -61,6 +70,7 @@ def write_adapter_card(
     adapter: Adapter,
     *,
     weight_name: str = ADAPTER_FILE,
+    is_kohya: bool = False,
     error: float = 0.0,
     repo: str = "",
 ) -> None:
@@ -72,6 +82,7 @@ def write_adapter_card(
         member: the policy or blend it is.
         adapter: as written.
         weight_name: its file.
+        is_kohya: whether that is in kohya's layout.
         error: relative error of an adapter whose rank was reduced.
         repo: on a hub; empty for a folder.
     """
@@ -92,13 +103,13 @@ def write_adapter_card(
         folder,
         front,
         pictures,
-        repo,
         title=f"{member.id} of {front.path.resolve().name}",
         member=member,
+        code=drawing_code(front, repo or _PLACE, is_sdxl=adapter.is_sdxl, weight_name=weight_name),
+        kohya=_kohya(front, weight_name) if is_kohya else None,
         parts=[f"{part:.3g} {policy.id}" for policy, part in member.parts],
         reduced=f"{error:.2g}" if error else "",
         returns=markdown_table(header, rows) if rows else "",
-        weight_name=weight_name,
         rank=adapter.rank,
         alpha=f"{adapter.alpha:g}",
         targets=adapter.target_modules,
@@ -119,28 +130,35 @@ def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
         folder,
         front,
         _write_pictures(folder, front, front.policies),
-        repo,
         title=f"Pareto front {front.path.resolve().name}",
         member=None,
         num_policies=len(front.policies),
         returns="",
-        example=f"adapters/{middle.id}",
-        weight_name=ADAPTER_FILE,
+        code=drawing_code(
+            front,
+            repo or _PLACE,
+            is_sdxl=adapter.is_sdxl,
+            subfolder=f"adapters/{middle.id}",
+            weight_name=ADAPTER_FILE,
+        ),
+        kohya=None,
         rank=adapter.rank,
         alpha=f"{adapter.alpha:g}",
     )
 
 
-def _write(folder: Path, front: Front, pictures: list[str], repo: str, **content: Any) -> None:
+def _write(folder: Path, front: Front, pictures: list[str], **content: Any) -> None:
     """Fill the template and write the card."""
     model = source_of(str(front.settings["pretrained"]["model"])).name
-    is_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).is_dir()
-    name = model if is_on_hub else Path(model).name  # a path says too much about a machine
+    has_repository = is_on_hub(model)
+    name = model if has_repository else Path(model).name  # a path says too much about a machine
+    pretrained = front.settings["pretrained"]
+    dtype = pretrained.get("dtype")
     prompts = front.sample_prompts or ("your prompt",)
     licence = licence_of(model) or "unknown"
     known = licence not in {"unknown", "other"}
     data = ModelCardData(
-        base_model=model if is_on_hub else None,
+        base_model=model if has_repository else None,
         library_name="diffusers",
         license=licence if known else "other",
         license_name=None if known else f"{_slug(name)}-licence",
@@ -157,24 +175,53 @@ def _write(folder: Path, front: Front, pictures: list[str], repo: str, **content
         data,
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
         base=f"`{name}`",
-        load_base=name,
-        is_on_hub=is_on_hub,
+        has_long_prompts=pretrained.get("prompt_parts", 1) > 1
+        and any(len(prompt.split()) > _WORDS for prompt in prompts),
+        half=dtype if dtype in {"bfloat16", "float16"} else "",
+        local_names=[f"`{each}`" for each in local_names(front)],
         objectives=[f"`{objective.name}` [{objective.unit}]" for objective in front.objectives],
         reference=_point(front, "reference"),
         ideal=_point(front, "ideal"),
         sheet=SHEET if pictures else "",
         plot=_copy_plot(folder, front),
-        prompt=prompts[0].replace("\\", "").replace('"', "'"),
-        sample=settings_of(front).evaluation_sample,
         front=front,
         front_table=front_table(front),
         licence=licence,
-        repo=repo,
         **content,
     )
     text = re.sub(r"\n{3,}", "\n\n", str(card))
     page = text.rstrip() + "\n"
     (folder / CARD).write_bytes(page.encode(errors="backslashreplace"))  # paths may be no text
+
+
+def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
+    """What other programs are told: where the file goes, and how it was judged."""
+    settings = settings_of(front)
+    sample, pretrained = settings.evaluation_sample, settings.pretrained
+    schedule = front.model.schedule if front.model else {}
+    rows = [
+        [f"put `{weight_name}` into", "`models/loras`", "`models/Lora`"],
+        [
+            "strength",
+            "1 (`strength_model`; it has no layers of text encoders)",
+            f"1: `<lora:{Path(weight_name).stem}:1>` in the prompt",
+        ],
+        ["sampler", "`euler_ancestral`", "Euler a"],
+    ]
+    if schedules := _SCHEDULES.get(schedule.get("timestep_spacing", "")):
+        rows.append(["scheduler", f"`{schedules[0]}`", schedules[1]])
+    both = {"steps": str(sample.num_steps), "CFG": f"{sample.guidance_scale:g}"}
+    if front.model:
+        both["size"] = f"{front.model.width} x {front.model.height}"
+    rows += [[name, value, value] for name, value in both.items()]
+    return {
+        "table": markdown_table(["", "ComfyUI", "A1111, Forge"], rows),
+        "sample": sample,
+        "predicts_v": schedule.get("prediction_type") == "v_prediction",
+        "zero_snr": schedule.get("rescale_betas_zero_snr", False),
+        "lora": shared_name(pretrained.lora),
+        "lora_scale": pretrained.lora_scale,
+    }
 
 
 def front_table(front: Front) -> str:

@@ -54,11 +54,23 @@ def write_folder(
     try:
         if file_format == "kohya":
             name = f"{front.path.resolve().name}_{member.id}.safetensors"
-            file = adapter.save_kohya(folder / name)
+            schedule = front.model.schedule if front.model else {}
+            file = adapter.save_kohya(
+                folder / name,
+                prediction_type=schedule.get("prediction_type", ""),
+                zero_snr=schedule.get("rescale_betas_zero_snr", False),
+            )
         else:
             file = adapter.save(folder)
         write_adapter_card(
-            folder, front, member, adapter, weight_name=file.name, error=error, repo=repo
+            folder,
+            front,
+            member,
+            adapter,
+            weight_name=file.name,
+            is_kohya=file_format == "kohya",
+            error=error,
+            repo=repo,
         )
     except (OSError, SafetensorError) as problem:
         raise FrontError(f"{folder} could not be written: {problem}") from problem

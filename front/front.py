@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from front.member import Guard
-    from front.record import BaseRecord, PolicyRecord
+    from front.record import BaseRecord, ModelRecord, PolicyRecord
     from morl.types import Array, Objective, PolicyId
     from run.records import Costs
 
@@ -58,6 +58,7 @@ class Front:
         dominated_on_report: archive members that another member dominates on the report set.
         sample_prompts: of the pictures in `samples/report/`, the same for every policy.
         sample_seeds: of the same pictures.
+        model: how the base model drew; None for a run of an older program.
         costs: images sampled to train, to select and to report; UNet rows.
         history: every improvement of the search; empty if the run's `history.json` is not there.
         config: content of `config.json`: settings, seed, device, package versions.
@@ -72,6 +73,7 @@ class Front:
     dominated_on_report: tuple[PolicyId, ...]
     sample_prompts: tuple[str, ...]
     sample_seeds: tuple[int, ...]
+    model: ModelRecord | None
     costs: Costs
     history: tuple[Improvement, ...]
     config: RunConfig
@@ -143,6 +145,7 @@ class Front:
             dominated_on_report=record.dominated_on_report,
             sample_prompts=record.samples.prompts,
             sample_seeds=record.samples.seeds,
+            model=record.model,
             costs=record.costs,
             history=history,
             config=config,

@@ -12,11 +12,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config.settings.errors import UserError
+from ddpo.model.loading import configuration_source, read_lora
+from ddpo.model.source import source_of
+from ddpo.model.stable_diffusion import FrozenDiffusion
 from front.analysis.values import ANALYSIS, DENSE_PLOT
+from front.drawing_code import shared_name
 from front.member import Guard, GuardValue
 from front.pictures.panels import front_panel, generation_panel
 from front.pictures.plots import plot_front, plot_hypervolume, plot_samples
-from front.record import NAME, BaseRecord, FrontRecord, Hypervolumes, PolicyRecord
+from front.record import (
+    NAME,
+    BaseRecord,
+    FrontRecord,
+    Hypervolumes,
+    ModelRecord,
+    PolicyRecord,
+)
 from front.report import write_report
 from front.view import FrontView
 from morl.indicators import hypervolume
@@ -27,6 +38,8 @@ from morl.types import BASE_POLICY
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from config.base import PretrainedSettings
+    from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading
     from ddpo.types import Evaluation
     from morl.types import Objective, Offspring, PolicyId
@@ -63,6 +76,7 @@ class FrontPublisher:
             evaluator.samples(evaluator.report_set),
             evaluator.guards(evaluator.report_set, report, report[BASE_POLICY]),
             guards.units if guards else {},
+            model_record(run.trainer.model, run.settings.pretrained),
         )
         write_front(run.directory, front, evolution.offspring, recorder.curve, report)
         run.save_adapters()  # those that only the front before this one had are let go
@@ -90,6 +104,7 @@ def front_record(
     samples: Samples,
     readings: Mapping[PolicyId, GuardReading],
     guard_units: Mapping[str, str],
+    model: ModelRecord | None = None,
 ) -> FrontRecord:
     """The front that is published of a run.
 
@@ -104,6 +119,7 @@ def front_record(
         samples: prompts and seeds of the pictures that `report` kept.
         readings: id -> what the guards say of it on the report set; empty without guards.
         guard_units: guard -> its unit.
+        model: how the base model drew.
     """
     base = report[BASE_POLICY]
     z = {name: to_z(each.returns.numpy(), objectives) for name, each in report.items()}
@@ -141,6 +157,28 @@ def front_record(
             for name, unit in guard_units.items()
         ),
         samples=samples,
+        model=model,
+    )
+
+
+def model_record(model: BaseModel, settings: PretrainedSettings) -> ModelRecord | None:
+    """How a base model drew; None for one that is no pipeline of diffusers."""
+    if not isinstance(model, FrozenDiffusion):
+        return None
+    names = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
+    height, width = model.image_size
+    config = source_of(configuration_source(settings)).name
+    try:
+        has_plain_lora = not settings.lora or read_lora(settings).is_plain
+    except UserError:  # it was there at the start
+        has_plain_lora = False
+    return ModelRecord(
+        pipeline=type(model.pipe).__name__,
+        height=height,
+        width=width,
+        schedule={name: getattr(model.scheduler.config, name) for name in names},
+        config="" if config == source_of(settings.model).name else shared_name(config),
+        has_plain_lora=has_plain_lora,
     )
 
 

@@ -161,6 +161,31 @@ class BaseRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecord:
+    """How a run drew with its base model, beyond what its settings say.
+
+    Attributes:
+        pipeline: its class in diffusers.
+        height: of the pictures, in pixels.
+        width: see above.
+        schedule: prediction type, spacing and zero SNR, in the words of diffusers' schedulers.
+        config: hub id or name of the configuration of a base model of one file; empty for others.
+        has_plain_lora: whether diffusers, too, merges the LoRA of the base model as it was merged.
+    """
+
+    pipeline: str
+    height: int
+    width: int
+    schedule: Mapping[str, Any]
+    config: str = ""
+    has_plain_lora: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file stores it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hypervolumes:
     """Of the archive, in z-units.
 
@@ -196,6 +221,7 @@ class FrontRecord:
         costs: of the run.
         guards: what else was measured on the report set.
         samples: of the pictures in `samples/report/`.
+        model: how the base model drew; None where nobody noted it.
         blends: measured blends; None before an analysis.
     """
 
@@ -207,6 +233,7 @@ class FrontRecord:
     costs: Costs
     guards: tuple[Guard, ...]
     samples: Samples
+    model: ModelRecord | None = None
     blends: tuple[BlendRecord, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -224,6 +251,7 @@ class FrontRecord:
             "unet_rows": unet_rows,
             **({"guards": [guard.to_json() for guard in self.guards]} if self.guards else {}),
             "samples": self.samples.to_json(),
+            **({} if self.model is None else {"model": self.model.to_json()}),
             **({} if self.blends is None else {"blends": [b.to_json() for b in self.blends]}),
         }
 
@@ -253,6 +281,7 @@ class FrontRecord:
             costs=Costs(**data["images"], unet_rows=data["unet_rows"]),
             guards=tuple(Guard(**_renamed(guard)) for guard in data.get("guards", [])),
             samples=Samples.from_json(data["samples"]) if "samples" in data else Samples(),
+            model=ModelRecord(**data["model"]) if "model" in data else None,
             blends=blends,
         )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import CLIPTokenizer
 
 from config.settings.errors import UserError
@@ -24,7 +25,7 @@ from ddpo.cost.plan import (
 from ddpo.ddim import make_schedule
 from ddpo.lengths import MODEL, all_prompts, length_notes
 from ddpo.model.families import Frame, family_of
-from ddpo.model.loading import configuration_source, find_model, taken_for
+from ddpo.model.loading import configuration_source, find_model, read_lora, taken_for
 from ddpo.model.source import repository_and_file, source_of
 from ddpo.model.stable_diffusion import ddim_of, reading_of
 from ddpo.prompts import split_prompts
@@ -59,11 +60,13 @@ def dry_run(settings: Settings) -> str:
 
     Raises:
         UserError: if the architecture of the model cannot be had without a download, or has no
-            layer of a name in `adapter.target_modules`.
+            layer of a name in `adapter.target_modules`; if the LoRA cannot be merged.
     """
     route_logs()
     prompts = split_prompts(settings.prompts)
     plan = Plan.of(settings, len(prompts.train))
+    if settings.pretrained.lora:
+        _check_lora(settings.pretrained)
     taken = _taken_for(settings)
     footprint = measure_footprint(settings)
     texts = all_prompts(prompts, settings.sample.negative_prompt)
@@ -119,6 +122,15 @@ def _objectives(settings: RewardSettings, prompts: Sequence[str]) -> Iterator[st
 def _prompts(prompts: PromptSplit) -> Iterator[str]:
     yield from prompts.summary()
     yield from prompts.notes
+
+
+def _check_lora(pretrained: PretrainedSettings) -> None:
+    """Refuse a LoRA that is on this machine and cannot be merged, whatever the model."""
+    try:
+        read_lora(pretrained)
+    except UserError as error:
+        if not isinstance(error.__cause__, LocalEntryNotFoundError):  # else it is a download
+            raise
 
 
 def _cut_by_model(settings: PretrainedSettings, prompts: Sequence[str]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from config.settings.files import path
-from tools import emoji_clip, emoji_data, emoji_judge, emoji_unet, emoji_vae
+from tools import emoji_clip, emoji_data, emoji_judge, emoji_unet, emoji_vae, older_transformers
 from tools.emoji_training import Budget
 
 ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
@@ -93,6 +93,7 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    older_transformers.adapt(folder)
     _store_as_float32(folder / "text_encoder" / "config.json")
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from config.settings.errors import UserError
 from ddpo.files import ADAPTER_FILE, write_atomic
+from ddpo.layer_names import is_sdxl, original_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     Matrices = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 _UNET = "unet."
+_SD1_WIDTH, _SD2_WIDTH, _SDXL_WIDTH = 768, 1024, 2048  # of the text that a UNet is told
+_MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -246,24 +248,44 @@ class Adapter:
         return folder / ADAPTER_FILE
 
     def _metadata(self) -> dict[str, object]:
-        """Rank, alpha and target layers as peft's configuration."""
-        lora = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            target_modules=list(self.target_modules),
-            init_lora_weights=False,
-        )
-        return {name: _plain(value) for name, value in lora.to_dict().items()}
+        """Peft's configuration: the fields that every release from 0.17 on knows.
 
-    def save_kohya(self, path: Path) -> Path:
+        A release refuses fields of a later one, and takes its defaults for those that are missing.
+        """
+        return {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "target_modules": sorted(self.target_modules),
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "bias": "none",
+            "lora_dropout": 0.0,
+            "init_lora_weights": False,
+            "use_dora": False,
+            "use_rslora": False,
+        }
+
+    def save_kohya(
+        self, path: Path, *, prediction_type: str = "epsilon", zero_snr: bool = False
+    ) -> Path:
         """Write the adapter in kohya's layout, which ComfyUI, A1111 and Forge read.
+
+        As in kohya's sd-scripts, SDXL's layers carry the names that its authors gave them, and the
+        metadata says what the base model predicts.
 
         Args:
             path: the file; its folder is made if absent.
+            prediction_type: what the base model predicts, in diffusers' words.
+            zero_snr: whether the base model's first step starts from pure noise.
         """
+        names = {layer: layer for layer in self.matrices}
+        if self.is_sdxl:
+            is_partial = any("attentions" in target for target in self.target_modules)
+            names = original_names(self.matrices, 2 if is_partial else 1)
         state = {}
         for layer, (a, b) in self.matrices.items():
-            name = f"lora_unet_{layer.replace('.', '_')}"
+            name = f"lora_unet_{names[layer].replace('.', '_')}"
             state[f"{name}.lora_down.weight"] = a.contiguous()
             state[f"{name}.lora_up.weight"] = b.contiguous()
             state[f"{name}.alpha"] = torch.tensor(self.alpha)
@@ -271,19 +293,41 @@ class Adapter:
             "ss_network_module": "networks.lora",
             "ss_network_dim": str(self.rank),
             "ss_network_alpha": str(self.alpha),
-            **self._kohya_version(),
+            "ss_v2": str(self._text_width == _SD2_WIDTH),
+            "ss_zero_terminal_snr": str(zero_snr),
+            **self._kohya_version(prediction_type == "v_prediction"),
         }
+        if prediction_type in _MODELSPEC_PREDICTIONS:
+            metadata["modelspec.prediction_type"] = _MODELSPEC_PREDICTIONS[prediction_type]
         write_atomic(path, save(state, metadata))
         return path
 
-    def _kohya_version(self) -> dict[str, str]:
-        """By what these programs sort adapters: the base model's family, from its text width."""
-        families = {768: ("sd_v1", "False"), 1024: ("sd_v2", "True"), 2048: ("sdxl_base_v1-0", "")}
-        for layer, (a, _) in self.matrices.items():
-            if layer.endswith("attn2.to_k") and a.shape[1] in families:
-                version, is_v2 = families[a.shape[1]]
-                return {"ss_base_model_version": version} | ({"ss_v2": is_v2} if is_v2 else {})
-        return {}
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether it was made for SDXL's UNet."""
+        return self._text_width == _SDXL_WIDTH or is_sdxl(self.matrices)
+
+    @property
+    def _text_width(self) -> int:
+        """Of the base model's text encoders, by which other programs tell families; 0: unknown."""
+        widths = (a.shape[1] for n, (a, _) in self.matrices.items() if n.endswith("attn2.to_k"))
+        return next(widths, 0)
+
+    def _kohya_version(self, predicts_v: bool) -> dict[str, str]:
+        """By what these programs sort adapters: the base model's family."""
+        of_sd2 = ("sd_v2", "stable-diffusion-v2-768-v" if predicts_v else "stable-diffusion-v2-512")
+        families = {
+            _SD1_WIDTH: ("sd_v1", "stable-diffusion-v1"),
+            _SD2_WIDTH: of_sd2,
+            _SDXL_WIDTH: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+        }
+        if self._text_width not in families:
+            return {}
+        version, architecture = families[self._text_width]
+        return {
+            "ss_base_model_version": version,
+            "modelspec.architecture": f"{architecture}/lora",
+        }
 
     def apply(self, pipe: Any, name: str) -> None:
         """Load the adapter into a pipeline and make it the only active one.
@@ -323,11 +367,6 @@ class Adapter:
                     f"{(len(b), a.shape[1])} and is {found and tuple(found)}; load the base model "
                     "that the run was trained on"
                 )
-
-
-def _plain(value: object) -> object:
-    """Sets have no order and no JSON; lists have both."""
-    return sorted(value) if isinstance(value, set) else value
 
 
 def adapter_of(agents: Agents, policy: Policy) -> Adapter:

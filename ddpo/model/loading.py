@@ -15,7 +15,6 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 
 from config.settings.errors import UserError
@@ -29,6 +28,7 @@ from ddpo.model.files import (
     text_problem,
     weights_problem,
 )
+from ddpo.model.lora_file import LoraFile, locate, merge
 from ddpo.model.source import repository_and_file, source_of
 from ddpo.model.taken import Claims, claims_on, described, settled
 
@@ -91,6 +91,7 @@ def load_pipeline(settings: PretrainedSettings) -> Any:
     Raises:
         UserError: naming the model and what to do, if it cannot be found or used.
     """
+    lora = read_lora(settings) if settings.lora else None
     with _explained(settings):
         found = _found(settings)
         if found.file is not None:
@@ -103,17 +104,24 @@ def load_pipeline(settings: PretrainedSettings) -> Any:
     frame = Frame.of(pipe, settings.height, settings.width)
     logger.info("%s", taken_for(settings, found, pipe.unet.config, scheduler, frame))
     pipe.set_progress_bar_config(disable=True)
-    if settings.lora:
-        try:
-            _merge_lora(pipe, settings)
-        except _LOADING_ERRORS as error:
-            raise UserError(
-                f"pretrained.lora={settings.lora!r} could not be merged into "
-                f"{settings.model!r}: {_explain(error, settings.lora)}\nGive a .safetensors file, "
-                "its folder or a hub id (owner/name, owner/name/file.safetensors), with a LoRA "
-                "made for this kind of model."
-            ) from error
+    if lora is not None:
+        with _explained_lora(settings):
+            _merge_lora(pipe, lora, settings)
     return pipe
+
+
+@contextmanager
+def _explained_lora(settings: PretrainedSettings) -> Iterator[None]:
+    try:
+        yield
+    except _LOADING_ERRORS as error:
+        why = _explain(error, settings.lora).strip().splitlines()[0]
+        if not isinstance(error, (ValueError, LocalEntryNotFoundError)):
+            why += "; give a .safetensors file, its folder or a hub id (owner/name, "
+            why += "owner/name/file.safetensors)"
+        raise UserError(
+            f"pretrained.lora={settings.lora!r} could not be merged into {settings.model!r}: {why}"
+        ) from error
 
 
 def find_model(settings: PretrainedSettings) -> Found:
@@ -425,36 +433,29 @@ def guess_config(path: Path, prediction_type: str | None = None) -> str:
     return _WITH_EPSILON.get(config, config) if prediction_type == "epsilon" else config
 
 
-def _merge_lora(pipe: Any, settings: PretrainedSettings) -> None:
-    """Add one existing LoRA to the weights of UNet and text encoders, for good.
+def read_lora(settings: PretrainedSettings) -> LoraFile:
+    """The LoRA that `pretrained.lora` names: a file, the one of a folder, or a hub's.
 
     Raises:
-        ValueError: if the file holds no LoRA, or one that this model has no place for.
+        UserError: if it cannot be had, or cannot be merged whatever the model.
     """
-    source = _checked_source(settings.lora)
-    name, file = repository_and_file(source.name)
-    if file is None and Path(name).suffix in _FILES:
-        _checked_file(name)
-    elif file is not None:
-        _check_suffix(file)
-    arguments = {"weight_name": file, "revision": source.revision, "use_safetensors": True}
-    state, *_ = pipe.lora_state_dict(name, unet_config=pipe.unet.config, **arguments)
-    expected = sum(bool(re.search(r"(lora_A(\.\w+)?|down)\.weight$", name)) for name in state)
-    pipe.load_lora_weights(name, adapter_name="base", **arguments)
-    parts = [name for name in pipe._lora_loadable_modules if getattr(pipe, name, None) is not None]
-    layers = [
-        module
-        for name in parts
-        for module in getattr(pipe, name).modules()
-        if isinstance(module, BaseTunerLayer)
-    ]
-    if not expected or len(layers) < expected:
-        raise ValueError(
-            f"{len(layers)} of its {expected} adapted layers exist in this model; it was made for "
-            "another kind"
+    with _explained_lora(settings):
+        source = _checked_source(settings.lora)
+        name, file = repository_and_file(source.name)
+        if file is None and Path(name).suffix in _FILES:
+            _checked_file(name)
+        elif file is not None:
+            _check_suffix(file)
+        return LoraFile.read(locate(name, file, source.revision))
+
+
+def _merge_lora(pipe: Any, lora: LoraFile, settings: PretrainedSettings) -> None:
+    """Add one existing LoRA to the weights of UNet and text encoders, for good."""
+    num_layers, num_without_alpha = merge(pipe, lora, settings.lora_scale)
+    logger.info("merged %d layers of %s at %g", num_layers, settings.lora, settings.lora_scale)
+    if num_without_alpha:
+        logger.info(
+            "%s gives no alpha for %d of its layers: taken as their rank, which is full strength",
+            settings.lora,
+            num_without_alpha,
         )
-    if not any(parameter.any() for layer in layers for parameter in layer.lora_B.parameters()):
-        raise ValueError("it changes nothing: all of its output matrices are zero")
-    pipe.fuse_lora(components=parts, lora_scale=settings.lora_scale, safe_fusing=True)
-    pipe.unload_lora_weights()
-    logger.info("merged %d layers of %s at %g", len(layers), settings.lora, settings.lora_scale)

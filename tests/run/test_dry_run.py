@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from config.settings.errors import UserError
 from ddpo.cost.footprint import measure_footprint
@@ -47,7 +49,15 @@ def test_a_lora_that_is_merged_first_is_downloaded_too(tmp_path):
         return dry_run(make_settings(pretrained={"lora": lora}))
 
     assert "someone/style: its .safetensors file" in downloads("someone/style")
+    with pytest.raises(UserError, match=r"holds 0 \.safetensors files"):
+        downloads(str(tmp_path))
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    state = {f"{key}.lora_{part}.weight": torch.ones(2, 2) for part in ("up", "down")}
+    save_file(state, tmp_path / "style.safetensors")
     assert "LoRA" not in downloads(str(tmp_path))
+    save_file({f"{key}.oft_blocks": torch.ones(1)}, tmp_path / "style.safetensors")
+    with pytest.raises(UserError, match="no part of what is merged here"):
+        downloads(str(tmp_path))
 
 
 def test_latents_need_not_be_square_but_their_size_known(tmp_path):

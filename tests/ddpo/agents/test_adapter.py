@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import re
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ddpo.agents.adapter import Adapter, AdapterError
+from ddpo.agents.lora import target_layers
+from ddpo.cost.footprint import known_architecture
+from tests.support.adapters import TARGETS, random_adapter
 from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXTS, SEEDS = ["a", "b", "c"], [3, 4, 5]
-
-
-def random_adapter(seed, rank=4, alpha=6.0, kind="sd1"):
-    """An adapter for the tiny model that changes its pictures visibly."""
-    generator = torch.Generator().manual_seed(seed)
-    matrices = {}
-    for name, module in make_tiny_pipe(kind).unet.named_modules():
-        if name.endswith(TARGETS) and isinstance(module, torch.nn.Linear):
-            a = torch.randn(rank, module.in_features, generator=generator)
-            b = 0.1 * torch.randn(module.out_features, rank, generator=generator)
-            matrices[name] = (a, b)
-    return Adapter(matrices=matrices, rank=rank, alpha=alpha, target_modules=TARGETS)
 
 
 def draw(folder_or_apply, kind="sd1", **options):
@@ -47,6 +41,28 @@ def test_an_adapter_returns_from_its_file_bit_for_bit(tmp_path):
     for name, (a, b) in adapter.matrices.items():
         assert torch.equal(again.matrices[name][0], a)
         assert torch.equal(again.matrices[name][1], b)
+
+
+def test_peft_s_configuration_has_no_field_that_peft_0_17_does_not_know(tmp_path):
+    """LoraConfig refuses fields of a later release, and files are read with any."""
+    file = random_adapter(0, rank=3, alpha=5.0).save(tmp_path)
+    with safe_open(file, framework="pt") as opened:
+        written = json.loads(opened.metadata()["lora_adapter_metadata"])
+    config = {name.removeprefix("unet."): value for name, value in written.items()}
+    assert config == {
+        "r": 3,
+        "lora_alpha": 5.0,
+        "target_modules": sorted(TARGETS),
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "init_lora_weights": False,
+        "peft_type": "LORA",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    assert LoraConfig(**config).r == 3
 
 
 def test_a_blend_is_the_weighted_sum_of_the_updates():
@@ -159,7 +175,92 @@ def test_kohya_names_the_family_of_the_base_model(tmp_path, width, version):
     with safe_open(adapter.save_kohya(tmp_path / "a.safetensors"), framework="pt") as file:
         metadata = file.metadata()
     assert metadata["ss_base_model_version"] == version
-    assert metadata.get("ss_v2") == {"sd_v1": "False", "sd_v2": "True"}.get(version)
+    assert metadata["ss_v2"] == str(version == "sd_v2")
+    assert metadata["modelspec.architecture"].endswith("/lora")
+
+
+def test_kohya_says_what_a_base_model_predicts(tmp_path):
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    adapter = Adapter(
+        matrices={layer: (torch.zeros(1, 1024), torch.zeros(8, 1))},
+        rank=1,
+        alpha=1.0,
+        target_modules=("to_k",),
+    )
+
+    def said(**base):
+        with safe_open(adapter.save_kohya(tmp_path / "a", **base), framework="pt") as file:
+            found = file.metadata()
+        names = ("modelspec.prediction_type", "ss_zero_terminal_snr", "modelspec.architecture")
+        return tuple(found.get(name) for name in names)
+
+    assert said() == ("epsilon", "False", "stable-diffusion-v2-512/lora")
+    v = said(prediction_type="v_prediction", zero_snr=True)
+    assert v == ("v", "True", "stable-diffusion-v2-768-v/lora")
+    assert said(prediction_type="sample")[0] is None
+
+
+# SDXL's blocks with attention, by their authors' names, and how many transformer blocks each has.
+SDXL_DEPTHS = (
+    {f"input_blocks_{i}_1": 2 for i in (4, 5)}
+    | {f"input_blocks_{i}_1": 10 for i in (7, 8)}
+    | {"middle_block_1": 10}
+    | {f"output_blocks_{i}_1": 10 for i in (0, 1, 2)}
+    | {f"output_blocks_{i}_1": 2 for i in (3, 4, 5)}
+)
+
+
+def kohya_names():
+    """lora_unet_ and a module's name in sd-scripts' own UNet for SDXL, for each projection."""
+    return {
+        f"lora_unet_{block}_transformer_blocks_{i}_attn{attention}_{projection}"
+        for block, depth in SDXL_DEPTHS.items()
+        for i in range(depth)
+        for attention in (1, 2)
+        for projection in ("to_q", "to_k", "to_v", "to_out_0")
+    }
+
+
+def comfyui_weight(layer):
+    """The weight of ComfyUI's UNet that diffusers' layer is, as its table for SDXL has it."""
+    where, *numbers = re.fullmatch(
+        r"(down|mid|up)_blocks?\.?(\d*)\.attentions\.(\d+)\.(.*)", layer
+    ).groups()
+    block, attention, rest = numbers
+    if where == "mid":
+        return f"diffusion_model.middle_block.1.{rest}.weight"
+    if where == "down":  # two layers a block, and one that halves the size; the first block is 0
+        return f"diffusion_model.input_blocks.{1 + 3 * int(block) + int(attention)}.1.{rest}.weight"
+    return f"diffusion_model.output_blocks.{3 * int(block) + int(attention)}.1.{rest}.weight"
+
+
+@pytest.fixture(scope="module", name="sdxl_layers")
+def _sdxl_layers():
+    """SDXL's layers by name, published size, without memory."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(known_architecture("sdxl")["unet"])
+    return target_layers(unet, TARGETS)
+
+
+def test_an_adapter_of_sdxl_has_kohyas_own_names_in_kohyas_layout(tmp_path, sdxl_layers):
+    matrices = {
+        name: (torch.full((1, layer.in_features), float(i)), torch.ones(layer.out_features, 1))
+        for i, (name, layer) in enumerate(sdxl_layers.items())
+    }
+    adapter = Adapter(matrices=matrices, rank=1, alpha=1.0, target_modules=TARGETS)
+    state = load_file(adapter.save_kohya(tmp_path / "a.safetensors"))
+    assert {name.partition(".")[0] for name in state} == kohya_names()
+    assert len(kohya_names()) == 560
+    # ComfyUI's key map: lora_unet_ + a weight's name, with underscores
+    for layer, (a, _) in matrices.items():
+        weight = comfyui_weight(layer).removeprefix("diffusion_model.").removesuffix(".weight")
+        key = f"lora_unet_{weight.replace('.', '_')}.lora_down.weight"
+        assert torch.equal(state[key], a), layer
+    part = {n: pair for n, pair in matrices.items() if n.startswith("up_blocks.1.attentions.0.")}
+    targets = ("up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",)
+    few = Adapter(matrices=part, rank=1, alpha=1.0, target_modules=targets)
+    names = load_file(few.save_kohya(tmp_path / "few.safetensors"))
+    assert all(name.startswith("lora_unet_output_blocks_3_1_") for name in names)
 
 
 def test_every_layout_draws_the_same_pictures_in_a_fresh_pipeline(tmp_path):

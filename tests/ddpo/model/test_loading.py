@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from config.settings.errors import UserError
@@ -162,22 +163,35 @@ def test_one_file_of_a_folder_is_named_by_its_path(tmp_path, folders):
 def test_a_lora_of_a_hub_is_asked_for_by_repository_file_and_revision(folders, monkeypatch):
     asked = []
 
-    def unreachable(self, name, **arguments):
-        asked.append((name, arguments["weight_name"], arguments["revision"]))
-        raise LocalEntryNotFoundError("no network")
+    def unreachable(name, revision=None, allow_patterns=(), dry_run=False, **_):
+        if not dry_run:
+            asked.append((name, allow_patterns[0], revision))
+        raise DryRunError("no network") if dry_run else LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr(StableDiffusionPipeline, "lora_state_dict", unreachable)
+    monkeypatch.setattr("ddpo.model.lora_file.snapshot_download", unreachable)
     for lora in ("a/b", "a/b@v1", "a/b/c.safetensors", "a/b/c/d.safetensors@v1"):
-        with pytest.raises(UserError, match="`hf download a/b --local-dir"):
+        with pytest.raises(UserError, match="`hf download a/b --local-dir") as error:
             load(model=folders["sd1"], lora=lora)
+        assert "\n" not in str(error.value)
     assert asked == [
-        ("a/b", None, None),
-        ("a/b", None, "v1"),
+        ("a/b", "*.safetensors", None),
+        ("a/b", "*.safetensors", "v1"),
         ("a/b", "c.safetensors", None),
         ("a/b", "c/d.safetensors", "v1"),
     ]
     with pytest.raises(UserError, match="can run code when read"):
         load(model=folders["sd1"], lora="a/b/c.bin")
+
+
+def test_a_lora_that_is_not_there_is_said_before_any_model_loads(folders, monkeypatch, tmp_path):
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", None)
+    for lora, words in (
+        ("/nowhere.safetensors", "there is no such file"),
+        (str(tmp_path / "none"), "there is no such f"),
+        (str(tmp_path), "it holds 0 .safetensors files"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            load(model=folders["sd1"], lora=lora)
 
 
 def test_a_model_of_a_hub_is_asked_for_by_its_revision(folders, tmp_path, monkeypatch):
@@ -227,11 +241,11 @@ def test_a_lora_that_does_not_fit_or_does_nothing_is_an_error(tmp_path, folders)
 
     refused("there is no such file")
     save_file({}, path)
-    refused("0 of its 0 adapted layers")
+    refused("it holds no layers")
     save_file({"unet.conv_in.weight": torch.ones(2)}, path)
-    refused("Invalid LoRA checkpoint")
+    refused("1 of its 1 entries are no part of what is merged here")
     write_diffusers_layout(pipes["sdxl"], lora_of(pipes["sdxl"]), path)
-    refused("size mismatch")
+    refused("its text is 40 wide, this model's 16")
     odd = {("unet", "down_blocks.7.attn1.to_q"): (torch.ones(4, 32), torch.ones(32, 4))}
     write_diffusers_layout(pipes["sd1"], lora | odd, path)
     refused("adapted layers exist in this model")
