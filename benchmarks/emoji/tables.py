@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     Arms = Mapping[str, Mapping[int, Record]]
 
+_ASKED = (RECOMMENDED, GRADIENT)
+
 
 def write_all(folder: Path) -> None:
     """Print the tables of all pairs that have records; write plots and `summary.json` beside them.
@@ -58,8 +60,9 @@ def write_all(folder: Path) -> None:
 def compared(pairs: Mapping[str, Arms]) -> dict[str, dict[str, tuple[Comparison, float]]]:
     """Pair -> arm -> its comparison with the baseline, and the p-value corrected by Holm.
 
-    The question of the study is asked once a pair, of the recommended arm: these tests are one
-    family. All other arms are looked at besides, on fewer seeds: each pair's are another.
+    The questions of the study are asked of two arms on each pair, DDPO's recommended one and that
+    with gradients of rewards: these tests are one family. All other arms are looked at besides, on
+    fewer seeds: each pair's are another.
     """
     found = {
         pair: {
@@ -67,13 +70,24 @@ def compared(pairs: Mapping[str, Arms]) -> dict[str, dict[str, tuple[Comparison,
         }
         for pair, arms in pairs.items()
     }
-    asked = {pair: rows[RECOMMENDED].p for pair, rows in found.items() if RECOMMENDED in rows}
-    main = holm(asked)
+    main = holm(
+        {
+            f"{pair} {name}": rows[name].p
+            for pair, rows in found.items()
+            for name in _ASKED
+            if name in rows
+        }
+    )
     out = {}
     for pair, rows in found.items():
-        others = {name: one.p for name, one in rows.items() if name not in (BASELINE, RECOMMENDED)}
-        corrected = {**holm(others), BASELINE: 1.0, RECOMMENDED: main.get(pair, 1.0)}
-        out[pair] = {name: (one, corrected[name]) for name, one in rows.items()}
+        others = holm(
+            {name: one.p for name, one in rows.items() if name not in (BASELINE, *_ASKED)}
+        )
+        corrected = {**others, BASELINE: 1.0}
+        out[pair] = {
+            name: (one, main[f"{pair} {name}"] if name in _ASKED else corrected[name])
+            for name, one in rows.items()
+        }
     return out
 
 
