@@ -62,12 +62,15 @@ def picture_problem(images: torch.Tensor, scale: int) -> str | None:
     """What is wrong with the base model's pictures where most are flat, or noise.
 
     A model that is taken for another kind draws such pictures. Noise shows in what is left of a
-    picture at the size of its latents: neighbours there hardly resemble each other.
+    picture at the size of its latents: neighbours there hardly resemble each other. Pictures that
+    have none there are not looked at.
 
     Args:
         images: (n, 3, H, W) uint8.
         scale: pixels of a picture per latent, in height and width.
     """
+    if min(images.shape[2:]) < 2 * scale:
+        return None
     pictures = images.float().div(255)
     contrast = pictures.std(dim=(2, 3)).mean(dim=1).median().item()
     small = functional.avg_pool2d(pictures, scale)

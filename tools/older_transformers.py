@@ -13,6 +13,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from config.settings.files import path
+
 _LEVEL = "text_model."
 
 
@@ -39,5 +41,5 @@ def adapt(folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=path)
     adapt(parser.parse_args().folder)
