@@ -36,11 +36,13 @@ HEADLINES = {
 }
 
 
+SLOW = ("processes", "peers", "soak")  # what they run is tried by other tests too
+
+
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 @pytest.mark.parametrize(
     "name",
-    # torchrun is tried by other tests
-    [pytest.param(n, marks=[pytest.mark.slow] * (n == "processes")) for n in HEADLINES],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in HEADLINES],
 )
 def test_the_quick_form_ends_with_its_headline(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--quick"])

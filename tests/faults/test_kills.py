@@ -49,6 +49,7 @@ def test_a_run_killed_at_every_named_point_of_its_saving_equals_one_never_killed
     assert differences(whole.parent / "killed", whole) == []
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_equals_one_never_killed(program, whole):
     """In the first half of the time a run takes, which on a fast machine is a second."""
     begin = time.perf_counter()
