@@ -19,7 +19,7 @@ smoke: $(VENV)/.run-ready
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-# While editing: the method, its numbers and its settings, without the programs. Under a minute.
+# While editing: the method, its numbers and its settings, without the programs.
 test-fast: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --quiet $(FAST) $(ARGS)
 
