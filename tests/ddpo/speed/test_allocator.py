@@ -42,7 +42,7 @@ def test_memory_is_faulted_in_once():
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=fixed)
         counts[how] = int(done.stdout)
     assert counts["leave"] > 15_000  # pages of 4 kB
-    assert counts["keep"] < 1_500
+    assert counts["keep"] < 6_000
 
 
 def test_other_systems_are_left_alone(monkeypatch):
