@@ -137,6 +137,7 @@ def test_it_learns_from_its_recommended_start():
     assert volumes[-1] > 0.22
 
 
+@pytest.mark.slow
 def test_a_worker_learns_and_hands_back_what_each_generation_was_worth():
     """A whole run of DDPO, in a process of its own as the command has it."""
     job, kept = Job(pair="conflict", arm="skip", seed=0, learning_rate=4e-3), {}
