@@ -216,6 +216,11 @@ class RewardSettings:
         """The names by which objectives are known: `warmth` for `my_rewards.py:warmth`."""
         return tuple(objective_name(name) for name in self.names)
 
+    @property
+    def remote_names(self) -> frozenset[str]:
+        """The names to which `remotes` gives a URL."""
+        return frozenset(text.partition("=")[0] for text in self.remotes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:

@@ -1,4 +1,4 @@
-"""Updates along the gradients of rewards: DRaFT-K (Clark et al. 2024, section 3), K agents at once.
+"""Updates along gradients of rewards: DRaFT-K (Clark et al. 2024, section 3), K agents together.
 
 The sampler is differentiable, so the gradient of an expected reward can be had directly. It is
 taken back through the last K denoising steps of the rollout and stops there:

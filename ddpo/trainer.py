@@ -20,7 +20,7 @@ from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import draw_prompts, split_prompts
 from ddpo.reward_gradient import RewardGradientUpdate
 from ddpo.rewards.collapse import CollapseWatch
-from ddpo.rewards.gradients import RewardGradients
+from ddpo.rewards.gradients import FIT_PICTURES, RewardGradients
 from ddpo.rewards.guards import Guards
 from ddpo.rewards.scorer import RewardError, Scorer, reward_device
 from ddpo.rules import make_rule
@@ -138,7 +138,7 @@ class Trainer:
     @property
     def num_fit_pictures(self) -> int:
         """Pictures of the base model that `slopes` wants to see."""
-        return 0 if self.reward_gradients is None else self.reward_gradients.num_fit_pictures
+        return 0 if self.reward_gradients is None else FIT_PICTURES
 
     def measure_slopes(self, base: Evaluation, prompts: Sequence[str]) -> tuple[float, ...]:
         """Which gradients can be followed; see `RewardGradients.slopes`.

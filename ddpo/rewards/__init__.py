@@ -129,8 +129,7 @@ def may_be_black_box(name: str, settings: RewardSettings) -> bool:
         name: as in `rewards.names`.
         settings: of all rewards.
     """
-    remote = {text.partition("=")[0] for text in settings.remotes}
-    if name not in REWARDS or name in remote or name in settings.black_boxes:
+    if name not in REWARDS or name in settings.remote_names or name in settings.black_boxes:
         return True
     entry = reward_entry(name)
     return not entry.is_differentiable and entry.companion is None

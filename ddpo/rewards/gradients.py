@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from config.settings.derived import objective_name
 from ddpo.rewards import REWARDS, reward_entry
 from ddpo.rewards.image_batch import BatchReward, ImageBatch
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_CORRELATION = 0.95  # of a companion with its reward, below which it is not followed
-_FIT_PICTURES = 64  # of the base model, to which companions are fitted
+FIT_PICTURES = 64  # of the base model, to which companions are fitted
 # Of the values whose gradient is taken: half precision would round small gradients to zero.
 _SCALE = 2.0**12
 
@@ -73,26 +72,19 @@ class RewardGradients:
             rewards: objective -> reward.
             device: where they run.
         """
-        remote = {text.partition("=")[0] for text in settings.remotes}
-        black_boxes = {objective_name(name) for name in settings.black_boxes}
         functions: dict[str, Differentiable | None] = {}
         companions = set()
         for name, (objective, reward) in zip(settings.names, rewards.items(), strict=True):
-            entry = reward_entry(name) if name in REWARDS and name not in remote else None
             functions[objective] = None
-            if objective in black_boxes or name in remote:
+            if name in settings.black_boxes or name in settings.remote_names:
                 continue
+            entry = reward_entry(name) if name in REWARDS else None
             if entry is None or entry.is_differentiable:
                 functions[objective] = _with_graph(reward)
             elif entry.companion is not None:
                 functions[objective] = _companion(entry.companion)
                 companions.add(objective)
         return cls(functions, frozenset(companions), device=device, batch_size=settings.batch_size)
-
-    @property
-    def num_fit_pictures(self) -> int:
-        """How many pictures of the base model `slopes` wants to see."""
-        return _FIT_PICTURES
 
     def slopes(
         self, images: torch.Tensor, prompts: Sequence[str], rewards: torch.Tensor
@@ -111,7 +103,7 @@ class RewardGradients:
         Returns:
             M numbers: 1 for a reward with a gradient of its own, 0 for a black box.
         """
-        images, prompts = images[:_FIT_PICTURES], prompts[:_FIT_PICTURES]
+        images, prompts = images[:FIT_PICTURES], prompts[:FIT_PICTURES]
         return tuple(
             self._slope(name, function, images, prompts, column)
             for (name, function), column in zip(
