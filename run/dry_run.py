@@ -52,6 +52,11 @@ _WEIGHT_FILES = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+# LoRAs of the recipes: 67.5 and 197 million numbers of half precision, by their model cards.
+_LORA_BYTES = {
+    "latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors": 0.135e9,
+    "ByteDance/SDXL-Lightning/sdxl_lightning_4step_lora.safetensors": 0.394e9,
+}
 
 
 def dry_run(settings: Settings) -> str:
@@ -282,8 +287,25 @@ def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
             yield "none for the LoRA: it is in the hub's cache"
         else:
             file = file or "its .safetensors file"
-            yield f"{repository}: {file}, the LoRA that is merged into the base model"
+            size = _LORA_BYTES.get(pretrained.lora)
+            known = f", {_gb(size)}" if size else ""
+            yield f"{repository}: {file}, the LoRA that is merged into the base model{known}"
     yield from _reward_downloads(settings)
+
+
+def download_bytes(settings: Settings, footprint: Footprint) -> float:
+    """Of everything that a run downloads on a machine that has nothing but the project."""
+    if Path(resolve_model(settings.pretrained.model)).exists():
+        return 0
+    names = [*settings.rewards.names, *settings.guards.names]
+    rewards = sum(model.file_bytes for model in reward_models(names, settings.rewards).values())
+    lora = _LORA_BYTES.get(settings.pretrained.lora, 0)
+    return _model_bytes(settings.pretrained, footprint) + lora + rewards
+
+
+def _model_bytes(pretrained: PretrainedSettings, footprint: Footprint) -> float:
+    parts = footprint.unet_parameters + footprint.vae_parameters + footprint.text_parameters
+    return parts * (2 if pretrained.variant == "fp16" else 4)
 
 
 def _reward_downloads(settings: Settings) -> Iterator[str]:
@@ -309,8 +331,7 @@ def _model_download(pretrained: PretrainedSettings, footprint: Footprint) -> str
     missing = [file for file in files if not _is_cached(name, file, revision)]
     if not missing:
         return "none for the base model: it is in the hub's cache"
-    parts = footprint.unet_parameters + footprint.vae_parameters + footprint.text_parameters
-    size = parts * (2 if pretrained.variant == "fp16" else 4)
+    size = _model_bytes(pretrained, footprint)
     advice = "; pretrained.variant=fp16 halves it" if name in KNOWN_MODELS and not variant else ""
     return f"{pretrained.model}: {', '.join(missing)}; {_gb(size)} in all{advice}"
 

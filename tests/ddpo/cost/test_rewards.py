@@ -11,7 +11,7 @@ from ddpo.cost.footprint import Meter, attention_as_on_a_gpu
 from ddpo.cost.plan import Plan, RewardFootprint, expected_memory, reward_flops, rows_that_fit
 from ddpo.cost.rewards import reward_footprint, reward_models
 from ddpo.rewards.published import CLIP_L_14, HPS_V2, IMAGE_REWARD, PICK_SCORE
-from tests.ddpo.cost.test_plan import FOOTPRINT
+from tests.support.measures import FOOTPRINT
 from tests.support.rig import make_settings
 
 CLIP = "openai/clip-vit-large-patch14"
