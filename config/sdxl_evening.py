@@ -4,9 +4,8 @@ Ends and what is over-optimised first are those of `config/sd15_evening.py`; the
 base model scores higher on both. Where PickScore has been pushed too far, skin and leaves look
 etched at full size: look at pictures, not thumbnails.
 
-Your own checkpoint of SDXL: `--config.pretrained.model=my.safetensors`. If it is prompted by tags,
-add `--config.prompts.train=tags --config.prompts.report=tags`. One card of 24 GB; docs/recipes.md
-says what a card of 12 GB needs.
+Your own checkpoint of SDXL: `--config.pretrained.model=my.safetensors`. If it is prompted by tags:
+`--config.prompts.train=tags`. One card of 24 GB; docs/recipes.md says what a card of 12 GB needs.
 
 A picture costs seven times one of SD 1.5, so there are four agents and 1,536 pictures to learn
 from.

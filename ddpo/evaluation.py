@@ -26,11 +26,16 @@ _MIN_IMAGES = 2  # below that a mean has no standard error
 
 
 def evaluation_set(
-    purpose: str, prompts: Sequence[str], num_images: int, run_seed: int
+    purpose: str,
+    prompts: Sequence[str],
+    num_images: int,
+    run_seed: int,
+    guards: Sequence[str] = (),
 ) -> EvaluationSet:
     """Cycle through the prompts, a new seed for each image.
 
-    With fewer images than prompts, the prompts used are evenly spaced over the set.
+    With fewer images than prompts, the prompts used are evenly spaced over the set. The guard
+    `diversity` compares pictures of one prompt, so it gets two of each.
 
     Args:
         purpose: "calibration", "selection" or "report"; sets of different purpose share no
@@ -38,8 +43,10 @@ def evaluation_set(
         prompts: the distinct prompts.
         num_images: N.
         run_seed: keys the seeds.
+        guards: that are measured on it.
     """
-    index, prompts = range(num_images), spread(prompts, num_images)
+    index, per_prompt = range(num_images), 2 if "diversity" in guards else 1
+    prompts = spread(prompts, num_images // per_prompt)
     stream = Stream[purpose.upper()]
     return EvaluationSet(
         prompts=tuple(prompts[i % len(prompts)] for i in index),
