@@ -6,7 +6,7 @@
 
 Numbers come from the cost model behind `mo_train.py --dry_run`, which gives one recipe in detail.
 Hours are of one card of which `--utilisation` of the bfloat16 peak is reached; `benchmarks.gpu`
-measures that share. Rewards come on top.
+measures that share.
 
 The last line is JSON: hours by recipe and card.
 """

@@ -123,6 +123,17 @@ def test_a_recipe_takes_a_checkpoint_of_ones_own_by_one_setting():
         assert settings.pretrained.timestep_spacing == ("trailing" if is_few else "")
 
 
+def test_the_guide_names_recipes_and_settings_that_exist():
+    text = (ROOT / "docs/your_model.md").read_text()
+    assert text.split("\n\n")[1].startswith("No training pictures or captions are needed.")
+    rows = text.split("| You have |")[1].split("\n\n")[0]
+    named = re.findall(r"\| `(\w+)` \|", rows)
+    assert set(named) == {name for name in QUICK if not name.endswith("_quick")}
+    settings = set(read_settings([]).flat())
+    for setting in re.findall(r"(?:--config\.|`)([a-z]+\.[a-z_]+)[=`]", text):
+        assert setting in settings
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in QUICK else ()) for name in BIG]
 )
