@@ -5,23 +5,24 @@
     python -m benchmarks.peers --quick         # two policies, two steps, small model, no peer
 
 Both load the same random Stable Diffusion and train rank-4 adapters on its attention projections
-towards small JPEG files: the same number of images, denoising steps with eta 1, guidance in
-sampling and in training, prompts, one optimiser step. TRL 0.23.1 is the newest release that has
-the trainer; it runs unchanged, with the libraries that this project was measured with, in a virtual
-environment that this script makes. Each is called at its own entry point, `DDPOTrainer.step` and
-`Trainer.iterate`.
+towards small JPEG files. Images, denoising steps (eta 1), guidance in sampling and training,
+prompts and the single optimiser step are the same. TRL 0.23.1 is the newest release with the
+trainer. It runs unchanged, with the same libraries as this project, in a virtual environment that
+this script makes. Each is called at its own entry point: `DDPOTrainer.step`, and `Trainer.draw`,
+`advantages` and `update`. TRL trains six policies one after another in one process, and this
+project trains six agents together.
 
-This project's settings differ by model (`OWN`): rows a pass, which TRL has not.
-It trains in a single pass (`train.single_pass`): with one optimiser step an epoch the gradients are
-those of sampling, the same up to rounding. Sampling and training by themselves are shown with two.
+This project's rows per pass differ by model (`OWN`); TRL has no such setting. This project trains
+in a single pass (`train.single_pass`): with one optimiser step per epoch, gradients taken while
+sampling are the same up to rounding. Sampling and training separately are shown with two passes.
 
-Counted: CPU time of the whole process, all threads, while an epoch runs: prompts, denoising,
-decoding, rewards, advantages, update, each with its own bookkeeping. Not counted: loading, and
-files, which TRL writes at the end of some epochs only. TRL trains six policies one after another,
-in one process; this project six agents at once. Peak memory is that of each process.
+- Counted: CPU time of all threads of the process during an epoch: prompts, denoising, decoding,
+  rewards, advantages, update, and the bookkeeping of each.
+- Not counted: loading, and files, which TRL writes only at the end of some epochs.
+- Peak memory is measured for each process.
 
-The last line is JSON: how many times the CPU time TRL takes for an epoch of six policies, at one
-sample a pass and at its best number.
+The last line is JSON: TRL's CPU time for an epoch of six policies over this project's, with one
+sample per pass and with the best number.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ PACKAGES = (
     "accelerate==1.15.0",
 )
 POLICIES = 6
-IMAGES = 8  # of each policy
+IMAGES = 8  # per policy
 GUIDANCE = 5.0
-BATCHES = (1, 2, 4, 8)  # samples a pass of the peer's training
-# UNet rows a pass of this project, without and with gradient: the most that keep the peak memory of
-# training about that of the peer.
+BATCHES = (1, 2, 4, 8)  # samples per pass in the peer's training
+# UNet rows per pass in this project, without and with gradient: the most with which training has
+# about the peer's peak memory.
 OWN = {"small": ("36", "36"), "larger": ("36", "24")}
 ALONE, TWICE = "this project, one agent, two passes", "this project, all agents, two passes"
 TOGETHER = "this project, all agents, single pass"
@@ -59,9 +60,9 @@ TOGETHER = "this project, all agents, single pass"
 def measure(
     workers: dict[str, Worker], batches: tuple[int, ...], rounds: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Answers to "epoch" of every case, one a round after one that is not counted.
+    """Answers to "epoch" of every case, one per round, after one that is not counted.
 
-    A peer's answer is the sum over six policies in turn.
+    A peer's answer is the sum over six policies, one after another.
     """
     out: dict[str, list[dict[str, Any]]] = {}
     for number in range(rounds + 1):
@@ -73,7 +74,7 @@ def measure(
                 runs = [worker.ask("epoch", batch=batch) for _ in range(POLICIES if number else 1)]
                 total = {key: sum(run[key] for run in runs) for key in runs[0]}
                 total["peak_mb"] = runs[-1]["peak_mb"]
-                out.setdefault(f"TRL, {batch} a pass", []).append(total)
+                out.setdefault(f"TRL, {batch} per pass", []).append(total)
         common.say(f"round {number} of {rounds}")
     return {name: answers[1:] for name, answers in out.items()}
 
@@ -130,15 +131,15 @@ def report(
                 round(middle["peak_mb"]),
             ]
         )
-    common.say(f"\n## {name}: {IMAGES} images a policy, {steps} guided steps\n")
+    common.say(f"\n## {name}: {IMAGES} images per policy, {steps} guided steps\n")
     common.print_table(
         [
             "",
             "sampling [images/s]",
             "training [samples x steps/s]",
             f"epoch of {policies} policies [s]",
-            "against them together",
-            "UNet rows an image",
+            "time / agents together",
+            "UNet rows per image",
             "peak memory [MB]",
         ],
         rows,
@@ -148,7 +149,7 @@ def report(
         return {}
     peak = {case: max(run["peak_mb"] for run in runs) for case, runs in answers.items()}
     return {
-        "epoch_speedup_batch1": peers["TRL, 1 a pass"],
+        "epoch_speedup_batch1": peers["TRL, 1 per pass"],
         "epoch_speedup_best": min(peers.values()),
         "memory_ratio": peak[TOGETHER] / min(peak[case] for case in peers),
     }

@@ -1,4 +1,4 @@
-"""One run of the study: the program, with every archive measured on the report set too."""
+"""One run of the study: the program, plus a measurement of every archive on the report set."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NOTES = "report_curve.json"
 
 
 class ReportCurve:
-    """Notes after every generation what a run's archive is worth on the report set.
+    """Measures a run's archive on the report set after every generation.
 
-    That costs the run nothing: neither images, UNet rows nor time are counted, and no decision
-    depends on it. A generation that was saved but not noted before a run broke off is noted when
-    the run goes on. Nothing is published: the record is all that the study needs.
+    The run is not charged for it: its images, UNet rows and time are not counted, and no decision
+    depends on it. If a run was interrupted after saving a generation but before measuring it, this
+    happens when the run resumes. Nothing is published: the study needs only the record.
 
     Args:
-        since: when the run began to open, by `time.perf_counter`.
+        since: start of the run by `time.perf_counter`.
     """
 
     def __init__(self, since: float) -> None:
@@ -36,7 +36,7 @@ class ReportCurve:
         self._since = since
 
     def opened(self, run: Session) -> None:
-        """Note the base model, or go on from the notes of a run that goes on."""
+        """Measure the base model, or load the measurements of a resumed run."""
         path, done = run.directory.path / _NOTES, run.search.evolution.num_generations_done
         if not run.directory.is_new and path.is_file():
             noted = json.loads(path.read_text(encoding="utf-8"))
@@ -46,14 +46,14 @@ class ReportCurve:
             self._note(run)
 
     def generation(self, run: Session) -> None:
-        """Note a generation."""
+        """Measure the archive after a generation."""
         self._note(run)
 
     def front(self, run: Session) -> None:
-        """Nothing."""
+        """Publish nothing."""
 
     def record(self, run: Session, pair: str, arm: str) -> Record:
-        """The record of a run that is done."""
+        """The record of a finished run."""
         return Record(
             pair=pair,
             arm=arm,
@@ -92,13 +92,13 @@ class ReportCurve:
 
 
 def measured(settings: Settings, pair: str, arm: str, model: BaseModel | None = None) -> Record:
-    """Do a run, or what is left of it, and return its record.
+    """Do a run, or the rest of it, and return its record.
 
     Args:
         settings: of the run.
         pair: its name in `arms.PAIRS`.
         arm: its name in `arms.ARMS`.
-        model: the base model; by default that of the settings.
+        model: the base model; by default the one in the settings.
     """
     curve = ReportCurve(time.perf_counter())
     with Session.open(settings, model=model) as run:

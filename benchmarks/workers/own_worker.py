@@ -1,4 +1,4 @@
-"""Answers `benchmarks/peers.py` with this project: `Trainer.iterate`, as `mo_train.py` calls it."""
+"""Answers `benchmarks/peers.py` with this project's trainer, called as in `mo_train.py`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Own:
 
     Args:
         model: folder of the pipeline.
-        prompts: a file with one prompt a line.
+        prompts: a file with one prompt per line.
         agents: K.
-        images: sampled for each agent in an iteration.
+        images: per agent and iteration.
         steps: denoising steps.
-        guidance: scale of it.
-        sample_rows: UNet rows a pass without gradient.
-        train_rows: with gradient.
-        passes: "single": gradients are taken while sampling; "two": steps are passed again.
+        guidance: guidance scale.
+        sample_rows: UNet rows per pass without gradient.
+        train_rows: UNet rows per pass with gradient.
+        passes: "single" takes gradients while sampling; "two" passes the steps again.
     """
 
     def __init__(
