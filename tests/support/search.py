@@ -62,7 +62,7 @@ def make_offspring(objectives, policy, z, *, parent=None, weights=None, noise=0.
 
 
 class Toy:
-    """Trains tasks of an `Evolution` on the sphere, with noise keyed by (seed, generation, slot)."""
+    """Trains tasks of an `Evolution` on the sphere; noise is keyed by (seed, generation, slot)."""
 
     def __init__(self, objectives, seed=0, noise=NOISE, base_z=0.15):
         self.objectives, self.seed, self.noise = objectives, seed, noise
