@@ -8,8 +8,8 @@ evaluates, selects and saves as in any run. Rollouts are few and small, so that 
 number of generations (history, archive, checkpoints) shows. It measures CPU time, which a busy
 machine does not disturb.
 
-The last line is JSON. For the first and the last quarter of the run it gives CPU seconds per
-generation and per save, memory, and policies held; then the sizes of the last checkpoint's files.
+The last line is JSON. It compares the first and the last quarter of the run: CPU seconds per
+generation and per save, memory, policies held. It also gives the file sizes of the last checkpoint.
 """
 
 from __future__ import annotations

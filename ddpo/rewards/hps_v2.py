@@ -56,8 +56,8 @@ _LAYER = {
 def from_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the tensors of open_clip's CLIP as in transformers' CLIPModel.
 
-    open_clip keeps the projections of query, key and value in one matrix, which is split, and its
-    output projections as (in, out), which are transposed.
+    open_clip keeps the projections of query, key and value in one matrix; it is split. Its output
+    projections are (in, out); they are transposed.
 
     Raises:
         KeyError: for a tensor that open_clip's CLIP does not have.

@@ -73,8 +73,8 @@ def _adapted(
 def merges(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the rows of an agent (K, rows, in) are multiplied by the summed weights.
 
-    They are if summing is less work than the low-rank product, and only in float32 or wider on a
-    CPU: a sum rounded to half precision, or to a GPU's tf32, would lose small updates.
+    They are if summing is less work than the low-rank product, but only on a CPU in float32 or
+    wider. A sum rounded to half precision, or to a GPU's tf32, would lose small updates.
     """
     is_exact = x.device.type == "cpu" and x.dtype.itemsize >= torch.float32.itemsize
     is_less = x.shape[1] * sum(weight.shape) >= weight.numel()
