@@ -139,8 +139,8 @@ def snr_weight(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     """Returns min(SNR, 5) / SNR, the weight of a squared noise error (Hang et al. 2023).
 
     Example:
-        >>> snr_weight(torch.tensor([0.5, 10 / 11])).tolist()
-        [1.0, 0.5]
+        >>> snr_weight(torch.tensor([0.5, 10 / 11]))
+        tensor([1.0000, 0.5000])
     """
     ratio = alphas_cumprod / (1 - alphas_cumprod)
     return ratio.clamp(max=SNR_LIMIT) / ratio

@@ -199,7 +199,8 @@ class RewardGradients:
 def fit(values: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
     """Least-squares fit of targets (n,) on values (n,): the slope and the correlation.
 
-    >>> fit(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 3.0, 5.0]))
+    >>> slope, correlation = fit(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 3.0, 5.0]))
+    >>> slope, round(correlation, 6)
     (2.0, 1.0)
     """
     x, y = values.double() - values.double().mean(), targets.double() - targets.double().mean()
