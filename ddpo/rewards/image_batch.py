@@ -31,7 +31,7 @@ class ImageBatch:
         device: where rewards run; by default where the images are.
         keep_graph: let gradients flow from `images` and what rewards make of them to the pictures
             given. The 8-bit values are seen all the same: rounding passes gradients straight
-            through.
+            through, limiting to [0, 1] does not.
 
     Attributes:
         device: where rewards run.
@@ -84,7 +84,7 @@ class ImageBatch:
         """
         if self._with_graph is None:
             return self.pixels.float().div(255)
-        smooth = at_least_float32(self._with_graph.to(self.device))
+        smooth = at_least_float32(self._with_graph.to(self.device)).clamp(0, 1)
         return with_gradient_of(smooth, self.pixels.to(smooth.dtype).div(255))
 
     @property
