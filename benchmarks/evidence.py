@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,8 @@ class Record:
         returns: id -> M mean rewards on the report set, raw units, for every policy that was ever
             in the archive.
         points: one for the base model alone, then one per generation.
+        found: id -> share of report pictures in which the independent judge finds the subject;
+            empty without a judge.
     """
 
     pair: str
@@ -78,6 +80,7 @@ class Record:
     objectives: tuple[Objective, ...]
     returns: dict[str, list[float]]
     points: tuple[Point, ...]
+    found: dict[str, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, atomically."""
@@ -119,6 +122,21 @@ class Record:
     def hypervolumes(self) -> list[float]:
         """Hypervolume of the archive at every point."""
         return [hypervolume(self.z(index)) for index in range(len(self.points))]
+
+    def subjects_found(self, target: float = math.inf) -> float:
+        """Mean share of pictures with their subject, over the archive that first has a hypervolume.
+
+        Args:
+            target: the hypervolume; a run that never has it is judged by its final archive.
+
+        Returns:
+            NaN where nobody judged.
+        """
+        if not self.found:
+            return math.nan
+        volumes = self.hypervolumes()
+        reached = [i for i, value in enumerate(volumes) if value >= target] or [len(volumes) - 1]
+        return statistics.mean(self.found[name] for name in self.points[reached[0]].archive)
 
     def area(self) -> float:
         """Hypervolume averaged over the images of the run; it rewards learning early and far."""

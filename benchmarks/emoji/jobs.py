@@ -49,7 +49,8 @@ class Job:
 
 def do(job: Job) -> Record:
     """Do one run in this process, or the rest of it, and write its record."""
-    from benchmarks.emoji.run import measured  # noqa: PLC0415 - imports torch
+    from benchmarks.emoji.judge import subjects_found  # noqa: PLC0415 - imports torch
+    from benchmarks.emoji.run import measured  # noqa: PLC0415
     from run.command_line import read_settings  # noqa: PLC0415
 
     kind = "tuning-" if job.is_tuning else ""
@@ -63,7 +64,7 @@ def do(job: Job) -> Record:
     if job.is_tuning:  # not on the prompts that compare arms
         where["prompts.report"] = "emoji_animals"
     settings = read_settings(words(job.pair, job.arm, job.seed, job.learning_rate, where))
-    record = measured(settings, job.pair, job.arm)
+    record = measured(settings, job.pair, job.arm, judge=subjects_found)
     record.write(job.path)
     shutil.rmtree(_UNFINISHED / name)
     return record

@@ -13,8 +13,14 @@ from mo_train import train
 from run.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
     from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
+
+    Judge = Callable[[torch.Tensor, Sequence[str]], float]
 
 _NOTES = "report_curve.json"
 
@@ -28,19 +34,22 @@ class ReportCurve:
 
     Args:
         since: start of the run by `time.perf_counter`.
+        judge: (pictures (n, 3, H, W) uint8, prompts) -> share in which it finds the subject.
     """
 
-    def __init__(self, since: float) -> None:
+    def __init__(self, since: float, judge: Judge | None = None) -> None:
         self.returns: dict[str, list[float]] = {}
+        self.found: dict[str, float] = {}
         self.points: list[Point] = []
         self._since = since
+        self._judge = judge
 
     def opened(self, run: Session) -> None:
         """Measure the base model, or load the measurements of a resumed run."""
         path, done = run.directory.path / _NOTES, run.search.evolution.num_generations_done
         if not run.directory.is_new and path.is_file():
             noted = json.loads(path.read_text(encoding="utf-8"))
-            self.returns = noted["returns"]
+            self.returns, self.found = noted["returns"], noted["found"]
             self.points = [Point.from_json(point) for point in noted["points"][: done + 1]]
         if len(self.points) <= done:
             self._note(run)
@@ -62,6 +71,7 @@ class ReportCurve:
             objectives=run.search.evolution.objectives,
             returns=self.returns,
             points=tuple(self.points),
+            found=self.found,
         )
 
     def _note(self, run: Session) -> None:
@@ -69,10 +79,14 @@ class ReportCurve:
         archive, costs = run.search.archive(), run.recorder.costs
         new = {name: policy for name, policy in archive.items() if name not in self.returns}
         if new:
-            evaluations = run.trainer.evaluate(list(new.values()), run.evaluator.report_set)
+            on = run.evaluator.report_set
+            keep = len(on.prompts) if self._judge else 0
+            evaluations = run.trainer.evaluate(list(new.values()), on, keep)
             for name, evaluation in zip(new, evaluations, strict=True):
                 returns = evaluation.returns.tolist()
                 self.returns[name] = [float(f"{value:.6g}") for value in returns]
+                if self._judge:
+                    self.found[name] = self._judge(evaluation.images, on.prompts)
         run.trainer.take_unet_rows()
         plan = Plan.of(run.settings, len(run.trainer.prompts.train))
         gradient_rows = plan.train_rows * costs.train // plan.train_images
@@ -86,12 +100,18 @@ class ReportCurve:
             )
         )
         points = [dataclasses.asdict(point) for point in self.points]
-        noted = {"points": points, "returns": self.returns}
+        noted = {"points": points, "returns": self.returns, "found": self.found}
         run.directory.write_json(_NOTES, noted, for_people=False)
         self._since = time.perf_counter()
 
 
-def measured(settings: Settings, pair: str, arm: str, model: BaseModel | None = None) -> Record:
+def measured(
+    settings: Settings,
+    pair: str,
+    arm: str,
+    model: BaseModel | None = None,
+    judge: Judge | None = None,
+) -> Record:
     """Do a run, or the rest of it, and return its record.
 
     Args:
@@ -99,8 +119,9 @@ def measured(settings: Settings, pair: str, arm: str, model: BaseModel | None = 
         pair: its name in `arms.PAIRS`.
         arm: its name in `arms.ARMS`.
         model: the base model; by default the one in the settings.
+        judge: see `ReportCurve`.
     """
-    curve = ReportCurve(time.perf_counter())
+    curve = ReportCurve(time.perf_counter(), judge)
     with Session.open(settings, model=model) as run:
         curve.opened(run)
         train(run, curve)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,8 @@ def _print_pair(arms: Arms, found: Mapping[str, tuple[Comparison, float]]) -> No
         "Expected utility",
         "Policies",
         "Lowest clip_alignment",
+        "Subject found",
+        "Found at the baseline's hypervolume",
         "Minutes",
     ]
     rows = []
@@ -134,10 +137,23 @@ def _print_pair(arms: Arms, found: Mapping[str, tuple[Comparison, float]]) -> No
                 shown([m["expected_utility"] for m in measures]),
                 f"{statistics.median(m['archive_size'] for m in measures):.0f}",
                 f"{statistics.median(lowest):.2f}",
+                _share([arms[name][seed].subjects_found() for seed in one.seeds]),
+                _share(
+                    [
+                        arms[name][s].subjects_found(arms[BASELINE][s].hypervolumes()[-1])
+                        for s in one.seeds
+                    ]
+                ),
                 f"{statistics.median(m['seconds'] for m in measures) / 60:.1f}",
             ]
         )
     print_table(columns, rows)
+
+
+def _share(values: list[float]) -> str:
+    """Median of the seeds that were judged."""
+    judged = [value for value in values if not math.isnan(value)]
+    return f"{statistics.median(judged):.0%} ({len(judged)} seeds)" if judged else "-"
 
 
 def _print_views(arms: Arms) -> None:

@@ -99,6 +99,23 @@ _SPECIALISTS = {
     "evolution.evolutionary_generations": "0",
     "evolution.iterations_per_generation": "9",
 }
+# One picture a prompt: there is nothing to compare it with. Learning from 4 steps, judged with 10.
+_GRADIENT = {
+    "train.update_rule": "reward_gradient",
+    "train.updates_per_epoch": "1",
+    "train.gradient_steps": "2",
+    "sample.num_steps": "4",
+    "sample.images_per_prompt": "1",
+    "evaluation.num_steps": "10",
+}
+SECOND = "the pair's second objective"  # stands for its name
+# Its policy gradient compares pictures of a prompt, and wants steps to learn from.
+_HYBRID = {
+    "rewards.black_boxes": SECOND,
+    "train.skip_last_steps": "2",
+    "sample.num_steps": "6",
+    "sample.images_per_prompt": "4",
+}
 
 ARMS: dict[str, Arm] = {
     BASELINE: Arm(title="faithful baseline: PGMORL, DDPO", overrides={}),
@@ -144,6 +161,16 @@ ARMS: dict[str, Arm] = {
     "nft_conditioned": Arm(
         title="conditioned adapter, DiffusionNFT", overrides={}, is_main=True, measured_at=REMOVED
     ),
+    "gradient": Arm(title="gradients of rewards, fixed weights", overrides=_GRADIENT | _FIXED),
+    "gradient_search": Arm(title="gradients of rewards, PGMORL", overrides=_GRADIENT),
+    "gradient_soup": Arm(title="gradients of rewards, soup start", overrides=_GRADIENT | _SOUP),
+    "gradient_conditioned": Arm(
+        title="gradients of rewards, conditioned adapter", overrides=_GRADIENT | _CONDITIONED
+    ),
+    "hybrid": Arm(
+        title="gradient of the first reward, the second a black box, fixed weights",
+        overrides={**_GRADIENT, **_FIXED, **_HYBRID},
+    ),
 }
 
 
@@ -157,4 +184,6 @@ def words(
     if commit := ARMS[arm].measured_at:
         raise ValueError(f"{arm} was measured at {commit}; this version has no settings for it")
     settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **changes}
+    second = PAIRS[pair]["rewards.names"].split(",")[1]
+    settings = {name: second if value == SECOND else value for name, value in settings.items()}
     return command_line(settings, seed, learning_rate)

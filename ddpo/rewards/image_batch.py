@@ -30,7 +30,8 @@ class ImageBatch:
         images: (rows, 3, H, W) in [0, 1].
         device: where rewards run; by default where the images are.
         keep_graph: let gradients flow from rewards through the attribute `images` to the pictures
-            given. Rewards still see 8-bit values: rounding passes gradients straight through.
+            given. Rewards still see 8-bit values: rounding passes gradients straight through,
+            limiting to [0, 1] does not.
 
     Attributes:
         device: where rewards run.
@@ -83,7 +84,7 @@ class ImageBatch:
         """
         if self._with_graph is None:
             return self.pixels.float().div(255)
-        smooth = at_least_float32(self._with_graph.to(self.device))
+        smooth = at_least_float32(self._with_graph.to(self.device)).clamp(0, 1)
         return with_gradient_of(smooth, self.pixels.to(smooth.dtype).div(255))
 
     @property
