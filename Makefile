@@ -32,6 +32,8 @@ check: $(VENV)/.dev-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python -m tools.prose
 
 # Whether results are still those of a commit, bit for bit: make same COMMIT=HEAD~1.
 COMMIT ?= HEAD
