@@ -32,6 +32,8 @@ check: $(VENV)/.dev-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python -m tools.prose
 
 # Checks that results still equal a commit's, bit for bit: make same COMMIT=HEAD~1.
 COMMIT ?= HEAD

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from tools import emoji_data
 from tools.emoji_judge import load_judge
 
 IMAGES_PER_CAPTION = 4
+DDPO = f"--config={Path(__file__).resolve().parents[1] / 'config' / 'ddpo.py'}"
 RECIPE = ("sample.prompts_per_iteration=8", "sample.images_per_prompt=8")  # 64 per iteration
 WEIGHTS = torch.tensor([[0.0, 1.0]])  # of clip_alignment and jpeg_compressibility
 
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--config", nargs="*", default=[], help="overrides, as KEY=VALUE")
     arguments = parser.parse_args()
     overrides = (*RECIPE, *arguments.config)
-    settings = read_settings([f"--config.{override}" for override in overrides])
+    settings = read_settings([DDPO, *(f"--config.{override}" for override in overrides)])
     trainer = Trainer(settings, Processes.alone(), lambda *_: lambda: None)
     prompts = trainer.prompts.train
     on = evaluation_set("report", prompts, IMAGES_PER_CAPTION * len(prompts), settings.seed)
