@@ -210,11 +210,18 @@ def _small(tmp_path_factory):
     return overrides
 
 
-# The same as its sibling but for the sign of a reward.
-TWIN = pytest.param("aesthetic_incompressibility_quick", marks=pytest.mark.slow)
+# Each has a sibling among the others: the same models, rule and rewards' classes.
+SLOW = {
+    "aesthetic_compressibility_quick",
+    "aesthetic_incompressibility_quick",
+    "sdxl_evening",
+    "sdxl_lightning",
+}
 
 
-@pytest.mark.parametrize("name", [TWIN if name == TWIN.values[0] else name for name in RECIPES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RECIPES]
+)
 def test_a_recipe_trains_a_generation(name, small):
     pretrained = load_recipe(RECIPES[name]).pretrained
     words = [f"--config={RECIPES[name]}", f"--config.run_name={name}"]
@@ -233,7 +240,7 @@ def test_a_recipe_trains_a_generation(name, small):
     assert updates[0]["update/grad_norm"] > 0
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_tables_in_the_documentation_are_those_of_the_code(page):
-    """Mend them with `python -m tools.doc_tables`."""
-    assert with_tables(page) == (ROOT / page).read_text()
+def test_the_tables_in_the_documentation_are_those_of_the_code():
+    """Mend them with `python -m tools.doc_tables`. In one process: pages share what is measured."""
+    for page in PAGES:
+        assert with_tables(page) == (ROOT / page).read_text(), page
