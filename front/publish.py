@@ -78,7 +78,7 @@ class FrontPublisher:
             guards.units if guards else {},
             model_record(run.trainer.model, run.settings.pretrained),
         )
-        write_front(run.directory, front, evolution.offspring, recorder.curve, report)
+        write_front(run.directory, front, recorder.curve, report)
         run.save_adapters()  # those that only the front before this one had are let go
         volumes, overhead = front.hypervolume, run.trainer.work.overhead_fraction
         recorder.log({"report/hypervolume": volumes.report, "cost/overhead_fraction": overhead})
@@ -214,7 +214,6 @@ def _policy_record(
 def write_front(
     directory: RunDir,
     front: FrontRecord,
-    offspring: Sequence[Offspring],
     curve: Sequence[CurvePoint],
     report: Mapping[PolicyId, Evaluation],
 ) -> None:
@@ -225,7 +224,6 @@ def write_front(
     Args:
         directory: where to.
         front: from `front_record`.
-        offspring: of all generations, for the faint dots.
         curve: a point for the base model and for each generation.
         report: id -> evaluation with images.
     """
@@ -236,7 +234,7 @@ def write_front(
     for path in (run / ANALYSIS, run / DENSE_PLOT, *stale):
         path.unlink(missing_ok=True)
     view = FrontView.of_front(front)
-    plot_front(run / "front.png", view, offspring)
+    plot_front(run / "front.png", view)
     plot_hypervolume(run / "hypervolume.png", curve)
     rows = [("base model", report[BASE_POLICY].images)]
     for policy in view.policies:

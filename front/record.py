@@ -12,7 +12,7 @@ from morl.types import Objective, PolicyId, frozen_vector, frozen_weights
 from run.records import Costs, Samples, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from morl.types import Array
@@ -57,14 +57,13 @@ class PolicyRecord:
 
     def to_json(self) -> dict[str, Any]:
         """As the file stores it."""
-        gains = {name: getattr(self, name) for name in _GAINS}
         return {
             "id": self.id,
             "parent": self.parent,
             "generation": self.generation,
             "weights": self.weights.tolist(),
             **{name: getattr(self, name).tolist() for name in _MEASURED},
-            **{name: gain.tolist() for name, gain in gains.items() if gain is not None},
+            **_gains_to_json(self),
             "adapter": self.adapter,
             **_guards_to_json(self.guards),
         }
@@ -73,10 +72,7 @@ class PolicyRecord:
     def from_json(cls, data: Mapping[str, Any], num_objectives: int) -> PolicyRecord:
         """The inverse of `to_json`."""
         vectors = {name: frozen_vector(name, data[name], num_objectives) for name in _MEASURED}
-        gain, gain_error = (
-            frozen_vector(name, data[name], num_objectives) if name in data else None
-            for name in _GAINS
-        )
+        gain, gain_error = _gains_from_json(data, num_objectives)
         return cls(
             id=PolicyId(data["id"]),
             parent=None if data["parent"] is None else PolicyId(data["parent"]),
@@ -100,6 +96,10 @@ class BlendRecord:
         weights: (M,) the preference it stands for.
         report_returns: (M,) on the report set, raw units.
         report_std_error: (M,) of `report_returns`.
+        gain_over_base: (M,) on the report set, image by image; None in fronts analysed before
+            this was noted.
+        gain_std_error: (M,) of `gain_over_base`, or None.
+        guards: by name; empty in a run without guards.
     """
 
     id: str
@@ -107,6 +107,9 @@ class BlendRecord:
     weights: Array
     report_returns: Array
     report_std_error: Array
+    gain_over_base: Array | None = None
+    gain_std_error: Array | None = None
+    guards: Mapping[str, GuardValue] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As the file stores it."""
@@ -116,6 +119,8 @@ class BlendRecord:
             "weights": self.weights.tolist(),
             "report_returns": self.report_returns.tolist(),
             "report_std_error": self.report_std_error.tolist(),
+            **_gains_to_json(self),
+            **_guards_to_json(self.guards),
         }
 
     @classmethod
@@ -125,12 +130,16 @@ class BlendRecord:
             frozen_vector(name, data[name], num_objectives)
             for name in ("report_returns", "report_std_error")
         )
+        gain, gain_error = _gains_from_json(data, num_objectives)
         return cls(
             id=data["id"],
             parts=tuple((PolicyId(p["policy"]), p["coefficient"]) for p in data["parts"]),
             weights=frozen_weights("weights", data["weights"]),
             report_returns=returns,
             report_std_error=error,
+            gain_over_base=gain,
+            gain_std_error=gain_error,
+            guards=_guards_from_json(data),
         )
 
 
@@ -294,6 +303,16 @@ class FrontRecord:
             RecordError: if the file is missing or damaged.
         """
         return read_record(run / NAME, cls.from_json)
+
+
+def _gains_to_json(record: PolicyRecord | BlendRecord) -> dict[str, list[float]]:
+    gains = {name: getattr(record, name) for name in _GAINS}
+    return {name: gain.tolist() for name, gain in gains.items() if gain is not None}
+
+
+def _gains_from_json(data: Mapping[str, Any], num_objectives: int) -> Iterator[Array | None]:
+    for name in _GAINS:
+        yield frozen_vector(name, data[name], num_objectives) if name in data else None
 
 
 def _guards_to_json(guards: Mapping[str, GuardValue]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from front.record import BlendRecord
 if TYPE_CHECKING:
     from front.front import Front
     from front.member import Blend, FrontPolicy
-    from morl.types import PolicyId
+    from morl.types import Array, PolicyId
 
 _FORMAT = 1
 ANALYSIS = "analysis.json"
@@ -31,6 +31,8 @@ class MeasuredBlend:
         height_std_error: of `height`, paired over the images.
         depth: of the corner below the chord, z-units.
         is_useful: no policy and no other blend dominates it on the report set.
+        gain: (M,) over the base model, raw units, image by image.
+        gain_std_error: (M,) of `gain`.
     """
 
     blend: Blend
@@ -38,6 +40,8 @@ class MeasuredBlend:
     height_std_error: float
     depth: float
     is_useful: bool
+    gain: Array
+    gain_std_error: Array
 
     @property
     def record(self) -> BlendRecord:
@@ -51,6 +55,9 @@ class MeasuredBlend:
             weights=self.blend.weights,
             report_returns=returns,
             report_std_error=error,
+            gain_over_base=self.gain,
+            gain_std_error=self.gain_std_error,
+            guards=self.blend.guards,
         )
 
     @property

@@ -1,0 +1,102 @@
+"""What is said of a front in words: who improves everything, and who is losing its subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from front.labels import Label
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from front.member import Guard, GuardValue
+    from morl.types import Array, Objective
+
+_CLEAR = 2.0  # standard errors that a gain must exceed
+_KEPT = 0.8  # of the base model's value: below it the subject is being lost
+# Rewards that say whether a picture shows its prompt, and are near 0 where it has nothing of it.
+_SUBJECT = frozenset({"clip_alignment", "clip_score"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Gain:
+    """What a member gains over the base model.
+
+    Attributes:
+        value: (M,) raw units.
+        std_error: (M,) of `value`.
+        is_paired: whether the error is of differences picture by picture; if not, it is that of
+            two independent sets of pictures, which is larger.
+    """
+
+    value: Array
+    std_error: Array
+    is_paired: bool
+
+    @classmethod
+    def of(
+        cls,
+        returns: tuple[Array, Array],
+        base: tuple[Array, Array],
+        paired: tuple[Array | None, Array | None] = (None, None),
+    ) -> Gain:
+        """The gain of measured returns.
+
+        Args:
+            returns: (M,) of the member, and their standard errors.
+            base: those of the base model.
+            paired: gain and standard error as the run measured them picture by picture.
+        """
+        value, error = paired
+        if value is not None and error is not None:
+            return cls(value=value, std_error=error, is_paired=True)
+        return cls(
+            value=returns[0] - base[0],
+            std_error=np.hypot(returns[1], base[1]),
+            is_paired=False,
+        )
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it is above zero in every objective, by more than two standard errors."""
+        return bool((self.value > _CLEAR * self.std_error).all())
+
+
+def losses(
+    returns: Array,
+    base: Array,
+    objectives: Sequence[Objective],
+    guards: Sequence[Guard],
+    values: Mapping[str, GuardValue],
+) -> Iterator[str]:
+    """What says that a member is losing its subject, one sentence each.
+
+    A guard says so below its limit; a measure of how true a picture is to its prompt, objective or
+    guard, below four fifths of the base model's value.
+
+    Args:
+        returns: (M,) of the member.
+        base: (M,) of the base model.
+        objectives: M of them.
+        guards: of the run.
+        values: guard -> what it says of the member.
+    """
+    read: list[tuple[Objective | Guard, float, float, float | None]] = [
+        (objective, value, before, None)
+        for objective, value, before in zip(objectives, returns, base, strict=True)
+    ]
+    read += [
+        (guard, own.value, own.value + own.drop, guard.max_drop)
+        for guard in guards
+        if (own := values.get(guard.name)) is not None
+    ]
+    for measure, value, before, limit in read:
+        text = Label.of(measure).text
+        if limit is not None:
+            if before - value > limit:
+                yield f"{text}: below the limit that was set for it"
+        elif measure.name in _SUBJECT and before > 0 and value < _KEPT * before:
+            yield f"{text}: {max(value / before, 0):.0%} of the base model's"
