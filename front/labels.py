@@ -32,6 +32,7 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "base_similarity": ("likeness to the base model's pictures", "like the base model's"),
     "diversity": ("variety", "varied"),
 }
+_KNOWN_UNITS = frozenset({"kB"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class Label:
         text: what its number says: "file size".
         praise: what a picture with a large score is: "a small file".
         unit: of the number that is shown.
+        plain_unit: the same if people know it, else empty: a score that is only compared.
         sign: -1 where that number is the negative of the score, so that less of it is better.
 
     Example:
@@ -54,6 +56,7 @@ class Label:
     text: str
     praise: str
     unit: str
+    plain_unit: str
     sign: int
 
     @classmethod
@@ -63,11 +66,24 @@ class Label:
         text, praise = _WORDS.get(measure.name, (own, own))
         is_negative = measure.unit.startswith("-") and len(measure.unit) > 1
         unit = measure.unit[1:] if is_negative else measure.unit
-        return cls(text=text, praise=praise, unit=unit, sign=-1 if is_negative else 1)
+        plain = unit if unit in _KNOWN_UNITS else ""
+        sign = -1 if is_negative else 1
+        return cls(text=text, praise=praise, unit=unit, plain_unit=plain, sign=sign)
 
     def to_json(self) -> dict[str, Any]:
         """For the page's script."""
         return asdict(self)
+
+    def brief(self, value: float, error: float) -> str:
+        """A score without its error, to the error's first digit.
+
+        Example:
+            >>> Label(text="", praise="", unit="", plain_unit="", sign=-1).brief(-1.0273, 0.0072)
+            '1.027'
+        """
+        digits = max(0, -int(f"{error:e}".split("e")[1])) if error else None
+        shown = self.sign * value
+        return (f"{shown:.4g}" if digits is None else f"{shown:.{digits}f}").replace("-", "−")
 
     def number(self, value: float, error: float | None, plus: str = "") -> str:
         """A score as it is shown; see `measured`."""

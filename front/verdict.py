@@ -97,6 +97,7 @@ def losses(
         text = Label.of(measure).text
         if limit is not None:
             if before - value > limit:
-                yield f"{text}: below the limit that was set for it"
+                yield f"“{text}” is below its limit"
         elif measure.name in _SUBJECT and before > 0 and value < _KEPT * before:
-            yield f"{text}: {max(value / before, 0):.0%} of the base model's"
+            share = round(100 * max(value / before, 0))
+            yield f"“{text}” is at {share} % of the base model's"

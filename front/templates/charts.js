@@ -167,7 +167,7 @@ function drawFront() {
     [symbol(d3.symbolCircle, middle), "policy, coloured by its weights"],
     ...(blends.length ? [[symbol(d3.symbolDiamond, middle), "blend of two neighbours"]] : []),
     [symbol(d3.symbolStar, "fill:var(--base)"), "base model"],
-    ...(MEMBERS.some((d) => d.losses.length) ? [[symbol(d3.symbolCircle, `${middle};stroke:var(--limit);stroke-width:2`), "losing its subject"]] : []),
+    ...(ANY_IS_LOST ? [[symbol(d3.symbolCircle, `${middle};stroke:var(--limit);stroke-width:2`), "losing its subject"]] : []),
     [stroke("stroke:var(--soft);stroke-width:1.2"), "± 1 standard error"],
   ]);
   markChosen();
@@ -289,7 +289,7 @@ function drawVolume() {
 function drawPredictions() {
   const tasks = [...POLICIES.values()].filter((d) => d.predicted);
   if (!tasks.length) {
-    $("predictions").replaceChildren(element("p", { class: "card empty" }, "No task was predicted: there was no evolutionary generation yet, or its strategy does not predict."));
+    $("prediction").hidden = true; // no evolutionary generation yet, or a strategy that does not predict
     return;
   }
   if (!$("predictions").children.length) {

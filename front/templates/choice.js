@@ -50,18 +50,18 @@ function showChosen() {
     tag,
     pin,
   );
-  const lost = member.losses?.length ? `⚠ Losing its subject. ${member.losses.join("; ")}` : "";
-  const warning = element("p", { class: "warning", role: "status", title: lost }, lost);
+  const lost = member.losses?.length ? `⚠ Losing its subject: ${member.losses.join("; ")}` : "";
+  const warning = element("p", { class: ANY_IS_LOST ? "warning" : "warning is-never", title: lost }, lost); // room is kept for it
   const measures = element("div", { class: "measures" });
   LABELS.forEach((label, k) => {
     const change = shown(label, ...changeOf(k, member, other), "+");
-    measures.append(measureRow(label.text, shown(label, other.returns[k]), shown(label, member.returns[k], member.std_error[k]), label.unit, change, gauge(k, member, other)));
+    measures.append(measureRow(label.text, brief(label, other.returns[k], member.std_error[k]), shown(label, member.returns[k], member.std_error[k]), label.plain_unit, change, gauge(k, member, other)));
   });
   for (const { name, label } of DATA.guards) {
     const [own, before] = [member.guards?.[name], other.guards?.[name]];
     const after = own ? shown(label, own.value, own.std_error) : "not measured";
     const change = own && before ? shown(label, own.value - before.value, null, "+") : "";
-    measures.append(measureRow(label.text, before ? shown(label, before.value) : "", after, own ? label.unit : "", change, null));
+    measures.append(measureRow(label.text, before ? brief(label, before.value, before.std_error) : "", after, own ? label.plain_unit : "", change, null));
   }
   $("chosen").replaceChildren(head, measures, warning);
   showUse(isMember ? member : null);
@@ -139,7 +139,7 @@ function showUse(member) {
   }
   const hasAdapters = member.kind === "blend" ? member.parts.every(([id]) => BY_ID.get(id)?.adapter) : member.adapter;
   const path = member.kind === "blend" ? `python mo_front.py pick ${quoted(runFolder())} --policy ${member.id} --out my_adapter` : beside(member.adapter ?? "");
-  const shownCode = element("code", { title: path }, hasAdapters ? path : "its adapter is published when the run ends");
+  const shownCode = element("code", { title: path }, element("bdi", {}, hasAdapters ? path : "its adapter is published when the run ends"));
   if (hasAdapters) {
     actions.append(copyButton(member.kind === "blend" ? "Copy command" : "Copy path", () => path));
     actions.append(copyButton("Copy Python", () => (DATA.code ? codeOf(member) : loading(member))));
@@ -157,8 +157,6 @@ const indexOf = (id) => MEMBERS.findIndex((member) => member.id === id);
 function ends() {
   return element("div", { class: "slider-head", "aria-hidden": "true" }, element("span", {}, swatch(1), LABELS[1].praise), element("span", {}, LABELS[0].praise, swatch(0)));
 }
-
-const swatch = (k) => element("i", { class: "swatch", style: `--o:${colourOf(k)}` });
 
 function frontSlider() {
   const input = element("input", { type: "range", min: 0, max: Math.max(MEMBERS.length - 1, 1), step: 1, id: "along", "aria-label": `Along the front: from ${LABELS[1].praise} to ${LABELS[0].praise}`, style: `--track:linear-gradient(90deg in oklab, ${MEMBERS.map((member) => mix(member.weights)).concat(mix(MEMBERS.at(-1).weights)).join(", ")})` });
@@ -317,7 +315,7 @@ function showSlider() {
   $("previous").disabled = index <= 0;
   $("next").disabled = index === MEMBERS.length - 1;
   const isPicked = own && pick(state.weights).id === state.id;
-  const note = { front: "", preference: isPicked || !own ? `Picked where ${describe(state.weights)}.` : "No weighted sum of the objectives prefers this member: it is a compromise of its own." }[state.mode];
+  const note = { front: "", preference: isPicked || !own ? `Best where ${describe(state.weights)}.` : "Best under no weighted sum: a compromise of its own." }[state.mode];
   $("preference-note").textContent = note;
   const input = $("along");
   if (input && index >= 0) {

@@ -131,7 +131,8 @@ function fit(image) {
   if (lightbox.size === "enlarged") {
     const figures = $("enlarged").children.length;
     const isTall = innerWidth < 700; // there they are one above the other
-    const room = Math.min((innerWidth - 90) / (isTall ? 1 : figures), (innerHeight - 190) / (isTall ? figures : 1));
+    const [wide, high] = [Math.min(0.96 * innerWidth, 1440) - 60, innerHeight - 190];
+    const room = isTall ? Math.min(wide, high / figures) : Math.min(wide / figures - 16, high);
     const most = Math.max(room / image.naturalWidth, 1);
     scale = isSmall ? Math.floor(most) : Math.min(most, 2);
   }
@@ -145,7 +146,7 @@ const strip = { prompt: 0, nodes: new Map() };
 
 function buildStrip() {
   const prompts = DATA.prompts[DATA.set];
-  const base = { id: "base", losses: [], kind: "base" };
+  const base = { ...DATA.base, losses: [] };
   if (!pictures(DATA.set, "base").length) {
     $("members").hidden = true;
     return;
@@ -159,7 +160,7 @@ function buildStrip() {
   const members = BY_ID.has("base") ? MEMBERS : [base, ...MEMBERS];
   for (const member of members) {
     const image = picture("data:,", "");
-    const numbers = LABELS.map((label, k) => element("small", {}, shown(label, (member.returns ?? DATA.base.returns)[k])));
+    const numbers = LABELS.map((label, k) => element("small", { title: `${label.text} [${label.unit}]` }, swatch(k), brief(label, member.returns[k], member.std_error[k])));
     const mark = member.losses.length ? element("span", { class: "lost", title: member.losses.join("; ") }, "⚠") : null;
     const button = element("button", { type: "button", class: "strip-member" }, image, element("span", {}, element("b", {}, titleOf(member.id)), mark), ...numbers);
     if (BY_ID.has(member.id)) button.addEventListener("click", () => choose(member.id));

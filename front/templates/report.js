@@ -19,7 +19,7 @@ function showAncestry() {
     ...ancestors(state.id).map((d) => {
       const isLater = d.generation >= state.generation;
       const where = d.generation < 0 ? "before training" : `generation ${d.generation}, ${d.stage === "warmup" ? "warm-up" : d.stage}`;
-      const item = element("li", { class: `ancestor${isLater ? " is-later" : ""}` }, element("b", {}, titleOf(d.policy)), where);
+      const item = element("li", { class: `ancestor${isLater ? " is-later" : ""}` }, element("b", {}, titleOf(d.policy)), element("span", { class: "cut", title: where }, where));
       const own = thumbs("selection", d.policy, 4);
       if (own) item.append(own);
       if (d.generation >= 0) item.append(weightsBar(d.weights));

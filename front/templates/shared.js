@@ -11,6 +11,7 @@ const MEMBERS = DATA.members; // from the lowest to the highest return in the fi
 const BY_ID = new Map(MEMBERS.map((member) => [member.id, member]));
 const POLICIES = new Map(Object.entries(DATA.policies));
 const LAST = DATA.generations.length - 1;
+const ANY_IS_LOST = MEMBERS.some((member) => member.losses.length);
 const NUM_COLOURS = 6;
 
 const state = {
@@ -46,12 +47,18 @@ function number(value, error, plus = "") {
 
 /** A score as people read it: of a negative unit ("-kB") the positive number. */
 const shown = (label, value, error, plus = "") => number(label.sign * value, error, plus);
-const withUnit = (label, text) => `${text} ${label.unit}`;
+/** The same without its error, to the error's first digit. */
+function brief(label, value, error) {
+  if (!error) return number(label.sign * value);
+  return d3.format(`.${Math.min(Math.max(-Math.floor(Math.log10(error)), 0), 8)}f`)(label.sign * value);
+}
+
+const withUnit = (label, text) => `${text} ${label.plain_unit}`.trim();
 const axisLabel = (label) => `${label.text} [${label.unit}]${label.sign < 0 ? ", less is better" : ""}`;
 const axisTick = (label) => (value) => d3.format("~g")(label.sign * value + 0);
 
 const percent = (value) => `${Math.round(100 * value)} %`;
-const describe = (weights) => weights.map((w, k) => `${LABELS[k].text} ${percent(w)}`).join(", ");
+const describe = (weights) => weights.map((w, k) => `“${LABELS[k].text}” counts ${percent(w)}`).join(", ");
 const titleOf = (id) => (id === "base" ? "base model" : id);
 
 function originOf(member) {
@@ -62,6 +69,8 @@ function originOf(member) {
 /* ---------------------------------------------------------------- colours */
 
 const colourOf = (index) => `var(--o${index % NUM_COLOURS})`;
+
+const swatch = (k) => element("i", { class: "swatch", style: `--o:${colourOf(k)}` });
 
 /** The colour of a weight vector: its objectives' colours, mixed in proportion. */
 function mix(weights) {
