@@ -27,6 +27,7 @@ from front.record import (
     Hypervolumes,
     ModelRecord,
     PolicyRecord,
+    if_known,
 )
 from front.report import write_report
 from front.view import FrontView
@@ -143,6 +144,7 @@ def front_record(
         base=BaseRecord(
             report_returns=base.returns.numpy(),
             report_std_error=base.std_error.numpy(),
+            report_std_error_by_prompt=if_known(base.std_error_by_prompt),
             guards=guards.get(BASE_POLICY, {}),
         ),
         hypervolume=Hypervolumes(
@@ -194,7 +196,7 @@ def _guard_values(reading: GuardReading) -> dict[str, GuardValue]:
 def _policy_record(
     member: Offspring, report: Evaluation, base: Evaluation, guards: Mapping[str, GuardValue]
 ) -> PolicyRecord:
-    gain, gain_std_error = report.gain_over(base)
+    gain = report.gain_over(base)
     return PolicyRecord(
         id=member.policy,
         parent=member.parent,
@@ -204,8 +206,10 @@ def _policy_record(
         std_error=member.std_error,
         report_returns=report.returns.numpy(),
         report_std_error=report.std_error.numpy(),
-        gain_over_base=gain.numpy(),
-        gain_std_error=gain_std_error.numpy(),
+        report_std_error_by_prompt=if_known(report.std_error_by_prompt),
+        gain_over_base=gain.mean.numpy(),
+        gain_std_error=gain.std_error.numpy(),
+        gain_std_error_by_prompt=if_known(gain.std_error_by_prompt),
         adapter=f"adapters/{member.policy}",
         guards=guards,
     )

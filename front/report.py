@@ -179,15 +179,15 @@ def _front_members(
     """Published policies and measured blends, and the base model, on the report set."""
     policies = {policy.id: policy for policy in published.policies}
     blends = {blend.id: blend for blend in published.blends or ()}
-    base = (front.base.report_returns, front.base.report_std_error)
+    base = front.base.report_returns
     members = []
     for member in front.members:
         parts = member.parts if isinstance(member, Blend) else ()
         policy = None if parts else policies[PolicyId(member.id)]
         entry = policy or blends[member.id]
         own = (entry.report_returns, entry.report_std_error)
-        gain = Gain.of(own, base, (entry.gain_over_base, entry.gain_std_error))
-        lost = losses(own[0], base[0], front.objectives, front.guards, member.guards)
+        gain = Gain.published(entry, front.base)
+        lost = losses(own[0], base, front.objectives, front.guards, member.guards)
         members.append(
             {
                 "id": member.id,
@@ -204,7 +204,7 @@ def _front_members(
     record = {
         "id": BASE_POLICY,
         "kind": "base",
-        "returns": base[0].tolist(),
+        "returns": base.tolist(),
         "std_error": front.base.report_std_error.tolist(),
         "guards": _guard_values(front.base.guards),
     }
@@ -238,7 +238,7 @@ def _archive_members(search: SearchRecord) -> tuple[list[dict[str, Any]], dict[s
             "weights": policy.weights.tolist(),
             **_measured(
                 (policy.returns, policy.std_error),
-                Gain.of((policy.returns, policy.std_error), base_measured),
+                Gain.unpaired((policy.returns, policy.std_error), base_measured),
             ),
             "generation": generations[policy.id],
             "adapter": None,

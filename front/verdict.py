@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from front.member import Guard, GuardValue
+    from front.record import BaseRecord, BlendRecord, PolicyRecord
     from morl.types import Array, Objective
 
 _CLEAR = 2.0  # standard errors that a gain must exceed
@@ -28,36 +29,28 @@ class Gain:
     Attributes:
         value: (M,) raw units.
         std_error: (M,) of `value`.
-        is_paired: whether the error is of differences picture by picture; if not, it is that of
-            two independent sets of pictures, which is larger.
     """
 
     value: Array
     std_error: Array
-    is_paired: bool
 
     @classmethod
-    def of(
-        cls,
-        returns: tuple[Array, Array],
-        base: tuple[Array, Array],
-        paired: tuple[Array | None, Array | None] = (None, None),
-    ) -> Gain:
-        """The gain of measured returns.
-
-        Args:
-            returns: (M,) of the member, and their standard errors.
-            base: those of the base model.
-            paired: gain and standard error as the run measured them picture by picture.
-        """
-        value, error = paired
-        if value is not None and error is not None:
-            return cls(value=value, std_error=error, is_paired=True)
-        return cls(
-            value=returns[0] - base[0],
-            std_error=np.hypot(returns[1], base[1]),
-            is_paired=False,
+    def published(cls, entry: PolicyRecord | BlendRecord, base: BaseRecord) -> Gain:
+        """As measured picture by picture; the error, where known, is for other prompts, too."""
+        error = entry.gain_std_error_by_prompt
+        if error is None:
+            error = entry.gain_std_error
+        if entry.gain_over_base is not None and error is not None:
+            return cls(value=entry.gain_over_base, std_error=error)
+        return cls.unpaired(
+            (entry.report_returns, entry.report_std_error),
+            (base.report_returns, base.report_std_error),
         )
+
+    @classmethod
+    def unpaired(cls, returns: tuple[Array, Array], base: tuple[Array, Array]) -> Gain:
+        """Of returns (M,) and their errors, as if the pictures had other noise: a larger error."""
+        return cls(value=returns[0] - base[0], std_error=np.hypot(returns[1], base[1]))
 
     @property
     def is_everywhere(self) -> bool:

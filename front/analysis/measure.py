@@ -135,7 +135,6 @@ def _links(
         height = height_above_chord(_z(front, blend), *ends)
         excess = images[0] - (1 - height.position) * images[1] - height.position * images[2]
         error = standard_error(torch.from_numpy(excess @ height.weights)[:, None])
-        gain, gain_error = evaluations[blend.id].gain_over(evaluations[BASE_POLICY])
         measured.append(
             MeasuredBlend(
                 blend=blend,
@@ -143,8 +142,8 @@ def _links(
                 height_std_error=error.item(),
                 depth=depth_of_corner(*ends),
                 is_useful=bool(useful),
-                gain=gain.numpy(),
-                gain_std_error=gain_error.numpy(),
+                evaluation=evaluations[blend.id],
+                gain=evaluations[blend.id].gain_over(evaluations[BASE_POLICY]),
             )
         )
     pairs: dict[tuple[PolicyId, PolicyId], list[MeasuredBlend]] = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from front.record import BlendRecord
+from front.record import BlendRecord, if_known
 
 if TYPE_CHECKING:
+    from ddpo.types import Evaluation, Gain
     from front.front import Front
     from front.member import Blend, FrontPolicy
-    from morl.types import Array, PolicyId
+    from morl.types import PolicyId
 
 _FORMAT = 1
 ANALYSIS = "analysis.json"
@@ -31,8 +32,8 @@ class MeasuredBlend:
         height_std_error: of `height`, paired over the images.
         depth: of the corner below the chord, z-units.
         is_useful: no policy and no other blend dominates it on the report set.
-        gain: (M,) over the base model, raw units, image by image.
-        gain_std_error: (M,) of `gain`.
+        evaluation: of the blend on the report set.
+        gain: over the base model, image by image.
     """
 
     blend: Blend
@@ -40,8 +41,8 @@ class MeasuredBlend:
     height_std_error: float
     depth: float
     is_useful: bool
-    gain: Array
-    gain_std_error: Array
+    evaluation: Evaluation
+    gain: Gain
 
     @property
     def record(self) -> BlendRecord:
@@ -55,8 +56,10 @@ class MeasuredBlend:
             weights=self.blend.weights,
             report_returns=returns,
             report_std_error=error,
-            gain_over_base=self.gain,
-            gain_std_error=self.gain_std_error,
+            report_std_error_by_prompt=if_known(self.evaluation.std_error_by_prompt),
+            gain_over_base=self.gain.mean.numpy(),
+            gain_std_error=self.gain.std_error.numpy(),
+            gain_std_error_by_prompt=if_known(self.gain.std_error_by_prompt),
             guards=self.blend.guards,
         )
 

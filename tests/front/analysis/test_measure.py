@@ -17,6 +17,7 @@ from front.analysis.measure import analyse
 from front.analysis.values import Analysis, Link, MeasuredBlend
 from front.errors import FrontError
 from front.member import Blend
+from front.record import FrontRecord
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from run.samples import read_samples
@@ -41,7 +42,10 @@ def test_measuring_the_policies_again_gives_the_published_numbers(finished_run):
         # a rounding may flip the last bit of a pixel, and with it bytes of a JPEG
         np.testing.assert_allclose(again.std_error, policy.report_std_error, rtol=0.05)
     assert len(analysis.links) == len(front.policies) - 1  # two objectives: a chain
-    assert analysis.num_images == 16 * (2 * len(front.policies) - 1)
+    names = {policy.id for policy in front.policies} | {"base"}
+    assert analysis.num_images == 16 * (len(names) + len(front.policies) - 1)
+    base = evaluations["base"]
+    np.testing.assert_allclose(base.returns, front.base.report_returns, rtol=1e-4)
 
 
 def test_a_measured_blend_draws_the_pictures_its_numbers_come_from(analysed):
@@ -92,6 +96,12 @@ def test_useful_blends_are_added_to_the_front_and_raise_its_hypervolume(analysed
     assert front.dense_hypervolume > front.hypervolume
     stored = json.loads((analysed / "front.json").read_text())["hypervolume"]
     assert stored["report_with_blends"] == pytest.approx(front.dense_hypervolume)
+    record = FrontRecord.read(analysed)
+    for blend in record.blends:
+        gain = blend.report_returns - record.base.report_returns
+        np.testing.assert_allclose(blend.gain_over_base, gain, atol=1e-3 * np.abs(gain).max())
+        assert (blend.gain_std_error > 0).all()
+        assert (blend.gain_std_error_by_prompt > 0).all()
     assert (analysed / "dense_front.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -182,7 +192,15 @@ def link(first, second, *heights, error=0.01, depth=0.5):
     """A link whose blends lie at the given heights."""
     blend = Blend(id="b", parts=((first, 0.5), (second, 0.5)), weights=first.weights)
     measured = (
-        MeasuredBlend(blend=blend, height=h, height_std_error=error, depth=depth, is_useful=False)
+        MeasuredBlend(
+            blend=blend,
+            height=h,
+            height_std_error=error,
+            depth=depth,
+            is_useful=False,
+            evaluation=None,
+            gain=None,
+        )
         for h in heights
     )
     return Link(first=first, second=second, blends=tuple(measured))
