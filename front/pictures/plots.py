@@ -80,6 +80,7 @@ def _plot_pair(axis: Any, front: FrontView, i: int, j: int) -> None:
     )
     base = front.base.returns
     axis.plot(base[i], base[j], "*", color="tab:red", markersize=14, label="base model")
+    axis.margins(0.1)  # room for arrows
     span = [np.ptp(axis.get_xlim()), np.ptp(axis.get_ylim())]
     for policy, mean in zip(policies, means, strict=True):
         direction = policy.weights[[i, j]]

@@ -131,7 +131,8 @@ function copyButton(words, text, label = words) {
 function showUse(member) {
   const box = $("use");
   const actions = element("div", { class: "actions" });
-  const link = copyButton("Copy link", () => location.href);
+  const link = copyButton("link", () => location.href, "Copy link to this point");
+  actions.append("Copy");
   if (!member || member.id === "base") {
     box.replaceChildren(element("code", {}, member ? "the base model itself: nothing to load" : "no adapter is published of it"), actions);
     actions.append(link);
@@ -141,11 +142,13 @@ function showUse(member) {
   const path = member.kind === "blend" ? `python mo_front.py pick ${quoted(runFolder())} --policy ${member.id} --out my_adapter` : beside(member.adapter ?? "");
   const shownCode = element("code", { title: path }, element("bdi", {}, hasAdapters ? path : "its adapter is published when the run ends"));
   if (hasAdapters) {
-    actions.append(copyButton(member.kind === "blend" ? "Copy command" : "Copy path", () => path));
-    actions.append(copyButton("Copy Python", () => (DATA.code ? codeOf(member) : loading(member))));
-    if (member.kind !== "blend") actions.append(element("a", { class: "button", href: `${member.adapter.split("/").map(encodeURIComponent).join("/")}/${FILE}`, download: `${DATA.run}_${member.id}.safetensors`, title: "where this page lies beside the run's adapters" }, "Download"));
+    actions.append(copyButton(member.kind === "blend" ? "command" : "path", () => path, member.kind === "blend" ? "Copy command" : "Copy path"));
+    actions.append(copyButton("Python", () => (DATA.code ? codeOf(member) : loading(member)), "Copy Python"));
   }
   actions.append(link);
+  if (hasAdapters && member.kind !== "blend") {
+    actions.append(element("a", { class: "button", href: `${member.adapter.split("/").map(encodeURIComponent).join("/")}/${FILE}`, download: `${DATA.run}_${member.id}.safetensors`, title: "where this page lies beside the run's adapters" }, "Download"));
+  }
   box.replaceChildren(shownCode, actions);
 }
 

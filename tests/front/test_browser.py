@@ -95,17 +95,17 @@ def test_the_code_that_is_copied_draws_the_picture_that_is_shown(page, finished_
     member = next(m for m in Front.load(finished_run).policies if m.id != "base")
     page.click(f'tr[data-policy="{member.id}"] th')
     page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
-    page.click("#use >> text=Copy path")
+    page.click("#use [aria-label='Copy path']")
     assert page.evaluate("copied") == str(member.adapter.resolve())
     assert page.inner_text("#use code") == str(member.adapter.resolve())
-    page.click("#use >> text=Copy link")
+    page.click("#use [aria-label^='Copy link']")
     assert (
         page.evaluate("copied")
         == f"{(finished_run / 'report.html').resolve().as_uri()}#{member.id}"
     )
     link = page.get_attribute("#use a[download]", "href")
     assert (finished_run / link).read_bytes() == member.file.read_bytes()
-    page.click("#use >> text=Copy Python")
+    page.click("#use [aria-label='Copy Python']")
     code = page.evaluate("copied").replace("picture.png", str(tmp_path / "picture.png"))
     exec(code, {})  # that it works is the claim
     with Image.open(tmp_path / "picture.png") as drawn:
