@@ -164,8 +164,8 @@ function drawFront() {
   makeInteractive($("front-chart"), frontSvg, MEMBERS, DATA.set);
   const middle = `fill:${mix(Array(M).fill(1 / M))}`;
   legend("front-legend", [
-    [symbol(d3.symbolCircle, middle), "policy, coloured by its weights"],
-    ...(blends.length ? [[symbol(d3.symbolDiamond, middle), "blend of two neighbours"]] : []),
+    [symbol(d3.symbolCircle, middle), "policy"],
+    ...(blends.length ? [[symbol(d3.symbolDiamond, middle), "blend of neighbours"]] : []),
     [symbol(d3.symbolStar, "fill:var(--base)"), "base model"],
     ...(ANY_IS_LOST ? [[symbol(d3.symbolCircle, `${middle};stroke:var(--limit);stroke-width:2`), "losing its subject"]] : []),
     [stroke("stroke:var(--soft);stroke-width:1.2"), "± 1 standard error"],

@@ -55,13 +55,13 @@ function showChosen() {
   const measures = element("div", { class: "measures" });
   LABELS.forEach((label, k) => {
     const change = shown(label, ...changeOf(k, member, other), "+");
-    measures.append(measureRow(label.text, brief(label, other.returns[k], member.std_error[k]), shown(label, member.returns[k], member.std_error[k]), label.plain_unit, change, gauge(k, member, other)));
+    measures.append(measureRow(label.text, brief(label, other.returns[k], member.std_error[k] / 10), shown(label, member.returns[k], member.std_error[k]), label.plain_unit, change, gauge(k, member, other)));
   });
   for (const { name, label } of DATA.guards) {
     const [own, before] = [member.guards?.[name], other.guards?.[name]];
     const after = own ? shown(label, own.value, own.std_error) : "not measured";
     const change = own && before ? shown(label, own.value - before.value, null, "+") : "";
-    measures.append(measureRow(label.text, before ? brief(label, before.value, before.std_error) : "", after, own ? label.plain_unit : "", change, null));
+    measures.append(measureRow(label.text, before ? brief(label, before.value, (own ?? before).std_error / 10) : "", after, own ? label.plain_unit : "", change, null));
   }
   $("chosen").replaceChildren(head, measures, warning);
   showUse(isMember ? member : null);
@@ -154,7 +154,6 @@ function showUse(member) {
 
 /* ---------------------------------------------------------------- along the front */
 
-/** The members in the order of the slider: from the best in the second objective to the best in the first. */
 const indexOf = (id) => MEMBERS.findIndex((member) => member.id === id);
 
 function ends() {
@@ -369,6 +368,7 @@ function step(by) {
 
 /** Keep the choice in the address, so that a link, or the page loaded again, shows it: #id or #id&pin=id. */
 function remember() {
+  if (!document.documentElement.dataset.ready) return; // the page's own first choice
   const hash = `#${state.id}${state.pinned === null ? "" : `&pin=${state.pinned}`}`;
   try {
     history.replaceState(null, "", hash);

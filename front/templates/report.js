@@ -135,7 +135,7 @@ buildSlider();
 drawAll();
 setWipe(50);
 $("pictures").dataset.view = state.view;
-if (!recall()) choose(DATA.best ?? pick(state.weights).id);
+if (!recall()) choose(firstChoice());
 let lastWidth = window.innerWidth;
 new ResizeObserver(() => {
   if (Math.abs(window.innerWidth - lastWidth) < 2) return;

@@ -88,10 +88,16 @@ const toZ = (returns) =>
   returns.map((value, k) => (value - OBJECTIVES[k].reference) / (OBJECTIVES[k].ideal - OBJECTIVES[k].reference));
 
 /** The member that is best under a preference: the largest weighted sum of returns in z-units. */
-function pick(weights) {
-  const scores = MEMBERS.map((member) => d3.sum(toZ(member.returns), (z, k) => z * weights[k]));
+function pick(weights, members = MEMBERS) {
+  const scores = members.map((member) => d3.sum(toZ(member.returns), (z, k) => z * weights[k]));
   const rounded = scores.map((score) => Math.round(score * 1e9));
-  return MEMBERS[d3.maxIndex(rounded)];
+  return members[d3.maxIndex(rounded)];
+}
+
+/** Where the page begins: the best in everything, else an even compromise that keeps its subject. */
+function firstChoice() {
+  const intact = MEMBERS.filter((member) => !member.losses.length);
+  return DATA.best ?? pick(state.weights, intact.length ? intact : MEMBERS).id;
 }
 
 function weightsBar(weights) {
