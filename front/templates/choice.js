@@ -131,7 +131,7 @@ function copyButton(words, text, label = words) {
 function showUse(member) {
   const box = $("use");
   const actions = element("div", { class: "actions" });
-  const link = copyButton("link", () => location.href, "Copy link to this point");
+  const link = copyButton("link", () => location.href.split("#")[0] + addressOf(), "Copy link to this point");
   actions.append("Copy");
   if (!member || member.id === "base") {
     box.replaceChildren(element("code", {}, member ? "the base model itself: nothing to load" : "no adapter is published of it"), actions);
@@ -366,12 +366,14 @@ function step(by) {
   if (next) choose(next.id);
 }
 
-/** Keep the choice in the address, so that a link, or the page loaded again, shows it: #id or #id&pin=id. */
+/** The choice as the end of an address: #id, or #id&pin=id. */
+const addressOf = () => `#${state.id}${state.pinned === null ? "" : `&pin=${state.pinned}`}`;
+
+/** Keep the choice in the address, so that the page loaded again shows it. */
 function remember() {
   if (!document.documentElement.dataset.ready) return; // the page's own first choice
-  const hash = `#${state.id}${state.pinned === null ? "" : `&pin=${state.pinned}`}`;
   try {
-    history.replaceState(null, "", hash);
+    history.replaceState(null, "", addressOf());
   } catch {
     // a page without an address of its own, such as a preview: it just has no links
   }
