@@ -402,7 +402,7 @@ def _headline(data: Mapping[str, Any]) -> dict[str, Any]:
         for each objective the member that is best in it.
     """
     members, best = data["members"], data["best"]
-    trained = [member for member in members if member["id"] != BASE_POLICY] or members
+    trained = [member for member in members if member["id"] != BASE_POLICY]
     num = len(members[0]["returns"])
     return {
         "total": len(trained),

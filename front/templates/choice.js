@@ -313,7 +313,7 @@ function buildSlider() {
 function showSlider() {
   const index = indexOf(state.id);
   const own = BY_ID.get(state.id);
-  $("position").textContent = index < 0 ? "not on the front" : `${index + 1} of ${MEMBERS.length}`;
+  $("position").textContent = index < 0 ? "–" : `${index + 1} of ${MEMBERS.length}`;
   $("previous").disabled = index <= 0;
   $("next").disabled = index === MEMBERS.length - 1;
   const isPicked = own && pick(state.weights).id === state.id;

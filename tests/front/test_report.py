@@ -184,6 +184,7 @@ def test_the_base_model_alone_is_a_report(run_copy):
 
     edit(run_copy / "search.json", forget)
     assert [member["id"] for member in build(run_copy).payload["members"]] == ["base"]
+    assert "Nothing is better than the base model yet." in (run_copy / "report.html").read_text()
 
 
 EVIL = '</script><img src="http://evil.example/x" onerror="alert(1)"><b>'

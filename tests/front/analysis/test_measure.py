@@ -27,8 +27,11 @@ from tests.support.worlds import report_colorfulness
 
 @pytest.fixture(scope="module", name="analysed")
 def _analysed(finished_run, tmp_path_factory):
-    """A run after `analyse --points 2`."""
+    """A run after `analyse --points 2`, with a guard."""
     run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("analysed") / "run"))
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["guards"] = {"names": ["brightness"], "max_drops": [0.01]}
+    (run / "config.json").write_text(json.dumps(config))
     assert mo_front.main(["analyse", str(run), "--points", "2"]) == 0
     return run
 
@@ -103,6 +106,17 @@ def test_useful_blends_are_added_to_the_front_and_raise_its_hypervolume(analysed
         assert (blend.gain_std_error > 0).all()
         assert (blend.gain_std_error_by_prompt > 0).all()
     assert (analysed / "dense_front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_guards_are_measured_on_blends_beside_the_base_model(analysed):
+    blends = Front.load(analysed).blends
+    readings = [blend.guards["brightness"] for blend in blends]
+    assert len({reading.value for reading in readings}) == len(blends)
+    assert all(0 < reading.value < 1 and reading.std_error > 0 for reading in readings)
+    base = readings[0].value + readings[0].drop
+    assert [reading.value + reading.drop for reading in readings] == pytest.approx(
+        [base] * len(blends), rel=1e-5
+    )
 
 
 def test_the_analysis_file_has_every_blend_with_its_height(analysed):
