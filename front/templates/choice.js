@@ -381,7 +381,7 @@ function remember() {
 
 /** What the address asks for; false if that is no point of this run. */
 function recall() {
-  const [id, pin] = decodeURIComponent(location.hash.slice(1)).split("&pin=");
+  const [id, pin] = location.hash.slice(1).split("&pin=");
   const isKnown = BY_ID.has(id) || POLICIES.has(id);
   if (!isKnown) return false;
   state.pinned = BY_ID.has(pin) ? pin : null;
