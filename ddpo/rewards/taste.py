@@ -23,7 +23,7 @@ from config.settings.derived import objective_name
 from config.settings.errors import UserError
 from config.settings.files import is_file
 from ddpo.rewards import Part, RewardEntry
-from ddpo.rewards.answers import CHOICES, FILE, PICTURES, Answers
+from ddpo.rewards.answers import CHANCE, CHOICES, FILE, PICTURES, Answers
 from ddpo.rewards.clip import ClipTower, load_clip
 from ddpo.rewards.image_batch import BatchReward, ImageBatch
 from ddpo.rewards.preferences import Check, Fit, ahead, check, fit, held_out
@@ -47,23 +47,14 @@ class Learnt:
     Attributes:
         fit: the model of all answers.
         checked: each answer predicted by a fit of others (cross-validation): how good it is.
+        by_chance: the same of the pairs that were drawn by chance, not because they were hard.
         foretold: each answer predicted from those before it: whether it is better than chance.
     """
 
     fit: Fit
     checked: Check
+    by_chance: Check
     foretold: Check
-
-    @classmethod
-    def of(cls, differences: Array, choices: Array, groups: Sequence[int]) -> Learnt:
-        """What answers teach; see `ddpo/rewards/preferences.py` for the arguments."""
-        before = ahead(differences, choices)
-        is_foretold = before != 0  # the first answers are not
-        return cls(
-            fit=fit(differences, choices),
-            checked=check(held_out(differences, choices, groups), choices),
-            foretold=check(before[is_foretold], choices[is_foretold]),
-        )
 
     @property
     def is_better_than_chance(self) -> bool:
@@ -151,12 +142,25 @@ def embed_answers(folder: Path, answers: Answers, clip: ClipTower) -> dict[str, 
     return dict(zip(files, embed(clip, pictures), strict=True))
 
 
-def learn(answers: Answers, embeds: Mapping[str, Array]) -> Learnt:
-    """What answers teach, given the embeddings (D,) of their pictures by file."""
+def as_numbers(answers: Answers, embeds: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Differences (n, D) and choices (n,) of answers, given the embeddings (D,) by file."""
     pairs = [(embeds[each.left.file], embeds[each.right.file]) for each in answers.answers]
-    differences = np.stack([left - right for left, right in pairs])
     choices = np.array([CHOICES[each.choice] for each in answers.answers])
-    return Learnt.of(differences, choices, answers.groups)
+    return np.stack([left - right for left, right in pairs]), choices
+
+
+def learn(answers: Answers, embeds: Mapping[str, Array]) -> Learnt:
+    """What answers teach; there must be one."""
+    differences, choices = as_numbers(answers, embeds)
+    logits, before = held_out(differences, choices, answers.groups), ahead(differences, choices)
+    is_chance = np.array([each.asked_by == CHANCE for each in answers.answers])
+    is_foretold = before != 0  # the first answers are not
+    return Learnt(
+        fit=fit(differences, choices),
+        checked=check(logits, choices),
+        by_chance=check(logits[is_chance], choices[is_chance]),
+        foretold=check(before[is_foretold], choices[is_foretold]),
+    )
 
 
 def problem(argument: str) -> str | None:

@@ -61,3 +61,32 @@ def ask(folder, prefers, num_answers, seed=0, clip="emoji-clip"):
         )
     Answers(clip=clip, answers=tuple(answers)).write(folder)
     return folder
+
+
+def draw_colours(rng, num_prompts, per_prompt):
+    """What a `Source` does, with pictures of colours."""
+    from front.taste.source import Drawn
+
+    prompts = [f"prompt {rng.integers(20)}" for _ in range(num_prompts) for _ in range(per_prompt)]
+    pictures = colourful(len(prompts), seed=int(rng.integers(2**32)))
+    indices = rng.integers(2**32, size=len(prompts))
+    return [
+        Drawn(shown=shown(int(index), prompt), picture=picture)
+        for index, prompt, picture in zip(indices, prompts, pictures, strict=True)
+    ]
+
+
+def click(quiz, prefers, num_answers):
+    """Answer as somebody does who likes one picture better.
+
+    Args:
+        quiz: that asks; pictures are drawn between its questions.
+        prefers: (embedding (D,)) -> how much the person likes the picture.
+        num_answers: to give.
+    """
+    for _ in range(num_answers):
+        if quiz.is_short:
+            quiz.fill()
+        pair = quiz.pair()
+        likes_left = prefers(pair.left.embed) > prefers(pair.right.embed)
+        quiz.answer(len(quiz.answers.answers), LEFT if likes_left else RIGHT)
