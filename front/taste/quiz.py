@@ -106,7 +106,7 @@ class Quiz:
         answers = read_answers(folder)
         self.answers = replace(answers, clip=clip_source)
         self._clip, self._draw = clip, draw
-        self._embeds = embed_answers(folder, self.answers, clip)
+        self.embeds = embed_answers(folder, self.answers, clip)
         self._rng = np.random.default_rng([seed, len(self.answers.answers)])
         self._draw_rng = np.random.default_rng([seed, len(self.answers.answers), 1])
         self._pool: list[Candidate] = []
@@ -166,7 +166,7 @@ class Quiz:
             except OSError as error:
                 raise FrontError(f"{self.folder} cannot be written to: {error}") from error
             self.answers, self._pair = answers, None
-            self._embeds |= {each.shown.file: each.embed for each in (pair.left, pair.right)}
+            self.embeds |= {each.shown.file: each.embed for each in (pair.left, pair.right)}
             self._learn()
             self._changed.notify_all()
 
@@ -183,7 +183,7 @@ class Quiz:
             files = [self.folder / PICTURES / each.file for each in (last.left, last.right)]
             try:
                 left, right = (
-                    Candidate(shown=shown, png=file.read_bytes(), embed=self._embeds[shown.file])
+                    Candidate(shown=shown, png=file.read_bytes(), embed=self.embeds[shown.file])
                     for shown, file in zip((last.left, last.right), files, strict=True)
                 )
                 answers = replace(self.answers, answers=tuple(rest))
@@ -277,9 +277,9 @@ class Quiz:
         if not self.answers.num_choices:
             self._learnt = None
         elif self._learnt is None or number < _FEW or number % _CHECK_EVERY == 0:
-            self._learnt = learn(self.answers, self._embeds)
+            self._learnt = learn(self.answers, self.embeds)
         else:
-            self._learnt = replace(self._learnt, fit=fit(*as_numbers(self.answers, self._embeds)))
+            self._learnt = replace(self._learnt, fit=fit(*as_numbers(self.answers, self.embeds)))
 
 
 def read_answers(folder: Path) -> Answers:

@@ -14,14 +14,13 @@ import torch
 from config.settings.errors import UserError
 from ddpo.rewards.answers import CHANCE, UNCERTAINTY, Answers
 from ddpo.rewards.clip import load_clip
-from ddpo.rewards.lookup import build_reward
+from ddpo.rewards.taste import learn
 from front.errors import ChoiceError, FrontError
 from front.taste.page import Page
 from front.taste.quiz import Quiz
 from front.taste.source import Source
 from mo_front import main
 from tests.support.browser import open_page
-from tests.support.rig import make_settings
 from tests.support.tastes import click, draw_colours, hidden_taste
 
 HIDDEN = hidden_taste(5)
@@ -103,15 +102,15 @@ def test_a_quiz_is_continued_where_it_was_left_and_can_be_undone(quiz, clip, tmp
 
 def test_it_says_how_much_it_has_learnt(quiz):
     assert quiz.progress().accuracy is None
-    click(quiz, likes, 40)
-    known = quiz.progress()
-    assert known.num_answers == 40
+    click(quiz, likes, 14)
+    known, learnt = quiz.progress(), learn(Answers.read(quiz.folder), quiz.embeds)
+    assert known.num_answers == 14
     assert 60 <= known.num_wanted <= 400
-    assert known.accuracy > 0.6
+    assert known.accuracy == learnt.checked.accuracy
+    assert known.by_chance == learnt.by_chance.accuracy
+    assert learnt.by_chance.num_choices == 12
     assert 0.5 < known.confidence < 1
-    reward = build_reward(f"taste:{quiz.folder}", make_settings().rewards, torch.device("cpu"))[0]
-    assert known.is_ready
-    assert reward(torch.rand(2, 3, 16, 16), ["a", "b"]).isfinite().all()
+    assert known.is_ready == (learnt.foretold.p_value < 0.05)
 
 
 def test_a_folder_with_something_else_is_left_alone(clip, tmp_path):
@@ -229,7 +228,7 @@ def test_a_person_clicks_through_it(browser, page, quiz):
         answers = Answers.read(quiz.folder).answers
         assert [answer.choice for answer in answers] == ["left", "neither", "right"]
         assert answers[2].left.file == last
-        while quiz.progress().num_answers < 10:
+        while quiz.progress().num_answers < 12:
             number = quiz.progress().num_answers
             tab.keyboard.press("ArrowLeft")
             after(number + 1)
