@@ -190,7 +190,8 @@ def _posterior(inside: Array, choices: Array, ridge: float, start: Array) -> tup
     weights, identity = start, np.eye(inside.shape[1])
 
     def objective(weights: Array) -> float:
-        return len(choices) * _log_loss(inside @ weights, choices) + ridge / 2 * weights @ weights
+        loss = len(choices) * _log_loss(inside @ weights, choices)
+        return float(loss + ridge / 2 * weights @ weights)
 
     value = objective(weights)
     for _ in range(_MAX_STEPS):
