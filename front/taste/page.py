@@ -123,7 +123,7 @@ class Page:
     def __init__(self, quiz: Quiz, port: int = 0) -> None:
         self._quiz = quiz
         try:
-            self._server = ThreadingHTTPServer((LOCALHOST, port), partial(_Handler, quiz))  # type: ignore[arg-type]
+            self._server = ThreadingHTTPServer((LOCALHOST, port), partial(_Handler, quiz))
         except OSError as error:
             raise FrontError(f"cannot listen on {LOCALHOST}, port {port}: {error}") from error
         self._server.daemon_threads = True
