@@ -24,6 +24,7 @@ from front.member import Blend
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
+from morl.types import BASE_POLICY
 from morl.weights import normalise
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def analyse(
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
 
     Returns:
-        The analysis, and the evaluation of every policy and blend by its id.
+        The analysis, and the evaluation of every policy and blend, and of the base model, by id.
 
     Raises:
         UserError: if there is one policy only, the run's parts cannot be used, or its policies are
@@ -62,6 +63,8 @@ def analyse(
     adapters = {str(name): adapter for name, adapter in read.items()}
     for index, parts in enumerate(recipes):
         adapters[f"b{index:03d}"] = Adapter.blend([(read[p.id], part) for p, part in parts])
+    nothing = (next(iter(read.values())), 0.0)  # of any policy's update: the base model
+    adapters.setdefault(BASE_POLICY, Adapter.blend([nothing]))
     judge = Judge(front, model, device, rows_per_pass)
     try:
         with tqdm(total=len(adapters), unit="policy", leave=False, disable=None) as bar:
@@ -70,6 +73,8 @@ def analyse(
         judge.close()
     evaluations = dict(zip(adapters, measured, strict=True))
     _check_same(front, evaluations)
+    base = evaluations[BASE_POLICY]
+    names = [name for name in adapters if name not in read and name != BASE_POLICY]
     blends = [
         Blend(
             id=name,
@@ -77,8 +82,9 @@ def analyse(
             weights=normalise(np.sum([part * policy.weights for policy, part in parts], axis=0)),
             report_returns=evaluations[name].returns.numpy(),
             report_std_error=evaluations[name].std_error.numpy(),
+            guards=judge.guard_values(evaluations[name], base),
         )
-        for name, parts in zip(list(adapters)[len(read) :], recipes, strict=True)
+        for name, parts in zip(names, recipes, strict=True)
     ]
     dense = np.vstack([front.z, *(_z(front, blend) for blend in blends)])
     analysis = Analysis(
@@ -136,6 +142,8 @@ def _links(
                 height_std_error=error.item(),
                 depth=depth_of_corner(*ends),
                 is_useful=bool(useful),
+                evaluation=evaluations[blend.id],
+                gain=evaluations[blend.id].gain_over(evaluations[BASE_POLICY]),
             )
         )
     pairs: dict[tuple[PolicyId, PolicyId], list[MeasuredBlend]] = {}
