@@ -257,7 +257,11 @@ class SampleSettings:
     guidance_scale: Annotated[float, AtLeast(1)] = 1.0
     # How much of the contrast that guidance adds is taken back (Lin et al. 2024, eq. 16).
     guidance_rescale: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
-    # 1: the variance of DDPM; must be positive, or there is no policy.
+    # ddim; euler_a: Euler ancestral, as DDIM with eta 1, but its last step has no noise; lcm and
+    # tcd: models distilled for these. Empty: the model's own if that is lcm or tcd, else ddim.
+    sampler: Annotated[str, OneOf("", "ddim", "euler_a", "lcm", "tcd")] = ""
+    # Noise of ddim, where 1 is the variance of DDPM, or gamma of tcd; positive, or there is no
+    # policy.
     eta: Annotated[float, Above(0), AtMost(1)] = 1.0
     negative_prompt: str = ""
     # Prompts per agent; each comes once before one comes again.

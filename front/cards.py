@@ -38,6 +38,8 @@ _SCHEDULES = {
     "trailing": ("sgm_uniform", "SGM Uniform"),
     "linspace": ("normal", "Normal"),
 }
+# The same sampler there; ComfyUI has none of TCD's name, whose steps at gamma 1 are LCM's.
+_SAMPLERS = {"lcm": ("lcm", "LCM"), "tcd": ("lcm", "TCD")}
 _WORDS = 50  # a prompt of more may have over 75 tokens
 _PLACE = "path/to/this/folder"
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -199,6 +201,8 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
     settings = settings_of(front)
     sample, pretrained = settings.evaluation_sample, settings.pretrained
     schedule = front.model.schedule if front.model else {}
+    own = front.model.sampler if front.model else ""
+    sampler = _SAMPLERS.get(own, ("euler_ancestral", "Euler a"))
     rows = [
         [f"put `{weight_name}` into", "`models/loras`", "`models/Lora`"],
         [
@@ -206,9 +210,10 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
             "1 (`strength_model`; it has no layers of text encoders)",
             f"1: `<lora:{Path(weight_name).stem}:1>` in the prompt",
         ],
-        ["sampler", "`euler_ancestral`", "Euler a"],
+        ["sampler", f"`{sampler[0]}`", sampler[1]],
     ]
-    if schedules := _SCHEDULES.get(schedule.get("timestep_spacing", "")):
+    spacing = "trailing" if own in _SAMPLERS else schedule.get("timestep_spacing", "")
+    if schedules := _SCHEDULES.get(spacing):
         rows.append(["scheduler", f"`{schedules[0]}`", schedules[1]])
     both = {"steps": str(sample.num_steps), "CFG": f"{sample.guidance_scale:g}"}
     if front.model:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config.settings.errors import UserError
+from ddpo.ddim import name_of
 from ddpo.model.loading import configuration_source, read_lora
 from ddpo.model.source import source_of
 from ddpo.model.stable_diffusion import FrozenDiffusion
@@ -38,7 +39,7 @@ from morl.types import BASE_POLICY
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.base import PretrainedSettings
+    from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading
     from ddpo.types import Evaluation
@@ -76,7 +77,7 @@ class FrontPublisher:
             evaluator.samples(evaluator.report_set),
             evaluator.guards(evaluator.report_set, report, report[BASE_POLICY]),
             guards.units if guards else {},
-            model_record(run.trainer.model, run.settings.pretrained),
+            model_record(run.trainer.model, run.settings),
         )
         write_front(run.directory, front, evolution.offspring, recorder.curve, report)
         run.save_adapters()  # those that only the front before this one had are let go
@@ -161,10 +162,11 @@ def front_record(
     )
 
 
-def model_record(model: BaseModel, settings: PretrainedSettings) -> ModelRecord | None:
+def model_record(model: BaseModel, run_settings: Settings) -> ModelRecord | None:
     """How a base model drew; None for one that is no pipeline of diffusers."""
     if not isinstance(model, FrozenDiffusion):
         return None
+    settings, scheduler = run_settings.pretrained, model.scheduler(run_settings.sample.sampler)
     names = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
     height, width = model.image_size
     config = source_of(configuration_source(settings)).name
@@ -176,7 +178,8 @@ def model_record(model: BaseModel, settings: PretrainedSettings) -> ModelRecord 
         pipeline=type(model.pipe).__name__,
         height=height,
         width=width,
-        schedule={name: getattr(model.scheduler.config, name) for name in names},
+        schedule={name: getattr(scheduler.config, name) for name in names},
+        sampler=name_of(scheduler),
         config="" if config == source_of(settings.model).name else shared_name(config),
         has_plain_lora=has_plain_lora,
     )

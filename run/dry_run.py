@@ -27,7 +27,7 @@ from ddpo.lengths import MODEL, all_prompts, length_notes
 from ddpo.model.families import Frame, family_of
 from ddpo.model.loading import configuration_source, find_model, read_lora, taken_for
 from ddpo.model.source import repository_and_file, source_of
-from ddpo.model.stable_diffusion import ddim_of, reading_of
+from ddpo.model.stable_diffusion import reading_of, scheduler_of
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS, parts_of, reward_entry
 from ddpo.rewards.image_batch import BatchReward
@@ -180,9 +180,9 @@ def _taken_for(settings: Settings) -> str:
     architecture = architecture_of(pretrained)
     scheduler = found.settled(architecture["scheduler"])
     unet, vae = architecture["unet"], architecture["vae"]
-    ddim = ddim_of(scheduler, unet, vae)
+    sampler = scheduler_of(scheduler, unet, vae, sampler=settings.sample.sampler)
     for sample in (settings.training_sample, settings.evaluation_sample):
-        make_schedule(ddim, sample.num_steps, sample.eta)
+        make_schedule(sampler, sample.num_steps, sample.eta)
     layers = {
         name: part["num_hidden_layers"] for name, part in architecture.items() if "text" in name
     }

@@ -23,6 +23,7 @@ _BEFORE = {
     "evaluation.num_steps": 0,
     "evolution.start": "even_weights",
     "pretrained.prompt_parts": 1,
+    "sample.sampler": "ddim",
     "train.skip_last_steps": 0,
 }
 

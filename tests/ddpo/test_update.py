@@ -60,7 +60,8 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
     for name, parameter in lora.items():
         parameter.data = weights[name.replace(".default", "")].to(torch.float64)
     adam = torch.optim.AdamW(lora.values(), lr=1e-2, weight_decay=0.0)
-    scheduler, steps = rig.model.scheduler, len(rollout.timesteps)
+    scheduler, steps = rig.model.scheduler(), len(rollout.timesteps)
+    scheduler.set_timesteps(steps)
     embeds, negative = rollout.prompts.conditioning.text, rig.sampler.negative.text
     for _ in range(2):
         loss = 0.0

@@ -38,7 +38,7 @@ def scheduler_of(path, config, **pretrained):
     settings = make_settings(
         pretrained={"model": str(path), "single_file_config": config, **pretrained}
     )
-    return FrozenDiffusion.load(settings.pretrained).scheduler
+    return FrozenDiffusion.load(settings.pretrained).scheduler()
 
 
 def found_scheduler(path, config, **pretrained):
