@@ -304,10 +304,10 @@ class TrainSettings:
     kl_coef: Annotated[float, AtLeast(0)] = 0.0
     # Fraction of the steps that is trained, drawn again for each sample.
     timestep_fraction: Annotated[float, Above(0), AtMost(1)] = 1.0
-    # Steps left untrained at the end. There x_{t-1} follows from x_t almost surely: of 10 steps the
-    # last but one has a log-probability 8 times as sensitive to the prediction as the others, and
-    # its noise drowns their gradient.
-    skip_last_steps: Annotated[int, AtLeast(0)] = 2
+    # A step whose log-probability is more than this many times as sensitive to the prediction as
+    # the median step's is left untrained, with all steps after it: its noise drowns the others'
+    # gradient. 0: every step that has noise is trained (docs/cheaper_passes.md).
+    max_sensitivity: Annotated[float, AtLeast(0)] = 5.0
     # UNet rows per pass with gradient; lower it to save memory.
     rows_per_pass: Annotated[int, AtLeast(1), ROUNDING] = 128
     # Take gradients while sampling, a sample at a time, instead of passing every step once more.

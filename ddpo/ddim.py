@@ -35,6 +35,7 @@ class Schedule:
         prediction_type: "epsilon", "v_prediction" or "sample".
         boundary: (2, T), see `step_mean`; None for all samplers but "lcm".
         first_std: standard deviation of the noise that the first step begins with.
+        sampler: its name in `SAMPLERS`.
     """
 
     timesteps: torch.Tensor
@@ -44,11 +45,19 @@ class Schedule:
     prediction_type: str
     boundary: torch.Tensor | None = None
     first_std: float = 1.0
+    sampler: str = "ddim"
 
     @property
     def trainable_steps(self) -> list[int]:
         """Indices of the steps with variance; the others have no finite log-probability."""
         return self.sigma.gt(0).nonzero().flatten().tolist()
+
+    @property
+    def sensitivity(self) -> torch.Tensor:
+        """(T,) how strongly each step's log-probability depends on the prediction: c / sigma."""
+        boundary = None if self.boundary is None else self.boundary.unbind()
+        given = self.alpha_bar, self.alpha_bar_prev, self.sigma, self.prediction_type
+        return output_coefficient(*given, boundary) / self.sigma
 
     def mean(
         self, model_output: torch.Tensor, latents: torch.Tensor, steps: torch.Tensor | int
@@ -103,8 +112,8 @@ def make_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
     sampler = name_of(scheduler)
     if sampler in _WITHOUT_ETA and eta != 1:
         raise UserError(
-            f"sample.eta={eta:g} has no effect on sampler {sampler!r}, whose noise is fixed; set it "
-            "to 1, or sample.sampler=ddim or tcd"
+            f"sample.eta={eta:g} has no effect on sampler {sampler!r}, whose noise is fixed; set "
+            "it to 1, or sample.sampler=ddim or tcd"
         )
     train_steps = scheduler.config.num_train_timesteps
     timesteps = _timesteps(scheduler, num_steps)
@@ -133,6 +142,7 @@ def make_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
         timesteps=timesteps,
         alpha_bar=alpha_bar,
         prediction_type=scheduler.config.prediction_type,
+        sampler=sampler,
     )
 
 
@@ -336,6 +346,7 @@ def output_coefficient(
     alpha_bar_prev: torch.Tensor,
     sigma: torch.Tensor,
     prediction_type: str = "epsilon",
+    boundary: Sequence[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """How strongly the mean of x_{t-1} depends on the prediction: |d mean / d output|.
 
@@ -346,6 +357,7 @@ def output_coefficient(
         alpha_bar_prev: (T,).
         sigma: (T,).
         prediction_type: what the UNet predicts.
+        boundary: see `step_mean`.
 
     Returns:
         (T,).
@@ -355,7 +367,8 @@ def output_coefficient(
     tensor([0.8165])
     """
     zero, one = torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
-    return step_mean(one, zero, alpha_bar, alpha_bar_prev, sigma, prediction_type).abs()
+    given = alpha_bar, alpha_bar_prev, sigma, prediction_type, boundary
+    return step_mean(one, zero, *given).abs()
 
 
 def gaussian_log_prob(

@@ -315,7 +315,7 @@ class UpdateStats:
             may be all the same, where only the scaled gradient of float16 overflowed.
         ratio_error: (T,) mean absolute log-ratio per step before the first update; NaN for steps
             not trained. Zero up to rounding.
-        excluded_steps: denoising steps left out: those without noise and the skipped last ones.
+        excluded_steps: denoising steps left out: those without noise and the too sensitive ones.
     """
 
     means: Mapping[str, torch.Tensor]

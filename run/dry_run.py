@@ -12,7 +12,14 @@ from transformers import CLIPTokenizer
 
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
-from ddpo.cost.footprint import KNOWN_MODELS, architecture_of, measure_footprint
+from ddpo.cost.footprint import (
+    KNOWN_MODELS,
+    architecture_of,
+    measure_footprint,
+    plan_of,
+    policy_gradient_steps,
+    schedule_of,
+)
 from ddpo.cost.plan import (
     CARDS,
     UTILISATION,
@@ -22,16 +29,16 @@ from ddpo.cost.plan import (
     rows_that_fit,
     total_flops,
 )
-from ddpo.ddim import make_schedule
 from ddpo.lengths import MODEL, all_prompts, length_notes
 from ddpo.model.families import Frame, family_of
 from ddpo.model.loading import configuration_source, find_model, read_lora, taken_for
 from ddpo.model.source import repository_and_file, source_of
-from ddpo.model.stable_diffusion import reading_of, scheduler_of
+from ddpo.model.stable_diffusion import reading_of
 from ddpo.prompts import split_prompts
 from ddpo.rewards import REWARDS, parts_of, reward_entry
 from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.lookup import build_reward
+from ddpo.steps import described
 from run.progress import route_logs
 
 if TYPE_CHECKING:
@@ -64,17 +71,17 @@ def dry_run(settings: Settings) -> str:
     """
     route_logs()
     prompts = split_prompts(settings.prompts)
-    plan = Plan.of(settings, len(prompts.train))
     if settings.pretrained.lora:
         _check_lora(settings.pretrained)
-    taken = _taken_for(settings)
+    taken, steps = _taken_for(settings), _steps(settings)
+    plan = plan_of(settings, len(prompts.train))
     footprint = measure_footprint(settings)
     texts = all_prompts(prompts, settings.sample.negative_prompt)
     sections = {
         "Objectives": _objectives(settings.rewards, texts),
         "Prompts": (*_prompts(prompts), *_cut_by_model(settings.pretrained, texts)),
         "Images and UNet rows": _counts(settings, plan),
-        "Model": (taken, *_model(settings, footprint)),
+        "Model": (taken, *steps, *_model(settings, footprint)),
         "Memory of one device": _memory(settings, plan, footprint),
         "Time": _time(plan, footprint),
         "Downloads": _downloads(settings, footprint),
@@ -180,15 +187,23 @@ def _taken_for(settings: Settings) -> str:
     architecture = architecture_of(pretrained)
     scheduler = found.settled(architecture["scheduler"])
     unet, vae = architecture["unet"], architecture["vae"]
-    sampler = scheduler_of(scheduler, unet, vae, sampler=settings.sample.sampler)
-    for sample in (settings.training_sample, settings.evaluation_sample):
-        make_schedule(sampler, sample.num_steps, sample.eta)
     layers = {
         name: part["num_hidden_layers"] for name, part in architecture.items() if "text" in name
     }
     family_of(layers).check(layers, reading_of(pretrained))
     frame = Frame.of_configs(unet, vae, pretrained.height, pretrained.width)
     return taken_for(pretrained, found, unet, scheduler, frame)
+
+
+def _steps(settings: Settings) -> list[str]:
+    """How pictures are drawn, and which steps are trained.
+
+    Raises:
+        UserError: if the model has no such steps, or none that can be trained.
+    """
+    pretrained, sample = settings.pretrained, settings.training_sample
+    schedule_of(pretrained, settings.evaluation_sample)
+    return described(schedule_of(pretrained, sample), policy_gradient_steps(settings))
 
 
 def _model(settings: Settings, footprint: Footprint) -> Iterator[str]:

@@ -80,7 +80,7 @@ class Arm:
     measured_at: str = ""
 
 
-_SKIP = {"train.skip_last_steps": "2"}
+_SKIP = {"train.max_sensitivity": "5"}
 _AWM = {"train.update_rule": "awm"}
 _FEW = {"train.timestep_fraction": "0.4"}
 _FIXED = {"evolution.strategy": "fixed_weights"}

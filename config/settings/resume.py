@@ -24,7 +24,7 @@ _BEFORE = {
     "evolution.start": "even_weights",
     "pretrained.prompt_parts": 1,
     "sample.sampler": "ddim",
-    "train.skip_last_steps": 0,
+    "train.max_sensitivity": 0.0,
 }
 
 

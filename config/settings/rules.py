@@ -216,14 +216,13 @@ def _reward_gradient_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """Rules between the steps that are drawn and those that are trained."""
-    skipped, steps = flat.get("train.skip_last_steps"), flat.get("sample.num_steps")
-    if skipped is None or steps is None:
-        return
-    if skipped >= steps:
+    """What a policy gradient can be taken on."""
+    rule = flat.get("train.update_rule", "reward_gradient")
+    if flat.get("sample.num_steps") == 1 and rule != "reward_gradient":
         yield (
-            f"train.skip_last_steps={skipped} must be below sample.num_steps={steps}, or no step "
-            "is trained; lower it"
+            f"sample.num_steps=1 does not go with train.update_rule={rule}: a single step ends in "
+            "the picture, so that no choice of noise follows from which it could learn; draw with "
+            "3 steps or more, or set train.update_rule=reward_gradient"
         )
 
 

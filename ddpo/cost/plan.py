@@ -106,19 +106,24 @@ class Plan:
 
     @classmethod
     def of(
-        cls, settings: Settings, num_train_prompts: int, report_policies: int | None = None
+        cls,
+        settings: Settings,
+        num_train_prompts: int,
+        num_trained_steps: int,
+        report_policies: int | None = None,
     ) -> Plan:
         """The plan of a run.
 
         Args:
             settings: of the run.
             num_train_prompts: distinct training prompts.
+            num_trained_steps: that a policy gradient is taken on, see `plan_of`.
             report_policies: archive, base model and warm-up archive together; None: an estimate.
         """
         sample, train, evolution = settings.sample, settings.train, settings.evolution
         guided = sample.rows_per_sample
         rule = find_rule(train.update_rule).cost(settings)
-        trained = steps_per_sample(train, sample.num_steps - train.skip_last_steps)
+        trained = steps_per_sample(train, num_trained_steps)
         pair_rows = rule.learns_from_pairs * rule.rows_per_pair * trained * train.num_inner_epochs
         stages = (evolution.warmup_generations, evolution.evolutionary_generations)
         is_soup = evolution.start == "soup"  # then K agents start from blends of those warmed up

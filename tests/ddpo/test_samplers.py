@@ -14,6 +14,7 @@ from diffusers.schedulers import (
 from config.settings.errors import UserError
 from ddpo.ddim import SAMPLERS, make_schedule, name_of
 from ddpo.model.stable_diffusion import FrozenDiffusion
+from ddpo.steps import described, trained_steps
 from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe, sd_scheduler
 from tests.support.rig import make_rig, random_advantages
 
@@ -160,3 +161,39 @@ def test_an_eta_without_effect_and_timesteps_that_are_not_whole_are_refused():
             make_schedule(scheduler_of(sampler), 4, 0.5)
     with pytest.raises(UserError, match="does not fit"):
         make_schedule(scheduler_of("euler_a", timestep_spacing="linspace"), 5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "num_steps", "trained"),
+    [
+        ("leading", 4, 2),  # the last but one is 8 times as sensitive, and the last ends there
+        ("leading", 6, 4),
+        ("leading", 20, 18),
+        ("leading", 50, 48),
+        ("trailing", 4, 3),  # c / sigma 3.4, 2.3, 2.1, 23.8
+        ("trailing", 8, 7),
+        ("trailing", 20, 19),
+    ],
+)
+def test_the_steps_that_are_trained_follow_from_the_schedule(spacing, num_steps, trained):
+    schedule = make_schedule(sd_scheduler(timestep_spacing=spacing), num_steps, 1.0)
+    assert trained_steps(schedule, 5.0) == list(range(trained))
+    assert trained_steps(schedule, 0.0) == list(range(num_steps))
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "tcd", "euler_a"])
+@pytest.mark.parametrize("num_steps", [2, 4, 8])
+def test_of_the_samplers_for_few_steps_all_but_the_last_are_trained(sampler, num_steps):
+    schedule = make_schedule(scheduler_of(sampler), num_steps, 1.0)
+    assert trained_steps(schedule, 5.0) == list(range(num_steps - 1))
+    is_two = num_steps == 2
+    notes = described(schedule, [0])
+    assert f"drawn by {sampler} in {num_steps} steps, at 999, " in notes[0]
+    assert any("warning: of two steps" in note for note in notes) is is_two
+
+
+def test_one_step_is_refused_and_a_step_that_leaves_none_is_named():
+    with pytest.raises(UserError, match=r"num_steps=1 cannot be trained by a policy gradient"):
+        trained_steps(make_schedule(scheduler_of("euler_a"), 1, 1.0), 5.0)
+    with pytest.raises(UserError, match="timestep_spacing=trailing"):
+        trained_steps(make_schedule(sd_scheduler(), 2, 1.0), 5.0)  # at 501 and 1

@@ -113,12 +113,12 @@ def test_steps_without_variance_are_excluded_and_counted():
 def test_a_schedule_without_a_step_to_train_is_refused():
     pipe = make_tiny_pipe()
     pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
-    with pytest.raises(UserError, match="none of the 1 denoising steps of this model can be"):
-        make_rig(1, pipe, sample={"num_steps": 1})
+    with pytest.raises(UserError, match="none of the 2 denoising steps of this model can be"):
+        make_rig(1, pipe, sample={"num_steps": 2}, train={"max_sensitivity": 5.0})
 
 
 def test_the_last_steps_are_left_out_when_asked():
-    rig = make_rig(1, train={"skip_last_steps": 2})
+    rig = make_rig(1, train={"max_sensitivity": 5.0})
     rollout = rig.rollout(rig.batch(1, 4))
     stats = rig.updater.update(rig.agents, rollout, random_advantages(1, 4), [1])
     assert stats.excluded_steps == 2

@@ -85,7 +85,6 @@ OUT_OF_LIMITS = {
 AGAINST_A_RULE = {
     "--config.train.updates_per_epoch=5": "must divide the 8 images",
     "--config.train.rows_per_pass=2": "train.rows_per_pass=2 must be at least 5",
-    "--config.train.skip_last_steps=6": "must be below sample.num_steps=4",
     "--config.train.single_pass=True": "train.update_rule=reward_gradient does not go with",
     "--config.resume_force=learning_rate": "did you mean train.learning_rate?",
     "--config.sample.negative_prompt=ugly": "has no effect at sample.guidance_scale=1",
