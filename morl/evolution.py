@@ -36,7 +36,7 @@ from morl.types import (
     Stage,
     Task,
 )
-from morl.weights import even_weights
+from morl.weights import even_weights, wanted_weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Evolution:
 
     Args:
         settings: Stages, strategy, sizes.
-        objectives: M >= 2, in the order of the returns.
+        objectives: M >= 1, in the order of the returns.
         base: The evaluated base model.
 
     Raises:
@@ -202,11 +202,11 @@ class Evolution:
 
     @property
     def _warmup_weights(self) -> Array:
-        """Weights of the warm-up's tasks: even ones, or with a soup start the extremes alone."""
+        """Weights of the warm-up's tasks: the agents', or with a soup start the extremes alone."""
         num_objectives = len(self._objectives)
         if self._settings.start == "soup":
             return np.eye(num_objectives)
-        return even_weights(self._settings.num_agents, num_objectives)
+        return wanted_weights(self._settings, num_objectives)
 
     def tell(self, offspring: Sequence[Offspring], excluded: Collection[PolicyId] = ()) -> None:
         """Takes the evaluated offspring of the generation asked for, one per task in slot order.
@@ -359,7 +359,7 @@ class Evolution:
 
 def _check_settings(settings: EvolutionSettings, num_objectives: int) -> None:
     """Refuses what would otherwise fail after the warm-up."""
-    even_weights(settings.num_agents, num_objectives)
+    wanted_weights(settings, num_objectives)
     if settings.strategy not in STRATEGIES:
         raise ValueError(
             f"evolution.strategy={settings.strategy!r} is unknown; choose from {sorted(STRATEGIES)}"
