@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ddpo.agents.adapter import Adapter
 from ddpo.assets import resolve_model
+from ddpo.ddim import SAMPLERS
 from ddpo.files import ADAPTER_FILE
 from ddpo.model.source import source_of
 from front.drawing_code import drawing_code, is_on_hub, local_names, shared_name
@@ -132,7 +133,7 @@ def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
         folder,
         front,
         _write_pictures(folder, front, front.policies),
-        title=f"Pareto front {front.path.resolve().name}",
+        title=f"{'Pareto front' if len(front.objectives) > 1 else 'Run'} {front.path.resolve().name}",
         member=None,
         num_policies=len(front.policies),
         returns="",
@@ -222,6 +223,8 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
     return {
         "table": markdown_table(["", "ComfyUI", "A1111, Forge"], rows),
         "sample": sample,
+        "scheduler": SAMPLERS[own or "ddim"],
+        "is_distilled": own in _SAMPLERS,
         "predicts_v": schedule.get("prediction_type") == "v_prediction",
         "zero_snr": schedule.get("rescale_betas_zero_snr", False),
         "lora": shared_name(pretrained.lora),

@@ -30,6 +30,7 @@ from front.record import (
     PolicyRecord,
 )
 from front.report import write_report
+from front.tables import with_error
 from front.view import FrontView
 from morl.indicators import hypervolume
 from morl.objectives import to_z
@@ -85,11 +86,20 @@ class FrontPublisher:
         recorder.log({"report/hypervolume": volumes.report, "cost/overhead_fraction": overhead})
         recorder.show(front_panel)
         run.finish()
-        recorder.say(
-            f"front of {len(front.policies)} policies in {run.directory.path}; hypervolume on the "
-            f"report set {volumes.report:.4f} (base model {volumes.report_base:.4f}, after "
-            f"warm-up {volumes.report_warmup:.4f})"
-        )
+        if len(front.objectives) == 1:
+            (policy,), base, name = front.policies, front.base, front.objectives[0].name
+            now = with_error(policy.report_returns[0], policy.report_std_error[0])
+            then = with_error(base.report_returns[0], base.report_std_error[0])
+            recorder.say(
+                f"{policy.id} in {run.directory.path}; {name} on the report set {now} "
+                f"(base model {then})"
+            )
+        else:
+            recorder.say(
+                f"front of {len(front.policies)} policies in {run.directory.path}; hypervolume on "
+                f"the report set {volumes.report:.4f} (base model {volumes.report_base:.4f}, after "
+                f"warm-up {volumes.report_warmup:.4f})"
+            )
         recorder.say(
             f"{overhead:.1%} of the time went to search, files, logs and plots, all else to "
             "drawing, scoring and updates"
@@ -240,7 +250,7 @@ def write_front(
         path.unlink(missing_ok=True)
     view = FrontView.of_front(front)
     plot_front(run / "front.png", view, offspring)
-    plot_hypervolume(run / "hypervolume.png", curve)
+    plot_hypervolume(run / "hypervolume.png", curve, len(front.objectives))
     rows = [("base model", report[BASE_POLICY].images)]
     for policy in view.policies:
         label = "\n".join([policy.id, *(f"{value:.4g}" for value in policy.returns.tolist())])

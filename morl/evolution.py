@@ -231,17 +231,20 @@ class Evolution:
     def metrics(self) -> dict[str, float]:
         """Indicators of the archive in z-units, and how well the last tasks were predicted.
 
+        Of one objective the hypervolume is the best return, and the others are left out.
+
         `morl/prediction_error/<objective>` is the mean absolute difference of predicted and
         realised returns over the last generation's predicted tasks; absent where there were none.
         """
         z = returns_in_z(self.archive, self._objectives)
         values = {
             "morl/hypervolume": hypervolume(z),
-            "morl/sparsity": sparsity(z),
             "morl/archive_size": float(len(self.archive)),
             "morl/population_size": float(len(self.population)),
-            "morl/expected_utility": expected_utility(z, self._users),
         }
+        if len(self._objectives) > 1:
+            values["morl/sparsity"] = sparsity(z)
+            values["morl/expected_utility"] = expected_utility(z, self._users)
         for objective, error in zip(self._objectives, self._prediction_errors(), strict=False):
             values[f"morl/prediction_error/{objective.name}"] = float(error)
         return values

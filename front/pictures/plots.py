@@ -39,8 +39,8 @@ def plot_front(
 ) -> None:
     """Draw every pair of objectives: published front with error bars, the search behind it faint.
 
-    Guards are drawn below, each against the first objective, so that one sees where a gain is
-    over-optimisation.
+    One objective has no pairs: its return is drawn over the generations instead. Guards are drawn
+    below, each against the first objective, so that one sees where a gain is over-optimisation.
 
     Args:
         path: the PNG file.
@@ -50,7 +50,7 @@ def plot_front(
     """
     num, guards = len(front.objectives), front.guards
     pairs = [(i, j) for i in range(num) for j in range(i + 1, num)]
-    rows, columns = 2 if guards else 1, max(len(pairs), len(guards))
+    rows, columns = 2 if guards else 1, max(1, len(pairs), len(guards))
     figure, axes = plt.subplots(
         rows, columns, figsize=(6.2 * columns, 5 + 3.5 * (rows - 1)), squeeze=False
     )
@@ -58,9 +58,12 @@ def plot_front(
         axis.set_visible(False)
     for axis, (i, j) in zip(axes[0], pairs, strict=False):
         _plot_pair(axis, front, offspring, i, j)
+    if num == 1:
+        _plot_progress(axes[0, 0], front, offspring)
     for axis, guard in zip(axes[-1], guards, strict=False):
         _plot_guard(axis, front, guard)
-    standard = f"Pareto front of {len(front.policies)} policies (report set, ± 1 standard error)"
+    what = f"Pareto front of {len(front.policies)} policies" if num > 1 else front.policies[0].id
+    standard = f"{what} (report set, ± 1 standard error)"
     figure.suptitle(title or standard)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -101,6 +104,30 @@ def _plot_pair(axis: Any, front: FrontView, offspring: Sequence[Offspring], i: i
     axis.grid(alpha=0.3)
 
 
+def _plot_progress(axis: Any, front: FrontView, offspring: Sequence[Offspring]) -> None:
+    """The only objective over the generations, and the policy that is published."""
+    axis.set_visible(True)
+    if offspring:
+        axis.errorbar(
+            [policy.generation for policy in offspring],
+            [policy.returns[0] for policy in offspring],
+            yerr=[policy.std_error[0] for policy in offspring],
+            fmt="o",
+            color="tab:gray",
+            label="selection set",
+        )
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    lines = ((front.policies[0], "tab:blue"), (front.base, "tab:red"))
+    for policy, color in lines:
+        mean, error = policy.returns[0], policy.std_error[0]
+        axis.axhline(mean, color=color, label="base model" if policy is front.base else policy.id)
+        axis.axhspan(mean - error, mean + error, color=color, alpha=0.2)
+    axis.set_xlabel("generation")
+    axis.set_ylabel(axis_label(front.objectives[0]))
+    axis.legend(loc="best")
+    axis.grid(alpha=0.3)
+
+
 def _plot_guard(axis: Any, front: FrontView, guard: Guard) -> None:
     """One guard over the first objective, the base model's value and the limit below it."""
     axis.set_visible(True)
@@ -124,12 +151,15 @@ def _plot_guard(axis: Any, front: FrontView, guard: Guard) -> None:
     axis.grid(alpha=0.3)
 
 
-def plot_hypervolume(path: Path, curve: Sequence[CurvePoint]) -> None:
-    """Draw the archive's hypervolume (selection set, z-units) against training images."""
+def plot_hypervolume(path: Path, curve: Sequence[CurvePoint], num_objectives: int) -> None:
+    """Draw the archive's hypervolume (selection set, z-units) against training images.
+
+    Of one objective it is the best return above the reference point.
+    """
     figure, axis = plt.subplots(figsize=(6.2, 4))
     axis.plot([point.images for point in curve], [point.hypervolume for point in curve], "o-")
     axis.set_xlabel("training images sampled")
-    axis.set_ylabel("hypervolume [z-units]")
+    axis.set_ylabel("hypervolume [z-units]" if num_objectives > 1 else "best return [z-units]")
     axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
