@@ -129,11 +129,12 @@ def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
     """
     middle = front.policies[len(front.policies) // 2]
     adapter = Adapter.read(middle.file)
+    kind = "Pareto front" if len(front.objectives) > 1 else "Run"
     _write(
         folder,
         front,
         _write_pictures(folder, front, front.policies),
-        title=f"{'Pareto front' if len(front.objectives) > 1 else 'Run'} {front.path.resolve().name}",
+        title=f"{kind} {front.path.resolve().name}",
         member=None,
         num_policies=len(front.policies),
         returns="",

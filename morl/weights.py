@@ -59,9 +59,9 @@ def simplex_lattice(num_divisions: int, num_objectives: int) -> Array:
 def even_weights(num: int, num_objectives: int) -> Array:
     """Returns `num` weight vectors, evenly over the simplex, its vertices always among them.
 
-    For M = 1 all are (1,), for M = 2 (i / (num - 1), 1 - i / (num - 1)). Beyond, a Das-Dennis lattice where one
-    has exactly `num` points, else the vertices and then, one by one, the point of a fine lattice
-    farthest from all taken before.
+    For M = 1 all are (1,), for M = 2 (i / (num - 1), 1 - i / (num - 1)). Beyond, a Das-Dennis
+    lattice where one has exactly `num` points, else the vertices and then, one by one, the point of
+    a fine lattice farthest from all taken before.
 
     Args:
         num: At least M.

@@ -58,7 +58,9 @@ def test_one_reward_leaves_one_policy_and_says_return_in_place_of_hypervolume(fi
     assert "trained by reinforcement learning for one reward" in card
     assert "Hypervolume" not in card
     assert "Pareto" not in card
-    assert Studio(front, None).choose(POLICY, "").id == policy.id
+    studio = Studio(front, None)
+    assert studio.choose(POLICY, "").id == policy.id
+    studio.close()
     capsys.readouterr()
 
 
