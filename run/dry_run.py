@@ -35,14 +35,14 @@ from ddpo.model.loading import configuration_source, find_model, read_lora, take
 from ddpo.model.source import repository_and_file, source_of
 from ddpo.model.stable_diffusion import reading_of
 from ddpo.prompts import split_prompts
-from ddpo.rewards import REWARDS, parts_of, reward_entry
+from ddpo.rewards import PICTURE_GUARDS, REWARDS, parts_of, reward_entry
 from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.lookup import build_reward
 from ddpo.steps import described
 from run.progress import route_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from config.base import PretrainedSettings, RewardSettings, Settings
     from ddpo.cost.plan import Footprint, Memory
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _BUDGETS_GB = (10, 24, 80)
 _CPU = torch.device("cpu")
+_BROKEN = "cannot be built"
 # What a diffusers pipeline loads: part -> file, without its suffix.
 _WEIGHT_FILES = {
     "unet": "diffusion_pytorch_model",
@@ -66,8 +67,9 @@ def dry_run(settings: Settings) -> str:
     whose weights are missing will download them.
 
     Raises:
-        UserError: if the architecture of the model cannot be had without a download, or has no
-            layer of a name in `adapter.target_modules`; if the LoRA cannot be merged.
+        UserError: for whatever a run would refuse: a reward that cannot be built, a LoRA that
+            cannot be merged, steps that the model does not have or that cannot be trained; also if
+            the architecture of the model cannot be had without a download.
     """
     route_logs()
     prompts = split_prompts(settings.prompts)
@@ -78,7 +80,7 @@ def dry_run(settings: Settings) -> str:
     footprint = measure_footprint(settings)
     texts = all_prompts(prompts, settings.sample.negative_prompt)
     sections = {
-        "Objectives": _objectives(settings.rewards, texts),
+        "Objectives": _objectives(settings, texts),
         "Prompts": (*_prompts(prompts), *_cut_by_model(settings.pretrained, texts)),
         "Images and UNet rows": _counts(settings, plan),
         "Model": (taken, *steps, *_model(settings, footprint)),
@@ -107,18 +109,36 @@ def reward_state(name: str, settings: RewardSettings, prompts: Sequence[str] = (
         parts = parts_of(name, settings.sources).values() if name in REWARDS else ()
         first = str(error).splitlines()[0] if str(error) else repr(error)
         needed = ", ".join(str(part) for part in parts)
-        return f"needs a download: {needed}" if needed else f"cannot be built: {first}"
+        return f"needs a download: {needed}" if needed else f"{_BROKEN}: {first}"
     except (UserError, ValueError, RuntimeError, ImportError) as error:
-        return f"cannot be built: {error}"
+        return f"{_BROKEN}: {error}"
     cut = reward.cut(prompts) if isinstance(reward, BatchReward) else []
     return "; ".join(["ready", *length_notes({"it": cut}, prompts)])
 
 
-def _objectives(settings: RewardSettings, prompts: Sequence[str]) -> Iterator[str]:
+def _objectives(run: Settings, prompts: Sequence[str]) -> list[str]:
+    """What can be said of objectives and guards before a run.
+
+    Raises:
+        UserError: naming those that a run could not build, either.
+    """
+    settings = run.rewards
+    guards = [name for name in run.guards.names if name not in PICTURE_GUARDS]
+    states = {name: reward_state(name, settings, prompts) for name in (*settings.names, *guards)}
+    broken = [f"{name} {state}" for name, state in states.items() if state.startswith(_BROKEN)]
+    if broken:
+        raise UserError("; ".join(broken))
+    return [
+        *_objective_lines(settings, states),
+        *(f"guard {name}: {states[name]}" for name in guards),
+    ]
+
+
+def _objective_lines(settings: RewardSettings, states: Mapping[str, str]) -> Iterator[str]:
     points = settings.reference and settings.ideal
     for index, name in enumerate(settings.names):
         unit = f" [{reward_entry(name).unit}]" if name in REWARDS else ""
-        line = f"{name}{unit}: {reward_state(name, settings, prompts)}"
+        line = f"{name}{unit}: {states[name]}"
         if points:
             line += f"; z = 0 at {settings.reference[index]:g}, 1 at {settings.ideal[index]:g}"
         yield line
@@ -254,6 +274,17 @@ def _time(plan: Plan, footprint: Footprint) -> Iterator[str]:
     shown = ", ".join(f"{card} {_duration(spent)}" for card, spent in needed.items())
     yield f"{flops / 1e15:,.3g} PFLOP in UNet and VAE; rewards come on top"
     yield f"one card at {UTILISATION:.0%} of its bfloat16 peak (an H100's share): {shown}"
+    card = "RTX 4090"
+    parts = {
+        "calibration": plan.calibration_images,
+        "selection": plan.selection_images,
+        "the report set": plan.report_images,
+    }
+    each = []
+    for name, images in parts.items():
+        spent = hours(plan.judging_flops(images, footprint), CARDS[card], UTILISATION)
+        each.append(f"{name} {_duration(spent)}")
+    yield f"of which, on an {card}: {', '.join(each)}; training is the rest"
 
 
 def _duration(spent: float) -> str:

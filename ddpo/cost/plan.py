@@ -184,6 +184,11 @@ class Plan:
             + judged * self.evaluation_rows_per_image
         )
 
+    def judging_flops(self, images: int, footprint: Footprint) -> float:
+        """Of drawing these pictures as evaluations do."""
+        rows = float(images) * self.evaluation_rows_per_image
+        return rows * footprint.sample_flops + float(images) * footprint.decode_flops
+
     @property
     def train_rows(self) -> int:
         """UNet rows with gradient, in all."""
