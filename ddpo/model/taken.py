@@ -150,7 +150,7 @@ def described(claims: Claims, scheduler: Mapping[str, Any]) -> str:
     if scheduler.get("rescale_betas_zero_snr") or "rescale_betas_zero_snr" in claims.values:
         has_none = "" if scheduler["rescale_betas_zero_snr"] else "no "
         parts.append(part(f"{has_none}zero terminal SNR", "rescale_betas_zero_snr"))
-    kind = scheduler.get("_class_name")
+    kind = scheduler.get("_class_name", "")
     if kind in _OWN_SAMPLER.values():
         parts.append(part(f"{kind.removesuffix('Scheduler')}'s timesteps", "_class_name"))
     else:
