@@ -364,7 +364,7 @@ class Evolution:
 
 def _check_settings(settings: EvolutionSettings, num_objectives: int) -> None:
     """Refuses settings that would fail only after the warm-up."""
-    wanted_weights(settings.num_agents, num_objectives)
+    wanted_weights(settings, num_objectives)
     if settings.strategy not in STRATEGIES:
         raise ValueError(
             f"evolution.strategy={settings.strategy!r} is unknown; choose from {sorted(STRATEGIES)}"
