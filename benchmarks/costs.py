@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.worker import ROOT
 from config.settings.errors import ConfigError, UserError
-from ddpo.cost.footprint import measure_footprint
-from ddpo.cost.plan import CARDS, UTILISATION, Plan, hours, total_flops
+from ddpo.cost.footprint import measure_footprint, plan_of
+from ddpo.cost.plan import CARDS, UTILISATION, hours, total_flops
 from ddpo.prompts import split_prompts
 from run.command_line import read_settings
 
@@ -48,7 +48,7 @@ def main() -> None:
         except (ConfigError, UserError) as error:
             common.say(f"{name}: left out, {error}")
             continue
-        plan = Plan.of(settings, len(split_prompts(settings.prompts).train))
+        plan = plan_of(settings, len(split_prompts(settings.prompts).train))
         flops = total_flops(plan, footprint)
         spent = {card: hours(flops, peak, arguments.utilisation) for card, peak in CARDS.items()}
         headline[name] = spent

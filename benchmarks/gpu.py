@@ -33,8 +33,8 @@ from benchmarks import common
 from benchmarks.models import letter_tokenizer, save_random_pipeline, sd_scheduler_settings
 from benchmarks.rig import Rig, one_rollout
 from config.settings.errors import UserError
-from ddpo.cost.footprint import known_architecture, measure_footprint
-from ddpo.cost.plan import Plan, expected_memory
+from ddpo.cost.footprint import known_architecture, measure_footprint, plan_of
+from ddpo.cost.plan import expected_memory
 from ddpo.devices import DTYPES
 from ddpo.model.stable_diffusion import FrozenDiffusion
 
@@ -261,7 +261,7 @@ def peak_memory(bench: Bench, settings: Settings) -> float | None:
 
 def expected_peak(settings: Settings) -> float:
     """The dry run's estimate of peak memory in GB."""
-    return expected_memory(settings, Plan.of(settings, 1), measure_footprint(settings)).peak / GB
+    return expected_memory(settings, plan_of(settings, 1), measure_footprint(settings)).peak / GB
 
 
 def release() -> None:

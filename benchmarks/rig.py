@@ -61,7 +61,7 @@ def one_rollout(
         train={
             "updates_per_epoch": 1,
             "rows_per_pass": rows,
-            "skip_last_steps": 0,
+            "max_sensitivity": 0.0,
             **train,
         },
         **changes,

@@ -40,7 +40,7 @@ def recipe(num_generations: int, logdir: Path) -> ml_collections.ConfigDict:
     config.rewards.names = ("colorfulness", "jpeg_compressibility")
     config.sample.update(num_steps=3, prompts_per_iteration=2, images_per_prompt=2)
     # large steps, so that policies differ and fill archive and population
-    config.train.update(updates_per_epoch=1, skip_last_steps=1, learning_rate=0.05)
+    config.train.update(updates_per_epoch=1, max_sensitivity=5.0, learning_rate=0.05)
     config.evaluation.update(
         num_steps=0, calibration_prompts=8, selection_images=16, report_images=8
     )

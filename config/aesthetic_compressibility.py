@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train.learning_rate = 3e-4
     config.train.weight_decay = 1e-4
-    config.train.skip_last_steps = 0
+    config.train.max_sensitivity = 0.0
     config.train.rows_per_pass = 48
     config.train.gradient_checkpointing = True
     config.advantage.buffer_size = 16

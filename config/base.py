@@ -257,7 +257,11 @@ class SampleSettings:
     guidance_scale: Annotated[float, AtLeast(1)] = 1.0
     # How much of the contrast that guidance adds is taken back (Lin et al. 2024, eq. 16).
     guidance_rescale: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
-    # 1: the variance of DDPM; must be positive, or there is no policy.
+    # ddim; euler_a: Euler ancestral, as DDIM with eta 1, but its last step has no noise; lcm and
+    # tcd: models distilled for these. Empty: the model's own if that is lcm or tcd, else ddim.
+    sampler: Annotated[str, OneOf("", "ddim", "euler_a", "lcm", "tcd")] = ""
+    # Noise of ddim, where 1 is the variance of DDPM, or gamma of tcd; positive, or there is no
+    # policy.
     eta: Annotated[float, Above(0), AtMost(1)] = 1.0
     negative_prompt: str = ""
     # Prompts per agent; each comes once before one comes again.
@@ -300,10 +304,10 @@ class TrainSettings:
     kl_coef: Annotated[float, AtLeast(0)] = 0.0
     # Fraction of the steps that is trained, drawn again for each sample.
     timestep_fraction: Annotated[float, Above(0), AtMost(1)] = 1.0
-    # Steps left untrained at the end. There x_{t-1} follows from x_t almost surely: of 10 steps the
-    # last but one has a log-probability 8 times as sensitive to the prediction as the others, and
-    # its noise drowns their gradient.
-    skip_last_steps: Annotated[int, AtLeast(0)] = 2
+    # A step whose log-probability is more than this many times as sensitive to the prediction as
+    # the median step's is left untrained, with all steps after it: its noise drowns the others'
+    # gradient. 0: every step that has noise is trained (docs/cheaper_passes.md).
+    max_sensitivity: Annotated[float, AtLeast(0)] = 5.0
     # UNet rows per pass with gradient; lower it to save memory.
     rows_per_pass: Annotated[int, AtLeast(1), ROUNDING] = 128
     # Take gradients while sampling, a sample at a time, instead of passing every step once more.
@@ -345,6 +349,10 @@ class EvolutionSettings:
     """What PGMORL does with the agents: stages, prediction model, selection."""
 
     num_agents: Annotated[int, AtLeast(1), FIXED] = 5  # policies trained at a time
+    # The weights that are wanted, one number per objective for each agent in turn: 0.7,0.3 for one
+    # agent, 0.9,0.1,0.5,0.5 for two. Empty: evenly over all trade-offs. One agent needs them, or
+    # has one objective (docs/one_policy.md).
+    weights: Annotated[tuple[float, ...], FIXED] = ()
     # even_weights: the warm-up trains all agents along even weights. soup: it trains one agent per
     # objective, and all others then start as blends of these, evenly between them.
     start: Annotated[str, OneOf("even_weights", "soup")] = "even_weights"

@@ -19,7 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.update_rule = "ddpo"
     config.train.learning_rate = 5e-3
     config.train.updates_per_epoch = 4
-    config.train.skip_last_steps = 2
     config.evaluation.selection_images = 96
     config.evaluation.report_images = 512
     config.evolution.num_agents = 4

@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample.num_steps = 10
     config.evaluation.num_steps = 0
     config.train.update_rule = "ddpo"
-    config.train.skip_last_steps = 0
+    config.train.max_sensitivity = 0.0
     config.train.learning_rate = 4e-2
     config.advantage.normalisation = "frozen"
     config.agents.kind = "population"

@@ -21,8 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     """`aesthetic_score` against `jpeg_compressibility`, on one card of 24 GB."""
     config = sd15_evening.get_config()
     config.pretrained.lora = "latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors"
-    config.pretrained.timestep_spacing = "trailing"
     config.rewards.names = ("aesthetic_score", "jpeg_compressibility")
+    config.sample.sampler = "lcm"
     config.sample.num_steps = 4
     config.sample.guidance_scale = 1.0
     config.sample.images_per_prompt = 8
@@ -30,7 +30,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.update_rule = "ddpo"
     config.train.learning_rate = 3e-4
     config.train.updates_per_epoch = 2
-    config.train.skip_last_steps = 1
     config.train.rows_per_pass = 40
     config.evolution.num_agents = 4
     config.evolution.start = "soup"

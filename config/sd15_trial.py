@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = aesthetic_compressibility.get_config()
     config.sample.num_steps = 20
     config.sample.prompts_per_iteration = 8
-    config.train.skip_last_steps = 2
+    config.train.max_sensitivity = 5.0
 
     config.evaluation.selection_images = 90  # `diversity` needs two of each of 45 prompts
     config.evaluation.report_images = 64

@@ -28,5 +28,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.rewards.black_boxes = ("jpeg_compressibility",)
     config.sample.images_per_prompt = 4  # DDPO compares the pictures of a prompt
     config.train.rows_per_pass = 40
-    config.train.skip_last_steps = 1
     return config

@@ -1,14 +1,15 @@
-"""DDIM as a stochastic policy: step mean, standard deviation and Gaussian log-probability.
+"""A denoising step as a stochastic policy: mean, standard deviation and log-probability.
 
 Pure functions of tensors. Denoising is the MDP of DDPO (Black et al. 2024, section 4.2): the state
-is (prompt, t, x_t), the action x_{t-1}, and the policy the Gaussian of one DDIM step
-(Song et al. 2021, eq. 12 and 16).
+is (prompt, t, x_t), the action x_{t-1}, and the policy the Gaussian of one step. That is a step of
+DDIM (Song et al. 2021, eq. 12 and 16), or of a sampler for few steps, which differs from it in the
+timesteps and the standard deviation.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,8 @@ import torch
 from config.settings.errors import UserError
 
 if TYPE_CHECKING:
-    from diffusers import DDIMScheduler
+    from collections.abc import Sequence
+    from typing import Any
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -31,6 +33,9 @@ class Schedule:
         alpha_bar_prev: (T,) cumulative alpha at each step's x_{t-1}.
         sigma: (T,) standard deviation of x_{t-1}.
         prediction_type: "epsilon", "v_prediction" or "sample".
+        boundary: (2, T), see `step_mean`; None for all samplers but "lcm".
+        first_std: standard deviation of the noise that the first step begins with.
+        sampler: its name in `SAMPLERS`.
     """
 
     timesteps: torch.Tensor
@@ -38,42 +43,78 @@ class Schedule:
     alpha_bar_prev: torch.Tensor
     sigma: torch.Tensor
     prediction_type: str
+    boundary: torch.Tensor | None = None
+    first_std: float = 1.0
+    sampler: str = "ddim"
 
     @property
     def trainable_steps(self) -> list[int]:
         """Indices of the steps with variance; the others have no finite log-probability."""
         return self.sigma.gt(0).nonzero().flatten().tolist()
 
-    def to(self, device: torch.device | str) -> Schedule:
-        """The same schedule on `device`."""
-        return Schedule(
-            timesteps=self.timesteps.to(device),
-            alpha_bar=self.alpha_bar.to(device),
-            alpha_bar_prev=self.alpha_bar_prev.to(device),
-            sigma=self.sigma.to(device),
-            prediction_type=self.prediction_type,
+    @property
+    def sensitivity(self) -> torch.Tensor:
+        """(T,) how strongly each step's log-probability depends on the prediction: c / sigma."""
+        boundary = None if self.boundary is None else self.boundary.unbind()
+        given = self.alpha_bar, self.alpha_bar_prev, self.sigma, self.prediction_type
+        return output_coefficient(*given, boundary) / self.sigma
+
+    def mean(
+        self, model_output: torch.Tensor, latents: torch.Tensor, steps: torch.Tensor | int
+    ) -> torch.Tensor:
+        """Mean of x_{t-1}, see `step_mean`, of one step for all rows, or of each row's own step."""
+
+        def at(values: torch.Tensor) -> torch.Tensor:
+            return values[steps] if isinstance(steps, int) else column(values, steps)
+
+        boundary = None if self.boundary is None else tuple(at(c) for c in self.boundary.unbind())
+        return step_mean(
+            model_output,
+            latents,
+            at(self.alpha_bar),
+            at(self.alpha_bar_prev),
+            at(self.sigma),
+            self.prediction_type,
+            boundary,
         )
 
+    def to(self, device: torch.device | str) -> Schedule:
+        """The same schedule on `device`."""
+        tensors = ("timesteps", "alpha_bar", "alpha_bar_prev", "sigma", "boundary")
+        values = {name: getattr(self, name) for name in tensors}
+        return replace(self, **{name: v.to(device) for name, v in values.items() if v is not None})
 
-def make_schedule(scheduler: DDIMScheduler, num_steps: int, eta: float) -> Schedule:
+
+def column(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """The values (T,) of these steps, broadcastable to latents (pairs, C, h, w)."""
+    return values[steps].view(-1, 1, 1, 1)
+
+
+def make_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
     """Read T steps off diffusers' scheduler.
 
-    A step's previous timestep is num_train_timesteps // T earlier whatever the spacing, as in
-    `DDIMScheduler.step`: with "trailing" it may miss the next step's timestep by one, with
-    "linspace" by more. An exported adapter is drawn with by that scheduler, so it is followed.
+    An exported adapter is drawn with by that scheduler, so it is followed in every coefficient.
 
     Args:
-        scheduler: a DDIMScheduler; its spacing, offset and final alpha are kept.
+        scheduler: of one of the classes in `SAMPLERS`.
         num_steps: T.
-        eta: 0 is deterministic DDIM, 1 the variance of DDPM.
+        eta: of "ddim": 0 is deterministic, 1 the variance of DDPM. Of "tcd": gamma, 1 is a step
+            that keeps nothing of the noise before it.
 
     Returns:
         A `Schedule` on the CPU.
 
     Raises:
         UserError: if the model has not T distinct timesteps, or its first step has no signal and it
-            predicts noise (`rescale_betas_zero_snr`: Lin et al. 2024, section 3.3).
+            predicts noise (`rescale_betas_zero_snr`: Lin et al. 2024, section 3.3), or the sampler
+            has no eta to set.
     """
+    sampler = name_of(scheduler)
+    if sampler in _WITHOUT_ETA and eta != 1:
+        raise UserError(
+            f"sample.eta={eta:g} has no effect on sampler {sampler!r}, whose noise is fixed; set "
+            "it to 1, or sample.sampler=ddim or tcd"
+        )
     train_steps = scheduler.config.num_train_timesteps
     timesteps = _timesteps(scheduler, num_steps)
     if timesteps is None:
@@ -81,34 +122,31 @@ def make_schedule(scheduler: DDIMScheduler, num_steps: int, eta: float) -> Sched
         fits = next((n for n in near if _timesteps(scheduler, n) is not None), None)
         raise UserError(
             f"num_steps={num_steps} does not fit the {train_steps} timesteps of the model's "
-            f"scheduler (spacing {scheduler.config.timestep_spacing!r}, offset "
-            f"{scheduler.config.steps_offset}): they are not {num_steps} distinct ones; set "
+            f"scheduler ({_layout(scheduler)}): they are not {num_steps} distinct ones; set "
             f"sample.num_steps or evaluation.num_steps to {fits}, say"
+            if fits
+            else f"{_layout(scheduler)} has no whole timesteps, which sampler {sampler!r} needs; "
+            "set pretrained.timestep_spacing=trailing"
         )
-    previous = timesteps - train_steps // num_steps
     alpha_bar = scheduler.alphas_cumprod[timesteps]
-    alpha_bar_prev = torch.where(
-        previous >= 0,
-        scheduler.alphas_cumprod[previous.clamp(min=0)],
-        scheduler.final_alpha_cumprod,
-    )
-    if scheduler.config.prediction_type == "epsilon" and not alpha_bar.all():
+    if scheduler.config.prediction_type == "epsilon" and alpha_bar.min() <= _NO_SIGNAL:
         raise UserError(
             "the model's scheduler has no signal left at its first step (rescale_betas_zero_snr) "
             "but prediction_type 'epsilon', which cannot say what the picture is there; use the "
             "scheduler the model was trained with: pretrained.prediction_type=v_prediction, or "
             "pretrained.zero_snr=no"
         )
-    return Schedule(
+    return _STEPS[sampler](
+        scheduler,
+        eta,
         timesteps=timesteps,
         alpha_bar=alpha_bar,
-        alpha_bar_prev=alpha_bar_prev,
-        sigma=step_std(alpha_bar, alpha_bar_prev, eta),
         prediction_type=scheduler.config.prediction_type,
+        sampler=sampler,
     )
 
 
-def _timesteps(scheduler: DDIMScheduler, num_steps: int) -> torch.Tensor | None:
+def _timesteps(scheduler: Any, num_steps: int) -> torch.Tensor | None:
     """(T,) int64, descending; None unless they are T distinct ones of the table.
 
     With "trailing" spacing 61 and 61 other numbers below 1000 give one timestep too many, at -1.
@@ -116,10 +154,108 @@ def _timesteps(scheduler: DDIMScheduler, num_steps: int) -> torch.Tensor | None:
     train_steps = scheduler.config.num_train_timesteps
     if num_steps > train_steps:
         return None
-    scheduler.set_timesteps(num_steps)
+    try:
+        scheduler.set_timesteps(num_steps)
+    except ValueError:  # more than a consistency model was distilled for
+        return None
     timesteps = scheduler.timesteps.long().cpu()
     is_whole = len(timesteps) == num_steps and bool((timesteps.diff() < 0).all())
+    is_whole = is_whole and torch.equal(timesteps.double(), scheduler.timesteps.cpu().double())
     return timesteps if is_whole and timesteps[-1] >= 0 and timesteps[0] < train_steps else None
+
+
+def _layout(scheduler: Any) -> str:
+    """Where its timesteps lie, for messages."""
+    config = scheduler.config
+    if "original_inference_steps" in config:
+        return f"distilled at {config.original_inference_steps} of them"
+    return f"spacing {config.timestep_spacing!r}, offset {config.steps_offset}"
+
+
+def _ddim(scheduler: Any, eta: float, *, alpha_bar: torch.Tensor, **same: Any) -> Schedule:
+    """Song et al. 2021, with a previous timestep num_train_timesteps // T earlier.
+
+    That is so whatever the spacing, as in `DDIMScheduler.step`: with "trailing" it may miss the
+    next step's timestep by one, with "linspace" by more.
+    """
+    previous = same["timesteps"] - scheduler.config.num_train_timesteps // len(alpha_bar)
+    alpha_bar_prev = torch.where(
+        previous >= 0,
+        scheduler.alphas_cumprod[previous.clamp(min=0)],
+        scheduler.final_alpha_cumprod,
+    )
+    return Schedule(
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=alpha_bar_prev,
+        sigma=step_std(alpha_bar, alpha_bar_prev, eta),
+        **same,
+    )
+
+
+def _euler_ancestral(
+    scheduler: Any, eta: float, *, alpha_bar: torch.Tensor, **same: Any
+) -> Schedule:
+    """Karras et al. 2022's Euler step with DDPM's noise: DDIM's at eta 1, to the next timestep.
+
+    The last step arrives at the picture. Where the first timestep is the last of the table, the
+    noise before it counts as all that is there (`EulerAncestralDiscreteScheduler`).
+    """
+    alpha_bar_prev = torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
+    is_leading = scheduler.config.timestep_spacing == "leading"
+    return Schedule(
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=alpha_bar_prev,
+        sigma=step_std(alpha_bar, alpha_bar_prev, eta),
+        first_std=1.0 if is_leading else float((1 - alpha_bar[0].double()) ** 0.5),
+        **same,
+    )
+
+
+def _lcm(scheduler: Any, eta: float, *, alpha_bar: torch.Tensor, **same: Any) -> Schedule:
+    """A latent consistency model (Luo et al. 2023, algorithm 3): the picture, noised again."""
+    del eta
+    alpha_bar_prev = torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
+    boundary = scheduler.get_scalings_for_boundary_condition_discrete(same["timesteps"])
+    return Schedule(
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=alpha_bar_prev,
+        sigma=(1 - alpha_bar_prev).sqrt(),
+        boundary=torch.stack(boundary),
+        **same,
+    )
+
+
+def _tcd(scheduler: Any, eta: float, *, alpha_bar: torch.Tensor, **same: Any) -> Schedule:
+    """Zheng et al. 2024: to the timestep s = (1 - gamma) t', and from there back to t' with noise.
+
+    Its standard deviation at t' is sqrt(1 - abar_t' / abar_s), its mean DDIM's for that.
+    """
+    previous = torch.cat([same["timesteps"][1:], same["timesteps"].new_zeros(1)])
+    between = torch.floor((1 - eta) * previous).long()
+    alpha_bar_prev, alpha_bar_between = (scheduler.alphas_cumprod[t] for t in (previous, between))
+    return Schedule(
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=alpha_bar_prev,
+        sigma=(1 - alpha_bar_prev / alpha_bar_between).sqrt(),
+        **same,
+    )
+
+
+# Sampler -> its class in diffusers, which draws with an exported adapter.
+SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
+}
+_STEPS = {"ddim": _ddim, "euler_a": _euler_ancestral, "lcm": _lcm, "tcd": _tcd}
+_WITHOUT_ETA = ("euler_a", "lcm")
+_NO_SIGNAL = 2.0**-24  # what EulerAncestralDiscreteScheduler has in place of 0
+
+
+def name_of(scheduler: Any) -> str:
+    """The sampler that a scheduler of diffusers is."""
+    return next(name for name, kind in SAMPLERS.items() if kind == type(scheduler).__name__)
 
 
 def step_std(alpha_bar: torch.Tensor, alpha_bar_prev: torch.Tensor, eta: float) -> torch.Tensor:
@@ -175,8 +311,12 @@ def step_mean(
     alpha_bar_prev: torch.Tensor,
     sigma: torch.Tensor,
     prediction_type: str = "epsilon",
+    boundary: Sequence[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Mean of x_{t-1}: Song et al. 2021, eq. 12.
+
+    Of a consistency model sigma is all the noise that x_{t-1} has, so that nothing of x_t's is
+    left, and its picture is c_out x_0 + c_skip x_t (Luo et al. 2023, section 4).
 
     Args:
         model_output: (rows, C, h, w) guided prediction of the UNet.
@@ -185,6 +325,7 @@ def step_mean(
         alpha_bar_prev: see `Schedule`.
         sigma: see `Schedule`.
         prediction_type: what the UNet predicts.
+        boundary: c_skip and c_out of a consistency model; None for others.
 
     Returns:
         (rows, C, h, w).
@@ -193,6 +334,9 @@ def step_mean(
         ValueError: for an unknown `prediction_type`.
     """
     x0, eps = denoise(model_output, latents, alpha_bar, prediction_type)
+    if boundary is not None:
+        c_skip, c_out = boundary
+        return alpha_bar_prev**0.5 * (c_out * x0 + c_skip * latents)
     direction = (1 - alpha_bar_prev - sigma**2).clamp(min=0) ** 0.5
     return alpha_bar_prev**0.5 * x0 + direction * eps
 
@@ -202,6 +346,7 @@ def output_coefficient(
     alpha_bar_prev: torch.Tensor,
     sigma: torch.Tensor,
     prediction_type: str = "epsilon",
+    boundary: Sequence[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """How strongly the mean of x_{t-1} depends on the prediction: |d mean / d output|.
 
@@ -212,6 +357,7 @@ def output_coefficient(
         alpha_bar_prev: (T,).
         sigma: (T,).
         prediction_type: what the UNet predicts.
+        boundary: see `step_mean`.
 
     Returns:
         (T,).
@@ -221,7 +367,8 @@ def output_coefficient(
     tensor([0.8165])
     """
     zero, one = torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
-    return step_mean(one, zero, alpha_bar, alpha_bar_prev, sigma, prediction_type).abs()
+    given = alpha_bar, alpha_bar_prev, sigma, prediction_type, boundary
+    return step_mean(one, zero, *given).abs()
 
 
 def gaussian_log_prob(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddpo.ddim import gaussian_log_prob, guide, rescale_guidance, step_mean
+from ddpo.ddim import gaussian_log_prob, guide, rescale_guidance
 from ddpo.devices import to_device
 from ddpo.types import Conditioning, PromptBatch, Rollout
 
@@ -158,14 +158,7 @@ class Sampler:
             t, sigma = schedule.timesteps[i], schedule.sigma[i]
             with torch.set_grad_enabled(i in weights):
                 out = self.guided(agents, before, t.expand(rows), conditioning, num_adapters)
-                mean = step_mean(
-                    out,
-                    before,
-                    schedule.alpha_bar[i],
-                    schedule.alpha_bar_prev[i],
-                    sigma,
-                    schedule.prediction_type,
-                )
+                mean = schedule.mean(out, before, i)
                 after = mean.detach() + sigma * noise[:, i + 1]
                 log_prob = gaussian_log_prob(after, mean, sigma)
                 if i in weights:
@@ -173,7 +166,7 @@ class Sampler:
                     total.sum().backward()
             return after, log_prob.detach()
 
-        latents, log_probs = [noise[:, 0] * self.model.scheduler.init_noise_sigma], []
+        latents, log_probs = [noise[:, 0] * schedule.first_std], []
         for i in range(num_steps):
             after, log_prob = step(i, latents[-1])
             latents.append(after)

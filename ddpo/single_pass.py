@@ -43,7 +43,7 @@ class SinglePassUpdate:
     def __init__(self, schedule: Schedule, settings: TrainSettings, processes: Processes) -> None:
         self.settings = settings
         self.processes = processes
-        self.steps = trained_steps(schedule, settings.skip_last_steps)
+        self.steps = trained_steps(schedule, settings.max_sensitivity)
 
     def wanted_gradients(self, num_samples: int) -> Mapping[int, float]:
         """All steps that can be trained, each with the weight of a pair in the mean."""

@@ -1,4 +1,4 @@
-"""Which denoising steps are trained."""
+"""Which denoising steps are trained, and what a run says of its steps."""
 
 from __future__ import annotations
 
@@ -7,24 +7,69 @@ from typing import TYPE_CHECKING
 from config.settings.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ddpo.ddim import Schedule
 
+_SHOWN = 10  # timesteps of a longer schedule are left out in the middle
 
-def trained_steps(schedule: Schedule, skip_last: int) -> list[int]:
-    """Indices of the steps that have variance and are none of the last ones.
+
+def trained_steps(schedule: Schedule, max_sensitivity: float) -> list[int]:
+    """Indices of the steps that a policy gradient is taken on.
+
+    A step without noise has no log-probability. Near the picture x_{t-1} follows from x_t almost
+    surely: a step there is several times as sensitive as the median step, and its noise drowns
+    their gradients. From the first such step on none is trained.
 
     Args:
         schedule: T steps.
-        skip_last: how many steps at the end are left out (`train.skip_last_steps`).
+        max_sensitivity: of the median (`train.max_sensitivity`); 0: all steps that have noise.
 
     Raises:
-        UserError: if that leaves none.
+        UserError: if that leaves none, or there is but one step.
     """
+    noisy = schedule.trainable_steps
     num_steps = len(schedule.timesteps)
-    steps = [step for step in schedule.trainable_steps if step < num_steps - skip_last]
+    if num_steps == 1:
+        raise UserError(
+            "sample.num_steps=1 cannot be trained by a policy gradient: a single step ends in the "
+            "picture, so that no choice of noise follows from which it could learn; draw with 3 "
+            "steps or more, or follow the gradients of rewards alone "
+            "(train.update_rule=reward_gradient without black boxes, train.kl_coef=0)"
+        )
+    sensitivity = schedule.sensitivity
+    limit = max_sensitivity * sensitivity[noisy].median() if noisy else 0
+    sharp = [step for step in noisy if max_sensitivity and sensitivity[step] > limit]
+    steps = [step for step in noisy if step < min(sharp, default=num_steps)]
     if not steps:
         raise UserError(
-            f"none of the {num_steps} denoising steps of this model can be trained: what "
-            "train.skip_last_steps leaves has no noise; raise sample.num_steps"
+            f"none of the {num_steps} denoising steps of this model can be trained: the steps that "
+            "train.max_sensitivity leaves have no noise; raise sample.num_steps, or use timesteps "
+            "that begin at the first (pretrained.timestep_spacing=trailing)"
         )
     return steps
+
+
+def described(schedule: Schedule, trained: Sequence[int] | None) -> list[str]:
+    """What a run says of its steps at its start, a sentence each.
+
+    Args:
+        schedule: of the pictures to learn from.
+        trained: steps, see `trained_steps`; None where no policy gradient is taken.
+    """
+    times = [str(t) for t in schedule.timesteps.tolist()]
+    num = len(times)
+    if num > _SHOWN:
+        times = [*times[:3], "...", *times[-2:]]
+    steps = "1 step" if num == 1 else f"{num} steps"
+    line = f"drawn by {schedule.sampler} in {steps}, at {', '.join(times)}"
+    if trained is None:
+        return [line]
+    lines = [f"{line}; {len(trained)} of them trained, from {times[0]} on"]
+    if num == 2:
+        lines.append(
+            "warning: of two steps a policy gradient learns from one choice of noise only, and "
+            "degenerates (LaSRO, arXiv 2411.15247); draw with 3 steps or more, or follow the "
+            "gradients of rewards"
+        )
+    return lines

@@ -23,11 +23,12 @@ from ddpo.rewards.collapse import CollapseWatch
 from ddpo.rewards.gradients import FIT_PICTURES, RewardGradients
 from ddpo.rewards.guards import Guards
 from ddpo.rewards.scorer import RewardError, Scorer, reward_device
-from ddpo.rules import make_rule
+from ddpo.rules import find_rule, make_rule
 from ddpo.rules.ddpo import Ddpo
 from ddpo.sampler import Sampler
 from ddpo.seeding import Stream
 from ddpo.single_pass import SinglePassUpdate
+from ddpo.steps import described, trained_steps
 from ddpo.types import Evaluation, EvaluationSet, RewardBatch, UpdateStats
 from ddpo.update import PpoUpdate, Update
 
@@ -180,6 +181,13 @@ class Trainer:
     def scale(self) -> int:
         """Pixels of a picture per latent, in height and width."""
         return self.model.image_size[0] // self.model.latent_shape[1]
+
+    def step_notes(self) -> list[str]:
+        """How pictures are drawn and which steps are trained, a sentence each."""
+        train, schedule = self.settings.train, self.sampler.schedule
+        has_pairs = find_rule(train.update_rule).cost(self.settings).learns_from_pairs
+        steps = trained_steps(schedule, train.max_sensitivity) if has_pairs else None
+        return described(schedule, steps)
 
     def length_notes(self) -> list[str]:
         """One sentence for the model and for each reward that cuts off prompts."""
@@ -393,7 +401,10 @@ def make_update(sampler: Sampler, settings: Settings, processes: Processes) -> U
     if settings.train.single_pass:
         return SinglePassUpdate(sampler.schedule, settings.train, processes)
     rule = make_rule(sampler, settings)
-    return PpoUpdate(rule, sampler.schedule, settings.train, processes)
+    update = PpoUpdate(rule, sampler.schedule, settings.train, processes)
+    if find_rule(settings.train.update_rule).cost(settings).learns_from_pairs:
+        assert update.steps  # or an error says why there are none
+    return update
 
 
 def make_reward_gradient_update(

@@ -317,7 +317,7 @@ class UpdateStats:
             loss may still be finite: in float16 only the scaled gradient may overflow.
         ratio_error: (T,) mean absolute log-ratio per step before the first update, which is zero up
             to rounding; NaN for steps that are not trained.
-        excluded_steps: denoising steps left out: steps without noise and the skipped last ones.
+        excluded_steps: denoising steps left out: steps without noise and too sensitive ones.
     """
 
     means: Mapping[str, torch.Tensor]

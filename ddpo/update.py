@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -118,9 +119,6 @@ class PpoUpdate:
         schedule: of the rollouts.
         settings: inner epochs, updates per epoch, rows per pass and so on.
         processes: all processes; some may share this one's agents.
-
-    Raises:
-        UserError: if no step of the schedule can be trained.
     """
 
     def __init__(
@@ -133,7 +131,16 @@ class PpoUpdate:
         self.rule = rule
         self.settings = settings
         self.processes = processes
-        self.steps = trained_steps(schedule, settings.skip_last_steps)
+        self._schedule = schedule
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """That are trained.
+
+        Raises:
+            UserError: if none can be.
+        """
+        return trained_steps(self._schedule, self.settings.max_sensitivity)
 
     def wanted_gradients(self, num_samples: int) -> None:  # noqa: ARG002
         """None: a rollout is enough."""

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ddpo.agents.adapter import Adapter
 from ddpo.assets import resolve_model
+from ddpo.ddim import SAMPLERS
 from ddpo.files import ADAPTER_FILE
 from ddpo.model.source import source_of
 from front.drawing_code import drawing_code, is_on_hub, local_names, shared_name
@@ -38,6 +39,8 @@ _SCHEDULES = {
     "trailing": ("sgm_uniform", "SGM Uniform"),
     "linspace": ("normal", "Normal"),
 }
+# The same sampler there; ComfyUI has none of TCD's name, whose steps at gamma 1 are LCM's.
+_SAMPLERS = {"lcm": ("lcm", "LCM"), "tcd": ("lcm", "TCD")}
 _WORDS = 50  # a prompt of more may have over 75 tokens
 _PLACE = "path/to/this/folder"
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -126,11 +129,12 @@ def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
     """
     middle = front.policies[len(front.policies) // 2]
     adapter = Adapter.read(middle.file)
+    kind = "Pareto front" if len(front.objectives) > 1 else "Run"
     _write(
         folder,
         front,
         _write_pictures(folder, front, front.policies),
-        title=f"Pareto front {front.path.resolve().name}",
+        title=f"{kind} {front.path.resolve().name}",
         member=None,
         num_policies=len(front.policies),
         returns="",
@@ -199,6 +203,8 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
     settings = settings_of(front)
     sample, pretrained = settings.evaluation_sample, settings.pretrained
     schedule = front.model.schedule if front.model else {}
+    own = front.model.sampler if front.model else ""
+    sampler = _SAMPLERS.get(own, ("euler_ancestral", "Euler a"))
     rows = [
         [f"put `{weight_name}` into", "`models/loras`", "`models/Lora`"],
         [
@@ -206,9 +212,10 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
             "1 (`strength_model`; it has no layers of text encoders)",
             f"1: `<lora:{Path(weight_name).stem}:1>` in the prompt",
         ],
-        ["sampler", "`euler_ancestral`", "Euler a"],
+        ["sampler", f"`{sampler[0]}`", sampler[1]],
     ]
-    if schedules := _SCHEDULES.get(schedule.get("timestep_spacing", "")):
+    spacing = "trailing" if own in _SAMPLERS else schedule.get("timestep_spacing", "")
+    if schedules := _SCHEDULES.get(spacing):
         rows.append(["scheduler", f"`{schedules[0]}`", schedules[1]])
     both = {"steps": str(sample.num_steps), "CFG": f"{sample.guidance_scale:g}"}
     if front.model:
@@ -217,6 +224,8 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
     return {
         "table": markdown_table(["", "ComfyUI", "A1111, Forge"], rows),
         "sample": sample,
+        "scheduler": SAMPLERS[own or "ddim"],
+        "is_distilled": own in _SAMPLERS,
         "predicts_v": schedule.get("prediction_type") == "v_prediction",
         "zero_snr": schedule.get("rescale_betas_zero_snr", False),
         "lora": shared_name(pretrained.lora),

@@ -29,16 +29,30 @@ def front_text(front: Front) -> str:
     lines = [
         terminal_table(header, rows),
         "",
-        f"report set, ± 1 standard error; {len(front.policies)} policies",
-        f"hypervolume       {front.hypervolume:.4f}  [z-units]",
-        f"sparsity          {front.sparsity:.4f}  [z-units]",
-        f"expected utility  {front.expected_utility:.4f}  [z-units]",
+        f"report set, ± 1 standard error; {counted(front)}",
+        *_quality(front),
         f"images            {spent}; {costs.unet_rows} UNet rows",
     ]
     if front.blends:
         dense = f"hypervolume       {front.dense_hypervolume:.4f}  with {len(front.blends)} blends"
         lines.insert(4, dense)
     return "\n".join(lines)
+
+
+def counted(front: Front) -> str:
+    """How many policies there are to choose from."""
+    return "1 policy" if len(front.policies) == 1 else f"{len(front.policies)} policies"
+
+
+def _quality(front: Front) -> list[str]:
+    """Of a front as a whole, which one objective does not have: there the best return."""
+    if len(front.objectives) == 1:
+        return [f"return            {front.z.max():.4f}  [z-units]"]
+    return [
+        f"hypervolume       {front.hypervolume:.4f}  [z-units]",
+        f"sparsity          {front.sparsity:.4f}  [z-units]",
+        f"expected utility  {front.expected_utility:.4f}  [z-units]",
+    ]
 
 
 def _row(front: Front, member: FrontPolicy | Blend) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpo.assets import EMBEDDED_MODELS
+from ddpo.ddim import SAMPLERS
 from ddpo.model.source import repository_and_file, source_of
 from front.record import ModelRecord
 from run.samples import read_samples
@@ -56,16 +57,17 @@ def drawing_code(
     """
     model = front.model or _model_of_old_run(front, is_sdxl=is_sdxl)
     pretrained = front.settings["pretrained"]
-    imports = ["DDIMScheduler", model.pipeline]
+    kind = SAMPLERS[model.sampler]
+    imports = [kind, model.pipeline]
     lines = [_loading(model, pretrained)]
     if vae := pretrained.get("vae"):
         imports.insert(0, "AutoencoderKL")
         lines.append(f"pipe.vae = {_vae(vae, pretrained)}")
+    unclipped = {} if model.sampler == "euler_a" else {"clip_sample": False, "thresholding": False}
     scheduler = _call(
-        "DDIMScheduler.from_config",
+        f"{kind}.from_config",
         _Code("pipe.scheduler.config"),
-        clip_sample=False,
-        thresholding=False,
+        **unclipped,
         **model.schedule,
     )
     lines.append(f"pipe.scheduler = {scheduler}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config.settings.errors import UserError
+from ddpo.ddim import name_of
 from ddpo.model.loading import configuration_source, read_lora
 from ddpo.model.source import source_of
 from ddpo.model.stable_diffusion import FrozenDiffusion
@@ -30,6 +31,7 @@ from front.record import (
     if_known,
 )
 from front.report import write_report
+from front.tables import with_error
 from front.view import FrontView
 from morl.indicators import hypervolume
 from morl.objectives import to_z
@@ -39,7 +41,7 @@ from morl.types import BASE_POLICY
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from config.base import PretrainedSettings
+    from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading
     from ddpo.types import Evaluation
@@ -77,7 +79,7 @@ class FrontPublisher:
             evaluator.samples(evaluator.report_set),
             evaluator.guards(evaluator.report_set, report, report[BASE_POLICY]),
             guards.units if guards else {},
-            model_record(run.trainer.model, run.settings.pretrained),
+            model_record(run.trainer.model, run.settings),
         )
         write_front(run.directory, front, recorder.curve, report)
         run.save_adapters()  # those that only the front before this one had are let go
@@ -85,11 +87,20 @@ class FrontPublisher:
         recorder.log({"report/hypervolume": volumes.report, "cost/overhead_fraction": overhead})
         recorder.show(front_panel)
         run.finish()
-        recorder.say(
-            f"front of {len(front.policies)} policies in {run.directory.path}; hypervolume on the "
-            f"report set {volumes.report:.4f} (base model {volumes.report_base:.4f}, after "
-            f"warm-up {volumes.report_warmup:.4f})"
-        )
+        if len(front.objectives) == 1:
+            (policy,), base, name = front.policies, front.base, front.objectives[0].name
+            now = with_error(policy.report_returns[0], policy.report_std_error[0])
+            then = with_error(base.report_returns[0], base.report_std_error[0])
+            recorder.say(
+                f"{policy.id} in {run.directory.path}; {name} on the report set {now} "
+                f"(base model {then})"
+            )
+        else:
+            recorder.say(
+                f"front of {len(front.policies)} policies in {run.directory.path}; hypervolume on "
+                f"the report set {volumes.report:.4f} (base model {volumes.report_base:.4f}, after "
+                f"warm-up {volumes.report_warmup:.4f})"
+            )
         recorder.say(
             f"{overhead:.1%} of the time went to search, files, logs and plots, all else to "
             "drawing, scoring and updates"
@@ -163,10 +174,11 @@ def front_record(
     )
 
 
-def model_record(model: BaseModel, settings: PretrainedSettings) -> ModelRecord | None:
+def model_record(model: BaseModel, run_settings: Settings) -> ModelRecord | None:
     """How a base model drew; None for one that is no pipeline of diffusers."""
     if not isinstance(model, FrozenDiffusion):
         return None
+    settings, scheduler = run_settings.pretrained, model.scheduler(run_settings.sample.sampler)
     names = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
     height, width = model.image_size
     config = source_of(configuration_source(settings)).name
@@ -178,7 +190,8 @@ def model_record(model: BaseModel, settings: PretrainedSettings) -> ModelRecord 
         pipeline=type(model.pipe).__name__,
         height=height,
         width=width,
-        schedule={name: getattr(model.scheduler.config, name) for name in names},
+        schedule={name: getattr(scheduler.config, name) for name in names},
+        sampler=name_of(scheduler),
         config="" if config == source_of(settings.model).name else shared_name(config),
         has_plain_lora=has_plain_lora,
     )
@@ -239,7 +252,7 @@ def write_front(
         path.unlink(missing_ok=True)
     view = FrontView.of_front(front)
     plot_front(run / "front.png", view)
-    plot_hypervolume(run / "hypervolume.png", curve)
+    plot_hypervolume(run / "hypervolume.png", curve, len(front.objectives))
     rows = [("base model", report[BASE_POLICY].images)]
     for policy in view.policies:
         label = "\n".join([policy.id, *(f"{value:.4g}" for value in policy.returns.tolist())])

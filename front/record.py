@@ -216,6 +216,7 @@ class ModelRecord:
         schedule: prediction type, spacing and zero SNR, in the words of diffusers' schedulers.
         config: hub id or name of the configuration of a base model of one file; empty for others.
         has_plain_lora: whether diffusers, too, merges the LoRA of the base model as it was merged.
+        sampler: one of `ddpo.ddim.SAMPLERS`.
     """
 
     pipeline: str
@@ -224,6 +225,7 @@ class ModelRecord:
     schedule: Mapping[str, Any]
     config: str = ""
     has_plain_lora: bool = True
+    sampler: str = "ddim"
 
     def to_json(self) -> dict[str, Any]:
         """As the file stores it."""

@@ -66,14 +66,14 @@ class Studio:
             way: one of `WAYS`.
             name: a policy's or measured blend's, for `BY_NAME`.
             sliders: the second of two objectives' weight, in [0, 1]; or one non-negative number for
-                each of more.
+                each of more; none of one objective.
 
         Raises:
             FrontError: if there is no such policy, or no preference.
         """
         if way == BY_NAME:
             return self.front.policy(name)
-        weights = (1 - sliders[0], sliders[0]) if len(sliders) == 1 else sliders
+        weights = (1 - sliders[0], sliders[0]) if len(sliders) == 1 else sliders or (1.0,)
         if len(weights) != len(self.front.objectives) or min(weights) < 0 or sum(weights) <= 0:
             raise FrontError("nothing matters to you so far: move a slider to the right")
         if way == BLEND:
@@ -214,7 +214,8 @@ def build_app(studio: Studio) -> Any:
     names = " and ".join(f"`{name}`" for name in front.names)
     title = f"{front.path.resolve().name}: choose and draw"
     with gradio.Blocks(analytics_enabled=False, title=title, delete_cache=(3600, 3600)) as app:
-        gradio.Markdown(f"# How far can {names} be improved together?")
+        together = " together" if len(front.names) > 1 else ""
+        gradio.Markdown(f"# How far can {names} be improved{together}?")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=360):
                 sliders = _sliders(gradio, front.names)
@@ -251,7 +252,9 @@ def build_app(studio: Studio) -> Any:
 
 
 def _sliders(gradio: Any, names: Sequence[str]) -> list[Any]:
-    """One slider between two objectives, or one for each of more."""
+    """One slider between two objectives, or one for each of more; none for a single one."""
+    if len(names) == 1:
+        return []
     if len(names) > 2:
         return [gradio.Slider(0, 1, 1 / len(names), step=0.01, label=name) for name in names]
     info = f"0: {names[0]} alone, 1: {names[1]} alone"

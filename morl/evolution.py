@@ -37,7 +37,7 @@ from morl.types import (
     Stage,
     Task,
 )
-from morl.weights import even_weights
+from morl.weights import even_weights, wanted_weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Evolution:
 
     Args:
         settings: Stages, strategy, sizes.
-        objectives: M >= 2, in the order of the returns.
+        objectives: M >= 1, in the order of the returns.
         base: The evaluated base model.
 
     Raises:
@@ -204,11 +204,11 @@ class Evolution:
 
     @property
     def _warmup_weights(self) -> Array:
-        """Weights of the warm-up's tasks: even, or one per objective with a soup start."""
+        """Weights of the warm-up's tasks: the agents', or one per objective with a soup start."""
         num_objectives = len(self._objectives)
         if self._settings.start == "soup":
             return np.eye(num_objectives)
-        return even_weights(self._settings.num_agents, num_objectives)
+        return wanted_weights(self._settings, num_objectives)
 
     def tell(self, offspring: Sequence[Offspring], excluded: Collection[PolicyId] = ()) -> None:
         """Takes the evaluated offspring of the generation asked for, one per task in slot order.
@@ -233,17 +233,20 @@ class Evolution:
     def metrics(self) -> dict[str, float]:
         """Indicators of the archive in z-units, and the error of the last predictions.
 
+        Of one objective the hypervolume is the best return, and the others are left out.
+
         `morl/prediction_error/<objective>` is the mean absolute difference between predicted and
         realised returns over the last generation's predicted tasks. It is absent if there are none.
         """
         z = returns_in_z(self.archive, self._objectives)
         values = {
             "morl/hypervolume": hypervolume(z),
-            "morl/sparsity": sparsity(z),
             "morl/archive_size": float(len(self.archive)),
             "morl/population_size": float(len(self.population)),
-            "morl/expected_utility": expected_utility(z, self._users),
         }
+        if len(self._objectives) > 1:
+            values["morl/sparsity"] = sparsity(z)
+            values["morl/expected_utility"] = expected_utility(z, self._users)
         for objective, error in zip(self._objectives, self._prediction_errors(), strict=False):
             values[f"morl/prediction_error/{objective.name}"] = float(error)
         return values
@@ -361,7 +364,7 @@ class Evolution:
 
 def _check_settings(settings: EvolutionSettings, num_objectives: int) -> None:
     """Refuses settings that would fail only after the warm-up."""
-    even_weights(settings.num_agents, num_objectives)
+    wanted_weights(settings, num_objectives)
     if settings.strategy not in STRATEGIES:
         raise ValueError(
             f"evolution.strategy={settings.strategy!r} is unknown; choose from {sorted(STRATEGIES)}"

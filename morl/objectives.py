@@ -23,11 +23,11 @@ def check_objectives(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
     """Returns the objectives as a tuple.
 
     Raises:
-        ValueError: There are fewer than two, or two share a name.
+        ValueError: There are none, or two share a name.
     """
     names = [objective.name for objective in objectives]
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"objectives={names} must be at least two with distinct names")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"objectives={names} must be at least one with distinct names")
     return tuple(objectives)
 
 

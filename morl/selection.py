@@ -18,7 +18,7 @@ from morl.objectives import comparable, from_z, returns_in_z
 from morl.pareto import non_dominated, weakly_dominates
 from morl.prediction import predict_changes
 from morl.types import Array, Indices, Objective, Offspring, Task
-from morl.weights import even_weights, normalise, weights_around_each
+from morl.weights import normalise, wanted_weights, weights_around_each
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class SelectionContext:
 
     @property
     def slot_weights(self) -> Array:
-        """Even weights (n, M), one row per agent slot."""
-        return even_weights(self.settings.num_agents, len(self.objectives))
+        """The agents' weights (n, M), even or named, one row per slot."""
+        return wanted_weights(self.settings, len(self.objectives))
 
 
 Strategy = Callable[[SelectionContext, np.random.Generator], tuple[Task, ...]]
@@ -73,7 +73,7 @@ def keep_on(policies: Sequence[Offspring], weights: Array) -> tuple[Task, ...]:
 
 
 def fixed_weights(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
-    """Every slot continues its own last policy along its own even weights."""
+    """Every slot continues its own last policy along its own weights."""
     del rng
     return keep_on(context.current, context.slot_weights)
 
@@ -89,7 +89,7 @@ def random(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, .
 
 
 def moead(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
-    """For each even weight vector w, the policy of the population with the largest w . z.
+    """For each slot's weight vector w, the policy of the population with the largest w . z.
 
     MOEA/D (Zhang and Li 2007) with weighted sums.
     """

@@ -38,7 +38,7 @@ def frozen_vector(name: str, values: ArrayLike, size: int | None = None) -> Arra
     Args:
         name: What the vector is, for the error message.
         values: M finite numbers.
-        size: The M that is expected; None accepts any M >= 2.
+        size: The M that is expected; None accepts any M >= 1.
 
     Raises:
         ValueError: The values are not a finite vector of that size.
@@ -48,10 +48,10 @@ def frozen_vector(name: str, values: ArrayLike, size: int | None = None) -> Arra
         array([  5., -92.])
     """
     vector = np.array(values, dtype=np.float64)
-    if vector.ndim != 1 or vector.size < 2:
+    if vector.ndim != 1 or vector.size < 1:
         raise ValueError(
-            f"{name}={vector.tolist()} must be a vector with one entry per objective, "
-            f"at least two; give shape (M,) instead of {vector.shape}"
+            f"{name}={vector.tolist()} must be a vector with one entry per objective; give shape "
+            f"(M,) instead of {vector.shape}"
         )
     if size is not None and vector.size != size:
         raise ValueError(

@@ -7,6 +7,7 @@ from math import comb
 import numpy as np
 from numpy.typing import ArrayLike
 
+from config.base import EvolutionSettings
 from morl.objectives import comparable
 from morl.types import Array, Indices, frozen_vector
 
@@ -58,19 +59,20 @@ def simplex_lattice(num_divisions: int, num_objectives: int) -> Array:
 def even_weights(num: int, num_objectives: int) -> Array:
     """Returns `num` weight vectors, spread evenly over the simplex and including its vertices.
 
-    For M = 2 they are (i / (num - 1), 1 - i / (num - 1)). For M > 2 they are the Das-Dennis lattice
-    that has exactly `num` points. If there is none, they are the vertices and then, one by one, the
-    point of a fine lattice farthest from all points taken so far.
+    For M = 1 all are (1,). For M = 2 they are (i / (num - 1), 1 - i / (num - 1)). For M > 2 they
+    are the Das-Dennis lattice that has exactly `num` points. If there is none, they are the
+    vertices and then, one by one, the point of a fine lattice farthest from all points taken so
+    far.
 
     Args:
         num: At least M.
-        num_objectives: M >= 2.
+        num_objectives: M >= 1.
 
     Returns:
         (num, M), rows non-negative with sum exactly 1.
 
     Raises:
-        ValueError: `num` is smaller than M, or M smaller than 2.
+        ValueError: `num` is smaller than M, or M smaller than 1.
 
     Example:
         >>> even_weights(3, 2)
@@ -78,11 +80,13 @@ def even_weights(num: int, num_objectives: int) -> Array:
                [0.5, 0.5],
                [1. , 0. ]])
     """
-    if num_objectives < 2 or num < num_objectives:
+    if num_objectives < 1 or num < num_objectives:
         raise ValueError(
-            f"{num} weight vectors for {num_objectives} objectives: there must be at least two "
-            "objectives and one weight vector for each; raise the number of agents or directions"
+            f"{num} weight vectors for {num_objectives} objectives: there must be at least one "
+            "objective and one weight vector for each; raise the number of agents or directions"
         )
+    if num_objectives == 1:
+        return np.ones((num, 1))
     num_divisions = 1
     while (size := comb(num_divisions + num_objectives - 1, num_objectives - 1)) < num:
         num_divisions += 1
@@ -93,6 +97,23 @@ def even_weights(num: int, num_objectives: int) -> Array:
     nearest = _squared_distances(pool[vertices], pool).min(axis=0)
     others = _farthest(pool, nearest[None], num - len(vertices))[0]
     return np.asarray(pool[np.concatenate([vertices, others])])
+
+
+def wanted_weights(settings: EvolutionSettings, num_objectives: int) -> Array:
+    """The weights (K, M) of the agents: those that the settings name, or even ones.
+
+    Raises:
+        ValueError: The settings name others than K vectors of M weights.
+    """
+    if not settings.weights:
+        return even_weights(settings.num_agents, num_objectives)
+    if len(settings.weights) != settings.num_agents * num_objectives:
+        raise ValueError(
+            f"evolution.weights={settings.weights} must be {num_objectives} for each of "
+            f"{settings.num_agents} agents"
+        )
+    rows = np.reshape(settings.weights, (settings.num_agents, num_objectives))
+    return np.array([normalise(row) for row in rows])
 
 
 def weights_around_each(centres: Array, num: int, max_angle: float = np.pi / 4) -> list[Array]:

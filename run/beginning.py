@@ -40,6 +40,7 @@ def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
         *trainer.prompts.summary(),
         *trainer.prompts.notes,
         *trainer.length_notes(),
+        *trainer.step_notes(),
     ):
         recorder.say(line)
     by_first(run.directory.write_config, settings, str(run.processes.device))

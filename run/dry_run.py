@@ -12,7 +12,14 @@ from transformers import CLIPTokenizer
 
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
-from ddpo.cost.footprint import KNOWN_MODELS, architecture_of, measure_footprint
+from ddpo.cost.footprint import (
+    KNOWN_MODELS,
+    architecture_of,
+    measure_footprint,
+    plan_of,
+    policy_gradient_steps,
+    schedule_of,
+)
 from ddpo.cost.plan import (
     CARDS,
     UTILISATION,
@@ -24,20 +31,20 @@ from ddpo.cost.plan import (
     unet_flops,
 )
 from ddpo.cost.rewards import BESIDE, reward_models
-from ddpo.ddim import make_schedule
 from ddpo.lengths import MODEL, all_prompts, length_notes
 from ddpo.model.families import Frame, family_of
 from ddpo.model.loading import configuration_source, find_model, read_lora, taken_for
 from ddpo.model.source import repository_and_file, source_of
-from ddpo.model.stable_diffusion import ddim_of, reading_of
+from ddpo.model.stable_diffusion import reading_of
 from ddpo.prompts import split_prompts
-from ddpo.rewards import known_entry, parts_of
+from ddpo.rewards import PICTURE_GUARDS, known_entry, parts_of
 from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.lookup import build_reward
+from ddpo.steps import described
 from run.progress import route_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from config.base import PretrainedSettings, RewardSettings, Settings
     from ddpo.cost.plan import Footprint, Memory
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
 
 _BUDGETS_GB = (10, 24, 80)
 _CPU = torch.device("cpu")
+_BROKEN = "cannot be built"
 # What a diffusers pipeline loads: part -> file, without its suffix.
 _WEIGHT_FILES = {
     "unet": "diffusion_pytorch_model",
@@ -66,22 +74,23 @@ def dry_run(settings: Settings) -> str:
     whose weights are missing will download them.
 
     Raises:
-        UserError: if the architecture of the model cannot be had without a download, or has no
-            layer of a name in `adapter.target_modules`; if the LoRA cannot be merged.
+        UserError: for whatever a run would refuse: a reward that cannot be built, a LoRA that
+            cannot be merged, steps that the model does not have or that cannot be trained; also if
+            the architecture of the model cannot be had without a download.
     """
     route_logs()
     prompts = split_prompts(settings.prompts)
-    plan = Plan.of(settings, len(prompts.train))
     if settings.pretrained.lora:
         _check_lora(settings.pretrained)
-    taken = _taken_for(settings)
+    taken, steps = _taken_for(settings), _steps(settings)
+    plan = plan_of(settings, len(prompts.train))
     footprint = measure_footprint(settings)
     texts = all_prompts(prompts, settings.sample.negative_prompt)
     sections = {
-        "Objectives": _objectives(settings.rewards, texts),
+        "Objectives": _objectives(settings, texts),
         "Prompts": (*_prompts(prompts), *_cut_by_model(settings.pretrained, texts)),
         "Images and UNet rows": _counts(settings, plan),
-        "Model": (taken, *_model(settings, footprint)),
+        "Model": (taken, *steps, *_model(settings, footprint)),
         "Memory of one device": _memory(settings, plan, footprint),
         "Time": _time(plan, footprint),
         "Downloads": _downloads(settings, footprint),
@@ -107,19 +116,37 @@ def reward_state(name: str, settings: RewardSettings, prompts: Sequence[str] = (
         parts = parts_of(name, settings.sources).values()
         first = str(error).splitlines()[0] if str(error) else repr(error)
         needed = ", ".join(str(part) for part in parts)
-        return f"needs a download: {needed}" if needed else f"cannot be built: {first}"
+        return f"needs a download: {needed}" if needed else f"{_BROKEN}: {first}"
     except (UserError, ValueError, RuntimeError, ImportError) as error:
-        return f"cannot be built: {error}"
+        return f"{_BROKEN}: {error}"
     cut = reward.cut(prompts) if isinstance(reward, BatchReward) else []
     return "; ".join(["ready", *length_notes({"it": cut}, prompts)])
 
 
-def _objectives(settings: RewardSettings, prompts: Sequence[str]) -> Iterator[str]:
+def _objectives(run: Settings, prompts: Sequence[str]) -> list[str]:
+    """What can be said of objectives and guards before a run.
+
+    Raises:
+        UserError: naming those that a run could not build, either.
+    """
+    settings = run.rewards
+    guards = [name for name in run.guards.names if name not in PICTURE_GUARDS]
+    states = {name: reward_state(name, settings, prompts) for name in (*settings.names, *guards)}
+    broken = [f"{name} {state}" for name, state in states.items() if state.startswith(_BROKEN)]
+    if broken:
+        raise UserError("; ".join(broken))
+    return [
+        *_objective_lines(settings, states),
+        *(f"guard {name}: {states[name]}" for name in guards),
+    ]
+
+
+def _objective_lines(settings: RewardSettings, states: Mapping[str, str]) -> Iterator[str]:
     points = settings.reference and settings.ideal
     for index, name in enumerate(settings.names):
         entry = known_entry(name)
         unit = f" [{entry.unit}]" if entry else ""
-        line = f"{name}{unit}: {reward_state(name, settings, prompts)}"
+        line = f"{name}{unit}: {states[name]}"
         if points:
             line += f"; z = 0 at {settings.reference[index]:g}, 1 at {settings.ideal[index]:g}"
         yield line
@@ -188,15 +215,23 @@ def _taken_for(settings: Settings) -> str:
     architecture = architecture_of(pretrained)
     scheduler = found.settled(architecture["scheduler"])
     unet, vae = architecture["unet"], architecture["vae"]
-    ddim = ddim_of(scheduler, unet, vae)
-    for sample in (settings.training_sample, settings.evaluation_sample):
-        make_schedule(ddim, sample.num_steps, sample.eta)
     layers = {
         name: part["num_hidden_layers"] for name, part in architecture.items() if "text" in name
     }
     family_of(layers).check(layers, reading_of(pretrained))
     frame = Frame.of_configs(unet, vae, pretrained.height, pretrained.width)
     return taken_for(pretrained, found, unet, scheduler, frame)
+
+
+def _steps(settings: Settings) -> list[str]:
+    """How pictures are drawn, and which steps are trained.
+
+    Raises:
+        UserError: if the model has no such steps, or none that can be trained.
+    """
+    pretrained, sample = settings.pretrained, settings.training_sample
+    schedule_of(pretrained, settings.evaluation_sample)
+    return described(schedule_of(pretrained, sample), policy_gradient_steps(settings))
 
 
 def _model(settings: Settings, footprint: Footprint) -> Iterator[str]:
@@ -263,6 +298,17 @@ def _time(plan: Plan, footprint: Footprint) -> Iterator[str]:
         f"{flops / 1e15:,.3g} PFLOP, {scoring / flops:.1%} of it in models of rewards and guards"
     )
     yield f"one card at {UTILISATION:.0%} of its bfloat16 peak (an H100's share): {shown}"
+    card = "RTX 4090"
+    parts = {
+        "calibration": plan.calibration_images,
+        "selection": plan.selection_images,
+        "the report set": plan.report_images,
+    }
+    each = []
+    for name, images in parts.items():
+        spent = hours(plan.judging_flops(images, footprint), CARDS[card], UTILISATION)
+        each.append(f"{name} {_duration(spent)}")
+    yield f"of which, on an {card}: {', '.join(each)}; training is the rest"
 
 
 def _duration(spent: float) -> str:

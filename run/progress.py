@@ -60,11 +60,14 @@ class Progress:
         left = (self._num_generations - generation.index - 1) * seconds
         errors = [value for name, value in metrics.items() if "prediction_error" in name]
         predicted = f"  prediction error {max(errors):.3f}" if errors else ""
+        volume = f"{metrics['morl/hypervolume']:.4f}"
+        front = f"best return {volume} [z-units]"
+        if "morl/sparsity" in metrics:  # of two objectives and more
+            front = f"hypervolume {volume}  archive {int(metrics['morl/archive_size'])}"
+            front += f"  sparsity {metrics['morl/sparsity']:.4f}"
         self.say(
             f"generation {generation.index:2d} {generation.stage:12s}"
-            f"  hypervolume {metrics['morl/hypervolume']:.4f}"
-            f"  archive {int(metrics['morl/archive_size'])}"
-            f"  sparsity {metrics['morl/sparsity']:.4f}{predicted}"
+            f"  {front}{predicted}"
             f"  images {num_images}  {seconds:.0f} s, about {left:.0f} s of training left"
         )
 

@@ -185,8 +185,8 @@ def test_a_row_with_gradient_counts_three(tmp_path):
     """Of 8 images an agent, in 4 steps, a generation each of two agents."""
     world = small_world(tmp_path)
     rows = {}
-    for skipped in ("0", "2"):
-        words = [f"--config.train.skip_last_steps={skipped}", f"--config.run_name=skip{skipped}"]
+    for limit in ("0", "5"):
+        words = [f"--config.train.max_sensitivity={limit}", f"--config.run_name=limit{limit}"]
         points = measured(read_settings([*world, *words]), "compress", BASELINE).points
-        rows[skipped] = points[1].rows - points[0].rows
-    assert rows["0"] - rows["2"] == 3 * 2 * 8 * 2  # three times 2 agents, 8 images, 2 steps
+        rows[limit] = points[1].rows - points[0].rows
+    assert rows["0"] - rows["5"] == 3 * 2 * 8 * 2  # three times 2 agents, 8 images, 2 steps

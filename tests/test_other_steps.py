@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpo.agents.adapter import Adapter
-from ddpo.cost.plan import Plan
+from ddpo.cost.footprint import plan_of
 from front import Front
 from front.analysis.judge import Judge
 from front.cards import write_front_card
@@ -31,7 +31,7 @@ def _words(tmp_path_factory):
 def _finished(words):
     """A whole run, and the rows its UNet was given."""
     changes = (
-        "train.skip_last_steps=0",
+        "train.max_sensitivity=0",
         "evaluation.num_steps=3",
         "evaluation.report_images=8",
     )
@@ -47,7 +47,7 @@ def test_a_run_costs_what_its_plan_says(finished):
     run, rows = finished
     front = json.loads((run.directory.path / "front.json").read_text())
     reported = front["images"]["report"] // run.settings.evaluation.report_images
-    plan = Plan.of(run.settings, num_train_prompts=4, report_policies=reported)
+    plan = plan_of(run.settings, num_train_prompts=4, report_policies=reported)
     assert plan.sample_rows + plan.train_rows == front["unet_rows"] == rows
 
 

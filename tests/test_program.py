@@ -85,12 +85,12 @@ def test_the_pictures_of_every_policy_are_kept(finished):
 
 def test_the_costs_are_those_that_the_settings_promise(world, finished):
     """What `--dry_run` counts is what the run spends, up to the number of policies reported."""
-    from ddpo.cost.plan import Plan
+    from ddpo.cost.footprint import plan_of
 
     front = read(finished / "front.json")
     settings = parse(ConfigDict(read(finished / "config.json")["settings"]), {})
     reported = front["images"]["report"] // settings.evaluation.report_images
-    plan = Plan.of(settings, num_train_prompts=4, report_policies=reported)
+    plan = plan_of(settings, num_train_prompts=4, report_policies=reported)
     assert plan.train_images == front["images"]["train"]
     assert plan.calibration_images + plan.selection_images == front["images"]["selection"]
     assert plan.report_images == front["images"]["report"]
@@ -287,7 +287,7 @@ GRADIENTS = (
     "train.update_rule=reward_gradient",
     "train.updates_per_epoch=1",
     "train.gradient_steps=1",
-    "train.skip_last_steps=0",
+    "train.max_sensitivity=0",
 )
 
 

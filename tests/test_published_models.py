@@ -40,9 +40,7 @@ def load_both(model, **pretrained):
 
 
 def draw(model):
-    settings = make_settings(
-        sample={"num_steps": 2, "guidance_scale": 5.0}, train={"skip_last_steps": 0}
-    )
+    settings = make_settings(sample={"num_steps": 2, "guidance_scale": 5.0})
     agents = Agents(model.unet, 1, settings.adapter, settings.train)
     sampler = Sampler(model, settings.sample)
     batch = sampler.prompt_batch(["a photo of a cat"], [1], 1)

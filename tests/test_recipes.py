@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 import mo_train
 from config.settings.loader import load_recipe
 from config.settings.rules import process_problems
-from ddpo.cost.footprint import KNOWN_MODELS, measure_footprint
-from ddpo.cost.plan import Plan, expected_memory
+from ddpo.cost.footprint import KNOWN_MODELS, measure_footprint, plan_of
+from ddpo.cost.plan import expected_memory
 from ddpo.prompts import split_prompts
 from run.command_line import read_settings
 from run.dry_run import dry_run
@@ -80,7 +80,7 @@ def test_the_recipes_asked_for_are_there():
             sample, train = settings.sample, settings.train
             assert sample.prompts_per_iteration * sample.images_per_prompt == 256
             assert (sample.num_steps, sample.guidance_scale, sample.eta) == (50, 5, 1)
-            assert (train.learning_rate, train.clip_nats, train.skip_last_steps) == (3e-4, 1.64, 0)
+            assert (train.learning_rate, train.clip_nats, train.max_sensitivity) == (3e-4, 1.64, 0)
             assert (train.updates_per_epoch, train.weight_decay) == (4, 1e-4)
 
 
@@ -149,7 +149,7 @@ def test_a_dry_run_says_what_a_recipe_needs(name, monkeypatch):
     assert "safetensors; " in downloads
     assert "for rewards and guards: " in downloads
     assert downloads.rstrip().endswith("GB in all")
-    plan = Plan.of(settings, len(split_prompts(settings.prompts).train))
+    plan = plan_of(settings, len(split_prompts(settings.prompts).train))
     footprint = measure_footprint(settings)
     if name.startswith("sdxl"):
         assert footprint.unet_parameters == 2_567_463_684

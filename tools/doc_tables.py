@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.settings.loader import load_recipe
-from ddpo.cost.footprint import load_architecture, measure_footprint
+from ddpo.cost.footprint import load_architecture, measure_footprint, plan_of
 from ddpo.cost.plan import CARDS, UTILISATION, Plan, expected_memory, hours, total_flops
 from ddpo.prompts import MIN_TO_SPLIT, PROMPT_SETS, load_prompts, split_prompts
 from ddpo.rewards import markdown_table
@@ -204,7 +204,7 @@ def memory_table() -> str:
 def _planned(overrides: Sequence[str], recipe: Sequence[str] = ()) -> tuple[Settings, Plan]:
     """The settings with these overrides, and what their run would do."""
     settings = read_settings([*recipe, *(f"--config.{override}" for override in overrides)])
-    return settings, Plan.of(settings, len(split_prompts(settings.prompts).train))
+    return settings, plan_of(settings, len(split_prompts(settings.prompts).train))
 
 
 def _shown(overrides: Sequence[str]) -> str:

@@ -92,7 +92,7 @@ _FEW = {"sample.num_steps": "6", "evaluation.num_steps": "10"}
 _SINGLE_PASS = {"train.single_pass": "True", "train.updates_per_epoch": "1"}
 # As many optimiser steps on as many images each, but sampled after the previous step.
 _SMALL = {"sample.prompts_per_iteration": "2", "evolution.iterations_per_generation": "8"}
-_SKIP = {"train.skip_last_steps": "2"}
+_SKIP = {"train.max_sensitivity": "5"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
 SECOND = "the pair's second objective"  # stands for its name
 # Four agents with four pictures each per update, and two of four steps with gradient. Policies are

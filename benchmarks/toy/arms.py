@@ -80,7 +80,7 @@ class Arm:
     measured_at: str = ""
 
 
-_SKIP = {"train.skip_last_steps": "2"}
+_SKIP = {"train.max_sensitivity": "5"}
 _AWM = {"train.update_rule": "awm"}
 _FEW = {"train.timestep_fraction": "0.4"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
@@ -112,7 +112,7 @@ SECOND = "the pair's second objective"  # stands for its name
 # Its policy gradient compares pictures of a prompt, and wants steps to learn from.
 _HYBRID = {
     "rewards.black_boxes": SECOND,
-    "train.skip_last_steps": "2",
+    "train.max_sensitivity": "5",
     "sample.num_steps": "6",
     "sample.images_per_prompt": "4",
 }

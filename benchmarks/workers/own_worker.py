@@ -62,7 +62,7 @@ class Own:
             train={
                 "updates_per_epoch": 1,
                 "rows_per_pass": train_rows,
-                "skip_last_steps": 0,
+                "max_sensitivity": 0.0,
                 "single_pass": kind == "single",
                 **(rule if is_gradient else {}),
             },

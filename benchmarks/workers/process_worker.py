@@ -31,7 +31,7 @@ def main() -> None:
             "prompts_per_iteration": arguments.images,
             "images_per_prompt": 1,
         },
-        train={"skip_last_steps": 0},
+        train={"max_sensitivity": 0.0},
     )
     processes = Processes.start(settings.processes, settings.task_counts)
     if processes.count != int(os.environ["WORLD_SIZE"]):

@@ -98,6 +98,12 @@ def _recomputed(value: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
     return {} if value == ("always" if is_half else "never") else None
 
 
+def _left_out(skipped: int, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Two steps: with "leading" timesteps the first too sensitive one is the last but one."""
+    is_leading = run.get("pretrained.timestep_spacing", "") in {"", "leading"}
+    return {"train.max_sensitivity": 5.0} if skipped == 2 and is_leading else None
+
+
 _VIT_L, _VIT_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 REMOVED = {
@@ -186,8 +192,13 @@ REMOVED = {
         instead="they are computed again in half precision; see pretrained.dtype",
         became=_recomputed,
     ),
+    "train.skip_last_steps": Removed(
+        was=0,
+        instead="which steps are left out follows from the schedule; see train.max_sensitivity",
+        became=_left_out,
+    ),
     "train.step_weighting": Removed(
-        was="equal", instead="leave out the most sensitive steps by train.skip_last_steps"
+        was="equal", instead="leave out the most sensitive steps by train.max_sensitivity"
     ),
 }
 

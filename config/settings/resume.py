@@ -23,7 +23,8 @@ _BEFORE = {
     "evaluation.num_steps": 0,
     "evolution.start": "even_weights",
     "pretrained.prompt_parts": 1,
-    "train.skip_last_steps": 0,
+    "sample.sampler": "ddim",
+    "train.max_sensitivity": 0.0,
 }
 
 

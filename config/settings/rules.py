@@ -217,14 +217,13 @@ def _reward_gradient_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """Rules between the steps that are drawn and those that are trained."""
-    skipped, steps = flat.get("train.skip_last_steps"), flat.get("sample.num_steps")
-    if skipped is None or steps is None:
-        return
-    if skipped >= steps:
+    """What a policy gradient can be taken on."""
+    rule = flat.get("train.update_rule", "reward_gradient")
+    if flat.get("sample.num_steps") == 1 and rule != "reward_gradient":
         yield (
-            f"train.skip_last_steps={skipped} must be below sample.num_steps={steps}, or no step "
-            "is trained; lower it"
+            f"sample.num_steps=1 does not go with train.update_rule={rule}: a single step ends in "
+            "the picture, so that no choice of noise follows from which it could learn; draw with "
+            "3 steps or more, or set train.update_rule=reward_gradient"
         )
 
 
@@ -247,19 +246,22 @@ def _forced_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iterator[str]:
-    agents = flat.get("evolution.num_agents")
-    if len(names) < 2:
-        yield f"rewards.names={names} must name at least 2 objectives to trade off"
+    agents, weights = flat.get("evolution.num_agents"), flat.get("evolution.weights", ())
+    if not names:
+        yield "rewards.names=() must name at least 1 objective"
     if len({objective_name(name) for name in names}) < len(names):
         yield (
             f"rewards.names={names} must not repeat an objective; one of module:function is "
             "called by its function, one of kind:argument by the end of its argument"
         )
-    if agents is not None and 0 < agents < len(names):
+    if agents is not None and 0 < agents < len(names) and not weights:
         yield (
-            f"evolution.num_agents={agents} must be at least the {len(names)} objectives, "
-            "so that each has an agent of its own; raise it"
+            f"evolution.num_agents={agents} must be at least the {len(names)} objectives, so that "
+            "each has an agent of its own; raise it, or name the weights that you want as "
+            "evolution.weights"
         )
+    if names and agents:
+        yield from _weights_problems(weights, agents, len(names), flat)
     directions = flat.get("evolution.num_directions")
     if directions is not None and 2 <= directions < len(names):
         yield (
@@ -267,6 +269,36 @@ def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iter
             "raise it"
         )
     yield from _point_problems(names, flat)
+
+
+def _weights_problems(
+    weights: tuple[float, ...], agents: int, num_objectives: int, flat: Mapping[str, Any]
+) -> Iterator[str]:
+    """What goes with weights that are named, or with the only ones there are."""
+    if weights and len(weights) != agents * num_objectives:
+        fits = len(weights) // num_objectives
+        more = f", or evolution.num_agents={fits}" if fits * num_objectives == len(weights) else ""
+        yield (
+            f"evolution.weights={weights} must be {num_objectives} numbers, one per objective, for "
+            f"each of evolution.num_agents={agents}; give {agents * num_objectives}{more}"
+        )
+    elif any(weight < 0 for weight in weights) or any(
+        not any(weights[i : i + num_objectives]) for i in range(0, len(weights), num_objectives)
+    ):
+        yield f"evolution.weights={weights} must not be negative, nor all 0 for an agent"
+    if not weights and num_objectives > 1:
+        return
+    why = "evolution.weights names what is trained" if weights else "one objective has one weight"
+    strategy, kind = flat.get("evolution.strategy"), flat.get("agents.kind")
+    if strategy in {"prediction_guided", "random"}:
+        yield (
+            f"evolution.strategy={strategy} chooses weights, but {why}; set "
+            "evolution.strategy=fixed_weights"
+        )
+    if kind == "conditioned":
+        yield f"agents.kind=conditioned draws weights, but {why}; set agents.kind=population"
+    if num_objectives == 1 and flat.get("evolution.start") == "soup":
+        yield "evolution.start=soup blends objectives, and there is one; set it to even_weights"
 
 
 def _point_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iterator[str]:

@@ -23,19 +23,24 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from config.settings.errors import UserError
 from ddpo.agents.lora import AdaptedLayers, StackedLoRALinear
 from ddpo.assets import ASSETS, resolve_model
-from ddpo.cost.plan import Footprint
+from ddpo.cost.plan import Footprint, Plan
 from ddpo.cost.rewards import reward_footprint
+from ddpo.ddim import make_schedule
 from ddpo.devices import DTYPES
 from ddpo.model.families import own_sides
-from ddpo.model.loading import configuration_source
+from ddpo.model.loading import configuration_source, find_model
 from ddpo.model.source import source_of
+from ddpo.model.stable_diffusion import scheduler_of
+from ddpo.rules import find_rule
 from ddpo.speed.fused import fuse
 from ddpo.speed.layers import quicken
+from ddpo.steps import trained_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from config.base import AdapterSettings, PretrainedSettings, Settings
+    from config.base import AdapterSettings, PretrainedSettings, SampleSettings, Settings
+    from ddpo.ddim import Schedule
     from ddpo.model.source import Source
 
 # Models whose architecture is known without asking a hub.
@@ -127,6 +132,49 @@ def architecture_of(settings: PretrainedSettings) -> dict[str, dict[str, Any]]:
             architecture["vae"] = json.loads(path.read_text(encoding="utf-8"))
             break
     return architecture
+
+
+def schedule_of(settings: PretrainedSettings, sample: SampleSettings) -> Schedule:
+    """The denoising steps of these pictures, without the model's weights.
+
+    Raises:
+        UserError: if the model's files, as far as they are here, or its schedule cannot be used.
+    """
+    architecture = architecture_of(settings)
+    scheduler = scheduler_of(
+        find_model(settings).settled(architecture["scheduler"]),
+        architecture["unet"],
+        architecture["vae"],
+        sampler=sample.sampler,
+    )
+    return make_schedule(scheduler, sample.num_steps, sample.eta)
+
+
+def policy_gradient_steps(settings: Settings) -> list[int] | None:
+    """The steps that a run trains one by one; None if it only follows gradients of rewards.
+
+    Raises:
+        UserError: see `schedule_of` and `trained_steps`.
+    """
+    if not find_rule(settings.train.update_rule).cost(settings).learns_from_pairs:
+        return None
+    schedule = schedule_of(settings.pretrained, settings.training_sample)
+    return trained_steps(schedule, settings.train.max_sensitivity)
+
+
+def plan_of(settings: Settings, num_train_prompts: int, report_policies: int | None = None) -> Plan:
+    """The plan of a run on the model that its settings name.
+
+    Args:
+        settings: of the run.
+        num_train_prompts: distinct training prompts.
+        report_policies: see `Plan.of`.
+
+    Raises:
+        UserError: see `policy_gradient_steps`.
+    """
+    num_steps = len(policy_gradient_steps(settings) or ())
+    return Plan.of(settings, num_train_prompts, num_steps, report_policies)
 
 
 def measure_footprint(settings: Settings) -> Footprint:

@@ -129,19 +129,24 @@ class Plan:
 
     @classmethod
     def of(
-        cls, settings: Settings, num_train_prompts: int, report_policies: int | None = None
+        cls,
+        settings: Settings,
+        num_train_prompts: int,
+        num_trained_steps: int,
+        report_policies: int | None = None,
     ) -> Plan:
         """The plan of a run.
 
         Args:
             settings: of the run.
             num_train_prompts: distinct training prompts.
+            num_trained_steps: that a policy gradient is taken on, see `plan_of`.
             report_policies: archive, base model and warm-up archive together; None: an estimate.
         """
         sample, train, evolution = settings.sample, settings.train, settings.evolution
         guided = sample.rows_per_sample
         rule = find_rule(train.update_rule).cost(settings)
-        trained = steps_per_sample(train, sample.num_steps - train.skip_last_steps)
+        trained = steps_per_sample(train, num_trained_steps)
         pair_rows = rule.learns_from_pairs * rule.rows_per_pair * trained * train.num_inner_epochs
         stages = (evolution.warmup_generations, evolution.evolutionary_generations)
         is_soup = evolution.start == "soup"  # then K agents start from blends of those warmed up
@@ -201,6 +206,11 @@ class Plan:
             + self.train_images * self.base_rows_per_image
             + judged * self.evaluation_rows_per_image
         )
+
+    def judging_flops(self, images: int, footprint: Footprint) -> float:
+        """Of drawing these pictures as evaluations do."""
+        rows = float(images) * self.evaluation_rows_per_image
+        return rows * footprint.sample_flops + float(images) * footprint.decode_flops
 
     @property
     def train_rows(self) -> int:

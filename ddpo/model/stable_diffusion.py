@@ -6,11 +6,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from config.settings.errors import UserError
-from ddpo.ddim import PREDICTION_TYPES, Schedule, make_schedule
+from ddpo.ddim import PREDICTION_TYPES, SAMPLERS, Schedule, make_schedule
 from ddpo.devices import at_least_float32
 from ddpo.model.families import FAMILIES, Frame, Reading
 from ddpo.model.loading import load_pipeline
@@ -22,8 +27,15 @@ if TYPE_CHECKING:
     from config.base import PretrainedSettings, SampleSettings
 
 _REMEMBERED_PROMPTS = 4096
+_CLASSES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, TCDScheduler)
+}
+# Of models that were distilled to be drawn with them, and with no other.
+_DISTILLED = {SAMPLERS[name]: name for name in ("lcm", "tcd")}
 # Samplers of one and the same discrete noise schedule, which DDIM can take over.
 _SCHEDULERS = {each.name for each in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}
+_SCHEDULERS |= set(_DISTILLED)
 
 
 class BaseModel(Protocol):
@@ -31,11 +43,9 @@ class BaseModel(Protocol):
 
     Attributes:
         device: where it runs.
-        scheduler: a DDIMScheduler.
     """
 
     device: torch.device
-    scheduler: DDIMScheduler
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -101,9 +111,10 @@ class FrozenDiffusion:
         self.family.check(layers, self._reading)
         self.frame = frame or Frame.of(pipe)
         scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
-        configs = scheduler, pipe.unet.config, pipe.vae.config
-        self.scheduler = ddim_of(*configs, type(pipe).__name__)
-        self.pipe = pipe.to(device)
+        self._configs = scheduler, pipe.unet.config, pipe.vae.config
+        self.pipe = pipe
+        self.scheduler()  # refuses what cannot be sampled
+        pipe.to(device)
         self.device = torch.device(device)
         if pipe.vae.dtype != (dtype := self.family.vae_dtype(pipe)):
             pipe.vae.to(dtype)
@@ -151,13 +162,18 @@ class FrozenDiffusion:
         """(H, W) of the pictures."""
         return self.frame.height, self.frame.width
 
+    def scheduler(self, sampler: str = "") -> Any:
+        """A scheduler of diffusers; see `scheduler_of`."""
+        return scheduler_of(*self._configs, type(self.pipe).__name__, sampler)
+
     def schedule(self, settings: SampleSettings) -> Schedule:
         """The denoising steps, on the device.
 
         Raises:
             UserError: if the model's noise schedule has no such steps.
         """
-        return make_schedule(self.scheduler, settings.num_steps, settings.eta).to(self.device)
+        scheduler = self.scheduler(settings.sampler)
+        return make_schedule(scheduler, settings.num_steps, settings.eta).to(self.device)
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
         """One row a text; each distinct text is encoded once and remembered."""
@@ -207,13 +223,14 @@ def reading_of(settings: PretrainedSettings) -> Reading:
     return Reading(max_parts=settings.prompt_parts, clip_skip=settings.clip_skip)
 
 
-def ddim_of(
+def scheduler_of(
     scheduler: Mapping[str, Any],
     unet: Mapping[str, Any],
     vae: Mapping[str, Any],
     kind: str = "model",
-) -> DDIMScheduler:
-    """DDIM with the model's own noise schedule, spacing and offset.
+    sampler: str = "",
+) -> Any:
+    """A sampler of diffusers with the model's own noise schedule, spacing and offset.
 
     Nothing is clipped, because a clipped mean is no longer the mean of the Gaussian whose density
     is used.
@@ -223,9 +240,10 @@ def ddim_of(
         unet: see above.
         vae: see above.
         kind: of pipeline, for messages.
+        sampler: one of `SAMPLERS`; empty: the model's own if it was distilled for that, or DDIM.
 
     Raises:
-        UserError: listing what keeps this model from being a chain of Gaussian DDIM steps.
+        UserError: listing what keeps this model from being a chain of Gaussian steps.
     """
     problems = []
     name, prediction = scheduler.get("_class_name"), scheduler.get("prediction_type", "epsilon")
@@ -247,8 +265,10 @@ def ddim_of(
     if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
         problems.append("its VAE shifts its latents")
     if not problems:
+        sampler = sampler or _DISTILLED.get(name or "", "ddim")
+        changes = {} if sampler == "euler_a" else {"clip_sample": False, "thresholding": False}
         try:
-            return DDIMScheduler.from_config(scheduler, clip_sample=False, thresholding=False)
+            return _CLASSES[SAMPLERS[sampler]].from_config(scheduler, **changes)
         except NotImplementedError as error:  # a beta schedule that DDIM does not know
             problems.append(str(error))
     raise UserError(

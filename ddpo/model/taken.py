@@ -54,8 +54,12 @@ _ARCHITECTURES = {
 }
 
 _FEW_STEPS = re.compile(
-    r"turbo|lightning|hyper[-_ ]?sd|(?<![a-z])lcm(?![a-z])|(?<![a-z])dmd2?(?![a-z])", re.IGNORECASE
+    r"turbo|lightning|hyper[-_ ]?sd|(?<![a-z])(?:lcm|tcd|dmd2?)(?![a-z])", re.IGNORECASE
 )
+# What a scheduler's file did not say: diffusers leaves that out where another class takes over.
+_DEFAULTS = "_use_default_values"
+# Of these, what was distilled for a sampler of its own.
+_OWN_SAMPLER = {"lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 _V_NAME = re.compile(r"v[-_ ]?pred(?!ator)", re.IGNORECASE)
 _FLOW_NAME = re.compile(
     r"rectified|flow[-_ ]?match|(?<![a-z])(nya)?flow(?![a-z])|(?<![a-z])rf(?![a-z])", re.IGNORECASE
@@ -67,7 +71,8 @@ class Claims:
     """What is said of a model beside its configuration, under the names of that configuration.
 
     Attributes:
-        values: `prediction_type`, `rescale_betas_zero_snr`, `timestep_spacing`, as far as known.
+        values: `prediction_type`, `rescale_betas_zero_snr`, `timestep_spacing`, and as
+            `_class_name` the sampler that a model was distilled for, as far as known.
         sources: the same names -> who says so.
     """
 
@@ -102,7 +107,10 @@ def claims_on(settings: PretrainedSettings, file: Path | None) -> Claims:
     for setting, name in (("model", file.stem if file else ""), ("lora", lora)):
         if word := _FEW_STEPS.search(name):
             source = f"{word[0]} in the name of pretrained.{setting}"
-            claims = claims.over(_claim(source, timestep_spacing="trailing"))
+            values = {"timestep_spacing": "trailing"}
+            if sampler := _OWN_SAMPLER.get(word[0].lower()):
+                values["_class_name"] = sampler
+            claims = claims.over(_claim(source, **values))
     if claims.values.get("rescale_betas_zero_snr"):  # Lin et al. 2024, section 3.3
         claims = claims.over(_claim("zero terminal SNR", timestep_spacing="trailing"))
     return claims
@@ -126,7 +134,9 @@ def settled(claims: Claims, scheduler: Mapping[str, Any], *, is_chosen: bool) ->
             f"its weights look like {seen}, and pretrained.single_file_config says {own}; say "
             f"which it is: pretrained.prediction_type={seen} or {own}"
         )
-    return {**scheduler, **claims.values}
+    defaults = scheduler.get(_DEFAULTS, ())
+    said = {_DEFAULTS: [name for name in defaults if name not in claims.values]} if defaults else {}
+    return {**scheduler, **claims.values, **said}
 
 
 def described(claims: Claims, scheduler: Mapping[str, Any]) -> str:
@@ -140,8 +150,12 @@ def described(claims: Claims, scheduler: Mapping[str, Any]) -> str:
     if scheduler.get("rescale_betas_zero_snr") or "rescale_betas_zero_snr" in claims.values:
         has_none = "" if scheduler["rescale_betas_zero_snr"] else "no "
         parts.append(part(f"{has_none}zero terminal SNR", "rescale_betas_zero_snr"))
-    spacing = scheduler.get("timestep_spacing", "leading")
-    parts.append(part(f"{spacing} timesteps", "timestep_spacing"))
+    kind = scheduler.get("_class_name", "")
+    if kind in _OWN_SAMPLER.values():
+        parts.append(part(f"{kind.removesuffix('Scheduler')}'s timesteps", "_class_name"))
+    else:
+        spacing = scheduler.get("timestep_spacing", "leading")
+        parts.append(part(f"{spacing} timesteps", "timestep_spacing"))
     return ", ".join(parts)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddpo.ddim import gaussian_kl, gaussian_log_prob, step_mean
+from ddpo.ddim import column, gaussian_kl, gaussian_log_prob
 from ddpo.devices import DTYPES
 from ddpo.rules.clipped import Clipped
-from ddpo.rules.rule import Cost, column
+from ddpo.rules.rule import Cost
 
 if TYPE_CHECKING:
     import torch
@@ -61,14 +61,7 @@ class Ddpo(Clipped):
             prompts.conditioning_of(rows),
             prompts.num_agents,
         )
-        return step_mean(
-            out,
-            latents,
-            column(schedule.alpha_bar, steps),
-            column(schedule.alpha_bar_prev, steps),
-            column(schedule.sigma, steps),
-            schedule.prediction_type,
-        )
+        return schedule.mean(out, latents, steps)
 
     def explain(
         self, prediction: torch.Tensor, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor

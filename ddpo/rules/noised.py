@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddpo.ddim import denoise, gaussian_kl
+from ddpo.ddim import column, denoise, gaussian_kl
 from ddpo.devices import pairs_of, to_device
 from ddpo.rules.forward_process import add_noise
-from ddpo.rules.rule import Rule, column
+from ddpo.rules.rule import Rule
 from ddpo.sampler import keyed_noise
 from ddpo.seeding import Stream
 

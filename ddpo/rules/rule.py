@@ -154,8 +154,3 @@ class Rule(ABC):
     ) -> Surrogate:
         """See `UpdateRule.surrogate`."""
         return self.compare(self.measure(agents, rollout, rows, steps), old, advantages)
-
-
-def column(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """Values (T,) at these steps, broadcastable to latents (pairs, C, h, w)."""
-    return values[steps].view(-1, 1, 1, 1)

@@ -169,6 +169,8 @@ def choose(front: Front, args: argparse.Namespace) -> FrontPolicy | Blend:
         if args.weights is not None or args.at_least:
             raise ChoiceError("--policy names a policy; leave out --weights and --at-least")
         return front.policy(args.policy)
+    if args.weights is None and not args.at_least and len(front.policies) == 1:
+        return front.policies[0]  # there is no other
     if args.weights is None and not args.at_least:
         raise ChoiceError(
             "say which policy: --weights 0.3,0.7, --policy ID or --at-least NAME=VALUE"

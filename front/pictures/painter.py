@@ -61,7 +61,7 @@ class Painter:
         self.sample = settings.evaluation_sample
         self._model = FrozenDiffusion.load(pretrained, where)
         speed.apply(settings.speed, self._model)
-        self._model.pipe.scheduler = self._model.scheduler
+        self._model.pipe.scheduler = self._model.scheduler(self.sample.sampler)
         self._shown: FrontPolicy | Blend | None = None
         self._size = dataclasses.asdict(self._model.frame)
 
@@ -109,7 +109,9 @@ class Painter:
         sample = self.sample
         settings = {**self.sampler, **changes}
         try:
-            make_schedule(self._model.scheduler, settings["num_inference_steps"], settings["eta"])
+            make_schedule(
+                self._model.pipe.scheduler, settings["num_inference_steps"], settings["eta"]
+            )
         except UserError as error:
             raise ChoiceError(str(error)) from error
         self._show(member)

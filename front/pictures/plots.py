@@ -37,8 +37,8 @@ def plot_front(
 ) -> None:
     """Draw every pair of objectives: the front with error bars, the base model, what was trained.
 
-    Guards are drawn below, each against the first objective, so that one sees where a gain is
-    over-optimisation.
+    One objective has no pairs: its returns are drawn instead. Guards are drawn
+    below, each against the first objective, so that one sees where a gain is over-optimisation.
 
     Args:
         path: the PNG file.
@@ -47,7 +47,7 @@ def plot_front(
     """
     num, guards = len(front.objectives), front.guards
     pairs = [(i, j) for i in range(num) for j in range(i + 1, num)]
-    rows, columns = 2 if guards else 1, max(len(pairs), len(guards))
+    rows, columns = 2 if guards else 1, max(1, len(pairs), len(guards))
     figure, axes = plt.subplots(
         rows, columns, figsize=(6.2 * columns, 5 + 3.5 * (rows - 1)), squeeze=False
     )
@@ -55,9 +55,12 @@ def plot_front(
         axis.set_visible(False)
     for axis, (i, j) in zip(axes[0], pairs, strict=False):
         _plot_pair(axis, front, i, j)
+    if num == 1:
+        _plot_returns(axes[0, 0], front)
     for axis, guard in zip(axes[-1], guards, strict=False):
         _plot_guard(axis, front, guard)
-    standard = f"Pareto front of {len(front.policies)} policies (report set, ± 1 standard error)"
+    what = f"Pareto front of {len(front.policies)} policies" if num > 1 else front.policies[0].id
+    standard = f"{what} (report set, ± 1 standard error)"
     figure.suptitle(title or standard)
     figure.tight_layout()
     figure.savefig(path, dpi=DPI)
@@ -102,6 +105,18 @@ def _plot_pair(axis: Any, front: FrontView, i: int, j: int) -> None:
     axis.grid(alpha=0.3)
 
 
+def _plot_returns(axis: Any, front: FrontView) -> None:
+    """The only objective: the base model beside what was trained."""
+    axis.set_visible(True)
+    shown = [(front.base, "base model", "tab:red")]
+    shown += [(policy, policy.id, "tab:blue") for policy in front.policies]
+    for policy, name, color in shown:
+        axis.errorbar([name], policy.returns, yerr=policy.std_error, fmt="o", color=color)
+    label_axis(axis, "y", front.objectives[0])
+    axis.margins(x=0.5)
+    axis.grid(alpha=0.3)
+
+
 def _plot_guard(axis: Any, front: FrontView, guard: Guard) -> None:
     """One guard over the first objective, the base model's value and the limit below it."""
     axis.set_visible(True)
@@ -125,12 +140,15 @@ def _plot_guard(axis: Any, front: FrontView, guard: Guard) -> None:
     axis.grid(alpha=0.3)
 
 
-def plot_hypervolume(path: Path, curve: Sequence[CurvePoint]) -> None:
-    """Draw the archive's hypervolume (selection set, z-units) against training images."""
+def plot_hypervolume(path: Path, curve: Sequence[CurvePoint], num_objectives: int) -> None:
+    """Draw the archive's hypervolume (selection set, z-units) against training images.
+
+    Of one objective it is the best return above the reference point.
+    """
     figure, axis = plt.subplots(figsize=(6.2, 4))
     axis.plot([point.images for point in curve], [point.hypervolume for point in curve], "o-")
     axis.set_xlabel("training images sampled")
-    axis.set_ylabel("hypervolume [z-units]")
+    axis.set_ylabel("hypervolume [z-units]" if num_objectives > 1 else "best return [z-units]")
     axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=DPI)

@@ -148,14 +148,14 @@ def test_a_run_to_continue_brings_its_settings_unless_a_recipe_is_given(tmp_path
     began = ["--config.adapter.rank=8", "--config.adapter.target_modules=to_q,to_v"]
     began += ["--config.resume_force=train.kl_coef", "--config.train.learning_rate=1"]
     record = {"settings": read_settings(began).to_json()}
-    del record["settings"]["train"]["skip_last_steps"]  # which its program did not have yet
+    del record["settings"]["train"]["max_sensitivity"]  # which its program did not have yet
     (tmp_path / "config.json").write_text(json.dumps(record))
     resume = f"--config.resume_from={tmp_path}"
     settings = read_settings([resume, "--config.train.learning_rate=2"])
     assert settings.adapter.rank == 8
     assert settings.adapter.target_modules == ("to_q", "to_v")
     assert settings.resume_force == ()
-    assert settings.train.skip_last_steps == 0
+    assert settings.train.max_sensitivity == 0
     assert settings.train.learning_rate == 2
     changed_settings(record["settings"], read_settings([resume]))
     assert read_settings([resume, f"--config={base.__file__}"]).adapter.rank == 4

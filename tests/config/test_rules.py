@@ -25,6 +25,14 @@ def test_one_family_of_adapters_has_fixed_tasks():
             read_settings([kind, f"--config.evolution.{change}"])
 
 
+@pytest.mark.parametrize("rule", ["ddpo", "awm", "diffusion_nft"])
+def test_one_step_is_for_gradients_of_rewards_alone(rule):
+    few = ["--config.sample.num_steps=1", "--config.train.gradient_steps=1"]
+    assert read_settings(few).sample.num_steps == 1
+    with pytest.raises(ConfigError, match="a single step ends in the picture"):
+        read_settings([*few, f"--config.train.update_rule={rule}"])
+
+
 def test_what_does_not_go_with_gradients_of_rewards_is_named():
     changes = {
         "train.update_rule": "reward_gradient",

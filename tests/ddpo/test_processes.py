@@ -114,7 +114,7 @@ def settings_for(
         train={
             "learning_rate": 0.02,
             "adam_epsilon": 1e-4,  # the step is then no sign of a gradient that is rounding
-            "skip_last_steps": 0,
+            "max_sensitivity": 0.0,
             "updates_per_epoch": 1 if is_one_step else 2,
             "num_inner_epochs": 1 if is_one_step else 2,
             "timestep_fraction": 1.0 if is_one_step else 0.67,

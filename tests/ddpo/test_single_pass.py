@@ -51,7 +51,7 @@ def updated(rig, samples=4):
     [
         {},
         {"sample": {"guidance_scale": 1.0}},
-        {"train": {"skip_last_steps": 2}},
+        {"train": {"max_sensitivity": 5.0}},
         {"agents": {"kind": "conditioned"}, "evolution": {"strategy": "fixed_weights"}},
     ],
 )
@@ -157,7 +157,7 @@ def test_agents_together_learn_what_each_learns_alone():
 
 
 def test_the_steps_left_out_have_no_gradient_and_its_rows_are_counted():
-    rig = make(1, train={"skip_last_steps": 2})
+    rig = make(1, train={"max_sensitivity": 5.0})
     assert list(rig.updater.wanted_gradients(4)) == [0, 1]
     stats = rig.updater.update(rig.agents, rollout_of(rig), torch.randn(1, 4), [0])
     assert stats.ratio_error.isnan().tolist() == [False, False, True, True]

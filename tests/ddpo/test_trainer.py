@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpo.calibration import initial_statistics
-from ddpo.cost.plan import Plan
+from ddpo.cost.footprint import plan_of
 from ddpo.evaluation import evaluate, evaluation_set
 from ddpo.processes import Processes
 from ddpo.sampler import Sampler
@@ -60,7 +60,7 @@ def test_at_any_speed_a_model_learns_the_same(make_trainer):
 
 
 def test_policies_are_judged_with_the_steps_of_evaluation(make_trainer):
-    trainer = make_trainer("train.skip_last_steps=0", "evaluation.num_steps=5")
+    trainer = make_trainer("train.max_sensitivity=0", "evaluation.num_steps=5")
     iterate(trainer)
     policies = trainer.policies()
     on = evaluation_set("selection", ["a", "b"], 6, run_seed=3)
@@ -101,7 +101,7 @@ def test_a_plan_tells_rows_of_evaluation_from_rows_of_training():
     settings = make_settings(
         sample={"num_steps": 6, "guidance_scale": 5.0}, evaluation={"num_steps": 10}
     )
-    plan = Plan.of(settings, num_train_prompts=45)
+    plan = plan_of(settings, num_train_prompts=45)
     assert (plan.sample_rows_per_image, plan.evaluation_rows_per_image) == (12, 20)
     judged = plan.calibration_images + plan.selection_images + plan.report_images
     assert plan.sample_rows == plan.train_images * 12 + judged * 20

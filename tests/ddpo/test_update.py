@@ -60,7 +60,8 @@ def test_one_agent_makes_the_update_of_plain_ddpo():
     for name, parameter in lora.items():
         parameter.data = weights[name.replace(".default", "")].to(torch.float64)
     adam = torch.optim.AdamW(lora.values(), lr=1e-2, weight_decay=0.0)
-    scheduler, steps = rig.model.scheduler, len(rollout.timesteps)
+    scheduler, steps = rig.model.scheduler(), len(rollout.timesteps)
+    scheduler.set_timesteps(steps)
     embeds, negative = rollout.prompts.conditioning.text, rig.sampler.negative.text
     for _ in range(2):
         loss = 0.0
@@ -110,14 +111,12 @@ def test_steps_without_variance_are_excluded_and_counted():
 
 
 def test_a_schedule_without_a_step_to_train_is_refused():
-    pipe = make_tiny_pipe()
-    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
-    with pytest.raises(UserError, match="none of the 1 denoising steps of this model can be"):
-        make_rig(1, pipe, sample={"num_steps": 1})
+    with pytest.raises(UserError, match="none of the 2 denoising steps of this model can be"):
+        make_rig(1, sample={"num_steps": 2}, train={"max_sensitivity": 5.0})
 
 
 def test_the_last_steps_are_left_out_when_asked():
-    rig = make_rig(1, train={"skip_last_steps": 2})
+    rig = make_rig(1, train={"max_sensitivity": 5.0})
     rollout = rig.rollout(rig.batch(1, 4))
     stats = rig.updater.update(rig.agents, rollout, random_advantages(1, 4), [1])
     assert stats.excluded_steps == 2

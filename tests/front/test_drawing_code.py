@@ -78,8 +78,8 @@ def judged_run(folder, finished_run, kind, changes):
     (run / "config.json").write_text(json.dumps(config))
     front = Front.load(run)
     random_adapter(0, kind=kind).save(front.policies[0].adapter)
-    pretrained = settings_of(front).pretrained
-    record = model_record(FrozenDiffusion.load(pretrained), pretrained)
+    settings = settings_of(front)
+    record = model_record(FrozenDiffusion.load(settings.pretrained), settings)
     data = json.loads((run / "front.json").read_text())
     (run / "front.json").write_text(json.dumps({**data, "model": record.to_json()}))
     return Front.load(run)
@@ -120,6 +120,16 @@ def thresholding(folder):
     return []
 
 
+def lcm(folder):
+    sd1(folder)
+    return ["sample.sampler=lcm"]
+
+
+def euler_ancestral(folder):
+    sd1(folder)
+    return ["sample.sampler=euler_a", "pretrained.timestep_spacing=trailing"]
+
+
 def one_file(folder):
     pipe = make_tiny_pipe()
     pipe.save_pretrained(folder / "configuration")
@@ -151,6 +161,8 @@ CASES = {
     with_a_lora: "sd1",
     with_a_lora_that_diffusers_merges_otherwise: "sd1",
     thresholding: "sd1",
+    lcm: "sd1",
+    euler_ancestral: "sd1",
     one_file: "sd1",
     v_prediction: "sd2",
     sdxl: "sdxl",

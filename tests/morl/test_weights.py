@@ -38,7 +38,7 @@ def test_the_fourth_of_three_objectives_is_the_centre():
     np.testing.assert_allclose(even_weights(4, 3)[3], [1 / 3, 1 / 3, 1 / 3])
 
 
-@pytest.mark.parametrize(("num", "num_objectives"), [(1, 2), (2, 3), (0, 2), (5, 1)])
+@pytest.mark.parametrize(("num", "num_objectives"), [(1, 2), (2, 3), (0, 2), (0, 1)])
 def test_fewer_weights_than_objectives_are_refused(num, num_objectives):
     with pytest.raises(ValueError, match="one weight vector for each"):
         even_weights(num, num_objectives)

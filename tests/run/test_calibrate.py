@@ -78,7 +78,7 @@ def test_the_lines_printed_are_settings(capsys, tmp_path):
         "mo_train.py",
         "--calibrate",
         "--config.sample.num_steps=4",
-        "--config.train.skip_last_steps=0",
+        "--config.train.max_sensitivity=0",
         "--config.evaluation.calibration_prompts=6",
         "--config.num_threads=1",
     ]

@@ -165,7 +165,8 @@ def draw_with_diffusers(pipe: Any, texts: Any, seeds: Any, **changes: Any) -> to
     from diffusers import DDIMScheduler
 
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    kind = changes.pop("scheduler", DDIMScheduler)
+    pipe.scheduler = kind.from_config({**pipe.scheduler.config, "clip_sample": False})
     settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "eta": 1.0, **changes}
     negative = settings.pop("negative_prompt", None)
     encoded = [

@@ -82,7 +82,7 @@ def make_rig(num_agents: int = 3, pipe: Any = None, device: str = "cpu", **chang
     train = {
         "learning_rate": 1e-2,
         "updates_per_epoch": 2,
-        "skip_last_steps": 0,
+        "max_sensitivity": 0.0,
         "rows_per_pass": 64,
         **changes.pop("train", {}),
     }

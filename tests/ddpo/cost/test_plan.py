@@ -13,9 +13,9 @@ from ddpo.cost.footprint import (
     known_architecture,
     load_architecture,
     measure_footprint,
+    plan_of,
 )
 from ddpo.cost.plan import (
-    Plan,
     expected_memory,
     hours,
     rows_that_fit,
@@ -44,7 +44,7 @@ def test_a_plan_counts_every_image_and_row():
             "iterations_per_generation": 6,
         },
     )
-    plan = Plan.of(settings, num_train_prompts=20, report_policies=9)
+    plan = plan_of(settings, num_train_prompts=20, report_policies=9)
     assert plan.images_per_iteration == 4 * 6
     assert plan.num_iterations == 3 * 6
     assert plan.train_images == 18 * 24
@@ -136,7 +136,7 @@ def test_rules_on_the_forward_process_keep_noise_and_old_predictions_of_every_st
             train={"update_rule": rule},
             evolution={"num_agents": 2},
         )
-        memory = expected_memory(settings, Plan.of(settings, num_train_prompts=2), FOOTPRINT)
+        memory = expected_memory(settings, plan_of(settings, num_train_prompts=2), FOOTPRINT)
         assert memory.measures == (0 if offload else num * 4 * 8 * 10 * 16)
         turns = max(memory.sampling, memory.decoding, memory.training, memory.rollout)
         lasting = 1000 + memory.adapters + memory.rollout + memory.measures
@@ -149,10 +149,10 @@ def test_a_single_pass_samples_nothing_twice_and_keeps_a_gradient_of_every_sampl
     for single_pass in (False, True):
         settings = make_settings(
             sample={**sizes, "rows_per_pass": 8},
-            train={"updates_per_epoch": 1, "skip_last_steps": 2, "single_pass": single_pass},
+            train={"updates_per_epoch": 1, "single_pass": single_pass},
             evolution={"num_agents": 2},
         )
-        plans.append(Plan.of(settings, num_train_prompts=2))
+        plans.append(plan_of(settings, num_train_prompts=2))
         rollouts.append(expected_memory(settings, plans[-1], FOOTPRINT).rollout)
     assert [plan.sample_rows_per_image for plan in plans] == [2 * 10, 2 * 2]
     assert [plan.train_rows_per_image for plan in plans] == [2 * 8, 2 * 8]
@@ -183,7 +183,7 @@ def test_gradients_of_rewards_cost_the_last_steps_and_pairs_for_black_boxes(
             "kl_coef": kl_coef,
         },
     )
-    plan = Plan.of(settings, num_train_prompts=2)
+    plan = plan_of(settings, num_train_prompts=2)
     assert plan.train_rows_per_image == 2 * 3 + pairs
     assert plan.base_rows_per_image == (pairs if kl_coef else 0)
     others = dataclasses.replace(plan, is_decoded_back=False)
@@ -213,7 +213,7 @@ def test_one_step_of_gradients_fits_a_small_card(recipe, budget):
     }
     words = [f"--config.{name}={value}" for name, value in changes.items()]
     settings = read_settings([f"--config=config/{recipe}.py", *words])
-    plan, footprint = Plan.of(settings, num_train_prompts=45), measure_footprint(settings)
+    plan, footprint = plan_of(settings, num_train_prompts=45), measure_footprint(settings)
     memory = expected_memory(settings, plan, footprint)
     assert memory.peak < 0.9 * budget
     assert rows_that_fit(settings, memory, footprint, budget) >= 12
@@ -225,7 +225,7 @@ def test_memory_and_flops_add_up():
         train={"rows_per_pass": 4},
         evolution={"num_agents": 2},
     )
-    plan = Plan.of(settings, num_train_prompts=2)
+    plan = plan_of(settings, num_train_prompts=2)
     memory = expected_memory(settings, plan, FOOTPRINT)
     assert memory.adapters == 4 * 4 * 2 * 10  # weights, gradient, two moments of two agents
     assert memory.rollout == 4 * 8 * (11 * 16 + 48)

@@ -106,7 +106,7 @@ def test_a_long_prompt_is_drawn_as_diffusers_draws_its_embeddings(kind):
         embeds |= {"negative_pooled_prompt_embeds": negative.pooled}
     ours = draw(pipe, [LONG], [3], {"prompt_parts": 2}, guidance_scale=5.0)
     plain = model.pipe
-    plain.scheduler = model.scheduler
+    plain.scheduler = model.scheduler()
     plain.set_progress_bar_config(disable=True)
     theirs = plain(
         **embeds,

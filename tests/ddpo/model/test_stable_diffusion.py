@@ -161,14 +161,12 @@ def test_models_that_are_no_chain_of_ddim_steps_are_refused():
         DDPMScheduler,
         EDMEulerScheduler,
         FlowMatchEulerDiscreteScheduler,
-        LCMScheduler,
         UniPCMultistepScheduler,
     )
 
     wrong = {
         "EDMEulerScheduler has no DDIM": EDMEulerScheduler(),
         "FlowMatchEulerDiscreteScheduler has no DDIM": FlowMatchEulerDiscreteScheduler(),
-        "LCMScheduler has no DDIM": LCMScheduler(),
         "prediction_type 'flow_prediction'": UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -10,9 +11,9 @@ from safetensors.torch import save_file
 
 from config.settings.errors import UserError
 from ddpo.cost.footprint import load_architecture
-from ddpo.ddim import make_schedule
+from ddpo.ddim import make_schedule, name_of
 from ddpo.model.loading import configuration_source, find_model
-from ddpo.model.stable_diffusion import FrozenDiffusion
+from ddpo.model.stable_diffusion import FrozenDiffusion, scheduler_of
 from run.dry_run import dry_run
 from tests.support.original_layout import original_state_dict
 from tests.support.pipelines import make_tiny_pipe, sd_scheduler
@@ -21,6 +22,7 @@ from tests.support.rig import make_settings
 EMPTY = torch.zeros(0)
 V, EPSILON = "v_prediction", "epsilon"
 LEADING, TRAILING = [751, 501, 251, 1], [999, 749, 499, 249]
+DISTILLED = [999, 759, 499, 259]  # of 50 timesteps
 CROSS = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 SPREAD = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -34,18 +36,19 @@ def _sdxl(tmp_path_factory):
     return str(folder), original_state_dict(pipe)
 
 
-def scheduler_of(path, config, **pretrained):
+def scheduler_of_run(path, config, **pretrained):
     settings = make_settings(
         pretrained={"model": str(path), "single_file_config": config, **pretrained}
     )
-    return FrozenDiffusion.load(settings.pretrained).scheduler
+    return FrozenDiffusion.load(settings.pretrained).scheduler()
 
 
 def found_scheduler(path, config, **pretrained):
     """The same without loading the weights, of a configuration like Stable Diffusion 1.5's."""
     pretrained = {"model": str(path), "single_file_config": config, **pretrained}
     found = find_model(make_settings(pretrained=pretrained).pretrained)
-    return sd_scheduler(**found.settled({"prediction_type": EPSILON}))
+    channels = {"in_channels": 4}
+    return scheduler_of(found.settled(sd_scheduler().config), channels, {})
 
 
 def timesteps(scheduler):
@@ -74,7 +77,7 @@ def test_what_marks_a_file_decides(
     path = tmp_path / "model.safetensors"
     save_file({**state, **dict.fromkeys(tensors, EMPTY)}, path, metadata)
     with caplog.at_level(logging.INFO):
-        scheduler = scheduler_of(path, folder)
+        scheduler = scheduler_of_run(path, folder)
     assert scheduler.config.prediction_type == prediction
     assert scheduler.config.rescale_betas_zero_snr is is_zero
     assert timesteps(scheduler) == steps
@@ -95,7 +98,7 @@ def test_what_is_printed_names_who_said_it(tmp_path, sdxl, caplog):
         "tensor ztsnr), trailing timesteps (zero terminal SNR), 16 x 16 pixels"
     )
     with caplog.at_level(logging.INFO):
-        scheduler_of(path, folder)
+        scheduler_of_run(path, folder)
     assert expected in caplog.messages
     pretrained = {"model": str(path), "single_file_config": folder}
     assert f"  {expected}\n" in dry_run(make_settings(pretrained=pretrained))
@@ -106,14 +109,14 @@ def test_settings_outrank_what_marks_a_file(tmp_path, sdxl):
     path = tmp_path / "model.safetensors"
     save_file({**state, "v_pred": EMPTY, "ztsnr": EMPTY}, path)
     said = {"prediction_type": "sample", "zero_snr": "no", "timestep_spacing": "linspace"}
-    scheduler = scheduler_of(path, folder, **said)
+    scheduler = scheduler_of_run(path, folder, **said)
     assert scheduler.config.prediction_type == "sample"
     assert scheduler.alphas_cumprod[-1] > 0
     assert timesteps(scheduler) == [999, 666, 333, 0]
 
 
 def test_settings_say_what_a_folder_is(sdxl):
-    scheduler = scheduler_of(sdxl[0], "", prediction_type=V, zero_snr="yes")
+    scheduler = scheduler_of_run(sdxl[0], "", prediction_type=V, zero_snr="yes")
     assert scheduler.config.prediction_type == V
     assert scheduler.alphas_cumprod[-1] == 0
     assert timesteps(scheduler) == TRAILING
@@ -134,7 +137,7 @@ def test_settings_say_what_a_folder_is(sdxl):
 def test_a_configuration_beside_a_file_is_read(tmp_path, sdxl, text, prediction):
     save_file(sdxl[1], tmp_path / "model.safetensors")
     (tmp_path / "model.yaml").write_text(text)
-    scheduler = scheduler_of(tmp_path / "model.safetensors", sdxl[0])
+    scheduler = scheduler_of_run(tmp_path / "model.safetensors", sdxl[0])
     assert scheduler.config.prediction_type == prediction
 
 
@@ -146,7 +149,6 @@ def test_a_configuration_beside_a_file_is_read(tmp_path, sdxl, text, prediction)
         "DreamShaperXL_Lightning",
         "Hyper-SDXL-1step-merge",
         "hyperSDXL",
-        "my_LCM_v2",
         "dmd2_sdxl_4step",
     ],
 )
@@ -157,12 +159,41 @@ def test_models_for_few_steps_get_trailing_timesteps_by_their_names(tmp_path, sd
     assert timesteps(found_scheduler(path, sdxl[0], timestep_spacing="leading")) == LEADING
 
 
+def test_what_the_settings_say_counts_where_the_folder_says_nothing(tmp_path):
+    """Stable Diffusion 1.5's own file has no `timestep_spacing`."""
+    make_tiny_pipe().save_pretrained(tmp_path)
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    values = json.loads(file.read_text())
+    for name in ("timestep_spacing", "rescale_betas_zero_snr", "prediction_type"):
+        del values[name]
+    file.write_text(json.dumps({**values, "_class_name": "PNDMScheduler"}))
+    said = {"timestep_spacing": "trailing", "prediction_type": V, "zero_snr": "yes"}
+    scheduler = scheduler_of_run(tmp_path, "", **said)
+    assert timesteps(scheduler) == TRAILING
+    assert scheduler.config.prediction_type == V
+    assert scheduler.config.rescale_betas_zero_snr
+
+
+@pytest.mark.parametrize("name", ["my_LCM_v2", "LCM_Dreamshaper_v7_4k", "sdxl-tcd"])
+def test_models_distilled_for_a_sampler_get_it_by_their_names(tmp_path, sdxl, name, caplog):
+    path = tmp_path / f"{name}.safetensors"
+    save_file(sdxl[1], path)
+    sampler = "tcd" if "tcd" in name else "lcm"
+    caplog.set_level(logging.INFO)
+    scheduler = scheduler_of_run(path, sdxl[0])
+    assert name_of(scheduler) == sampler
+    assert timesteps(scheduler) == DISTILLED
+    assert f"{sampler.upper()}'s timesteps (" in caplog.text
+    assert "in the name of pretrained.model)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("lora", "steps"),
     [
         ("ByteDance/SDXL-Lightning/sdxl_lightning_4step_lora.safetensors", TRAILING),
         ("ByteDance/Hyper-SD/Hyper-SDXL-8steps-lora.safetensors", TRAILING),
-        ("latent-consistency/lcm-lora-sdxl@main", TRAILING),
+        ("latent-consistency/lcm-lora-sdxl@main", DISTILLED),
+        ("h1t/TCD-SDXL-LoRA", DISTILLED),
         ("/models/turbo/pixels/style.safetensors", LEADING),
         ("someone/calcmap", LEADING),
     ],

@@ -39,7 +39,8 @@ def test_its_gradient_is_that_of_torchs_own_divergence():
 
     rig.agents.load(0, before)
     rig.agents.zero_grad()
-    base, scheduler = make_tiny_pipe().to(torch.float64), rig.model.scheduler
+    base, scheduler = make_tiny_pipe().to(torch.float64), rig.model.scheduler()
+    scheduler.set_timesteps(len(rollout.timesteps))
     negative = rig.sampler.negative.text
     total = torch.zeros((), dtype=torch.float64)
     for i in range(2):

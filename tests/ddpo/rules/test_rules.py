@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpo.cost.plan import Plan
+from ddpo.cost.footprint import plan_of
 from ddpo.rules import UPDATE_RULES, find_rule, forward_process
 from ddpo.rules.ddpo import Ddpo
 from ddpo.rules.forward_process import mean_square, negative_aware_loss, optimality
@@ -158,4 +158,4 @@ def test_a_rule_is_a_class_and_a_line_its_cost_and_its_metrics_come_with_it(monk
     metrics = stats.metrics()
     assert metrics["update/surprise"] == pytest.approx(-rollout.log_probs.mean().item(), rel=1e-3)
     assert metrics["update/kl_to_base"] >= 0
-    assert Plan.of(rig.settings, num_train_prompts=4).train_rows_per_image == 2 * 4
+    assert plan_of(rig.settings, num_train_prompts=4).train_rows_per_image == 2 * 4
