@@ -26,7 +26,7 @@ def subjects_found(images: torch.Tensor, prompts: Sequence[str]) -> float:
     captions = list(emoji_data.CAPTIONS)
     wanted = torch.tensor([captions.index(prompt) for prompt in prompts])
     answers = _judge()(images.float() / 255).argmax(dim=1)
-    return (answers == wanted).float().mean().item()
+    return float((answers == wanted).float().mean())
 
 
 @lru_cache
