@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -19,10 +19,39 @@ if TYPE_CHECKING:
     from ddpo.agents.slots import Agents
     from ddpo.rewards.guards import Guards
     from ddpo.rewards.scorer import Scorer
-    from ddpo.sampler import Sampler
-    from ddpo.types import Policy
+    from ddpo.types import Policy, PromptBatch
 
 _MIN_IMAGES = 2  # below that a mean has no standard error
+
+
+class Drawn(Protocol):
+    """Pictures of some prompts, agent-major."""
+
+    @property
+    def prompts(self) -> PromptBatch:
+        """What was drawn."""
+        ...
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(rows, 3, H, W) in [0, 1]."""
+        ...
+
+
+class Drawing(Protocol):
+    """A way of drawing: `Sampler`, or another."""
+
+    def prompt_batch(
+        self, texts: Sequence[str], seeds: Sequence[int], num_agents: int
+    ) -> PromptBatch:
+        """Encode prompts into a batch of agent-major rows."""
+        ...
+
+    def chunks(
+        self, agents: Agents, prompts: PromptBatch, on_step: Callable[[], object] | None = None
+    ) -> Iterator[Drawn]:
+        """The pictures, a part of each agent's at a time."""
+        ...
 
 
 def evaluation_set(
@@ -50,7 +79,7 @@ def evaluation_set(
 def evaluate(
     policies: Sequence[Policy],
     evaluation_set: EvaluationSet,
-    sampler: Sampler,
+    sampler: Drawing,
     scorer: Scorer,
     agents: Agents,
     keep_images: int = 0,
@@ -117,7 +146,7 @@ def _groups(policies: Sequence[Policy], agents: Agents) -> Iterator[Sequence[Pol
 def _judge(
     group: Sequence[Policy],
     evaluation_set: EvaluationSet,
-    sampler: Sampler,
+    sampler: Drawing,
     scorer: Scorer,
     agents: Agents,
     keep_images: int,

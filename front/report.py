@@ -24,6 +24,7 @@ from ddpo.files import write_atomic
 from front.front import Front
 from front.member import Blend
 from front.record import NAME, FrontRecord
+from front.setups import transfer_table
 from front.tables import with_error
 from front.view import FrontView
 from morl.types import BASE_POLICY, PolicyId
@@ -331,8 +332,16 @@ def render(files: RunFiles, data: Mapping[str, Any]) -> str:
         costs=files.front.costs if files.front else files.search.costs,
         minutes=files.seconds / 60,
         front=files.front,
+        transfer=_transfer(files),
         best=[_best(data["members"], index) for index in range(len(data["objectives"]))],
     )
+
+
+def _transfer(files: RunFiles) -> tuple[list[str], list[list[str]]] | None:
+    """The front under other ways of drawing, if anybody measured it."""
+    if not files.front or not files.front.transfer:
+        return None
+    return transfer_table(files.front.transfer, [each.name for each in files.search.objectives])
 
 
 def measured(value: float, error: float | None, sign: str = "") -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ddpo import speed
 from ddpo.agents.adapter import Adapter, policy_of
 from ddpo.agents.slots import Agents
@@ -13,15 +15,18 @@ from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
 from ddpo.rewards.scorer import Scorer
 from ddpo.sampler import Sampler
+from front.analysis.samplers import SetupSampler
 from front.errors import FrontError
 from front.settings import device_of, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from config.base import Settings
+    from ddpo.evaluation import Drawing
     from ddpo.types import Evaluation, EvaluationSet
     from front.front import Front
+    from front.setups import Setup
 
 
 class Judge:
@@ -32,19 +37,27 @@ class Judge:
         model: where its base model is now; empty where it was.
         device: empty for a GPU if there is one.
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
+        num_images: of the report set, the first; 0 for all.
 
     Raises:
         UserError: if the settings, the model, a reward or the prompts cannot be used.
     """
 
     def __init__(
-        self, front: Front, model: str = "", device: str = "", rows_per_pass: int = 0
+        self,
+        front: Front,
+        model: str = "",
+        device: str = "",
+        rows_per_pass: int = 0,
+        num_images: int = 0,
     ) -> None:
         settings = settings_of(front, model, rows_per_pass, with_rewards=True)
         where = device_of(device)
-        self.report_set = _report_set(settings, front)
+        report_set = _report_set(settings, front)
+        self.report_set = report_set.first(num_images or None)
+        self.is_whole = self.report_set == report_set
         self._num_kept = len(front.sample_prompts)
-        diffusion = FrozenDiffusion.load(settings.pretrained, where)
+        self.model = diffusion = FrozenDiffusion.load(settings.pretrained, where)
         self._scorer = Scorer.build(settings.rewards, where)
         rank = 2 * settings.policy_adapter.rank  # room for a blend of two
         adapter = dataclasses.replace(settings.adapter, rank=rank, alpha=float(rank))
@@ -55,16 +68,29 @@ class Judge:
         )
         self._agents = Agents(diffusion.unet, num_agents, adapter, settings.train)
         speed.apply(settings.speed, diffusion, self._agents)
-        self._sampler = Sampler(diffusion, settings.evaluation_sample)
+        self._settings = settings.evaluation_sample
+        self._sampler = Sampler(diffusion, self._settings)
+
+    def drawing(self, setup: Setup) -> SetupSampler:
+        """Draws under a setup, for `measure`.
+
+        Raises:
+            UserError: if the setup does not fit the model.
+        """
+        return SetupSampler(self.model, self._settings, setup)
 
     def measure(
-        self, adapters: Sequence[Adapter], on_group: Callable[[int], object]
+        self,
+        adapters: Sequence[Adapter],
+        on_group: Callable[[int], object],
+        drawing: Drawing | None = None,
     ) -> list[Evaluation]:
         """Evaluate adapters on the report set.
 
         Args:
             adapters: of rank at most twice the run's.
             on_group: called with the number of adapters done, several at a time.
+            drawing: how to draw; by default as the run did.
 
         Raises:
             UserError: if an adapter does not fit, or a reward fails.
@@ -74,7 +100,12 @@ class Judge:
         for start in range(0, len(adapters), size):
             group = [policy_of(self._agents, each) for each in adapters[start : start + size]]
             out += evaluate(
-                group, self.report_set, self._sampler, self._scorer, self._agents, self._num_kept
+                group,
+                self.report_set,
+                drawing or self._sampler,
+                self._scorer,
+                self._agents,
+                self._num_kept,
             )
             on_group(len(group))
         return out
@@ -82,6 +113,28 @@ class Judge:
     def close(self) -> None:
         """Stop the reward threads."""
         self._scorer.close()
+
+
+def check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:
+    """Refuse to stand beside policies what was measured otherwise than they were.
+
+    Args:
+        front: as published.
+        evaluations: of its policies now, among others.
+
+    Raises:
+        FrontError: if a policy's return is off by more than its standard error.
+    """
+    for policy in front.policies:
+        now, then = evaluations[policy.id].returns.numpy(), policy.report_returns
+        room = policy.report_std_error + 1e-3 * np.abs(then)
+        for name, a, b, off in zip(front.names, now, then, np.abs(now - then) > room, strict=True):
+            if off:
+                raise FrontError(
+                    f"{policy.id} has {name}={a:.4g} now and had {b:.4g} when the run measured it: "
+                    "its prompts, the reward or the base model have changed since. Nothing was "
+                    "published; restore them first"
+                )
 
 
 def _report_set(settings: Settings, front: Front) -> EvaluationSet:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ddpo.agents.adapter import Adapter
 from ddpo.types import standard_error
-from front.analysis.judge import Judge
+from front.analysis.judge import Judge, check_same
 from front.analysis.values import Analysis, Link, MeasuredBlend
 from front.blend import depth_of_corner, height_above_chord, neighbours
 from front.errors import FrontError
@@ -69,7 +69,7 @@ def analyse(
     finally:
         judge.close()
     evaluations = dict(zip(adapters, measured, strict=True))
-    _check_same(front, evaluations)
+    check_same(front, evaluations)
     blends = [
         Blend(
             id=name,
@@ -88,24 +88,6 @@ def analyse(
         num_images=len(adapters) * len(judge.report_set.prompts),
     )
     return analysis, evaluations
-
-
-def _check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:
-    """Refuse blends that were measured otherwise than the policies that they stand beside.
-
-    Raises:
-        FrontError: if a policy's return is off by more than its standard error.
-    """
-    for policy in front.policies:
-        now, then = evaluations[policy.id].returns.numpy(), policy.report_returns
-        room = policy.report_std_error + 1e-3 * np.abs(then)
-        for name, a, b, off in zip(front.names, now, then, np.abs(now - then) > room, strict=True):
-            if off:
-                raise FrontError(
-                    f"{policy.id} has {name}={a:.4g} now and had {b:.4g} when the run measured it: "
-                    "its prompts, the reward or the base model have changed since. Nothing was "
-                    "published; restore them first"
-                )
 
 
 def _z(front: Front, blend: Blend) -> Array:

@@ -16,6 +16,7 @@ _NAMES = (  # in the order of the help
     "pick",
     "blend",
     "analyse",
+    "transfer",
     "export",
     "generate",
     "report",
