@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -127,14 +128,15 @@ def evaluate(
     if (short := rewards.isfinite().all(dim=-1).sum(dim=1).min().item()) < _MIN_IMAGES:
         raise RewardError(f"a policy has only {short} scored images of {len(prompts)}")
     images = processes.join(torch.cat([part[1] for part in parts]), num_policies)
+    evaluations = [
+        Evaluation(rewards=r, images=i, prompts=prompts)
+        for r, i in zip(rewards, images, strict=True)
+    ]
     if guards is None:
-        return [Evaluation(rewards=r, images=i) for r, i in zip(rewards, images, strict=True)]
+        return evaluations
     features = processes.join(torch.cat([part[2] for part in parts]), num_policies)
     guards.refuse_too_many_missing(features)
-    return [
-        Evaluation(rewards=r, images=i, features=f)
-        for r, i, f in zip(rewards, images, features, strict=True)
-    ]
+    return [replace(e, features=f) for e, f in zip(evaluations, features, strict=True)]
 
 
 def _groups(policies: Sequence[Policy], agents: Agents) -> Iterator[Sequence[Policy]]:

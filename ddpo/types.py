@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from itertools import compress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ddpo.devices import pairs_of
@@ -439,11 +441,13 @@ class Evaluation:
             means over the images that have all scores.
         images: (n, 3, H, W) uint8, the first n images.
         features: (N, F) float32, what guards keep of each image (`ddpo/rewards/guards.py`).
+        prompts: one per image.
     """
 
     rewards: torch.Tensor
     images: torch.Tensor
     features: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    prompts: tuple[str, ...] = ()
 
     @property
     def returns(self) -> torch.Tensor:
@@ -455,16 +459,65 @@ class Evaluation:
         """(M,) float64 standard error of `returns`."""
         return standard_error(self.rewards)
 
-    def gain_over(self, other: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
-        """Paired difference of returns to `other` and its standard error, each (M,) float64."""
+    @property
+    def std_error_by_prompt(self) -> torch.Tensor:
+        """(M,) float64 standard error of `returns`, clustered by prompt."""
+        return clustered_standard_error(self.rewards, self.prompts)
+
+    def gain_over(self, other: Evaluation) -> Gain:
+        """Paired difference of returns to `other`."""
         difference = self.rewards.double() - other.rewards.double()
-        return _present(difference).mean(dim=0), standard_error(difference)
+        return Gain(
+            mean=_present(difference).mean(dim=0),
+            std_error=standard_error(difference),
+            std_error_by_prompt=clustered_standard_error(difference, self.prompts),
+        )
+
+
+class Gain(NamedTuple):
+    """A paired difference of returns, each (M,) float64.
+
+    Attributes:
+        mean: over images.
+        std_error: for other pictures of the same prompts.
+        std_error_by_prompt: for other prompts as well.
+    """
+
+    mean: torch.Tensor
+    std_error: torch.Tensor
+    std_error_by_prompt: torch.Tensor
 
 
 def standard_error(rewards: torch.Tensor) -> torch.Tensor:
     """(M,) float64 standard error of the mean of rewards (N, M), over rows without NaN."""
     present = _present(rewards)
     return present.std(dim=0) / math.sqrt(len(present))
+
+
+def clustered_standard_error(rewards: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """Standard error of the mean where pictures of one prompt are alike.
+
+    sqrt(G / (G - 1) sum_g (sum_{i in g} (r_i - mean))^2) / N over the G prompts: with as many
+    pictures of each it is the standard error of the prompts' means.
+
+    Source: Liang and Zeger, 1986, for a mean.
+
+    Args:
+        rewards: (N, M); rows with NaN are left out.
+        prompts: one per row.
+
+    Returns:
+        (M,) float64; NaN with less than two prompts.
+    """
+    is_present = rewards.isfinite().all(dim=-1).tolist()
+    distinct, cluster = np.unique(list(compress(prompts, is_present)), return_inverse=True)
+    num_prompts, num_objectives = len(distinct), rewards.shape[-1]
+    if num_prompts <= 1:
+        return torch.full((num_objectives,), torch.nan, dtype=torch.float64)
+    centred = _present(rewards) - _present(rewards).mean(dim=0)
+    sums = torch.zeros(num_prompts, num_objectives, dtype=torch.float64)
+    sums.index_add_(0, torch.from_numpy(cluster), centred)
+    return (num_prompts / (num_prompts - 1) * sums.square().sum(dim=0)).sqrt() / len(centred)
 
 
 def _present(rewards: torch.Tensor) -> torch.Tensor:
