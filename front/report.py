@@ -28,6 +28,7 @@ from front.setups import transfer_table
 from front.tables import with_error
 from front.view import FrontView
 from morl.types import BASE_POLICY, PolicyId
+from run.audit_page import read_audit
 from run.records import CONFIG, SEARCH, RunConfig, SearchRecord
 from run.samples import encode, read_samples, sample_path
 
@@ -333,6 +334,11 @@ def render(files: RunFiles, data: Mapping[str, Any]) -> str:
         minutes=files.seconds / 60,
         front=files.front,
         transfer=_transfer(files),
+        audit=read_audit(
+            files.path.resolve().parent,
+            [each.name for each in files.search.objectives],
+            settings["pretrained"]["model"],
+        ),
         best=[_best(data["members"], index) for index in range(len(data["objectives"]))],
     )
 

@@ -175,9 +175,8 @@ class Guards:
             base: the base model's.
         """
         prompts = evaluation_set.prompts
-        own = list(self._columns(prompts, policy.features, base.features))
-        of_base = list(self._columns(prompts, base.features, base.features))
-        values, reference = (torch.stack(columns, dim=-1).double() for columns in (own, of_base))
+        values = self.values(prompts, policy.features, base.features)
+        reference = self.values(prompts, base.features, base.features)
         mean = values.nanmean(dim=0)
         counts = values.isfinite().sum(dim=0)
         variance = (values - mean).square().nansum(dim=0) / (counts - 1).clamp(min=1)
@@ -192,6 +191,25 @@ class Guards:
             drops=(reference - values).nanmean(dim=0),
             max_drops=self.settings.max_drops,
         )
+
+    def values(
+        self, prompts: Sequence[str], features: torch.Tensor, base: torch.Tensor
+    ) -> torch.Tensor:
+        """(N, G) float64 values of each guard, one row per picture.
+
+        Args:
+            prompts: N.
+            features: (N, F) of the pictures.
+            base: (N, F) of the base model's pictures of the same prompts and noise.
+        """
+        return torch.stack(list(self._columns(prompts, features, base)), dim=-1).double()
+
+    def by_name(
+        self, prompts: Sequence[str], features: torch.Tensor, base: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Guard -> its (N,) `values`."""
+        columns = self.values(prompts, features, base).unbind(dim=1)
+        return dict(zip(self.names, columns, strict=True))
 
     def _columns(
         self, prompts: Sequence[str], features: torch.Tensor, base: torch.Tensor
