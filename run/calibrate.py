@@ -20,7 +20,7 @@ from ddpo.processes import Processes, own_device, use_threads
 from ddpo.rewards.audit import AUDITED, Audit, audit, spread_findings
 from ddpo.rewards.guards import Guards
 from ddpo.trainer import Trainer
-from ddpo.types import scored
+from ddpo.types import Evaluation, scored
 from run.audit_page import write_audit
 from run.failures import memory_advised
 from run.progress import Progress, route_logs
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from config.base import Settings
-    from ddpo.types import Evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,10 +124,16 @@ def _audit(trainer: Trainer, base: Evaluation, all_prompts: Sequence[str], sprea
     def score(pictures: torch.Tensor) -> torch.Tensor:
         return trainer.scorer.gather([trainer.scorer.submit(pictures, prompts)], 1).values[0]
 
-    def features(pictures: torch.Tensor) -> torch.Tensor:
-        return guards.gather([guards.submit(pictures, prompts)], 1)[0]
+    def seen_by_guards(pictures: torch.Tensor) -> Evaluation:
+        features = guards.gather([guards.submit(pictures, prompts)], 1)[0]
+        return Evaluation(rewards=torch.empty(len(pictures), 0), images=pictures, features=features)
 
-    own = features(images)
+    own = seen_by_guards(images)
+
+    def guard(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        columns = guards.values(prompts, seen_by_guards(pictures), own).unbind(dim=1)
+        return dict(zip(guards.names, columns, strict=True))
+
     try:
         seen = audit(
             names,
@@ -137,7 +142,7 @@ def _audit(trainer: Trainer, base: Evaluation, all_prompts: Sequence[str], sprea
             prompts,
             base.rewards,
             score,
-            lambda pictures: guards.by_name(prompts, features(pictures), own),
+            guard,
             trainer.reward_gradients,
             trainer.measure_slopes(base, all_prompts),
         )
@@ -154,7 +159,9 @@ def _guards(settings: Settings, device: torch.device) -> Guards:
     """Guards that look at single pictures: the run's, and those that ship with the project."""
     usual = ("base_similarity", "clip_alignment")
     names = dict.fromkeys((*settings.guards.names, *usual))
-    chosen = [name for name in names if name not in {"diversity", *settings.rewards.names}]
+    chosen = [
+        name for name in names if name not in {"diversity", "agreement", *settings.rewards.names}
+    ]
     only = replace(settings.guards, names=tuple(chosen), max_drops=())
     guards = Guards.build(replace(settings, guards=only), device)
     assert guards is not None

@@ -94,10 +94,11 @@ REWARDS: dict[str, str] = {  # name -> module that has it as `REWARD`
 
 EMOJI_CLIP = Part(source="emoji-clip")  # which ships with the project
 
-# Guards that are no rewards, because they compare pictures: see `ddpo/rewards/guards.py`.
+# Guards that are no rewards: they compare pictures, or judges. See `ddpo/rewards/guards.py`.
 PICTURE_GUARDS: dict[str, Mapping[str, Part]] = {  # name -> parts
     "base_similarity": {"clip": EMOJI_CLIP},
     "diversity": {"clip": EMOJI_CLIP},
+    "agreement": {},
 }
 
 

@@ -76,7 +76,7 @@ def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             continue
         problem = name_problem("guards.names", name, _remote_names(flat))
         if problem is not None:
-            yield f"{problem}. Guards may also be {' or '.join(PICTURE_GUARDS)}"
+            yield f"{problem}. Guards may also be {', '.join(PICTURE_GUARDS)}"
         elif objective_name(name) in PICTURE_GUARDS:
             yield (
                 f"guards.names: {name!r} would be called {objective_name(name)}, which is another "
@@ -85,9 +85,10 @@ def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def diversity_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each evaluation set that the guard `diversity` cannot be read off."""
+    """A sentence for each evaluation set that a guard which compares draws cannot be read off."""
     prompts: dict[str, Any] = {role: flat.get(f"prompts.{role}") for role in ROLES}
-    if "diversity" not in flat.get("guards.names", ()) or None in prompts.values():
+    guards = [g for g in flat.get("guards.names", ()) if g in {"diversity", "agreement"}]
+    if not guards or None in prompts.values():
         return
     try:
         split = split_prompts(PromptSettings(**prompts))
@@ -97,8 +98,8 @@ def diversity_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         images = flat.get(f"evaluation.{role}_images", math.inf)
         if images < 2 * len(texts):
             yield (
-                f"the guard 'diversity' compares pictures of one prompt: evaluation.{role}_images="
-                f"{images} must be at least {2 * len(texts)}, two for each prompt; raise it, or "
+                f"the guard {guards[0]!r} compares pictures of one prompt: "
+                f"evaluation.{role}_images={images} must be at least {2 * len(texts)}, two for each prompt; raise it, or "
                 f"give prompts.{role} a smaller set"
             )
 
