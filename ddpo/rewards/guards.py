@@ -328,11 +328,11 @@ def agreement_of_draws(scores: torch.Tensor, prompts: Sequence[str]) -> torch.Te
 def diversity_std_error(values: torch.Tensor, prompts: Sequence[str]) -> float:
     """Standard error of the mean of `diversity`, for these prompts and other pictures of them.
 
-    Likewise of `agreement_of_draws`. The distance of two pictures counts for both, so that values within a
-    prompt are not independent: the mean U of its n values is a U-statistic. Its variance is the jackknife's over
-    pictures (Arvesen 1969), where U without picture i is U - 2 (values_i - U) / (n - 2). That of a
-    prompt with two pictures, whose one distance shows no variance, is the squared difference from
-    the mean over all prompts.
+    Likewise of `agreement_of_draws`. What two pictures have in common counts for both, so that
+    values within a prompt are not independent: the mean U of its n values is a U-statistic. Its
+    variance is the jackknife's over pictures (Arvesen 1969), where U without picture i is
+    U - 2 (values_i - U) / (n - 2). That of a prompt with two pictures, whose one distance shows no
+    variance, is the squared difference from the mean over all prompts.
 
     Args:
         values: (N,) from these; NaN counts for nothing.

@@ -99,8 +99,8 @@ def diversity_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         if images < 2 * len(texts):
             yield (
                 f"the guard {guards[0]!r} compares pictures of one prompt: "
-                f"evaluation.{role}_images={images} must be at least {2 * len(texts)}, two for each prompt; raise it, or "
-                f"give prompts.{role} a smaller set"
+                f"evaluation.{role}_images={images} must be at least {2 * len(texts)}, two for "
+                f"each prompt; raise it, or give prompts.{role} a smaller set"
             )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ddpo import speed
 from ddpo.agents.adapter import Adapter, policy_of
@@ -15,7 +16,8 @@ from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
 from ddpo.rewards.scorer import Scorer
 from ddpo.sampler import Sampler
-from front.analysis.samplers import SetupSampler
+from ddpo.types import Evaluation
+from front.analysis.samplers import PredictionSampler, SetupSampler
 from front.errors import FrontError
 from front.settings import device_of, settings_of
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from config.base import Settings
     from ddpo.evaluation import Drawing
-    from ddpo.types import Evaluation, EvaluationSet
+    from ddpo.types import EvaluationSet
     from front.front import Front
     from front.setups import Setup
 
@@ -63,10 +65,11 @@ class Judge:
         adapter = dataclasses.replace(settings.adapter, rank=rank, alpha=float(rank))
         # As many at a time as in the run, unless a pass is to have fewer rows than that.
         per_agent = settings.sample.rows_per_sample
-        num_agents = min(
+        self._group = min(
             settings.evolution.num_agents, max(1, settings.sample.rows_per_pass // per_agent)
         )
-        self._agents = Agents(diffusion.unet, num_agents, adapter, settings.train)
+        num_slots = max(self._group, 2)  # for the parts of a blend
+        self._agents = Agents(diffusion.unet, num_slots, adapter, settings.train)
         speed.apply(settings.speed, diffusion, self._agents)
         self._settings = settings.evaluation_sample
         self._sampler = Sampler(diffusion, self._settings)
@@ -96,7 +99,7 @@ class Judge:
             UserError: if an adapter does not fit, or a reward fails.
         """
         out: list[Evaluation] = []
-        size = self._agents.num_agents
+        size = self._group
         for start in range(0, len(adapters), size):
             group = [policy_of(self._agents, each) for each in adapters[start : start + size]]
             out += evaluate(
@@ -110,6 +113,40 @@ class Judge:
             on_group(len(group))
         return out
 
+    def measure_predictions(
+        self, blends: Sequence[Sequence[tuple[Adapter, float]]], on_group: Callable[[int], object]
+    ) -> list[Evaluation]:
+        """Evaluate blends that are mixed in every step; see `PredictionSampler`.
+
+        Args:
+            blends: two parts each, with their coefficients.
+            on_group: called with the number of blends done, several at a time.
+
+        Raises:
+            UserError: if an adapter does not fit, or a reward fails.
+        """
+        out: list[Evaluation] = []
+        size = self._agents.num_agents // 2
+        prompts, seeds = self.report_set.prompts, self.report_set.seeds
+        for start in range(0, len(blends), size):
+            group = blends[start : start + size]
+            for slot, (adapter, _) in enumerate(part for blend in group for part in blend):
+                self._agents.load(slot, policy_of(self._agents, adapter))
+            coefficients = torch.tensor([[share for _, share in blend] for blend in group])
+            sampler = PredictionSampler(self.model, self._settings, coefficients)
+            num = len(group)
+            batch = sampler.prompt_batch(prompts * num, seeds * num, num)
+            scores = [
+                self._scorer.submit(chunk.images, chunk.prompts.texts)
+                for chunk in sampler.chunks(self._agents, batch)
+            ]
+            rewards = self._scorer.gather(scores, num).values
+            self._scorer.refuse_too_many_missing(rewards)
+            no_images = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+            out += [Evaluation(rewards=r, images=no_images, prompts=prompts) for r in rewards]
+            on_group(num)
+        return out
+
     def close(self) -> None:
         """Stop the reward threads."""
         self._scorer.close()
@@ -120,12 +157,12 @@ def check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:
 
     Args:
         front: as published.
-        evaluations: of its policies now, among others.
+        evaluations: of some of its policies now, among others.
 
     Raises:
         FrontError: if a policy's return is off by more than its standard error.
     """
-    for policy in front.policies:
+    for policy in (each for each in front.policies if each.id in evaluations):
         now, then = evaluations[policy.id].returns.numpy(), policy.report_returns
         room = policy.report_std_error + 1e-3 * np.abs(then)
         for name, a, b, off in zip(front.names, now, then, np.abs(now - then) > room, strict=True):

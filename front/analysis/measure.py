@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ddpo.agents.adapter import Adapter
 from ddpo.types import standard_error
 from front.analysis.judge import Judge, check_same
-from front.analysis.values import Analysis, Link, MeasuredBlend
+from front.analysis.values import Analysis, InPredictions, Link, MeasuredBlend
 from front.blend import depth_of_corner, height_above_chord, neighbours
 from front.errors import FrontError
 from front.member import Blend
@@ -31,17 +31,25 @@ if TYPE_CHECKING:
 
     from ddpo.types import Evaluation
     from front.front import Front
+    from front.member import FrontPolicy
     from morl.types import Array, PolicyId
 
 
 def analyse(
-    front: Front, num_points: int, *, model: str = "", device: str = "", rows_per_pass: int = 0
+    front: Front,
+    num_points: int,
+    *,
+    with_predictions: bool = False,
+    model: str = "",
+    device: str = "",
+    rows_per_pass: int = 0,
 ) -> tuple[Analysis, Mapping[str, Evaluation]]:
     """Measure blends between all neighbours on the front.
 
     Args:
         front: with at least two policies.
         num_points: blends between each pair of neighbours, evenly spaced.
+        with_predictions: measure every blend in predictions, too, at twice the cost of a blend.
         model: where the base model is now; empty where it was.
         device: empty for a GPU if there is one.
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
@@ -64,8 +72,12 @@ def analyse(
         adapters[f"b{index:03d}"] = Adapter.blend([(read[p.id], part) for p, part in parts])
     judge = Judge(front, model, device, rows_per_pass)
     try:
-        with tqdm(total=len(adapters), unit="policy", leave=False, disable=None) as bar:
+        mixed = [[(read[p.id], part) for p, part in parts] for parts in recipes]
+        mixed = mixed if with_predictions else []
+        total = len(adapters) + len(mixed)
+        with tqdm(total=total, unit="policy", leave=False, disable=None) as bar:
             measured = judge.measure(list(adapters.values()), bar.update)
+            predicted = judge.measure_predictions(mixed, bar.update)
     finally:
         judge.close()
     evaluations = dict(zip(adapters, measured, strict=True))
@@ -80,12 +92,13 @@ def analyse(
         )
         for name, parts in zip(list(adapters)[len(read) :], recipes, strict=True)
     ]
+    in_predictions = dict(zip([blend.id for blend in blends], predicted, strict=False))
     dense = np.vstack([front.z, *(_z(front, blend) for blend in blends)])
     analysis = Analysis(
-        links=_links(front, blends, evaluations),
+        links=_links(front, blends, evaluations, in_predictions),
         hypervolume=front.hypervolume,
         dense_hypervolume=hypervolume(dense),
-        num_images=len(adapters) * len(judge.report_set.prompts),
+        num_images=total * len(judge.report_set.prompts),
     )
     return analysis, evaluations
 
@@ -95,29 +108,65 @@ def _z(front: Front, blend: Blend) -> Array:
     return to_z(blend.report_returns, front.objectives)
 
 
+def _height(
+    front: Front,
+    blend: Evaluation,
+    parts: Sequence[tuple[FrontPolicy, float]],
+    ends: Sequence[Evaluation],
+) -> tuple[float, float]:
+    """How far a blend lies above the chord between its parts, and the paired error of that."""
+    points = [to_z(policy.report_returns, front.objectives) for policy, _ in parts]
+    returns = to_z(blend.returns.numpy(), front.objectives)
+    height = height_above_chord(returns, points[0], points[1])
+    own, first, second = (
+        to_z(each.rewards.double().numpy(), front.objectives) for each in (blend, *ends)
+    )
+    excess = own - (1 - height.position) * first - height.position * second
+    error = standard_error(torch.from_numpy(excess @ height.weights)[:, None])
+    return height.value, error.item()
+
+
+def _in_predictions(
+    front: Front,
+    blend: Evaluation,
+    parts: Sequence[tuple[FrontPolicy, float]],
+    ends: Sequence[Evaluation],
+) -> InPredictions:
+    height, error = _height(front, blend, parts, ends)
+    return InPredictions(
+        returns=blend.returns.numpy(),
+        std_error=blend.std_error.numpy(),
+        height=height,
+        height_std_error=error,
+    )
+
+
 def _links(
-    front: Front, blends: Sequence[Blend], evaluations: Mapping[str, Evaluation]
+    front: Front,
+    blends: Sequence[Blend],
+    evaluations: Mapping[str, Evaluation],
+    in_predictions: Mapping[str, Evaluation],
 ) -> tuple[Link, ...]:
     """Compare every blend with the chord between its parts, image by image."""
     is_useful = non_dominated(np.vstack([front.z, *(_z(front, blend) for blend in blends)]))
     measured = []
     for blend, useful in zip(blends, is_useful[len(front.policies) :], strict=True):
         (first, _), (second, _) = blend.parts
-        images = [
-            to_z(evaluations[name].rewards.double().numpy(), front.objectives)
-            for name in (blend.id, first.id, second.id)
-        ]
-        ends = [to_z(policy.report_returns, front.objectives) for policy in (first, second)]
-        height = height_above_chord(_z(front, blend), *ends)
-        excess = images[0] - (1 - height.position) * images[1] - height.position * images[2]
-        error = standard_error(torch.from_numpy(excess @ height.weights)[:, None])
+        ends = [evaluations[first.id], evaluations[second.id]]
+        height, height_std_error = _height(front, evaluations[blend.id], blend.parts, ends)
+        predicted = in_predictions.get(blend.id)
         measured.append(
             MeasuredBlend(
                 blend=blend,
-                height=height.value,
-                height_std_error=error.item(),
-                depth=depth_of_corner(*ends),
+                height=height,
+                height_std_error=height_std_error,
+                depth=depth_of_corner(
+                    *(to_z(policy.report_returns, front.objectives) for policy in (first, second))
+                ),
                 is_useful=bool(useful),
+                in_predictions=None
+                if predicted is None
+                else _in_predictions(front, predicted, blend.parts, ends),
             )
         )
     pairs: dict[tuple[PolicyId, PolicyId], list[MeasuredBlend]] = {}

@@ -1,4 +1,4 @@
-"""Draws with the schedulers of diffusers, all policies of a pass together."""
+"""Other ways of drawing: with the schedulers of diffusers, and by blended predictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from config.base import SampleSettings
     from ddpo.agents.slots import Agents
     from ddpo.model.stable_diffusion import BaseModel
-    from ddpo.types import PromptBatch
+    from ddpo.types import Conditioning, PromptBatch
     from front.setups import Setup
 
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # sampler -> class, changes to its config
@@ -119,3 +119,54 @@ class SetupSampler:
             if on_step is not None:
                 on_step()
         return self._model.decode(latents)
+
+
+class PredictionSampler(Sampler):
+    """Draws blends whose parts are mixed in every step, not in their weights.
+
+    Diffusion Blend (Cheng et al. 2025, arXiv 2505.18547): the guided prediction of a step is the
+    weighted sum of the parts' guided predictions. All parts of all blends share one UNet pass.
+
+    Args:
+        model: the frozen parts.
+        settings: of the sampler.
+        coefficients: (blends, parts), of sum 1; part p of blend b is in slot b * parts + p.
+    """
+
+    def __init__(
+        self, model: BaseModel, settings: SampleSettings, coefficients: torch.Tensor
+    ) -> None:
+        super().__init__(model, settings)
+        self._coefficients = coefficients.to(model.device)
+
+    def samples_per_pass(self, num_agents: int) -> int:
+        """Samples per blend in one UNet pass, which has a row for each of its parts."""
+        return super().samples_per_pass(num_agents * self._coefficients.shape[1])
+
+    def guided(
+        self,
+        agents: Agents,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: Conditioning,
+        num_agents: int,
+    ) -> torch.Tensor:
+        """The blends' predictions (rows, C, h, w); see `Sampler.guided`, where agents are parts."""
+        coefficients = self._coefficients[:num_agents]
+        num_parts = coefficients.shape[1]
+
+        def for_parts(values: torch.Tensor) -> torch.Tensor:
+            blends: torch.Tensor = values.unflatten(0, (num_agents, 1, -1))
+            return blends.expand(-1, num_parts, *blends.shape[2:]).flatten(0, 2)
+
+        out = super().guided(
+            agents,
+            for_parts(latents),
+            for_parts(timesteps),
+            conditioning.map(for_parts),
+            num_agents * num_parts,
+        )
+        parts = out.unflatten(0, (num_agents, num_parts, -1))
+        weights = coefficients.to(out)[..., None, None, None, None]
+        mixed: torch.Tensor = (weights * parts).sum(dim=1)
+        return mixed.flatten(0, 1)

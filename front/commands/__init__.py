@@ -18,6 +18,7 @@ _NAMES = (  # in the order of the help
     "analyse",
     "transfer",
     "export",
+    "slider",
     "generate",
     "report",
     "serve",
