@@ -81,7 +81,7 @@ def read_audit(logdir: Path, rewards: Sequence[str], model: str) -> dict[str, An
 
 
 def _thumbnail(picture: torch.Tensor) -> str:
-    """A data URI of a picture (3, H, W) in [0, 1]; a small one is enlarged without smoothing."""
+    """A data URI of a picture (3, H, W) in [0, 1], reduced if it is large."""
     values = picture.mul(255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(values)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
