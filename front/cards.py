@@ -137,7 +137,7 @@ def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
         member=None,
         num_policies=len(front.policies),
         returns="",
-        transfer=markdown_table(*transfer_table(front.transfer, front.names))
+        transfer=markdown_table(*transfer_table(front.transfer, front.names, front.policies))
         if front.transfer
         else "",
         code=drawing_code(

@@ -347,7 +347,8 @@ def _transfer(files: RunFiles) -> tuple[list[str], list[list[str]]] | None:
     """The front under other ways of drawing, if anybody measured it."""
     if not files.front or not files.front.transfer:
         return None
-    return transfer_table(files.front.transfer, [each.name for each in files.search.objectives])
+    front, names = files.front, [each.name for each in files.search.objectives]
+    return transfer_table(front.transfer, names, front.policies)
 
 
 def measured(value: float, error: float | None, sign: str = "") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -278,18 +278,34 @@ def _swaps(
     return tuple(found)
 
 
+class _Published(Protocol):
+    """A policy of a front."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def report_returns(self) -> Array:
+        """(M,) on the whole report set."""
+        ...
+
+
 def transfer_table(
-    records: Sequence[SetupRecord], names: Sequence[str]
+    records: Sequence[SetupRecord], names: Sequence[str], policies: Sequence[_Published]
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows: a front under every setup.
 
     Args:
         records: as trained first.
         names: of the objectives.
+        policies: of the front. Its ends are those of the whole report set: chosen by the few
+            pictures of a short measurement, they would look better than they are.
     """
     own = records[0]
-    best = np.argmax([policy.returns for policy in own.policies.values()], axis=0)
-    ends = [list(own.policies)[index] for index in best]
+    best = np.argmax([policy.report_returns for policy in policies], axis=0)
+    ends = [PolicyId(policies[index].id) for index in best]
     header = ["setup", "hypervolume", "over the base model"]
     header += [f"{name} kept by {end}" for name, end in zip(names, ends, strict=True)]
     header += ["less than half kept by", "orders changed"]
@@ -306,7 +322,7 @@ def transfer_table(
                 record.setup.words(None if record is own else own.setup),
                 f"{record.hypervolume:.3f}",
                 f"{record.hypervolume - record.base_hypervolume:+.3f}",
-                *("no gain" if each is None else str(each) for each in kept),
+                *("not sure" if each is None else str(each) for each in kept),
                 "; ".join(lost) or "none",
                 str(len(record.swaps)),
             ]

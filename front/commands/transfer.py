@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     )
     publish_transfer(front, records)
     table = markdown_table if args.markdown else terminal_table
-    say(table(*transfer_table(records, front.names)))
+    say(table(*transfer_table(records, front.names, front.policies)))
     say("")
     for record in records:
         for swap in record.swaps:
