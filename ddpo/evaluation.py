@@ -1,4 +1,4 @@
-"""Returns of policies, estimated on fixed prompts and fixed noise: paired across policies."""
+"""Returns of policies, estimated on the same prompts and noise: paired across policies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ddpo.rewards.scorer import Scorer
     from ddpo.types import Policy, PromptBatch
 
-_MIN_IMAGES = 2  # below that a mean has no standard error
+_MIN_IMAGES = 2  # with fewer, a mean has no standard error
 
 
 class Drawn(Protocol):
@@ -58,12 +58,12 @@ class Drawing(Protocol):
 def evaluation_set(
     purpose: str, prompts: Sequence[str], num_images: int, run_seed: int
 ) -> EvaluationSet:
-    """Cycle through the prompts, a new seed for each image.
+    """Cycle through the prompts, with a new seed for each image.
 
-    With fewer images than prompts, the prompts used are evenly spaced over the set.
+    With fewer images than prompts, evenly spaced prompts of the set are used.
 
     Args:
-        purpose: "calibration", "selection" or "report"; sets of different purpose share no
+        purpose: "calibration", "selection" or "report"; sets of different purposes share no
             seed.
         prompts: the distinct prompts.
         num_images: N.
@@ -100,15 +100,16 @@ def evaluate(
         agents: slots to work in.
         keep_images: how many images per policy to return.
         on_step: called after every denoising step.
-        processes: that share the work, each a part of the policies and of the samples.
-        guards: measured on the images too.
+        processes: all processes that share the work; each has a part of the policies and samples.
+        guards: also look at the images.
 
     Returns:
         One `Evaluation` per policy; the same in every process.
 
     Raises:
-        RewardError: if a reward fails, or leaves a policy without enough scores.
+        RewardError: if a reward fails, or a policy has too few scores.
     """
+    # This process's share.
     processes = processes or Processes.alone(agents.device)
     num_policies, prompts = len(policies), evaluation_set.prompts
     share = processes.share(num_policies, len(prompts))
@@ -117,12 +118,14 @@ def evaluate(
         seeds=evaluation_set.seeds[share.samples.start : share.samples.stop],
     )
     keep = min(max(keep_images - share.samples.start, 0), len(own.prompts))
+    # As many policies at a time as there are slots.
     with processes.fail_together(RewardError, StoppedError, torch.OutOfMemoryError):
         parts = []
         for group in _groups(policies[share.agents.start : share.agents.stop], agents):
             parts.append(_judge(group, own, sampler, scorer, agents, keep, on_step, guards))
             so_far = torch.cat([part[0] for part in parts])
             scorer.refuse_too_many_missing(so_far, num_policies * len(prompts))
+    # The results of all processes.
     rewards = processes.join(torch.cat([part[0] for part in parts]), num_policies)
     scorer.refuse_too_many_missing(rewards)
     if (short := rewards.isfinite().all(dim=-1).sum(dim=1).min().item()) < _MIN_IMAGES:
@@ -140,7 +143,7 @@ def evaluate(
 
 
 def _groups(policies: Sequence[Policy], agents: Agents) -> Iterator[Sequence[Policy]]:
-    """As many policies at a time as there are slots."""
+    """Groups of as many policies as there are slots."""
     for start in range(0, len(policies), agents.num_agents):
         yield policies[start : start + agents.num_agents]
 
@@ -155,7 +158,7 @@ def _judge(
     on_step: Callable[[], object] | None,
     guards: Guards | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rewards (k, n, M) of k policies on n samples, the first images, uint8, and (k, n, F)."""
+    """Rewards (k, n, M), first images (uint8) and features (k, n, F) of k policies, n samples."""
     k = len(group)
     features = torch.empty(k, 0, guards.num_features if guards else 0)
     no_images = torch.empty(k, 0, 3, 0, 0, dtype=torch.uint8)
