@@ -304,6 +304,7 @@ def transfer_table(
             pictures of a short measurement, they would look better than they are.
     """
     own = records[0]
+    policies = [policy for policy in policies if policy.id in own.policies]
     best = np.argmax([policy.report_returns for policy in policies], axis=0)
     ends = [PolicyId(policies[index].id) for index in best]
     header = ["setup", "hypervolume", "over the base model"]

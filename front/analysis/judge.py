@@ -14,11 +14,13 @@ from ddpo.agents.slots import Agents
 from ddpo.evaluation import evaluate, evaluation_set
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
+from ddpo.rewards.guards import Guards
 from ddpo.rewards.scorer import Scorer
 from ddpo.sampler import Sampler
 from ddpo.types import Evaluation
 from front.analysis.samplers import PredictionSampler, SetupSampler
 from front.errors import FrontError
+from front.member import GuardValue
 from front.settings import device_of, settings_of
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class Judge:
         self._num_kept = len(front.sample_prompts)
         self.model = diffusion = FrozenDiffusion.load(settings.pretrained, where)
         self._scorer = Scorer.build(settings.rewards, where)
+        self._guards = Guards.build(settings, where)
         rank = 2 * settings.policy_adapter.rank  # room for a blend of two
         adapter = dataclasses.replace(settings.adapter, rank=rank, alpha=float(rank))
         # As many at a time as in the run, unless a pass is to have fewer rows than that.
@@ -109,6 +112,7 @@ class Judge:
                 self._scorer,
                 self._agents,
                 self._num_kept,
+                guards=None if drawing else self._guards,
             )
             on_group(len(group))
         return out
@@ -147,9 +151,18 @@ class Judge:
             on_group(num)
         return out
 
+    def guard_values(self, policy: Evaluation, base: Evaluation) -> dict[str, GuardValue]:
+        """What the run's guards say of one evaluation beside the base model's."""
+        if self._guards is None:
+            return {}
+        reading = self._guards.read(self.report_set, policy, base)
+        return {name: GuardValue(**values) for name, values in reading.to_json().items()}
+
     def close(self) -> None:
         """Stop the reward threads."""
         self._scorer.close()
+        if self._guards is not None:
+            self._guards.close()
 
 
 def check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:

@@ -24,6 +24,7 @@ from front.member import Blend
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
+from morl.types import BASE_POLICY
 from morl.weights import normalise
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def analyse(
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
 
     Returns:
-        The analysis, and the evaluation of every policy and blend by its id.
+        The analysis, and the evaluation of every policy and blend, and of the base model, by id.
 
     Raises:
         UserError: if there is one policy only, the run's parts cannot be used, or its policies are
@@ -70,6 +71,8 @@ def analyse(
     adapters = {str(name): adapter for name, adapter in read.items()}
     for index, parts in enumerate(recipes):
         adapters[f"b{index:03d}"] = Adapter.blend([(read[p.id], part) for p, part in parts])
+    nothing = (next(iter(read.values())), 0.0)  # of any policy's update: the base model
+    adapters.setdefault(BASE_POLICY, Adapter.blend([nothing]))
     judge = Judge(front, model, device, rows_per_pass)
     try:
         mixed = [[(read[p.id], part) for p, part in parts] for parts in recipes]
@@ -82,6 +85,8 @@ def analyse(
         judge.close()
     evaluations = dict(zip(adapters, measured, strict=True))
     check_same(front, evaluations)
+    base = evaluations[BASE_POLICY]
+    names = [name for name in adapters if name not in read and name != BASE_POLICY]
     blends = [
         Blend(
             id=name,
@@ -89,8 +94,9 @@ def analyse(
             weights=normalise(np.sum([part * policy.weights for policy, part in parts], axis=0)),
             report_returns=evaluations[name].returns.numpy(),
             report_std_error=evaluations[name].std_error.numpy(),
+            guards=judge.guard_values(evaluations[name], base),
         )
-        for name, parts in zip(list(adapters)[len(read) :], recipes, strict=True)
+        for name, parts in zip(names, recipes, strict=True)
     ]
     in_predictions = dict(zip([blend.id for blend in blends], predicted, strict=False))
     dense = np.vstack([front.z, *(_z(front, blend) for blend in blends)])
@@ -167,6 +173,8 @@ def _links(
                 in_predictions=None
                 if predicted is None
                 else _in_predictions(front, predicted, blend.parts, ends),
+                evaluation=evaluations[blend.id],
+                gain=evaluations[blend.id].gain_over(evaluations[BASE_POLICY]),
             )
         )
     pairs: dict[tuple[PolicyId, PolicyId], list[MeasuredBlend]] = {}

@@ -89,6 +89,8 @@ def measure_transfer(
         UserError: if the run's parts cannot be used, its policies are not worth what they were, or
             a setup does not fit the model.
     """
+    if all(policy.id == BASE_POLICY for policy in front.policies):
+        raise FrontError("the front is the base model alone: there is no gain to measure")
     own = setup_of(front)
     judge = Judge(front, model, device, rows_per_pass, num_images)
     try:
