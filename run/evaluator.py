@@ -57,6 +57,7 @@ class Evaluator:
             self._trainer.prompts.selection,
             self._settings.evaluation.selection_images,
             self._settings.seed,
+            self._settings.guards.names,
         )
 
     @cached_property
@@ -67,6 +68,7 @@ class Evaluator:
             self._trainer.prompts.report,
             self._settings.evaluation.report_images,
             self._settings.seed,
+            self._settings.guards.names,
         )
 
     def samples(self, evaluation_set: EvaluationSet) -> Samples:

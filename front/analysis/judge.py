@@ -198,7 +198,8 @@ def _report_set(settings: Settings, front: Front) -> EvaluationSet:
     except ValueError as error:
         raise FrontError(f"the report set cannot be drawn again: {error}") from error
     num_images = settings.evaluation.report_images
-    report_set = evaluation_set("report", prompts, num_images, settings.seed)
+    guards = settings.guards.names
+    report_set = evaluation_set("report", prompts, num_images, settings.seed, guards)
     first = report_set.first(len(front.sample_prompts))
     if (first.prompts, first.seeds) != (front.sample_prompts, front.sample_seeds):
         raise FrontError(
