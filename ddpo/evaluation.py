@@ -64,8 +64,8 @@ def evaluation_set(
 ) -> EvaluationSet:
     """Cycle through the prompts, with a new seed for each image.
 
-    With fewer images than prompts, evenly spaced prompts of the set are used. The guards `diversity`
-    and `agreement` compare pictures of one prompt, so they get two of each.
+    With fewer images than prompts, evenly spaced prompts of the set are used. The guards
+    `diversity` and `agreement` compare pictures of one prompt, so they get two of each.
 
     Args:
         purpose: "calibration", "selection" or "report"; sets of different purposes share no
