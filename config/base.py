@@ -184,8 +184,8 @@ class RewardSettings:
     deviations within a prompt. `mo_train.py --calibrate` prints them as recipe lines.
     """
 
-    # Two or more of docs/rewards.md, or functions of your own as module:function or
-    # path/to/file.py:function.
+    # Two or more of docs/rewards.md, which include taste:FOLDER and classifier:MODEL#LABEL, or
+    # functions of your own as module:function or path/to/file.py:function.
     names: Annotated[tuple[str, ...], FIXED, PATH] = ("clip_alignment", "jpeg_compressibility")
     # Rewards behind a server, as "name=http://host:port/path"; rewards.names uses the name.
     remotes: Annotated[tuple[str, ...], FREE] = ()

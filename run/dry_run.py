@@ -31,7 +31,7 @@ from ddpo.model.loading import configuration_source, find_model, read_lora, take
 from ddpo.model.source import repository_and_file, source_of
 from ddpo.model.stable_diffusion import ddim_of, reading_of
 from ddpo.prompts import split_prompts
-from ddpo.rewards import REWARDS, parts_of, reward_entry
+from ddpo.rewards import known_entry, parts_of
 from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.lookup import build_reward
 from run.progress import route_logs
@@ -104,7 +104,7 @@ def reward_state(name: str, settings: RewardSettings, prompts: Sequence[str] = (
     try:
         reward, _ = build_reward(name, settings, _CPU)
     except OSError as error:  # also what the hub raises for files that are not in its cache
-        parts = parts_of(name, settings.sources).values() if name in REWARDS else ()
+        parts = parts_of(name, settings.sources).values()
         first = str(error).splitlines()[0] if str(error) else repr(error)
         needed = ", ".join(str(part) for part in parts)
         return f"needs a download: {needed}" if needed else f"cannot be built: {first}"
@@ -117,7 +117,8 @@ def reward_state(name: str, settings: RewardSettings, prompts: Sequence[str] = (
 def _objectives(settings: RewardSettings, prompts: Sequence[str]) -> Iterator[str]:
     points = settings.reference and settings.ideal
     for index, name in enumerate(settings.names):
-        unit = f" [{reward_entry(name).unit}]" if name in REWARDS else ""
+        entry = known_entry(name)
+        unit = f" [{entry.unit}]" if entry else ""
         line = f"{name}{unit}: {reward_state(name, settings, prompts)}"
         if points:
             line += f"; z = 0 at {settings.reference[index]:g}, 1 at {settings.ideal[index]:g}"

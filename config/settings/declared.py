@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +73,16 @@ class Declared:
 def expand_home(value: Any) -> Any:
     """A text, or every text of a tuple, with the home directory for a `~` at its beginning.
 
-    The `~` may also follow a `NAME=`. One that cannot be expanded stays.
+    The `~` may also follow a `NAME=` or a `KIND:`. One that cannot be expanded stays.
     """
     if isinstance(value, tuple):
         return tuple(map(expand_home, value))
-    name, equals, path = value.partition("=")
-    if not path.startswith("~"):
-        name, equals, path = "", "", value
+    begins = re.match(r"([^=]*=|\w+:)?(?=~)", value)
+    if begins is None:
+        return value
+    path = value[begins.end() :]
     try:
-        return name + equals + (str(Path(path).expanduser()) if path.startswith("~") else path)
+        return value[: begins.end()] + str(Path(path).expanduser())
     except RuntimeError:  # ~somebody, who is not a user here
         return value
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 
 def objective_name(reward_name: str) -> str:
-    """`warmth` of `my_rewards.py:warmth`; a name without a colon as it is."""
-    return reward_name.rpartition(":")[2]
+    """What an objective is called in metrics, labels and files; a plain name stays as it is.
+
+    >>> objective_name("my_rewards.py:warmth"), objective_name("taste:people/ada/")
+    ('warmth', 'ada')
+    >>> objective_name("classifier:owner/vit#tabby cat")
+    'vit_tabby_cat'
+    """
+    where, mark, part = reward_name.rpartition(":")[2].partition("#")
+    return re.sub(r"[^\w.-]+", "_", where.rstrip("/").rpartition("/")[2] + mark + part)
 
 
 def warmup_tasks(start: str, num_agents: int, num_objectives: int) -> int:

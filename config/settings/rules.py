@@ -127,13 +127,14 @@ def _agent_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 def _guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """Rules between guards, their limits and the objectives."""
     names, drops = flat.get("guards.names", ()), flat.get("guards.max_drops", ())
+    objectives = {objective_name(name) for name in flat.get("rewards.names", ())}
     for name in names:
-        if name in flat.get("rewards.names", ()):
+        if objective_name(name) in objectives:
             yield f"guards.names: {name!r} is an objective; guard what is not optimised"
     if len({objective_name(name) for name in names}) < len(names):
         yield (
             f"guards.names={names} must not repeat a guard; one of module:function is called by "
-            "its function"
+            "its function, one of kind:argument by the end of its argument"
         )
     if drops and len(drops) != len(names):
         yield f"guards.max_drops={drops} must have one number for each of {names}, or be empty"
@@ -252,7 +253,7 @@ def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iter
     if len({objective_name(name) for name in names}) < len(names):
         yield (
             f"rewards.names={names} must not repeat an objective; one of module:function is "
-            "called by its function"
+            "called by its function, one of kind:argument by the end of its argument"
         )
     if agents is not None and 0 < agents < len(names):
         yield (

@@ -7,9 +7,12 @@ models come from, and how it is built.
     reward = entry.build({"clip": "emoji-clip"}, torch.device("cpu"), "float32")
     scores = reward(images, prompts)   # (rows, 3, H, W) in [0, 1], one prompt per row -> (rows,)
 
+A reward that needs to be told more is `kind:argument`, as `taste:my_taste`. The file of its kind
+makes the entry from the argument, and says what is wrong with an argument.
+
 Listing the table imports none of these files. Importing one must not import transformers or
 huggingface_hub: settings are checked first, and `--dry_run` then takes the hub offline. Rewards
-outside the table, a user's own or remote ones, are built by `ddpo/rewards/lookup.py`.
+that are neither, a user's own or remote ones, are built by `ddpo/rewards/lookup.py`.
 """
 
 from __future__ import annotations
@@ -97,6 +100,13 @@ REWARDS: dict[str, str] = {  # name -> module that has it as `REWARD`
     "brightness": "ddpo.rewards.brightness",
 }
 
+# Kinds of rewards that take an argument -> module that has `entry_of(argument)`, the entry, and
+# `problem(argument)`: what is wrong with it as far as files tell, None if nothing is.
+KINDS: dict[str, str] = {
+    "taste": "ddpo.rewards.taste",
+    "classifier": "ddpo.rewards.classifier",
+}
+
 EMOJI_CLIP = Part(source="emoji-clip")  # ships with the project
 
 # Guards that compare pictures, or judges, and therefore are not rewards: `ddpo/rewards/guards.py`.
@@ -113,14 +123,31 @@ def reward_entry(name: str) -> RewardEntry:
     return entry
 
 
+def known_entry(name: str) -> RewardEntry | None:
+    """That of a reward of the table or of `kind:argument`; None for a remote or a user's own."""
+    kind, colon, argument = name.partition(":")
+    if colon and kind in KINDS:
+        entry: RewardEntry = importlib.import_module(KINDS[kind]).entry_of(argument)
+        return entry
+    return reward_entry(name) if name in REWARDS else None
+
+
+def argument_problem(name: str) -> str | None:
+    """What is wrong with the argument of a `kind:argument`; None if nothing is."""
+    kind, _, argument = name.partition(":")
+    problem: str | None = importlib.import_module(KINDS[kind]).problem(argument)
+    return problem
+
+
 def parts_of(name: str, sources: Sequence[str] = ()) -> dict[str, Part]:
-    """The parts of a reward in the table, or of a guard that compares pictures.
+    """The parts of a reward that is known, or of a guard that compares pictures.
 
     Args:
         name: of the reward or guard.
         sources: texts REWARD.PART=SOURCE as in `rewards.sources`; they replace defaults.
     """
-    parts = PICTURE_GUARDS[name] if name in PICTURE_GUARDS else reward_entry(name).parts
+    entry = known_entry(name)
+    parts = entry.parts if entry else PICTURE_GUARDS.get(name, {})
     given = dict(text.split("=", 1) for text in sources)
     return {
         part: Part(source=source) if (source := given.get(f"{name}.{part}")) else default
@@ -135,10 +162,10 @@ def may_be_black_box(name: str, settings: RewardSettings) -> bool:
         name: as in `rewards.names`.
         settings: of all rewards.
     """
-    if name not in REWARDS or name in settings.remote_names or name in settings.black_boxes:
+    if name in settings.remote_names or name in settings.black_boxes:
         return True
-    entry = reward_entry(name)
-    return not entry.is_differentiable and entry.companion is None
+    entry = known_entry(name)
+    return entry is None or not (entry.is_differentiable or entry.companion)
 
 
 def markdown_table() -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ddpo.rewards import REWARDS, reward_entry
+from ddpo.rewards import known_entry
 from ddpo.rewards.image_batch import BatchReward, ImageBatch
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class RewardGradients:
             functions[objective] = None
             if name in settings.black_boxes or name in settings.remote_names:
                 continue
-            entry = reward_entry(name) if name in REWARDS else None
+            entry = known_entry(name)
             if entry is None or entry.is_differentiable:
                 functions[objective] = _with_graph(reward)
             elif entry.companion is not None:

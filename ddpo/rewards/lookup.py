@@ -1,8 +1,8 @@
 """Rewards by their name in `rewards.names`: remote, from the table, or the user's own.
 
-A name with a URL in `rewards.remotes` is scored there, even if the table has it too. A name with a
-colon is the user's own: `my_rewards:warmth` in a module on the path, or `path/to/file.py:warmth` in
-a file. It may be
+A name that `rewards.remotes` gives a URL is scored there, even if the table has it too. A name with
+a colon whose beginning is in `KINDS` is of that kind. Any other name with a colon is the user's:
+`my_rewards:warmth` is in a module on the path, `path/to/file.py:warmth` in a file. It may be
 
 * a function `(images, prompts) -> (rows,)`;
 * a class, or a function with no parameter or only `device`, that makes such a callable.
@@ -25,7 +25,15 @@ from config.settings.derived import objective_name
 from config.settings.errors import UserError
 from config.settings.files import is_file, make_importable_beside
 from config.settings.limits import OneOf
-from ddpo.rewards import PICTURE_GUARDS, REWARDS, parts_of, reward_entry
+from ddpo.prompts import ROLES, split_prompts
+from ddpo.rewards import (
+    KINDS,
+    PICTURE_GUARDS,
+    REWARDS,
+    argument_problem,
+    known_entry,
+    parts_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -111,13 +119,15 @@ def name_problem(setting: str, name: str, remotes: Sequence[str] = ()) -> str | 
         remotes: the names with a URL in `rewards.remotes`.
     """
     if ":" in name:
-        problem = _own_problem(name)
+        is_kind = name.partition(":")[0] in KINDS
+        problem = argument_problem(name) if is_kind else _own_problem(name)
         return None if problem is None else f"{setting}: {name!r} {problem}"
     problem = OneOf(*REWARDS, *remotes).problem(setting, name)
     return (
         None
         if problem is None
-        else f"{problem}; a reward of your own is file.py:function or module:function"
+        else f"{problem}; a reward of your own is file.py:function or module:function, and "
+        f"{' and '.join(f'{kind}:...' for kind in KINDS)} are kinds of rewards"
     )
 
 
@@ -140,8 +150,7 @@ def build_reward(name: str, settings: RewardSettings, device: torch.device) -> t
         label, _, url = remote.partition("=")
         if label == name:
             return _remote(url, settings)
-    if name in REWARDS:
-        entry = reward_entry(name)
+    if entry := known_entry(name):
         sources = {part: where.source for part, where in parts_of(name, settings.sources).items()}
         return entry.build(sources, device, settings.dtype), entry.unit
     module, _, attribute = name.rpartition(":")

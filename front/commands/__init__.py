@@ -22,6 +22,7 @@ _NAMES = (  # in the order of the help
     "generate",
     "report",
     "serve",
+    "taste",
     "push",
     "compare",
 )

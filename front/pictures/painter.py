@@ -19,6 +19,7 @@ from front.settings import device_of, settings_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from config.base import Settings
     from front.front import Front
     from front.member import Blend, FrontPolicy
 
@@ -41,7 +42,16 @@ class Painter:
     def __init__(
         self, front: Front, model: str = "", device: str = "", rows_per_pass: int = 0
     ) -> None:
-        settings = settings_of(front, model, rows_per_pass)
+        self._load(settings_of(front, model, rows_per_pass), device)
+
+    @classmethod
+    def of_model(cls, settings: Settings, device: str = "") -> Painter:
+        """One that draws the base model of some settings, without a run."""
+        painter = cls.__new__(cls)
+        painter._load(settings, device)
+        return painter
+
+    def _load(self, settings: Settings, device: str) -> None:
         where = device_of(device)
         pretrained = settings.pretrained
         if (
@@ -54,6 +64,17 @@ class Painter:
         self._model.pipe.scheduler = self._model.scheduler
         self._shown: FrontPolicy | Blend | None = None
         self._size = dataclasses.asdict(self._model.frame)
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """The run's sampler settings, under diffusers' names."""
+        return {
+            "num_inference_steps": self.sample.num_steps,
+            "guidance_scale": self.sample.guidance_scale,
+            "guidance_rescale": self.sample.guidance_rescale,
+            "eta": self.sample.eta,
+            "negative_prompt": self.sample.negative_prompt,
+        }
 
     @torch.inference_mode()
     def draw(
@@ -86,14 +107,7 @@ class Painter:
                 `ChoiceError` if the model has not so many steps.
         """
         sample = self.sample
-        settings = {
-            "num_inference_steps": sample.num_steps,
-            "guidance_scale": sample.guidance_scale,
-            "guidance_rescale": sample.guidance_rescale,
-            "eta": sample.eta,
-            "negative_prompt": sample.negative_prompt,
-            **changes,
-        }
+        settings = {**self.sampler, **changes}
         try:
             make_schedule(self._model.scheduler, settings["num_inference_steps"], settings["eta"])
         except UserError as error:
