@@ -25,7 +25,6 @@ from config.settings.derived import objective_name
 from config.settings.errors import UserError
 from config.settings.files import is_file, make_importable_beside
 from config.settings.limits import OneOf
-from ddpo.prompts import ROLES, split_prompts
 from ddpo.rewards import (
     KINDS,
     PICTURE_GUARDS,
