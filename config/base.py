@@ -226,7 +226,7 @@ class RewardSettings:
 class GuardSettings:
     """What over-optimisation shows in: measured at evaluation and never trained on."""
 
-    # Rewards, "base_similarity" or "diversity" (docs/guards.md).
+    # Rewards, "base_similarity", "diversity" or "agreement" (docs/guards.md).
     names: Annotated[tuple[str, ...], PATH] = ()
     # How far below the base model's value each may fall, in its own unit; a policy that has lost
     # more is neither archived nor picked as a parent (but an agent of the warm-up or of

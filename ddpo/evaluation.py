@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -20,10 +20,39 @@ if TYPE_CHECKING:
     from ddpo.agents.slots import Agents
     from ddpo.rewards.guards import Guards
     from ddpo.rewards.scorer import Scorer
-    from ddpo.sampler import Sampler
-    from ddpo.types import Policy
+    from ddpo.types import Policy, PromptBatch
 
 _MIN_IMAGES = 2  # with fewer, a mean has no standard error
+
+
+class Drawn(Protocol):
+    """Pictures of some prompts, agent-major."""
+
+    @property
+    def prompts(self) -> PromptBatch:
+        """What was drawn."""
+        ...
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(rows, 3, H, W) in [0, 1]."""
+        ...
+
+
+class Drawing(Protocol):
+    """A way of drawing: `Sampler`, or another."""
+
+    def prompt_batch(
+        self, texts: Sequence[str], seeds: Sequence[int], num_agents: int
+    ) -> PromptBatch:
+        """Encode prompts into a batch of agent-major rows."""
+        ...
+
+    def chunks(
+        self, agents: Agents, prompts: PromptBatch, on_step: Callable[[], object] | None = None
+    ) -> Iterator[Drawn]:
+        """The pictures, a part of each agent's at a time."""
+        ...
 
 
 def evaluation_set(
@@ -35,8 +64,8 @@ def evaluation_set(
 ) -> EvaluationSet:
     """Cycle through the prompts, with a new seed for each image.
 
-    With fewer images than prompts, evenly spaced prompts of the set are used. The guard `diversity`
-    compares pictures of one prompt, so it gets two of each.
+    With fewer images than prompts, evenly spaced prompts of the set are used. The guards
+    `diversity` and `agreement` compare pictures of one prompt, so they get two of each.
 
     Args:
         purpose: "calibration", "selection" or "report"; sets of different purposes share no
@@ -46,7 +75,8 @@ def evaluation_set(
         run_seed: keys the seeds.
         guards: that are measured on it.
     """
-    index, per_prompt = range(num_images), 2 if "diversity" in guards else 1
+    index = range(num_images)
+    per_prompt = 2 if {"diversity", "agreement"} & set(guards) else 1
     prompts = spread(prompts, num_images // per_prompt)
     stream = Stream[purpose.upper()]
     return EvaluationSet(
@@ -58,7 +88,7 @@ def evaluation_set(
 def evaluate(
     policies: Sequence[Policy],
     evaluation_set: EvaluationSet,
-    sampler: Sampler,
+    sampler: Drawing,
     scorer: Scorer,
     agents: Agents,
     keep_images: int = 0,
@@ -129,7 +159,7 @@ def _groups(policies: Sequence[Policy], agents: Agents) -> Iterator[Sequence[Pol
 def _judge(
     group: Sequence[Policy],
     evaluation_set: EvaluationSet,
-    sampler: Sampler,
+    sampler: Drawing,
     scorer: Scorer,
     agents: Agents,
     keep_images: int,

@@ -423,8 +423,8 @@ class EvaluationSet:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
 
-    def first(self, num_images: int) -> EvaluationSet:
-        """The first prompts and seeds, whose pictures are shown."""
+    def first(self, num_images: int | None) -> EvaluationSet:
+        """The first prompts and seeds, such as those whose pictures are shown; None: all."""
         return EvaluationSet(prompts=self.prompts[:num_images], seeds=self.seeds[:num_images])
 
     def to_json(self) -> dict[str, list[str] | list[int]]:

@@ -19,6 +19,7 @@ from front.drawing_code import drawing_code, is_on_hub, local_names, shared_name
 from front.member import FrontPolicy
 from front.pictures.plots import plot_samples
 from front.settings import settings_of
+from front.setups import policy_table, transfer_table
 from front.tables import file_size, markdown_table, with_error
 from run.samples import read_samples
 
@@ -101,6 +102,7 @@ def write_adapter_card(
                 ]
             )
     header = ["objective", "this adapter", "base model"]
+    elsewhere = policy_table(front.transfer, member.id, front.objectives)
     pictures = _write_pictures(folder, front, [member])
     _write(
         folder,
@@ -113,6 +115,7 @@ def write_adapter_card(
         parts=[f"{part:.3g} {policy.id}" for policy, part in member.parts],
         reduced=f"{error:.2g}" if error else "",
         returns=markdown_table(header, rows) if rows else "",
+        transfer=markdown_table(*elsewhere) if elsewhere else "",
         rank=adapter.rank,
         alpha=f"{adapter.alpha:g}",
         targets=adapter.target_modules,
@@ -138,6 +141,9 @@ def write_front_card(folder: Path, front: Front, repo: str = "") -> None:
         member=None,
         num_policies=len(front.policies),
         returns="",
+        transfer=markdown_table(*transfer_table(front.transfer, front.names, front.policies))
+        if front.transfer
+        else "",
         code=drawing_code(
             front,
             repo or _PLACE,

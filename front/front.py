@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from front.member import Guard
     from front.record import BaseRecord, ModelRecord, PolicyRecord
+    from front.setups import SetupRecord
     from morl.types import Array, Objective, PolicyId
     from run.records import Costs
 
@@ -59,6 +60,7 @@ class Front:
         sample_prompts: of the pictures in `samples/report/`, the same for every policy.
         sample_seeds: of the same pictures.
         model: how the base model drew; None for a run of an older program.
+        transfer: the front under other ways of drawing that `transfer` measured, or nothing.
         costs: images sampled to train, to select and to report; UNet rows.
         history: every improvement of the search; empty if the run's `history.json` is not there.
         config: content of `config.json`: settings, seed, device, package versions.
@@ -74,6 +76,7 @@ class Front:
     sample_prompts: tuple[str, ...]
     sample_seeds: tuple[int, ...]
     model: ModelRecord | None
+    transfer: tuple[SetupRecord, ...]
     costs: Costs
     history: tuple[Improvement, ...]
     config: RunConfig
@@ -147,6 +150,7 @@ class Front:
             sample_prompts=record.samples.prompts,
             sample_seeds=record.samples.seeds,
             model=record.model,
+            transfer=record.transfer,
             costs=record.costs,
             history=history,
             config=config,

@@ -31,6 +31,7 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "brightness": ("brightness", "bright"),
     "base_similarity": ("likeness to the base model's pictures", "like the base model's"),
     "diversity": ("variety", "varied"),
+    "agreement": ("agreement of the judges", "judged alike"),
 }
 _KNOWN_UNITS = frozenset({"kB"})
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from front.errors import FrontError
 from front.member import Guard, GuardValue
+from front.setups import SetupRecord
 from morl.objectives import check_objectives
 from morl.types import Objective, PolicyId, frozen_vector, frozen_weights
 from run.records import Costs, Samples, read_record
@@ -270,6 +271,7 @@ class FrontRecord:
         samples: of the pictures in `samples/report/`.
         model: how the base model drew; None where nobody noted it.
         blends: measured blends; None before an analysis.
+        transfer: the front under other ways of drawing, as trained first; empty if not measured.
     """
 
     objectives: tuple[Objective, ...]
@@ -282,6 +284,7 @@ class FrontRecord:
     samples: Samples
     model: ModelRecord | None = None
     blends: tuple[BlendRecord, ...] | None = None
+    transfer: tuple[SetupRecord, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The file's content."""
@@ -300,6 +303,7 @@ class FrontRecord:
             "samples": self.samples.to_json(),
             **({} if self.model is None else {"model": self.model.to_json()}),
             **({} if self.blends is None else {"blends": [b.to_json() for b in self.blends]}),
+            **({"transfer": [each.to_json() for each in self.transfer]} if self.transfer else {}),
         }
 
     @classmethod
@@ -330,6 +334,7 @@ class FrontRecord:
             samples=Samples.from_json(data["samples"]) if "samples" in data else Samples(),
             model=ModelRecord(**data["model"]) if "model" in data else None,
             blends=blends,
+            transfer=tuple(SetupRecord.from_json(each, num) for each in data.get("transfer", [])),
         )
 
     @classmethod

@@ -28,9 +28,11 @@ from front.front import Front
 from front.labels import Label
 from front.member import Blend
 from front.record import NAME, FrontRecord
+from front.setups import transfer_table
 from front.verdict import Gain, losses
 from front.view import FrontView
 from morl.types import BASE_POLICY, PolicyId
+from run.audit_page import read_audit
 from run.records import CONFIG, SEARCH, RunConfig, SearchRecord
 from run.samples import encode, read_samples, sample_path
 
@@ -381,7 +383,21 @@ def render(files: RunFiles, data: Mapping[str, Any]) -> str:
         labels=labels,
         guard_labels=guards,
         headline=_headline(data),
+        transfer=_transfer(files),
+        audit=read_audit(
+            files.path.resolve().parent,
+            [each.name for each in files.search.objectives],
+            settings["pretrained"]["model"],
+        ),
     )
+
+
+def _transfer(files: RunFiles) -> tuple[list[str], list[list[str]]] | None:
+    """The front under other ways of drawing, if anybody measured it."""
+    if not files.front or not files.front.transfer:
+        return None
+    front, names = files.front, [each.name for each in files.search.objectives]
+    return transfer_table(front.transfer, names, front.policies)
 
 
 def _best_in_all(members: Sequence[Mapping[str, Any]]) -> str | None:

@@ -1,9 +1,9 @@
-"""What the base model scores, and the recipe lines that follow: `mo_train.py --calibrate`."""
+"""What the base model scores, and whether rewards can be trusted: `mo_train.py --calibrate`."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +17,11 @@ from ddpo.calibration import (
     picture_problem,
 )
 from ddpo.processes import Processes, own_device, use_threads
+from ddpo.rewards.audit import AUDITED, Audit, audit, spread_findings
+from ddpo.rewards.guards import Guards
 from ddpo.trainer import Trainer
-from ddpo.types import scored
+from ddpo.types import Evaluation, scored
+from run.audit_page import write_audit
 from run.failures import memory_advised
 from run.progress import Progress, route_logs
 
@@ -73,11 +76,14 @@ def reward_spread(rewards: torch.Tensor, prompts: Sequence[str]) -> Spread:
     )
 
 
-def measure(settings: Settings, device: torch.device) -> tuple[Spread, Calibration, str | None]:
+def measure(
+    settings: Settings, device: torch.device
+) -> tuple[Spread, Calibration, Audit, str | None]:
     """Draw the base model's pictures of the calibration set and score them.
 
     Returns:
-        How their rewards vary, what follows for a recipe, and what is wrong with the pictures.
+        How their rewards vary, what follows for a recipe, what the rewards make of garbage, and
+        what is wrong with the pictures.
 
     Raises:
         UserError: if the model or a reward cannot be loaded, or a reward fails.
@@ -90,28 +96,98 @@ def measure(settings: Settings, device: torch.device) -> tuple[Spread, Calibrati
             trainer.prompts.train, settings.evaluation.calibration_prompts, settings.seed
         )
         initial = trainer.agents.initial_policy()
-        measured = trainer.evaluate([initial], drawn, NUM_LOOKED_AT, use_guards=False)[0]
-        problem = picture_problem(measured.images, trainer.scale)
+        num_kept = len(set(drawn.prompts)) + AUDITED
+        measured = trainer.evaluate([initial], drawn, num_kept, use_guards=False)[0]
+        problem = picture_problem(measured.images[:NUM_LOOKED_AT], trainer.scale)
+        spread = reward_spread(measured.rewards, drawn.prompts)
+        seen = _audit(trainer, measured, drawn.prompts, spread)
     finally:
         trainer.close()
         progress.close()
-    rewards = measured.rewards
-    calibration = calibrate(rewards, drawn.prompts, settings.rewards)
-    return reward_spread(rewards, drawn.prompts), calibration, problem
+    calibration = calibrate(measured.rewards, drawn.prompts, settings.rewards)
+    return spread, calibration, seen, problem
+
+
+def _audit(trainer: Trainer, base: Evaluation, all_prompts: Sequence[str], spread: Spread) -> Audit:
+    """Audit the rewards on the base model's first pictures.
+
+    Raises:
+        RewardError: if a reward or a guard fails.
+    """
+    settings, names = trainer.settings, trainer.settings.rewards.objectives
+    num_prompts = len(set(all_prompts))  # every prompt comes once before one comes again
+    pictures = base.images.float().div(255)
+    images, redrawn = pictures[:-num_prompts], pictures[num_prompts:]
+    prompts = all_prompts[: len(images)]
+    guards = _guards(settings, trainer.processes.device)
+
+    def score(pictures: torch.Tensor) -> torch.Tensor:
+        return trainer.scorer.gather([trainer.scorer.submit(pictures, prompts)], 1).values[0]
+
+    def seen_by_guards(pictures: torch.Tensor) -> Evaluation:
+        features = guards.gather([guards.submit(pictures, prompts)], 1)[0]
+        return Evaluation(rewards=torch.empty(len(pictures), 0), images=pictures, features=features)
+
+    own = seen_by_guards(images)
+
+    def guard(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        columns = guards.values(prompts, seen_by_guards(pictures), own).unbind(dim=1)
+        return dict(zip(guards.names, columns, strict=True))
+
+    try:
+        seen = audit(
+            names,
+            images,
+            redrawn,
+            prompts,
+            base.rewards,
+            score,
+            guard,
+            trainer.reward_gradients,
+            trainer.measure_slopes(base, all_prompts),
+        )
+    finally:
+        guards.close()
+    varied = spread_findings(names, spread.within, spread.between, spread.correlation)
+    findings = (
+        finding for name in names for finding in (*seen.findings, *varied) if finding.reward == name
+    )
+    return replace(seen, findings=tuple(findings))
+
+
+def _guards(settings: Settings, device: torch.device) -> Guards:
+    """Guards that look at single pictures: the run's, and those that ship with the project."""
+    usual = ("base_similarity", "clip_alignment")
+    names = dict.fromkeys((*settings.guards.names, *usual))
+    chosen = [
+        name for name in names if name not in {"diversity", "agreement", *settings.rewards.names}
+    ]
+    only = replace(settings.guards, names=tuple(chosen), max_drops=())
+    guards = Guards.build(replace(settings, guards=only), device)
+    assert guards is not None
+    return guards
 
 
 def calibration_report(settings: Settings, device: torch.device | None = None) -> str:
-    """Mean and spread of every reward under the base model, and lines for a recipe, as text.
+    """Mean and spread of every reward under the base model, an audit, and lines for a recipe.
+
+    The audit is also written as a page with pictures, into `logdir`.
 
     Raises:
         UserError: see `measure`.
     """
     use_threads(settings.num_threads)
     with memory_advised():
-        spread, calibration, problem = measure(settings, device or own_device())
+        spread, calibration, seen, problem = measure(settings, device or own_device())
     names = settings.rewards.objectives
     warning = ["", f"warning: {problem}"] if problem else []
-    return "\n".join([*_table(names, spread), "", *_recipe_lines(calibration), *warning])
+    audited = [f"audit: {finding.reward}: {finding.text}" for finding in seen.findings]
+    try:
+        page = f"audit of the rewards, with pictures: {write_audit(settings, seen)}"
+    except OSError as error:
+        page = f"the audit's page could not be written: {error}"
+    lines = [*_table(names, spread), "", *(audited or ["audit: nothing was found"]), page, ""]
+    return "\n".join([*lines, *_recipe_lines(calibration), *warning])
 
 
 def _table(names: Sequence[str], spread: Spread) -> Iterator[str]:

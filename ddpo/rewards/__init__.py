@@ -109,10 +109,11 @@ KINDS: dict[str, str] = {
 
 EMOJI_CLIP = Part(source="emoji-clip")  # ships with the project
 
-# Guards that compare pictures and therefore are not rewards: see `ddpo/rewards/guards.py`.
+# Guards that compare pictures, or judges, and therefore are not rewards: `ddpo/rewards/guards.py`.
 PICTURE_GUARDS: dict[str, Mapping[str, Part]] = {  # name -> parts
     "base_similarity": {"clip": EMOJI_CLIP},
     "diversity": {"clip": EMOJI_CLIP},
+    "agreement": {},
 }
 
 

@@ -2,8 +2,8 @@
 
 A policy that has learnt to please its rewards may have lost what nobody asked it to keep. Guards
 are measured on the evaluation pictures of every policy, beside the base model's pictures of the
-same prompts and noise. Two are read off CLIP embeddings of the pictures; any reward can be one.
-For all of them larger is better.
+same prompts and noise. Two are read off CLIP embeddings of the pictures, one off how far all judges
+agree, and any reward can be one. For all of them larger is better.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Name = TypeVar("Name", bound=str)
 
-_UNIT = "cosine"
+_UNITS = {"base_similarity": "cosine", "diversity": "cosine", "agreement": "share"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,14 +108,14 @@ class Guards:
             return None
         names = tuple(name for name in guards.names if name not in PICTURE_GUARDS)
         scorer = Scorer.build(dataclasses.replace(rewards, names=names), device) if names else None
-        pictures = [name for name in guards.names if name in PICTURE_GUARDS]
-        return cls(guards, scorer, {name: _load_tower(name, rewards, device) for name in pictures})
+        embedded = [name for name in guards.names if PICTURE_GUARDS.get(name)]
+        return cls(guards, scorer, {name: _load_tower(name, rewards, device) for name in embedded})
 
     @property
     def units(self) -> dict[str, str]:
         """Guard -> what one unit of it is."""
         rewards = self._scorer.units if self._scorer else {}
-        return {name: rewards.get(name, _UNIT) for name in self.names}
+        return {name: rewards.get(name) or _UNITS[name] for name in self.names}
 
     def check(self, height: int, width: int, prompts: Sequence[str]) -> None:
         """Try those guards that are rewards, as `Scorer.check` does.
@@ -134,7 +134,7 @@ class Guards:
             batch = ImageBatch(images, self._towers[0].device)  # all are where rewards run
             embeds = torch.cat([tower.embed_images(batch).cpu() for tower in self._towers], dim=1)
             embeds = embeds.where(batch.is_whole[:, None], math.nan)
-        return Pending(scores=scores, embeds=embeds)
+        return Pending(num_pictures=len(images), scores=scores, embeds=embeds)
 
     def gather(self, pending: Sequence[Pending], num_agents: int) -> torch.Tensor:
         """(K, N, F) float32 features of the pictures submitted: guard scores, then embeddings.
@@ -144,7 +144,8 @@ class Guards:
         Raises:
             RewardError: if a reward fails.
         """
-        columns = []
+        num_pictures = sum(p.num_pictures for p in pending) // num_agents
+        columns = [torch.empty(num_agents, num_pictures, 0)]
         if self._scorer:
             columns.append(self._scorer.gather([p.scores for p in pending], num_agents).values)
         embeds = [p.embeds.unflatten(0, (num_agents, -1)) for p in pending if p.embeds is not None]
@@ -175,15 +176,17 @@ class Guards:
             base: the base model's.
         """
         prompts = evaluation_set.prompts
-        own = list(self._columns(prompts, policy.features, base.features))
-        of_base = list(self._columns(prompts, base.features, base.features))
-        values, reference = (torch.stack(columns, dim=-1).double() for columns in (own, of_base))
+        values = self.values(prompts, policy, base)
+        reference = values if policy is base else self.values(prompts, base, base)
         mean = values.nanmean(dim=0)
         counts = values.isfinite().sum(dim=0)
         variance = (values - mean).square().nansum(dim=0) / (counts - 1).clamp(min=1)
         std_errors = (variance / counts).sqrt()
         if "diversity" in self.names:  # whose pictures are not independent
             index = self.names.index("diversity")
+            std_errors[index] = diversity_std_error(values[:, index], prompts)
+        if "agreement" in self.names and policy is base:  # likewise
+            index = self.names.index("agreement")
             std_errors[index] = diversity_std_error(values[:, index], prompts)
         return GuardReading(
             names=self.names,
@@ -193,19 +196,42 @@ class Guards:
             max_drops=self.settings.max_drops,
         )
 
+    def values(self, prompts: Sequence[str], policy: Evaluation, base: Evaluation) -> torch.Tensor:
+        """(N, G) float64 values of each guard, one row per picture.
+
+        Args:
+            prompts: N.
+            policy: whose pictures are measured.
+            base: the base model's pictures of the same prompts and noise; the same object as
+                `policy` for its own values.
+        """
+        return torch.stack(list(self._columns(prompts, policy, base)), dim=-1).double()
+
     def _columns(
-        self, prompts: Sequence[str], features: torch.Tensor, base: torch.Tensor
+        self, prompts: Sequence[str], policy: Evaluation, base: Evaluation
     ) -> Iterator[torch.Tensor]:
         """(N,) values of each guard, one per picture."""
+        features = policy.features
         scores = iter(features[:, : self._num_scores].unbind(dim=1))
         for name in self.names:
             if name == "base_similarity":
                 embeds = self._embeds[name]
-                yield (features[:, embeds] * base[:, embeds]).sum(dim=1)
+                yield (features[:, embeds] * base.features[:, embeds]).sum(dim=1)
             elif name == "diversity":
                 yield diversity(features[:, self._embeds[name]], prompts)
+            elif name == "agreement":
+                judged = self._judged(base)
+                if policy is base:
+                    yield agreement_of_draws(judged, prompts)
+                else:
+                    yield agreement(self._judged(policy) - judged)
             else:
                 yield next(scores)
+
+    def _judged(self, evaluation: Evaluation) -> torch.Tensor:
+        """(N, J) scores of all judges: the objectives, and the guards that are rewards."""
+        guards = evaluation.features[:, : self._num_scores]
+        return torch.cat([evaluation.rewards, guards], dim=1)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -217,6 +243,7 @@ class Guards:
 class Pending:
     """Pictures that are being measured."""
 
+    num_pictures: int
     scores: Sequence[Submission]
     embeds: torch.Tensor | None
 
@@ -258,17 +285,57 @@ def diversity(embeds: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     return out
 
 
+def agreement(differences: torch.Tensor) -> torch.Tensor:
+    """Share of the pairs of judges that do not contradict each other about a picture.
+
+    Two judges contradict each other where one says better and the other worse.
+
+    Args:
+        differences: (..., J) of the scores of two pictures by J judges; NaN where one is missing.
+
+    Returns:
+        (...); NaN where a score is missing.
+
+    >>> agreement(torch.tensor([[0.1, 2.0, 3.0], [0.1, -2.0, 3.0], [0.0, -2.0, 3.0]]))
+    tensor([1.0000, 0.3333, 0.6667])
+    """
+    signs = differences.sign()
+    first, second = torch.triu_indices(signs.shape[-1], signs.shape[-1], 1)
+    products = signs[..., first] * signs[..., second]
+    return (products >= 0).to(signs).mean(dim=-1).where(signs.isfinite().all(dim=-1), math.nan)
+
+
+def agreement_of_draws(scores: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """Mean `agreement` about each picture against the others of its prompt.
+
+    Args:
+        scores: (N, J) by J judges; NaN where one is missing.
+        prompts: N.
+
+    Returns:
+        (N,); NaN for the only picture of a prompt, and for those without a score.
+    """
+    out = torch.full((len(scores),), math.nan, dtype=scores.dtype)
+    is_whole = scores.isfinite().all(dim=1).tolist()
+    for rows in _rows_by_prompt(prompts):
+        whole = [row for row in rows if is_whole[row]]
+        if len(whole) > 1:
+            pairs = agreement(scores[whole][:, None] - scores[whole][None])  # 1 with itself
+            out[whole] = (pairs.sum(dim=1) - 1) / (len(whole) - 1)
+    return out
+
+
 def diversity_std_error(values: torch.Tensor, prompts: Sequence[str]) -> float:
     """Standard error of the mean of `diversity`, for these prompts and other pictures of them.
 
-    The distance of two pictures counts for both, so that values within a prompt are not
-    independent: the mean U of its n values is a U-statistic. Its variance is the jackknife's over
-    pictures (Arvesen 1969), where U without picture i is U - 2 (values_i - U) / (n - 2). That of a
-    prompt with two pictures, whose one distance shows no variance, is the squared difference from
-    the mean over all prompts.
+    Likewise of `agreement_of_draws`. What two pictures have in common counts for both, so that
+    values within a prompt are not independent: the mean U of its n values is a U-statistic. Its
+    variance is the jackknife's over pictures (Arvesen 1969), where U without picture i is
+    U - 2 (values_i - U) / (n - 2). That of a prompt with two pictures, whose one distance shows no
+    variance, is the squared difference from the mean over all prompts.
 
     Args:
-        values: (N,) from `diversity`; NaN counts for nothing.
+        values: (N,) from these; NaN counts for nothing.
         prompts: N.
     """
     groups = [values[rows] for rows in _rows_by_prompt(prompts)]

@@ -80,7 +80,7 @@ def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             continue
         problem = name_problem("guards.names", name, _remote_names(flat))
         if problem is not None:
-            yield f"{problem}. Guards may also be {' or '.join(PICTURE_GUARDS)}"
+            yield f"{problem}. Guards may also be {', '.join(PICTURE_GUARDS)}"
         elif objective_name(name) in PICTURE_GUARDS:
             yield (
                 f"guards.names: {name!r} would be called {objective_name(name)}, which is another "

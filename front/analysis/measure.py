@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ddpo.agents.adapter import Adapter
 from ddpo.types import standard_error
-from front.analysis.judge import Judge
-from front.analysis.values import Analysis, Link, MeasuredBlend
+from front.analysis.judge import Judge, check_same
+from front.analysis.values import Analysis, InPredictions, Link, MeasuredBlend
 from front.blend import depth_of_corner, height_above_chord, neighbours
 from front.errors import FrontError
 from front.member import Blend
@@ -32,17 +32,25 @@ if TYPE_CHECKING:
 
     from ddpo.types import Evaluation
     from front.front import Front
+    from front.member import FrontPolicy
     from morl.types import Array, PolicyId
 
 
 def analyse(
-    front: Front, num_points: int, *, model: str = "", device: str = "", rows_per_pass: int = 0
+    front: Front,
+    num_points: int,
+    *,
+    with_predictions: bool = False,
+    model: str = "",
+    device: str = "",
+    rows_per_pass: int = 0,
 ) -> tuple[Analysis, Mapping[str, Evaluation]]:
     """Measure blends between all neighbours on the front.
 
     Args:
         front: with at least two policies.
         num_points: blends between each pair of neighbours, evenly spaced.
+        with_predictions: measure every blend in predictions, too, at twice the cost of a blend.
         model: where the base model is now; empty where it was.
         device: empty for a GPU if there is one.
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
@@ -67,12 +75,16 @@ def analyse(
     adapters.setdefault(BASE_POLICY, Adapter.blend([nothing]))
     judge = Judge(front, model, device, rows_per_pass)
     try:
-        with tqdm(total=len(adapters), unit="policy", leave=False, disable=None) as bar:
+        mixed = [[(read[p.id], part) for p, part in parts] for parts in recipes]
+        mixed = mixed if with_predictions else []
+        total = len(adapters) + len(mixed)
+        with tqdm(total=total, unit="policy", leave=False, disable=None) as bar:
             measured = judge.measure(list(adapters.values()), bar.update)
+            predicted = judge.measure_predictions(mixed, bar.update)
     finally:
         judge.close()
     evaluations = dict(zip(adapters, measured, strict=True))
-    _check_same(front, evaluations)
+    check_same(front, evaluations)
     base = evaluations[BASE_POLICY]
     names = [name for name in adapters if name not in read and name != BASE_POLICY]
     blends = [
@@ -86,32 +98,15 @@ def analyse(
         )
         for name, parts in zip(names, recipes, strict=True)
     ]
+    in_predictions = dict(zip([blend.id for blend in blends], predicted, strict=False))
     dense = np.vstack([front.z, *(_z(front, blend) for blend in blends)])
     analysis = Analysis(
-        links=_links(front, blends, evaluations),
+        links=_links(front, blends, evaluations, in_predictions),
         hypervolume=front.hypervolume,
         dense_hypervolume=hypervolume(dense),
-        num_images=len(adapters) * len(judge.report_set.prompts),
+        num_images=total * len(judge.report_set.prompts),
     )
     return analysis, evaluations
-
-
-def _check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:
-    """Refuse blends that were measured otherwise than the policies that they stand beside.
-
-    Raises:
-        FrontError: if a policy's return is off by more than its standard error.
-    """
-    for policy in front.policies:
-        now, then = evaluations[policy.id].returns.numpy(), policy.report_returns
-        room = policy.report_std_error + 1e-3 * np.abs(then)
-        for name, a, b, off in zip(front.names, now, then, np.abs(now - then) > room, strict=True):
-            if off:
-                raise FrontError(
-                    f"{policy.id} has {name}={a:.4g} now and had {b:.4g} when the run measured it: "
-                    "its prompts, the reward or the base model have changed since. Nothing was "
-                    "published; restore them first"
-                )
 
 
 def _z(front: Front, blend: Blend) -> Array:
@@ -119,29 +114,65 @@ def _z(front: Front, blend: Blend) -> Array:
     return to_z(blend.report_returns, front.objectives)
 
 
+def _height(
+    front: Front,
+    blend: Evaluation,
+    parts: Sequence[tuple[FrontPolicy, float]],
+    ends: Sequence[Evaluation],
+) -> tuple[float, float]:
+    """How far a blend lies above the chord between its parts, and the paired error of that."""
+    points = [to_z(policy.report_returns, front.objectives) for policy, _ in parts]
+    returns = to_z(blend.returns.numpy(), front.objectives)
+    height = height_above_chord(returns, points[0], points[1])
+    own, first, second = (
+        to_z(each.rewards.double().numpy(), front.objectives) for each in (blend, *ends)
+    )
+    excess = own - (1 - height.position) * first - height.position * second
+    error = standard_error(torch.from_numpy(excess @ height.weights)[:, None])
+    return height.value, error.item()
+
+
+def _in_predictions(
+    front: Front,
+    blend: Evaluation,
+    parts: Sequence[tuple[FrontPolicy, float]],
+    ends: Sequence[Evaluation],
+) -> InPredictions:
+    height, error = _height(front, blend, parts, ends)
+    return InPredictions(
+        returns=blend.returns.numpy(),
+        std_error=blend.std_error.numpy(),
+        height=height,
+        height_std_error=error,
+    )
+
+
 def _links(
-    front: Front, blends: Sequence[Blend], evaluations: Mapping[str, Evaluation]
+    front: Front,
+    blends: Sequence[Blend],
+    evaluations: Mapping[str, Evaluation],
+    in_predictions: Mapping[str, Evaluation],
 ) -> tuple[Link, ...]:
     """Compare every blend with the chord between its parts, image by image."""
     is_useful = non_dominated(np.vstack([front.z, *(_z(front, blend) for blend in blends)]))
     measured = []
     for blend, useful in zip(blends, is_useful[len(front.policies) :], strict=True):
         (first, _), (second, _) = blend.parts
-        images = [
-            to_z(evaluations[name].rewards.double().numpy(), front.objectives)
-            for name in (blend.id, first.id, second.id)
-        ]
-        ends = [to_z(policy.report_returns, front.objectives) for policy in (first, second)]
-        height = height_above_chord(_z(front, blend), *ends)
-        excess = images[0] - (1 - height.position) * images[1] - height.position * images[2]
-        error = standard_error(torch.from_numpy(excess @ height.weights)[:, None])
+        ends = [evaluations[first.id], evaluations[second.id]]
+        height, height_std_error = _height(front, evaluations[blend.id], blend.parts, ends)
+        predicted = in_predictions.get(blend.id)
         measured.append(
             MeasuredBlend(
                 blend=blend,
-                height=height.value,
-                height_std_error=error.item(),
-                depth=depth_of_corner(*ends),
+                height=height,
+                height_std_error=height_std_error,
+                depth=depth_of_corner(
+                    *(to_z(policy.report_returns, front.objectives) for policy in (first, second))
+                ),
                 is_useful=bool(useful),
+                in_predictions=None
+                if predicted is None
+                else _in_predictions(front, predicted, blend.parts, ends),
                 evaluation=evaluations[blend.id],
                 gain=evaluations[blend.id].gain_over(evaluations[BASE_POLICY]),
             )

@@ -11,15 +11,41 @@ if TYPE_CHECKING:
     from ddpo.types import Evaluation, Gain
     from front.front import Front
     from front.member import Blend, FrontPolicy
-    from morl.types import PolicyId
+    from morl.types import Array, PolicyId
 
 _FORMAT = 1
 ANALYSIS = "analysis.json"
 DENSE_PLOT = "dense_front.png"
 # A blend fails if it is below the chord by more than this many standard errors, and by more than
 # this part of the way to the corner, where it would have the worse of both parts in everything.
-_STD_ERRORS = 2.0
-_TOLERANCE = 0.2
+STD_ERRORS = 2.0
+TOLERANCE = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InPredictions:
+    """The same blend made in every step from its parts' predictions, not from their weights.
+
+    Attributes:
+        returns: (M,) on the report set, raw units.
+        std_error: (M,) of `returns`.
+        height: above the chord, as of the blend.
+        height_std_error: of `height`.
+    """
+
+    returns: Array
+    std_error: Array
+    height: float
+    height_std_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As `analysis.json` stores it."""
+        return {
+            "report_returns": self.returns.tolist(),
+            "report_std_error": self.std_error.tolist(),
+            "height": self.height,
+            "height_std_error": self.height_std_error,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +60,7 @@ class MeasuredBlend:
         is_useful: no policy and no other blend dominates it on the report set.
         evaluation: of the blend on the report set.
         gain: over the base model, image by image.
+        in_predictions: the same in predictions; None if that was not measured.
     """
 
     blend: Blend
@@ -43,6 +70,7 @@ class MeasuredBlend:
     is_useful: bool
     evaluation: Evaluation
     gain: Gain
+    in_predictions: InPredictions | None = None
 
     @property
     def record(self) -> BlendRecord:
@@ -67,7 +95,7 @@ class MeasuredBlend:
     def holds(self) -> bool:
         """Whether it lies near the chord or above it."""
         below = -self.height
-        return below <= max(_STD_ERRORS * self.height_std_error, _TOLERANCE * self.depth)
+        return below <= max(STD_ERRORS * self.height_std_error, TOLERANCE * self.depth)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -134,6 +162,11 @@ class Analysis:
                             "depth": each.depth,
                             "holds": each.holds,
                             "is_useful": each.is_useful,
+                            **(
+                                {"in_predictions": each.in_predictions.to_json()}
+                                if each.in_predictions
+                                else {}
+                            ),
                         }
                         for each in link.blends
                     ],

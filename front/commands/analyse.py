@@ -22,6 +22,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="blends between each pair of neighbours; default 3",
     )
+    parser.add_argument(
+        "--predictions",
+        action="store_true",
+        help="measure every blend in predictions, too: the parts' predictions mixed in every step",
+    )
     add_model(parser)
 
 
@@ -42,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     analysis, evaluations = analyse(
         front,
         args.points,
+        with_predictions=args.predictions,
         model=args.model,
         device=args.device,
         rows_per_pass=args.rows_per_pass,
@@ -56,7 +62,13 @@ def run(args: argparse.Namespace) -> None:
         useful = sum(each.is_useful for each in link.blends)
         counted = f"{useful} of {len(link.blends)}"
         rows.append([names, height, f"{-worst.depth:.3f}", verdict, counted])
+        mixed = [each.in_predictions for each in link.blends if each.in_predictions]
+        if mixed:
+            lowest = min(mixed, key=lambda each: each.height)
+            rows[-1].append(with_error(lowest.height, lowest.height_std_error))
     header = ["neighbours", "lowest blend", "corner", "interpolation", "non-dominated"]
+    if args.predictions:
+        header.append("lowest in predictions")
     say(terminal_table(header, rows))
     say("")
     say("lowest blend: height above the chord, z-units, ± 1 standard error; corner: worst of both")

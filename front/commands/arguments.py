@@ -53,6 +53,7 @@ def text(argument: str) -> str:
 
 text.__name__ = "text in UTF-8"
 positive = _whole("whole number of at least 1", 1)
+at_least_two = _whole("whole number of at least 2", 2)
 # The seeds that follow fit 63 bits, too, as random generators want them.
 seed = _whole("whole number of at least 0 and less than 2**62", 0, 2**62)
 port = _whole("whole number from 0, which takes a free one, to 65535", 0, 2**16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from config.settings.errors import UserError
 from config.settings.loader import load_recipe
 from ddpo.calibration import calibrate
 from mo_train import main
+from run.audit_page import audit_file, read_audit
 from run.calibrate import calibration_report, reward_spread
 from run.command_line import read_command, read_settings
 from tests.support.rig import make_settings
@@ -81,6 +84,7 @@ def test_the_lines_printed_are_settings(capsys, tmp_path):
         "--config.train.max_sensitivity=0",
         "--config.evaluation.calibration_prompts=6",
         "--config.num_threads=1",
+        f"--config.logdir={tmp_path}",
     ]
     read_command(arguments, main)()
     shown = capsys.readouterr().out
@@ -99,15 +103,25 @@ def test_the_lines_printed_are_settings(capsys, tmp_path):
     assert read_settings([f"--config={recipe}"]).rewards.scales == tuple(points.scales)
     assert "correlation of clip_alignment and jpeg_compressibility within a prompt" in shown
     assert "warning" not in shown
+    assert "audit: jpeg_compressibility: flat colours: 100 % of these pictures" in shown
+    page = audit_file(tmp_path, ("clip_alignment", "jpeg_compressibility"))
+    assert f"audit of the rewards, with pictures: {page}" in shown
+    text = page.read_text()
+    assert "jpeg_compressibility</strong>: flat colours: 100 % of these" in text
+    assert text.count("data:image/png;base64,") == 3 * 9  # base model, 6 damages, 2 gradients
+    found = read_audit(tmp_path, ("clip_alignment", "jpeg_compressibility"), "emoji-sd")
+    assert found["above"]["flat colours"][1] == 1
+    assert found["page"] == page.name
+    assert read_audit(tmp_path, ("clip_alignment", "jpeg_compressibility"), "another") is None
 
 
-def test_a_base_model_that_draws_nothing_is_warned_of():
+def test_a_base_model_that_draws_nothing_is_warned_of(tmp_path):
     pretrained = {"prediction_type": "v_prediction"}
     evaluation = {"num_steps": 0, "calibration_prompts": 4}
     sample = {"num_steps": 4}
     settings = make_settings(pretrained=pretrained, evaluation=evaluation, sample=sample)
     assert (
-        calibration_report(settings)
+        calibration_report(dataclasses.replace(settings, logdir=str(tmp_path)))
         .splitlines()[-1]
         .startswith("warning: most of the base model's pictures are flat: their contrast is 0.0")
     )

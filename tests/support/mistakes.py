@@ -121,7 +121,7 @@ IN_NO_TABLE = {
     "--config.prompts.train=nowhere": "prompts.train: prompt set 'nowhere' is neither a file",
     "--config.prompts.train=": "prompts.train: prompt set '' is neither a file",
     "--config.prompts.selection=nowhere": "prompts.selection: prompt set 'nowhere' is neither",
-    "--config.guards.names=divercity": "Guards may also be base_similarity or diversity",
+    "--config.guards.names=divercity": "Guards may also be base_similarity, diversity, agreement",
     f"--config.prompts.train={'a cat, ' * 99}": "is neither a file nor one of",
     f"--config.rewards.names={300 * 'a'}.py:f,colorfulness": "names a file that does not exist",
 }

@@ -157,16 +157,19 @@ def of_8_bits(images: torch.Tensor) -> torch.Tensor:
     return images.mul(255).round().div(255)
 
 
-def draw_with_diffusers(pipe: Any, texts: Any, seeds: Any, **changes: Any) -> torch.Tensor:
-    """Pictures (rows, 3, H, W) from diffusers' own sampling loop, with one seed per picture.
+def draw_with_diffusers(
+    pipe: Any, texts: Any, seeds: Any, *, scheduler: Any = None, **changes: Any
+) -> torch.Tensor:
+    """Pictures (rows, 3, H, W) from diffusers' own sampling loop, one seed each, by default DDIM's.
 
     Prompts are encoded one by one: in a batch, the last bit of an embedding depends on the others.
     """
     from diffusers import DDIMScheduler
 
     pipe.set_progress_bar_config(disable=True)
-    kind = changes.pop("scheduler", DDIMScheduler)
-    pipe.scheduler = kind.from_config({**pipe.scheduler.config, "clip_sample": False})
+    pipe.scheduler = scheduler or DDIMScheduler.from_config(
+        pipe.scheduler.config, clip_sample=False
+    )
     settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "eta": 1.0, **changes}
     negative = settings.pop("negative_prompt", None)
     encoded = [

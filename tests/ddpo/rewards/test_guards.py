@@ -14,6 +14,7 @@ from ddpo.evaluation import evaluation_set
 from ddpo.processes import Processes
 from ddpo.rewards.guards import (
     Guards,
+    agreement_of_draws,
     diversity,
     diversity_std_error,
     excluded_policies,
@@ -98,6 +99,58 @@ def test_readings_are_means_with_losses_against_the_base_model():
     assert collapsed.broken == ("base_similarity",)  # 1.0 of diversity may be lost, and was
     assert collapsed.std_errors[0] == pytest.approx(math.sqrt(1 / 3) / 2)
     assert collapsed.to_json()["diversity"] == {"value": 0, "std_error": 0, "drop": 1}
+
+
+def test_judges_that_part_company_over_a_policy_are_seen_as_a_drop_of_agreement():
+    """Base draws: the judges agree. One policy pleases both, another one judge alone."""
+    rewards = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+
+    def judged(change):
+        return Evaluation(
+            rewards=rewards + torch.tensor(change),
+            images=torch.empty(0),
+            features=torch.empty(4, 0),
+        )
+
+    settings = make_settings(guards={"names": ("agreement",), "max_drops": (0.5,)}).guards
+    guards = Guards(settings, None, {})
+    base = judged([0.0, 0.0])
+    of_base, better, hacked = (
+        guards.read(ON, each, base) for each in (base, judged([1.0, 1.0]), judged([1.0, -1.0]))
+    )
+    assert (of_base.values.item(), better.values.item(), hacked.values.item()) == (1, 1, 0)
+    assert (better.broken, hacked.broken) == ((), ("agreement",))
+    assert guards.units == {"agreement": "share"}
+
+
+def test_agreement_of_base_draws_by_hand():
+    """Three judges and three pictures of a prompt: every two judges about every two pictures."""
+    scores = torch.tensor(
+        [[0.0, 0.0, 0.0], [1.0, 1.0, -1.0], [2.0, -1.0, 1.0], [9.0, 9.0, 9.0], [math.nan, 1, 1]]
+    )
+    values = agreement_of_draws(scores, ["a", "a", "a", "b", "a"])
+    # differences: 0-1 (-, -, +): 1 of 3; 0-2 (-, +, -): 1 of 3; 1-2 (-, +, -): 1 of 3
+    torch.testing.assert_close(values[:3], torch.full((3,), 1 / 3))
+    assert values[3:].isnan().all()
+
+
+def test_judges_without_relation_agree_as_little_about_a_policy_as_about_base_draws():
+    generator = torch.Generator().manual_seed(0)
+    prompts = tuple(f"p{i}" for i in range(100) for _ in range(4))
+    on = EvaluationSet(prompts=prompts, seeds=tuple(range(400)))
+    base, policy = (
+        Evaluation(
+            rewards=torch.randn(400, 2, generator=generator),
+            images=torch.empty(0),
+            features=torch.empty(400, 0),
+        )
+        for _ in range(2)
+    )
+    guards = Guards(make_settings(guards={"names": ("agreement",)}).guards, None, {})
+    of_base, of_policy = guards.read(on, base, base), guards.read(on, policy, base)
+    for reading in (of_base, of_policy):
+        assert reading.values.item() == pytest.approx(0.5, abs=4 * reading.std_errors.item())
+    assert abs(of_policy.drops.item()) < 0.1
 
 
 def test_who_has_lost_too_much_is_excluded_and_told_of():

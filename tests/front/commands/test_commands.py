@@ -375,6 +375,8 @@ def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch, tmp_path):
         ["report", "~/run"],
         ["serve", "~/run", "--model=~/model"],
         ["analyse", "~/run", "--model=~/model"],
+        ["transfer", "~/run", "--model=~/model"],
+        ["slider", "~/run", "--out=~/out"],
         ["push", *choice, "--repo=a/b"],
     ):
         args = vars(mo_front.make_parser().parse_args(words))
