@@ -226,7 +226,7 @@ class Trainer:
         num_steps = _num_steps(self.sampler, len(samples), len(agents))
         on_step = self._denoising_bar("sampling", num_steps)
         with (
-            self.work,
+            self.work.part("sampling", num_agents * len(texts)),
             self.processes.fail_together(RewardError, StoppedError, torch.OutOfMemoryError),
         ):
             rollout, own_rewards = collect(
@@ -296,7 +296,10 @@ class Trainer:
             "num_samples": len(batch.texts),
         }
         num_passes = self.updater.num_passes(len(share.samples), len(share.agents))
-        with self.work, self.processes.fail_together(FloatingPointError, StoppedError):
+        with (
+            self.work.part("updating", batch.num_images),
+            self.processes.fail_together(FloatingPointError, StoppedError),
+        ):
             stats = self.updater.update(
                 self.agents,
                 batch.rollout,
@@ -325,7 +328,7 @@ class Trainer:
         per_pass = min(len(share.agents), self.agents.num_agents)
         num_steps = _num_steps(self.evaluation_sampler, len(share.samples), per_pass)
         on_step = self._denoising_bar("evaluating", groups * num_steps)
-        with self.work:
+        with self.work.part("evaluating", len(policies) * len(on.prompts)):
             return evaluate(
                 policies,
                 on,

@@ -183,6 +183,16 @@ class Front:
             to_z([_measured(member) for member in self.members], self.objectives),
         )
 
+    def gain(self, member: FrontPolicy | Blend) -> Array:
+        """(M,) what a member of the front has over the base model, report set, z-units."""
+        z, base = to_z([_measured(member), self.base.report_returns], self.objectives)
+        return np.asarray(z - base)
+
+    @property
+    def better(self) -> tuple[FrontPolicy | Blend, ...]:
+        """The members that are better than the base model in every objective."""
+        return tuple(member for member in self.members if (self.gain(member) > 0).all())
+
     @property
     def sparsity(self) -> float:
         """Of the policies on the report set, in z-units; read it with their number."""

@@ -7,16 +7,19 @@ has other prompts and other seeds, and took no part in any decision.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from config.settings.errors import UserError
+from config.settings.terminal import near, typed_command
 from ddpo.model.loading import configuration_source, read_lora
 from ddpo.model.source import source_of
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from front.analysis.values import ANALYSIS, DENSE_PLOT
 from front.drawing_code import shared_name
+from front.front import Front
 from front.member import Guard, GuardValue
 from front.pictures.panels import front_panel, generation_panel
 from front.pictures.plots import plot_front, plot_hypervolume, plot_samples
@@ -37,6 +40,7 @@ from morl.types import BASE_POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from config.base import PretrainedSettings
     from ddpo.model.stable_diffusion import BaseModel
@@ -49,16 +53,36 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PAGE_SHARE = 0.05  # of a run's time, at most, goes to its page before the end
+
 
 class FrontPublisher:
-    """Publishes a run's front, and shows trackers every generation on the way."""
+    """Publishes a run's front; every generation it shows trackers and the page what there is."""
+
+    def __init__(self) -> None:
+        self._page_written = 0.0  # when, by the monotonic clock
+        self._page_seconds = 0.0  # it took
 
     def generation(self, run: Session) -> None:
-        """Show trackers the archive and the policies of the last generation."""
+        """Show trackers the archive and the policies of the last generation; write the page."""
         run.processes.by_first(run.recorder.show, generation_panel)
+        run.processes.by_first(self._write_page, run.directory.path)
+
+    def _write_page(self, path: Path) -> None:
+        """Write the page of a run that goes on, unless that would take too much of its time."""
+        began = time.monotonic()
+        if began - self._page_written < self._page_seconds / PAGE_SHARE:
+            return
+        try:
+            write_report(path, is_running=True)
+        except UserError as error:
+            logger.warning("report.html could not be written: %s", error)
+        self._page_written = time.monotonic()
+        self._page_seconds = self._page_written - began
 
     def front(self, run: Session) -> None:
         """Measure the archive again on the report set, and write what is published."""
+        run.recorder.announce("the front on the report set")
         run.processes.by_first(run.catch_up)
         report = run.evaluator.report(run.search.finalists())
         run.processes.by_first(self._write, run, report)
@@ -81,18 +105,37 @@ class FrontPublisher:
         write_front(run.directory, front, evolution.offspring, recorder.curve, report)
         run.save_adapters()  # those that only the front before this one had are let go
         volumes, overhead = front.hypervolume, run.trainer.work.overhead_fraction
-        recorder.log({"report/hypervolume": volumes.report, "cost/overhead_fraction": overhead})
+        last = {"report/hypervolume": volumes.report, "cost/overhead_fraction": overhead}
+        recorder.log({**last, "cost/seconds_left": 0.0})
         recorder.show(front_panel)
         run.finish()
-        recorder.say(
-            f"front of {len(front.policies)} policies in {run.directory.path}; hypervolume on the "
-            f"report set {volumes.report:.4f} (base model {volumes.report_base:.4f}, after "
-            f"warm-up {volumes.report_warmup:.4f})"
-        )
-        recorder.say(
-            f"{overhead:.1%} of the time went to search, files, logs and plots, all else to "
-            "drawing, scoring and updates"
-        )
+        for line in farewell(Front.load(run.directory.path)):
+            recorder.say(line)
+
+
+def farewell(front: Front) -> list[str]:
+    """What a run says at its end: what it found, what to open and what to do next."""
+    found = f"{len(front.policies)} policies"
+    if front.blends:
+        found += f" and {len(front.blends)} blends of neighbours"
+    lines = [
+        f"done        {found} on the front, {len(front.better)} of them better than the base model "
+        "in every objective",
+        f"look        {near(front.path / 'report.html')}",
+    ]
+    if [policy.id for policy in front.policies] == [BASE_POLICY]:
+        lines[0] = "done        nothing beats the base model yet: this run was too short to learn"
+        return lines
+    trained = [member for member in front.members if member.id != BASE_POLICY]
+    balanced = max(trained, key=lambda member: front.gain(member).min())
+    choice = (near(front.path), "--policy", balanced.id)
+    prompt = front.sample_prompts[0] if front.sample_prompts else "cat"
+    return [
+        *lines,
+        f"draw        {typed_command('mo_front.py', 'generate', *choice, '--prompt', prompt)}",
+        f"take        {typed_command('mo_front.py', 'export', *choice, '--out', 'my_adapter')}",
+        f"play        {typed_command('mo_front.py', 'serve', near(front.path))}",
+    ]
 
 
 def front_record(

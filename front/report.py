@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.min.js", "report.js")  # in the order of loading
 _LICENCES = ("vendor/LICENSE.d3", "vendor/LICENSE.plot")
+REFRESH_SECONDS = 30  # after which the page of a run that goes on reloads itself
 _TILE_SIZES = (512, 384, 256, 192, 128, 96, 64)  # pixels, tried until the pictures fit
 PICTURE_BYTES = 9_000_000  # of the pictures, encoded: a third more in the page
 _BYTES_PER_PIXEL = 0.12  # of WebP at our quality, for photographs
@@ -93,15 +94,19 @@ class RunFiles:
         )
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, *, is_running: bool = False) -> Path:
     """Write `report.html` into a run directory and return its path.
+
+    Args:
+        run: the run directory.
+        is_running: whether the run goes on, and writes the page again: then it reloads itself.
 
     Raises:
         UserError: if the folder holds no run, a file of it is damaged, or it cannot be written to.
     """
     files = RunFiles.read(run)
     try:
-        page = render(files, report_data(files))
+        page = render(files, report_data(files), is_running=is_running)
     except (KeyError, IndexError, TypeError, ValueError, TemplateError) as error:
         raise ReportError(f"the records of {run} do not fit together: {error!r}") from error
     path = run / "report.html"
@@ -299,12 +304,13 @@ def _encode(tile: Image.Image, size: int) -> bytes:
     return encode(small, max(tile.size))
 
 
-def render(files: RunFiles, data: Mapping[str, Any]) -> str:
+def render(files: RunFiles, data: Mapping[str, Any], *, is_running: bool = False) -> str:
     """The page.
 
     Args:
         files: of the run, for what is not interactive.
         data: from `report_data`.
+        is_running: see `write_report`.
     """
     environment = Environment(
         autoescape=True,
@@ -318,6 +324,7 @@ def render(files: RunFiles, data: Mapping[str, Any]) -> str:
     settings = files.config.settings
     return environment.get_template("report.html.j2").render(
         data=data,
+        refresh_seconds=REFRESH_SECONDS if is_running else 0,
         payload=_payload(data),
         style=_own_text("report.css"),
         scripts=scripts,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ddpo.agents.adapter import Adapter
 from ddpo.types import standard_error
@@ -25,6 +24,7 @@ from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
 from morl.weights import normalise
+from run.progress import named_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ def analyse(
         adapters[f"b{index:03d}"] = Adapter.blend([(read[p.id], part) for p, part in parts])
     judge = Judge(front, model, device, rows_per_pass)
     try:
-        with tqdm(total=len(adapters), unit="policy", leave=False, disable=None) as bar:
+        with named_bar("measuring blends", len(adapters)) as bar:
             measured = judge.measure(list(adapters.values()), bar.update)
     finally:
         judge.close()

@@ -8,12 +8,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from ddpo.files import check_writable
 from front.errors import FrontError
 from front.pictures.painter import Painter
 from front.pictures.plots import plot_samples
+from run.progress import named_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def draw_beside_base(
     texts = [prompt for prompt in prompts for _ in seeds]
     keys = [seed for _ in prompts for seed in seeds]
     rows = []
-    with tqdm(total=2 * len(texts), unit="image", leave=False, disable=None) as bar:
+    with named_bar("drawing", 2 * len(texts)) as bar:
         for label, drawn in (("base model", None), (member.id, member)):
             images = painter.draw(drawn, texts, keys, on_batch=bar.update, **changes)
             rows.append((label.replace("-", "\n") if len(label) > 20 else label, images))
