@@ -20,6 +20,7 @@ from PIL import Image
 
 from config.settings.errors import UserError
 from config.settings.flat import flatten
+from config.settings.runs import named_run, runs_beside
 from ddpo.files import write_atomic
 from front.front import Front
 from front.member import Blend
@@ -75,7 +76,7 @@ class RunFiles:
             UserError: if a file is missing or damaged.
         """
         if not (run / CONFIG).is_file():
-            raise ReportError(f"{run} is not a run directory: it has no {CONFIG}")
+            raise ReportError(f"{run} is not a run directory: it has no {CONFIG}{runs_beside(run)}")
         if not (run / SEARCH).is_file():
             raise ReportError(
                 f"{run} has no {SEARCH}: the base model is not measured yet, or the run was "
@@ -104,6 +105,7 @@ def write_report(run: Path, *, is_running: bool = False) -> Path:
     Raises:
         UserError: if the folder holds no run, a file of it is damaged, or it cannot be written to.
     """
+    run = named_run(run)
     files = RunFiles.read(run)
     try:
         page = render(files, report_data(files), is_running=is_running)

@@ -313,7 +313,7 @@ def serve(
     app = build_app(studio)
     try:
         address = start(app, host, port, browse=browse)
-        sys.stdout.write(f"serving {run} on {address} (Ctrl+C ends)\n")
+        sys.stdout.write(f"serving {front.path} on {address} (Ctrl+C ends)\n")
         sys.stdout.flush()
         app.block_thread()
     finally:

@@ -71,7 +71,9 @@ _bound.__name__ = "bound such as aesthetic_score=5.8"
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The run directory."""
-    parser.add_argument("run", type=path, help="run directory, or a copy of its front")
+    parser.add_argument(
+        "run", type=path, help="run directory or a copy of its front; latest: the newest in logs"
+    )
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
