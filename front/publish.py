@@ -21,7 +21,9 @@ from front.analysis.values import ANALYSIS, DENSE_PLOT
 from front.drawing_code import shared_name
 from front.front import Front
 from front.member import Guard, GuardValue
+from front.pictures.generate import to_picture
 from front.pictures.panels import front_panel, generation_panel
+from front.pictures.parameters import describe, png_text, sampler_of
 from front.pictures.plots import plot_front, plot_hypervolume, plot_samples
 from front.record import (
     NAME,
@@ -41,6 +43,8 @@ from morl.types import BASE_POLICY
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from PIL.PngImagePlugin import PngInfo
 
     from config.base import PretrainedSettings
     from ddpo.model.stable_diffusion import BaseModel
@@ -285,9 +289,20 @@ def write_front(
     for policy in view.policies:
         label = "\n".join([policy.id, *(f"{value:.4g}" for value in policy.returns.tolist())])
         rows.append((label, report[policy.id].images))
-    plot_samples(run / "samples.png", front.samples.prompts, rows)
+    plot_samples(run / "samples.png", front.samples.prompts, rows, text=_text(run, report))
     directory.write_samples("report", report)
     try:
         write_report(run)
     except UserError as error:  # everything it shows is on disk already
         logger.warning("report.html could not be written: %s", error)
+
+
+def _text(run: Path, report: Mapping[PolicyId, Evaluation]) -> PngInfo | None:
+    """What the first picture of the front was drawn from."""
+    front = Front.load(run)
+    member = front.policies[0]
+    images = report[member.id].images
+    if not len(images):
+        return None
+    keys = front.sample_prompts[0], front.sample_seeds[0]
+    return png_text(describe(to_picture(images[0]), front, member, *keys, sampler_of(front)))

@@ -14,6 +14,7 @@ from ddpo.ddim import make_schedule
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.types import Conditioning
 from front.errors import ChoiceError
+from front.pictures.parameters import sampler_of
 from front.settings import device_of, settings_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Painter:
         self, front: Front, model: str = "", device: str = "", rows_per_pass: int = 0
     ) -> None:
         settings = settings_of(front, model, rows_per_pass)
+        self._front = front
         where = device_of(device)
         pretrained = settings.pretrained
         if (
@@ -85,22 +87,14 @@ class Painter:
             UserError: if the adapter is missing, damaged, or made for another model;
                 `ChoiceError` if the model has not so many steps.
         """
-        sample = self.sample
-        settings = {
-            "num_inference_steps": sample.num_steps,
-            "guidance_scale": sample.guidance_scale,
-            "guidance_rescale": sample.guidance_rescale,
-            "eta": sample.eta,
-            "negative_prompt": sample.negative_prompt,
-            **changes,
-        }
+        settings = sampler_of(self._front, **changes)
         try:
             make_schedule(self._model.scheduler, settings["num_inference_steps"], settings["eta"])
         except UserError as error:
             raise ChoiceError(str(error)) from error
         self._show(member)
         negative = self._model.encode_negative(settings.pop("negative_prompt") or "")
-        batch = max(1, sample.rows_per_pass // (1 if settings["guidance_scale"] <= 1 else 2))
+        batch = max(1, self.sample.rows_per_pass // (1 if settings["guidance_scale"] <= 1 else 2))
         images: list[torch.Tensor] = []
         for start in range(0, len(prompts), batch):
             texts = list(prompts[start : start + batch])

@@ -25,7 +25,7 @@ def test_the_page_is_written_after_each_generation_unless_that_is_slow(tmp_path,
     monkeypatch.setattr(publish.time, "monotonic", lambda: now[0])
     run = SimpleNamespace(
         processes=SimpleNamespace(by_first=lambda function, *arguments: function(*arguments)),
-        recorder=SimpleNamespace(show=lambda panel: None),
+        recorder=SimpleNamespace(show=lambda _: None),
         directory=SimpleNamespace(path=tmp_path),
     )
     publisher = FrontPublisher()
