@@ -57,6 +57,11 @@ class Painter:
         self._shown: FrontPolicy | Blend | None = None
         self._size = dataclasses.asdict(self._model.frame)
 
+    @property
+    def picture_size(self) -> int:
+        """Pixels of a picture's longer side."""
+        return max(self._model.image_size)
+
     @torch.inference_mode()
     def draw(
         self,
