@@ -12,6 +12,7 @@ from config.settings.errors import StoppedError
 from ddpo import speed
 from ddpo.advantages import advantages
 from ddpo.agents.conditioned import make_agents
+from ddpo.agents.slots import Agents
 from ddpo.collect import collect
 from ddpo.cost.stopwatch import Stopwatch
 from ddpo.evaluation import evaluate
@@ -340,6 +341,14 @@ class Trainer:
                 self.processes,
                 self.guards if use_guards else None,
             )
+
+    def make_room(self) -> None:
+        """Exchange the agents for slots that hold blends of two policies; training is over."""
+        rank = 2 * self.settings.policy_adapter.rank
+        adapter = dataclasses.replace(self.settings.adapter, rank=rank, alpha=float(rank))
+        self.agents.remove()
+        self.agents = Agents(self.model.unet, self.agents.num_agents, adapter, self.settings.train)
+        speed.apply(self.settings.speed, self.model, self.agents)
 
     def take_unet_rows(self) -> int:
         """UNet rows that all processes have passed since the last call."""

@@ -14,9 +14,13 @@ import numpy as np
 
 from config.settings.errors import UserError
 from config.settings.terminal import near, typed_command
+from ddpo.agents.adapter import Adapter, adapter_of, policy_of
+from ddpo.cost.plan import Plan
 from ddpo.model.loading import configuration_source, read_lora
 from ddpo.model.source import source_of
 from ddpo.model.stable_diffusion import FrozenDiffusion
+from front.analysis.measure import recipes_between, spread_points, summarise
+from front.analysis.publish import publish_analysis
 from front.analysis.values import ANALYSIS, DENSE_PLOT
 from front.drawing_code import shared_name
 from front.front import Front
@@ -39,6 +43,7 @@ from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
 from morl.types import BASE_POLICY
+from run.time_left import MOST_BLENDS, affordable_blends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,6 +95,69 @@ class FrontPublisher:
         run.processes.by_first(run.catch_up)
         report = run.evaluator.report(run.search.finalists())
         run.processes.by_first(self._write, run, report)
+        run.recorder.announce("blends between neighbours")
+        self._add_blends(run, report)
+        run.processes.by_first(self._finish, run)
+
+    def _add_blends(self, run: Session, report: Mapping[PolicyId, Evaluation]) -> None:
+        """Measure blends between the policies farthest apart, and add them to the front."""
+        recipes = run.processes.by_first(self._recipes, run)
+        if not recipes:
+            return
+        agents, policies = run.trainer.agents, run.search.policies
+        blends = [
+            Adapter.blend([(adapter_of(agents, policies[name]), share) for name, share in parts])
+            for parts in recipes.values()
+        ]
+        run.trainer.make_room()
+        measured = run.evaluator.blends([policy_of(run.trainer.agents, each) for each in blends])
+        evaluations = dict(zip(recipes, measured, strict=True))
+        run.processes.by_first(self._write_blends, run, recipes, {**report, **evaluations})
+
+    def _recipes(self, run: Session) -> dict[str, list[tuple[PolicyId, float]]]:
+        """Blends that the run can afford, and what each is made of; in the first process."""
+        front, settings = Front.load(run.directory.path), run.settings
+        plan = Plan.of(settings, len(run.trainer.prompts.train))
+        fraction, rows = settings.evaluation.blends_fraction, run.recorder.costs.unet_rows
+        num = affordable_blends(plan, fraction, rows)
+        if num == 0 or len(front.policies) < 2:
+            return {}
+        recipes = recipes_between(front, spread_points(front, num, MOST_BLENDS))
+        return {
+            name: [(policy.id, share) for policy, share in parts] for name, parts in recipes.items()
+        }
+
+    def _write_blends(
+        self,
+        run: Session,
+        recipes: Mapping[str, Sequence[tuple[PolicyId, float]]],
+        evaluations: Mapping[str, Evaluation],
+    ) -> None:
+        """Publish blends beside the front; in the first process."""
+        front = Front.load(run.directory.path)
+        known = {policy.id: policy for policy in front.policies}
+        parts = {
+            name: tuple((known[policy], share) for policy, share in each)
+            for name, each in recipes.items()
+        }
+        num_images = len(recipes) * run.settings.evaluation.report_images
+        publish_analysis(front, summarise(front, parts, evaluations, num_images), evaluations)
+
+    def _finish(self, run: Session) -> None:
+        """Write the page, and say what was found; in the first process."""
+        path, recorder = run.directory.path, run.recorder
+        try:
+            write_report(path)
+        except UserError as error:  # everything it shows is on disk already
+            logger.warning("report.html could not be written: %s", error)
+        overhead = run.trainer.work.overhead_fraction
+        front = Front.load(path)
+        last = {"report/hypervolume": front.hypervolume, "cost/overhead_fraction": overhead}
+        recorder.log({**last, "cost/seconds_left": 0.0})
+        recorder.show(front_panel)
+        run.finish()
+        for line in farewell(front):
+            recorder.say(line)
 
     def _write(self, run: Session, report: Mapping[PolicyId, Evaluation]) -> None:
         """Publish a front; in the first process."""
@@ -108,13 +176,6 @@ class FrontPublisher:
         )
         write_front(run.directory, front, evolution.offspring, recorder.curve, report)
         run.save_adapters()  # those that only the front before this one had are let go
-        volumes, overhead = front.hypervolume, run.trainer.work.overhead_fraction
-        last = {"report/hypervolume": volumes.report, "cost/overhead_fraction": overhead}
-        recorder.log({**last, "cost/seconds_left": 0.0})
-        recorder.show(front_panel)
-        run.finish()
-        for line in farewell(Front.load(run.directory.path)):
-            recorder.say(line)
 
 
 def farewell(front: Front) -> list[str]:
@@ -265,7 +326,7 @@ def write_front(
     curve: Sequence[CurvePoint],
     report: Mapping[PolicyId, Evaluation],
 ) -> None:
-    """Write `front.json`, `report.html`, the plots, `samples.png` and `samples/report/`.
+    """Write `front.json`, the plots, `samples.png` and `samples/report/`.
 
     What belongs to a front published before, its analysis and other pictures, is removed.
 
@@ -291,10 +352,6 @@ def write_front(
         rows.append((label, report[policy.id].images))
     plot_samples(run / "samples.png", front.samples.prompts, rows, text=_text(run, report))
     directory.write_samples("report", report)
-    try:
-        write_report(run)
-    except UserError as error:  # everything it shows is on disk already
-        logger.warning("report.html could not be written: %s", error)
 
 
 def _text(run: Path, report: Mapping[PolicyId, Evaluation]) -> PngInfo | None:

@@ -90,6 +90,7 @@ class Session(Parts):
             evolution.num_generations_done,
             recorder.costs,
             self.trainer.work,
+            self.settings.evaluation.blends_fraction,
         )
 
         def time_left(fraction: float) -> float | None:

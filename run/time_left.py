@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from ddpo.cost.stopwatch import Stopwatch
     from run.records import Costs
 
-BLENDS_SHARE = 0.1  # of a run's time, at most, goes to blends at its end
 MOST_BLENDS = 3  # between two neighbours
 _KINDS = ("sampling", "updating", "evaluating")
 _BACKWARD = 3.0  # a UNet row with gradient, in rows without: a usual ratio, until it is measured
@@ -42,11 +41,19 @@ class TimeLeft:
         done: generations that are done already, where a run is resumed.
         costs: so far.
         work: measures this process.
+        blends_fraction: of the run's UNet rows, for blends at its end.
     """
 
     def __init__(
-        self, plan: Plan, num_generations: int, done: int, costs: Costs, work: Stopwatch
+        self,
+        plan: Plan,
+        num_generations: int,
+        done: int,
+        costs: Costs,
+        work: Stopwatch,
+        blends_fraction: float = 0.0,
     ) -> None:
+        self._blends_fraction = blends_fraction
         self._plan = plan
         self._num_generations = num_generations
         self._resumed_at = done
@@ -73,8 +80,9 @@ class TimeLeft:
             "evaluating": self._selection + policies * per_policy - done["evaluating"],
         }
         drawn = sum(rates[kind] * max(0.0, ahead[kind]) for kind in _KINDS)
-        affordable = BLENDS_SHARE * (self._work.elapsed + drawn) / rates["evaluating"]
-        blends = min(affordable, MOST_BLENDS * (policies - 1) * per_policy)
+        blends = per_policy * min(
+            MOST_BLENDS * (policies - 1), affordable_blends(self._plan, self._blends_fraction)
+        )
         drawn += rates["evaluating"] * max(0.0, blends + min(0.0, ahead["evaluating"]))
         return drawn + self._rest(stand)
 
@@ -106,6 +114,22 @@ class TimeLeft:
             return 0.0
         per_generation = (self._work.rest - self._rest_before) / done
         return per_generation * (self._num_generations - stand.generations + _FINAL_WRITES)
+
+
+def affordable_blends(plan: Plan, fraction: float, unet_rows: int = 0) -> int:
+    """How many blends a run can measure on the report set within a fraction of its UNet rows.
+
+    Rows, not seconds, decide: a run that is done again, or resumed, measures the same blends. As
+    rows with gradient take longer than those of blends, the fraction of the time is smaller.
+
+    Args:
+        plan: of the run.
+        fraction: of the rows.
+        unet_rows: that the run has passed; 0 for those that the plan expects.
+    """
+    rows = unet_rows or plan.sample_rows + plan.train_rows
+    per_blend = plan.report_images_per_policy * plan.evaluation_rows_per_image
+    return int(fraction * rows / per_blend)
 
 
 def shown(seconds: float | None) -> str:

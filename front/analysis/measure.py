@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
     from ddpo.types import Evaluation
     from front.front import Front
+    from front.member import FrontPolicy
     from morl.types import Array, PolicyId
+
+    Parts = tuple[tuple[FrontPolicy, float], ...]
 
 
 def analyse(
@@ -55,13 +58,11 @@ def analyse(
     """
     if len(front.policies) < 2:
         raise FrontError("the front is a single policy: there is nothing to interpolate")
-    pairs = [(front.policies[i], front.policies[j]) for i, j in neighbours(front.z)]
-    positions = [(i + 1) / (num_points + 1) for i in range(num_points)]
-    recipes = [((a, 1 - position), (b, position)) for a, b in pairs for position in positions]
+    recipes = recipes_between(front, dict.fromkeys(neighbours(front.z), num_points))
     read = {policy.id: Adapter.read(policy.file) for policy in front.policies}
     adapters = {str(name): adapter for name, adapter in read.items()}
-    for index, parts in enumerate(recipes):
-        adapters[f"b{index:03d}"] = Adapter.blend([(read[p.id], part) for p, part in parts])
+    for name, parts in recipes.items():
+        adapters[name] = Adapter.blend([(read[p.id], part) for p, part in parts])
     judge = Judge(front, model, device, rows_per_pass)
     try:
         with named_bar("measuring blends", len(adapters)) as bar:
@@ -70,6 +71,60 @@ def analyse(
         judge.close()
     evaluations = dict(zip(adapters, measured, strict=True))
     _check_same(front, evaluations)
+    num_images = len(adapters) * len(judge.report_set.prompts)
+    return summarise(front, recipes, evaluations, num_images), evaluations
+
+
+def recipes_between(front: Front, points: Mapping[tuple[int, int], int]) -> dict[str, Parts]:
+    """What blends are made of, by their names: evenly spaced between pairs of policies.
+
+    Args:
+        front: whose policies are blended.
+        points: pair of indices into `front.policies` -> blends between the two.
+    """
+    found = []
+    for (i, j), num in points.items():
+        first, second = front.policies[i], front.policies[j]
+        shares = [(k + 1) / (num + 1) for k in range(num)]
+        found += [((first, 1 - share), (second, share)) for share in shares]
+    return {f"b{index:03d}": parts for index, parts in enumerate(found)}
+
+
+def spread_points(front: Front, num_blends: int, most: int) -> dict[tuple[int, int], int]:
+    """How many blends to put between which neighbours: always into the widest gap that is left.
+
+    Args:
+        front: with two policies at least.
+        num_blends: in all, at most.
+        most: between two neighbours.
+
+    Returns:
+        Pair of indices into `front.policies` -> blends, in the order of the front; none with 0.
+    """
+    pairs = neighbours(front.z)
+    widths = {(i, j): float(np.linalg.norm(front.z[i] - front.z[j])) for i, j in pairs}
+    points = dict.fromkeys(pairs, 0)
+    for _ in range(min(num_blends, most * len(pairs))):
+        open_pairs = [pair for pair in pairs if points[pair] < most]
+        widest = max(open_pairs, key=lambda pair: widths[pair] / (points[pair] + 1))
+        points[widest] += 1
+    return {pair: num for pair, num in points.items() if num}
+
+
+def summarise(
+    front: Front,
+    recipes: Mapping[str, Parts],
+    evaluations: Mapping[str, Evaluation],
+    num_images: int,
+) -> Analysis:
+    """What measured blends say about a front.
+
+    Args:
+        front: whose neighbours were blended.
+        recipes: name -> parts of a blend.
+        evaluations: on the report set, of the blends and of the policies, by name.
+        num_images: drawn for it.
+    """
     blends = [
         Blend(
             id=name,
@@ -78,16 +133,15 @@ def analyse(
             report_returns=evaluations[name].returns.numpy(),
             report_std_error=evaluations[name].std_error.numpy(),
         )
-        for name, parts in zip(list(adapters)[len(read) :], recipes, strict=True)
+        for name, parts in recipes.items()
     ]
     dense = np.vstack([front.z, *(_z(front, blend) for blend in blends)])
-    analysis = Analysis(
+    return Analysis(
         links=_links(front, blends, evaluations),
         hypervolume=front.hypervolume,
         dense_hypervolume=hypervolume(dense),
-        num_images=len(adapters) * len(judge.report_set.prompts),
+        num_images=num_images,
     )
-    return analysis, evaluations
 
 
 def _check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:
