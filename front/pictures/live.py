@@ -93,5 +93,6 @@ _STYLE = """
 .front-map .guessed { stroke-dasharray: 4 3; }
 .front-map .axis, .front-key { fill: var(--soft); color: var(--soft); font-size: 12px; }
 .pictures img { object-fit: contain; }
+td, th { font-size: 13px; padding: 0.35rem 0.5rem !important; }
 td:not(:first-child) { white-space: nowrap; }
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from ddpo.cost import stopwatch
 from ddpo.cost.plan import Plan
 from run.records import Costs
-from run.time_left import Stand, TimeLeft, shown
+from run.time_left import Stand, TimeLeft, affordable_blends, shown
 from tests.support.rig import make_settings
+from tools import time_left
 
 SECONDS = {"sampling": 0.2, "updating": 0.5, "evaluating": 0.3}  # a picture
 SAVING, PUBLISHING = 2.0, 5.0  # a generation, the end
@@ -52,7 +54,7 @@ class Simulated:
         self.work("evaluating", plan.calibration_images)
         self.work("evaluating", 64)
         costs = Costs(selection=plan.calibration_images + 64)
-        left = TimeLeft(plan, 8, 0, costs, self.watch)
+        left = TimeLeft(plan, 8, 0, costs, self.watch, blends_fraction=0.1)
         for generation in range(8):
             finalists = 1 + round(4 * math.sqrt(generation))
             for _ in range(4):
@@ -65,8 +67,8 @@ class Simulated:
             self.clock[0] += SAVING
         finalists = 1 + round(4 * math.sqrt(8))
         self.work("evaluating", 128 * finalists)
-        blends = min(0.1 * self.clock[0], 3 * (finalists - 1) * 128 * SECONDS["evaluating"])
-        self.clock[0] += blends + PUBLISHING
+        self.work("evaluating", 128 * affordable_blends(plan, 0.1))
+        self.clock[0] += PUBLISHING
         return said
 
 
@@ -124,3 +126,20 @@ def test_times_are_said_as_people_say_them():
         "1 h 0 min",
         "1 h 2 min",
     ]
+
+
+def test_the_tool_compares_what_was_said_with_what_it_took(tmp_path):
+    lines = [
+        {"seconds": 90.0, "cost/seconds_left": 5.0},  # before the run was resumed
+        {"seconds": 10.0, "cost/seconds_left": 60.0},
+        {"seconds": 20.0, "morl/hypervolume": 0.1},
+        {"seconds": 30.0, "cost/seconds_left": 30.0},
+        {"seconds": 60.0, "cost/seconds_left": 0.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    said = time_left.read(tmp_path)
+    assert said == [(10.0, 0, 60.0, 50.0), (30.0, 1, 30.0, 30.0)]
+    assert [each.error for each in said] == pytest.approx([0.2, 0.0])
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines[:-1])))
+    with pytest.raises(ValueError, match="is not finished"):
+        time_left.read(tmp_path)
