@@ -1,5 +1,5 @@
-# Two commands for a fresh machine: `make train` runs the main job, `make test` passes the tests.
-# Each makes its own virtual environment first. PYTHON picks the interpreter.
+# Two commands for a fresh machine: `make train` runs the main job, `make test` runs the tests.
+# Each makes its virtual environment first. PYTHON chooses the interpreter.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,11 +20,11 @@ smoke: $(VENV)/.run-ready
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-# While editing: the method, its numbers and its settings, without the programs.
+# While editing: tests of the method, its numbers and its settings, without the programs.
 test-fast: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --quiet $(FAST) $(ARGS)
 
-# The live app with gradio, in an environment of its own: gradio needs pillow < 13.
+# The live app with gradio, in its own environment: gradio needs pillow < 13.
 test-serve: $(VENV)-serve/.ready
 	$(VENV)-serve/bin/python -m pytest tests/front/test_serve.py $(ARGS)
 
@@ -33,13 +33,15 @@ check: $(VENV)/.dev-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python -m tools.prose
 
-# Whether results are still those of a commit, bit for bit: make same COMMIT=HEAD~1.
+# Checks that results still equal a commit's, bit for bit: make same COMMIT=HEAD~1.
 COMMIT ?= HEAD
 same: $(VENV)/.run-ready
 	$(BIN)/python -m tools.same $(COMMIT) $(ARGS)
 
-# Every method on a model of 8 numbers, 8 seeds each: ten minutes of one core, resumable.
+# Every method on a model of 8 numbers, with 8 seeds each: ten minutes on one core, resumable.
 evidence-toy: $(VENV)/.run-ready
 	$(BIN)/python -m benchmarks.toy --folder runs/evidence-toy $(ARGS)
 

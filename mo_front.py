@@ -3,7 +3,7 @@
     python mo_front.py show logs/my_run
     python mo_front.py pick logs/my_run --weights 0.3,0.7 --out my_adapter
 
-Each command has its own help, as in `python mo_front.py pick --help`; see also docs/front.md.
+Each command has its own help, for example `python mo_front.py pick --help`. See also docs/front.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; a wrong argument ends the program with status 2."""
+    """Make the parser of all commands; a wrong argument ends the program with status 2."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="mo_front.py", description=__doc__, formatter_class=raw, allow_abbrev=False
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def hyphenated(arguments: Sequence[str]) -> list[str]:
-    """`--num_images=4` as `--num-images=4`: both spellings are understood.
+    """Replace underscores in option names by hyphens, so that both spellings work.
 
     Example:
         >>> hyphenated(["pick", "my_run", "--num_images=4"])
@@ -58,7 +58,7 @@ def hyphenated(arguments: Sequence[str]) -> list[str]:
 
 
 def suggestion(words: Sequence[str]) -> str:
-    """What a misspelt command or option may mean; empty if nothing is like it.
+    """The known command or option closest to a misspelt one; empty if none is close.
 
     Args:
         words: `hyphenated` arguments.
@@ -86,10 +86,10 @@ def main(arguments: Sequence[str]) -> int:
         arguments: the command line without the program's name.
 
     Returns:
-        The exit status: 0; after a message on stderr 2 if the question was wrong (as argparse
-        does), 1 if it could not be answered.
+        The exit status: 0 on success. After a message on stderr: 2 if the arguments are wrong (as
+        with argparse), 1 if the command failed, 130 after Ctrl-C.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision on import
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it warns about torchvision
     print_any_character()
     words = hyphenated(arguments)
     try:
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 2 if isinstance(error, ChoiceError) else 1
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is slow to import
+        if type(error).__name__ != "OutOfMemoryError":  # by name: importing torch is slow
             raise
         sys.stderr.write(f"{error}\nMemory ran out: lower --rows-per-pass, or take --device cpu\n")
         return 1

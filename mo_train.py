@@ -4,8 +4,8 @@
     python mo_train.py --config config/base.py --dry_run    # what it would do and need
     python mo_train.py --config config/base.py --calibrate  # what the base model scores
 
-`train` is the whole method. The search (`morl/`) sees numbers only; the agents (`ddpo/`) move
-together, one UNet pass for all of them.
+`train` is the whole method. The search (`morl/`) sees numbers only. The agents (`ddpo/`) move
+together: one UNet pass carries all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def train(run: Session, publish: Publisher) -> None:
-    """PGMORL's generations around DDPO's iterations. A generation is the unit of resume."""
+    """Run PGMORL's generations around DDPO's iterations; a run resumes at a generation's start."""
     search, trainer = run.search, run.trainer
     while (generation := search.ask()) is not None:  # warm-up first, then evolution
         trainer.load(search.parents(generation), search.weights(generation))  # K policies, K slots
@@ -41,11 +41,11 @@ def main(settings: Settings, stop: Stop | None = None) -> None:
     """Train, and publish the front.
 
     Args:
-        settings: checked already.
-        stop: tells when a signal asks for an end.
+        settings: of the run, already checked.
+        stop: knows whether a signal has asked the run to end; by default none does.
 
     Raises:
-        UserError: that says what is wrong and how to go on.
+        UserError: if something is wrong that the user can mend; it says how.
     """
     from front.publish import FrontPublisher  # noqa: PLC0415 - slow, and settings come first
     from run.session import Session  # noqa: PLC0415

@@ -1,20 +1,20 @@
-"""What do more agents cost? Nothing but their images, and less than one after another.
+"""What do more agents cost? Only their images, and less than training them one after another.
 
     python -m benchmarks.agents            # both models; about 10 minutes on one core
     python -m benchmarks.agents --quick
 
 Three tables for each model, on one thread:
 
-1. K = 1..16 agents with the same number of images in all: CPU time an image.
-2. K agents in one pass against peft's adapters, one after another on the same UNet, the same images
-   a pass and agent: denoising, sampling (denoising and decoding) and training. "lockstep" goes
-   through the agents at every pass, as a loop does that moves all agents together, with
-   `set_adapter` before each; "in turn" finishes an agent before the next, so that `set_adapter`
+1. K = 1..16 agents with the same number of images in all: CPU time per image.
+2. K agents in one pass against peft's adapters on the same UNet, with the same images per pass and
+   agent: denoising, sampling (denoising and decoding) and training. peft runs in two orders.
+   "lockstep" runs every agent in each step, with `set_adapter` before each pass, like a loop that
+   moves all agents together. "sequential" finishes one agent before the next, so that `set_adapter`
    costs nothing.
-3. Bytes that an agent more keeps: all live tensors, before and after.
+3. Bytes that each further agent keeps: all live tensors, before and after.
 
-The last line is JSON: `*_speedup_8x1` is 8 agents with one image each against lockstep, `*_in_turn`
-against agents in turn; `time_per_image_spread` is the largest deviation from K = 1.
+The last line is JSON. `*_speedup_8x1` compares 8 agents with one image each to lockstep, and
+`*_in_turn` to sequential. `time_per_image_spread` is the largest deviation from K = 1.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ IMAGES_PER_AGENT = (1, 2, 4)
 class PeftAgents:
     """The baseline: K adapters of peft on one UNet of diffusers, one of them active at a time.
 
-    It has the methods of `ddpo.agents.slots.Agents` that sampler and updater use, for one agent.
+    It has the methods of `ddpo.agents.slots.Agents` that sampler and update use, for one agent.
 
     Args:
         unet: gets the adapters.
@@ -82,7 +82,7 @@ class PeftAgents:
         self.activate(0)
 
     def activate(self, index: int) -> None:
-        """Make one agent the active one."""
+        """Make one agent active."""
         self._active = self.names[index]
         self.unet.set_adapter(self._active)
 
@@ -103,33 +103,33 @@ class PeftAgents:
 
     @property
     def gradients(self) -> torch.Tensor:
-        """Nothing for other processes: there are none."""
+        """Empty: there are no other processes to share gradients with."""
         return torch.zeros(0)
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the active agent."""
+        """Drop the gradients of the active agent."""
         self._optimisers[self._active].zero_grad()
 
     def step(self, max_grad_norm: float) -> torch.Tensor:
-        """Clip and take one AdamW step of the active agent."""
+        """Clip the active agent's gradient and take one AdamW step."""
         norm = torch.nn.utils.clip_grad_norm_(self._parameters[self._active], max_grad_norm)
         self._optimisers[self._active].step()
         return norm[None]
 
 
 def sizes(num_agents: int, images: int, num_steps: int) -> Settings:
-    """Settings whose passes carry `images` rows of each agent: all its images at one step."""
+    """Settings whose passes carry all `images` of each agent, at one denoising step."""
     return one_rollout(images, num_steps, num_agents * images, 1.0, {})
 
 
 def make_rig(name: str, num_agents: int, images: int, num_steps: int) -> Rig:
-    """K stacked agents whose passes carry all their images at once."""
+    """K stacked agents whose passes carry all their images together."""
     settings = sizes(num_agents, images, num_steps)
     return Rig.make(FrozenDiffusion(random_pipeline(name)), settings, num_agents)
 
 
 def scaling(name: str, agents: Sequence[int], num_steps: int, rounds: int) -> float:
-    """Table 1; returns the largest relative deviation of the time an image from K = 1."""
+    """Table 1; returns the largest relative deviation of the time per image from K = 1."""
     cases: dict[str, Callable[[], object]] = {}
     for k in agents:
         rig = make_rig(name, k, TOTAL_IMAGES // k, num_steps)
@@ -155,7 +155,7 @@ def scaling(name: str, agents: Sequence[int], num_steps: int, rounds: int) -> fl
 
 
 def denoise(rig: Rig) -> None:
-    """One rollout without decoding, which adapters have no part in."""
+    """One rollout without decoding, which does not involve adapters."""
     with mock.patch.object(rig.sampler.model, "decode", lambda latents: latents[:, :3]):
         rig.sample()
 
@@ -163,7 +163,7 @@ def denoise(rig: Rig) -> None:
 def against_peft(
     name: str, num_agents: int, images: Sequence[int], num_steps: int, rounds: int
 ) -> dict[str, float]:
-    """Table 2; returns the headline figures of one image an agent."""
+    """Table 2; returns the headline figures for one image per agent."""
     rows, headline = [], {}
     for n in images:
         grouped = make_rig(name, num_agents, n, num_steps)
@@ -202,14 +202,20 @@ def against_peft(
                 headline[f"{what}_speedup_{num_agents}x1_in_turn"] = turn
     common.say(f"## {name}: {num_agents} agents in one pass against peft's adapters in sequence\n")
     common.print_table(
-        ["images an agent", "", "grouped [ms/image]", "lockstep / grouped", "in turn / grouped"],
+        [
+            "images per agent",
+            "",
+            "grouped [ms/image]",
+            "lockstep / grouped",
+            "sequential / grouped",
+        ],
         sorted(rows, key=lambda row: (row[1], row[0])),
     )
     return headline
 
 
 def live_bytes() -> int:
-    """Bytes of all tensors alive, each storage counted once."""
+    """Bytes of all live tensors, each storage counted once."""
     gc.collect()
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -220,7 +226,7 @@ def live_bytes() -> int:
 
 
 def memory(name: str) -> float:
-    """Table 3; returns the bytes an agent more keeps, over its adapter's float32 bytes."""
+    """Table 3; returns the bytes that a further agent keeps, over its adapter's float32 bytes."""
     kept = {}
     for k in (1, 16):
         before = live_bytes()
@@ -230,9 +236,9 @@ def memory(name: str) -> float:
         adapter = 4 * len(rig.agents.initial_policy().adapter)
         del rig
     growth = (kept[16] - kept[1]) / 15
-    common.say(f"## {name}: memory kept by an agent more\n")
+    common.say(f"## {name}: memory kept by each further agent\n")
     common.print_table(
-        ["adapter [bytes]", "an agent more [bytes]", "ratio"],
+        ["adapter [bytes]", "further agent [bytes]", "ratio"],
         [[adapter, round(growth), growth / adapter]],
     )
     return growth / adapter

@@ -1,8 +1,8 @@
-"""PGMORL's prediction model as its authors' code has it, for agreement with it.
+"""PGMORL's prediction model as in its authors' code, for comparison.
 
-The constants assume returns of hundreds. A neighbourhood relative to |f| does not exist where an
-objective is 0, and four distinct weights do not exist with three agents. The project's own model is
-`morl/prediction.py`; docs/evidence.md says what this one was worth.
+The project's own model is `morl/prediction.py`; docs/evidence.md compares their results. This one
+has three limits: its constants assume returns of hundreds, a neighbourhood relative to |f| is empty
+where an objective is 0, and four distinct weights do not exist with three agents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from morl.types import Array, Indices
 
 _THRESHOLD = 0.1  # relative distance within which an improvement started nearby
 _SIGMA = 0.03  # width of its Gaussian weight
-_MAX_DOUBLINGS = 20  # theirs double without end, for ever where an objective is 0
+_MAX_DOUBLINGS = 20  # the authors' code doubles without limit, endlessly if an objective is 0
 _F_SCALE = 20.0
 _LOWER = (0.0, 0.1, -5.0, -500.0)  # A, a, b, c
 
@@ -32,10 +32,8 @@ def predict_as_the_authors(
 ) -> Prediction:
     """Predicts tasks with the authors' neighbourhoods, constants and robust fit.
 
-    A neighbourhood relative to |f| does not exist where an objective is 0, nor do four distinct
-    weights where there are three agents: such a policy falls back to `predict_changes`, as its kind
-    says. The constants assume returns of hundreds, so this is for comparison. Arguments as
-    `predict_changes`.
+    A policy without such a neighbourhood falls back to `predict_changes`, and its kind says so.
+    Arguments and result are as in `predict_changes`.
     """
     fallback = predict_changes(history, parents, owner, weights, num_neighbours)
     changes, kinds = fallback.changes.copy(), list(fallback.kinds)
@@ -55,8 +53,8 @@ def predict_as_the_authors(
 def neighbours(history: Changes, parent: Array) -> tuple[Indices, Array] | None:
     """Improvements that started within a relative distance of `parent`, with Gaussian weights.
 
-    The distance doubles, at most 20 times, until there are four distinct weights. None if there
-    never are.
+    The distance doubles, at most 20 times, until there are four distinct weights. None if that
+    fails.
     """
     gap = np.abs(history.before - parent)
     for doubling in range(_MAX_DOUBLINGS + 1):

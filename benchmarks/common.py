@@ -1,8 +1,8 @@
-"""What the benchmarks share: arguments, interleaved rounds, a table, one line of JSON at the end.
+"""Shared parts of the benchmarks: arguments, interleaved rounds, tables, a last line of JSON.
 
-Cases that are compared are measured in turn within each round, so that a machine that slows down
-slows all of them, and figures are medians over the rounds. Times are process CPU time on a CPU,
-with one thread, and device events on a GPU.
+Each round measures all compared cases one after another, so that a slow phase of the machine
+affects all of them. Figures are medians over the rounds. Times are process CPU time on a CPU, with
+one thread, and device events on a GPU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PACKAGES = (
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """Arguments every benchmark takes.
+    """A parser with the arguments that every benchmark takes.
 
     Args:
         description: the module's docstring.
@@ -55,13 +55,13 @@ def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
 
 
 def pin_to_one_thread() -> None:
-    """One torch thread; OMP_NUM_THREADS=1 as well for libraries that are loaded later."""
+    """Use one torch thread, and set OMP_NUM_THREADS=1 for libraries that are loaded later."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
-    """CPU time of this process, all its threads together, while `function` runs."""
+    """CPU time of all threads of this process while `function` runs."""
     start = time.process_time()
     function()
     return time.process_time() - start
@@ -80,7 +80,7 @@ def cuda_seconds(function: Callable[[], object]) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Seconds of one case, one entry a round."""
+    """Seconds of one case, one entry per round."""
 
     seconds: tuple[float, ...]
 
@@ -97,7 +97,7 @@ def interleaved(
     *,
     warm_up: bool = True,
 ) -> dict[str, Measured]:
-    """Measure every case once a round, in turn, after one unmeasured call of each.
+    """Measure all cases one after another in every round, after one unmeasured call of each.
 
     Args:
         cases: name -> what to run.
@@ -115,18 +115,18 @@ def interleaved(
 
 
 def paired_ratio(slow: Measured, fast: Measured) -> float:
-    """How many times as long `slow` takes: the median of the rounds' own ratios."""
+    """How many times as long `slow` takes: the median of the ratios of the rounds."""
     return statistics.median(s / f for s, f in zip(slow.seconds, fast.seconds, strict=True))
 
 
 def say(line: str = "") -> None:
-    """Print a line at once."""
+    """Print a line and flush."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def print_header(title: str) -> None:
-    """Print what was measured on: versions, processor, device, threads, load."""
+    """Print the conditions of a measurement: versions, processor, device, threads, load."""
     versions = []
     for name in _PACKAGES:
         try:
@@ -149,7 +149,7 @@ def processor() -> str:
     if info.exists():
         pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
         facts = {key.strip(): value.strip() for key, value in pairs}
-        # A virtual machine's name for it may not tell one generation from the next.
+        # A virtual machine may name it without its generation.
         parts = {"model name": "", "cpu family": "family ", "model": "model "}
         known = [prefix + facts[key] for key, prefix in parts.items() if key in facts]
         name = ", ".join(known) or name

@@ -1,12 +1,12 @@
-"""What every recipe costs on common cards: UNet rows, FLOPs, hours. Arithmetic; nothing is run.
+"""Computed costs of every recipe on common cards: UNet rows, FLOPs, hours. Nothing is run.
 
     python -m benchmarks.costs             # the recipes of config/
     python -m benchmarks.costs --quick     # the default recipe alone
     python -m benchmarks.costs --utilisation 0.5
 
-Numbers come from the cost model behind `mo_train.py --dry_run`, which gives one recipe in detail.
-Hours are of one card of which `--utilisation` of the bfloat16 peak is reached; `benchmarks.gpu`
-measures that share. Rewards come on top.
+Numbers come from the cost model of `mo_train.py --dry_run`, which shows one recipe in detail. Hours
+are for one card that reaches the share `--utilisation` of its bfloat16 peak; `benchmarks.gpu`
+measures that share. Rewards are not included.
 
 The last line is JSON: hours by recipe and card.
 """
@@ -25,7 +25,7 @@ from run.command_line import read_settings
 
 
 def recipes() -> list[Path]:
-    """The files of `config/` that are recipes: they define `get_config`."""
+    """The recipes in `config/`: the files that define `get_config`."""
     files = sorted((ROOT / "config").glob("*.py"))
     return [file for file in files if "def get_config" in file.read_text(encoding="utf-8")]
 

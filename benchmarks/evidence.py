@@ -1,7 +1,8 @@
-"""What the learning benchmarks share: the record of a run, and how arms are compared.
+"""Shared parts of the learning benchmarks: the record of a run, and the comparison of arms.
 
-A record is the JSON of one run: what each generation had spent, and what the archive that it left
-is worth on a report set that took no part in the run. Arms are compared by paired seeds.
+A record is the JSON of one run. For each generation it holds the costs so far, and the archive's
+returns on a report set that played no part in the run. Arms (variants of the method) are compared
+by paired seeds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 FAITHFUL = Path(__file__).parents[1] / "config" / "faithful.py"
-REMOVED = "7aaf014"  # the last commit with the settings of arms that did not pay
-NEVER = math.inf  # a value: more images than any run had
+REMOVED = "7aaf014"  # the last commit with settings that were removed because they did not help
+NEVER = math.inf  # as a cost: more than any run had
 _NUM_USERS = 100
-_GRADIENT_ROW = 3  # a UNet row forward and backward costs about three rows forward
+_GRADIENT_ROW = 3  # a row forward and backward costs about as much as three rows forward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +39,9 @@ class Point:
     """A run after one of its generations.
 
     Attributes:
-        images: scored so far, to learn from, to calibrate and to decide the search.
-        rows: UNet rows so far; one with gradient counts three times.
-        seconds: wall time so far, without what measured the archives on the report set.
+        images: scored so far, for learning, calibration and the search's decisions.
+        rows: UNet rows so far; a row with gradient counts three times.
+        seconds: wall time so far, without measuring archives on the report set.
         archive: ids of the archive's policies.
     """
 
@@ -60,14 +61,16 @@ class Record:
     """One run.
 
     Attributes:
-        pair: of objectives.
-        arm: the method.
-        seed: of the run; runs of one seed are judged on the same prompts and noise.
+        pair: name of the pair of objectives.
+        arm: name of the variant.
+        seed: of the run; runs with the same seed are judged on the same prompts and noise.
         learning_rate: of the run.
         objectives: with the run's reference and ideal points.
-        returns: id -> M mean rewards on the report set, raw units, of every policy that was ever
+        returns: id -> M mean rewards on the report set, raw units, for every policy that was ever
             in the archive.
-        points: the base model alone, then one for each generation.
+        points: one for the base model alone, then one per generation.
+        found: id -> share of report pictures in which the independent judge finds the subject;
+            empty without a judge.
     """
 
     pair: str
@@ -77,9 +80,10 @@ class Record:
     objectives: tuple[Objective, ...]
     returns: dict[str, list[float]]
     points: tuple[Point, ...]
+    found: dict[str, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write as JSON; the file is whole or absent."""
+        """Write the record as JSON, atomically."""
         data = asdict(self) | {"objectives": [o.to_json() for o in self.objectives]}
         write_json(path, data, for_people=False)
 
@@ -92,12 +96,12 @@ class Record:
         return cls(**data)
 
     def seen_from(self, spreads: float, *, is_capped: bool = False) -> Record:
-        """The same run, with another idea of what a hypervolume is.
+        """The same run with another reference point for its hypervolumes.
 
         The run's own points are the base model's mean -+ 3 spreads within a prompt.
 
         Args:
-            spreads: how far the reference point lies below the base model's mean.
+            spreads: distance of the reference point below the base model's mean, in spreads.
             is_capped: whether a return above the ideal point counts as the ideal.
         """
         objectives, ideal = [], []
@@ -111,21 +115,36 @@ class Record:
         return replace(self, objectives=tuple(objectives), returns=returns)
 
     def z(self, index: int = -1) -> np.ndarray:
-        """(n, M) the archive after a generation, on the report set, in z-units."""
+        """The archive (n, M) after a generation, on the report set, in z-units."""
         returns = np.array([self.returns[name] for name in self.points[index].archive])
         return to_z(returns, self.objectives)
 
     def hypervolumes(self) -> list[float]:
-        """Of the archive at every point."""
+        """Hypervolume of the archive at every point."""
         return [hypervolume(self.z(index)) for index in range(len(self.points))]
 
+    def subjects_found(self, target: float = math.inf) -> float:
+        """Mean share of pictures with their subject, over the archive that first has a hypervolume.
+
+        Args:
+            target: the hypervolume; a run that never has it is judged by its final archive.
+
+        Returns:
+            NaN where nobody judged.
+        """
+        if not self.found:
+            return math.nan
+        volumes = self.hypervolumes()
+        reached = [i for i, value in enumerate(volumes) if value >= target] or [len(volumes) - 1]
+        return statistics.mean(self.found[name] for name in self.points[reached[0]].archive)
+
     def area(self) -> float:
-        """Hypervolume averaged over the images of the run: high for who learns early and far."""
+        """Hypervolume averaged over the images of the run; it rewards learning early and far."""
         images = [point.images for point in self.points]
         return float(np.average(self.hypervolumes()[:-1], weights=np.diff(images)))
 
     def cost_to_reach(self, target: float, axis: str = "images") -> float:
-        """What the run had spent at its first point with at least this hypervolume, or NEVER.
+        """The run's cost at its first point with at least this hypervolume, or NEVER.
 
         Args:
             target: hypervolume.
@@ -137,7 +156,7 @@ class Record:
         return NEVER
 
     def measures(self) -> dict[str, float]:
-        """Of the final archive."""
+        """Measures of the final archive, and the run's total costs."""
         z, last = self.z(), self.points[-1]
         users = even_weights(_NUM_USERS, z.shape[1])
         worst = np.array([self.returns[name] for name in last.archive]).min(axis=0).tolist()
@@ -154,7 +173,7 @@ class Record:
 
 
 def command_line(settings: Mapping[str, str], seed: int, learning_rate: float) -> list[str]:
-    """The words of a run for `mo_train.py`: settings over the faithful recipe.
+    """A run's arguments for `mo_train.py`: settings over the faithful recipe.
 
     Args:
         settings: dotted name -> value.
@@ -166,11 +185,11 @@ def command_line(settings: Mapping[str, str], seed: int, learning_rate: float) -
 
 
 def row_equivalents(unet_rows: int, gradient_rows: int) -> int:
-    """UNet rows by cost.
+    """UNet rows weighted by cost.
 
     Args:
         unet_rows: all rows passed forward.
-        gradient_rows: those of them that were passed backward too.
+        gradient_rows: how many of them were also passed backward.
     """
     return unet_rows + (_GRADIENT_ROW - 1) * gradient_rows
 
@@ -197,7 +216,7 @@ def sweep(folder: Path) -> dict[float, float]:
 
 
 def best_rate(found: Mapping[float, float]) -> float:
-    """The learning rate that a sweep found to be worth most.
+    """The learning rate with the largest value in a sweep.
 
     >>> best_rate({0.01: 0.3, 0.02: 0.4, 0.04: 0.2})
     0.02
@@ -207,16 +226,16 @@ def best_rate(found: Mapping[float, float]) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """An arm against the baseline on the seeds that both have.
+    """An arm against the baseline, on the seeds that both have.
 
     Attributes:
-        arm: the method.
-        seeds: paired.
-        hypervolumes: of the arm, one a seed.
-        gains: hypervolume of the arm minus that of the baseline, one a seed.
-        image_ratios: images that the baseline needed to reach its final hypervolume over those the
-            arm needed to reach it; 0 where it never did.
-        row_ratios: the same of UNet rows.
+        arm: name of the variant.
+        seeds: the paired seeds.
+        hypervolumes: of the arm, one per seed.
+        gains: hypervolume of the arm minus hypervolume of the baseline, one per seed.
+        image_ratios: one per seed: images that the baseline needed for its final hypervolume, over
+            images that the arm needed for the same; 0 if the arm never reached it.
+        row_ratios: the same for UNet rows.
         p: of an exact two-sided Wilcoxon signed-rank test of the gains; 1 for the baseline.
     """
 
@@ -230,7 +249,7 @@ class Comparison:
 
     @classmethod
     def of(cls, arm: str, runs: Mapping[int, Record], baseline: Mapping[int, Record]) -> Comparison:
-        """Compare the runs of the seeds that both have."""
+        """Compare the runs on the seeds that both have."""
         seeds = sorted(set(runs) & set(baseline))
         targets = [baseline[seed].hypervolumes()[-1] for seed in seeds]
         final = [runs[seed].hypervolumes()[-1] for seed in seeds]
@@ -253,7 +272,7 @@ class Comparison:
         )
 
     def headline(self, corrected: float | None) -> dict[str, Any]:
-        """Medians and p-values; `corrected` is the p-value corrected, None if it is not."""
+        """Medians and p-values; `corrected` is the corrected p-value, None if there is none."""
         return {
             "hypervolume": quartiles(self.hypervolumes)[1],
             "images_ratio": quartiles(self.image_ratios)[1],
@@ -264,7 +283,7 @@ class Comparison:
 
 
 def paired_p(differences: Sequence[float]) -> float:
-    """Exact two-sided Wilcoxon signed-rank test that paired differences lie about zero.
+    """p-value of an exact two-sided Wilcoxon signed-rank test of paired differences around zero.
 
     >>> paired_p([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])  # 2 of 2^8 sign patterns
     0.0078125
@@ -275,7 +294,7 @@ def paired_p(differences: Sequence[float]) -> float:
 
 
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
-    """p-values corrected for their number: Holm's step-down procedure (Holm 1979).
+    """Correct p-values for their number by the step-down procedure of Holm (1979).
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'c': 0.06, 'b': 0.06}
@@ -289,7 +308,7 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile, each one of the values: NEVER is one of them.
+    """Lower quartile, median and upper quartile. Each is one of the values, as NEVER may be.
 
     >>> quartiles([3.0, 1.0, 2.0, math.inf])
     (1.0, 2.0, 3.0)
@@ -299,7 +318,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def shown(values: Sequence[float], digits: int = 3) -> str:
-    """Median and quartiles as a table shows them.
+    """Median and quartiles, formatted for a table.
 
     >>> shown([1.0, 2.0, 3.0, 4.0], digits=1)
     '2.0 [1.0, 3.0]'
@@ -309,7 +328,7 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
 
 
 def shown_ratios(ratios: Sequence[float]) -> str:
-    """Median and quartiles of how many times fewer were needed; "never" for 0.
+    """Median and quartiles of ratios of costs, formatted for a table; 0 becomes "never".
 
     >>> shown_ratios([0.0, 0.0, 0.0, 2.0])
     'never [never, never]'
@@ -323,7 +342,7 @@ def median_curve(
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Hypervolume by cost over the runs of an arm: lower quartile, median, upper quartile.
 
-    Each run's curve is a staircase: it has what its latest generation left.
+    Each run's curve is a staircase: between generations it keeps the last value.
 
     Args:
         records: of one arm.
@@ -331,7 +350,7 @@ def median_curve(
         num_points: of each curve.
 
     Returns:
-        Three pairs (cost, hypervolume), as far as the shortest run goes.
+        Three pairs (cost, hypervolume), up to the end of the shortest run.
     """
     curves = [([getattr(p, axis) for p in r.points], r.hypervolumes()) for r in records]
     costs = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), num_points)

@@ -1,13 +1,15 @@
-"""Stable Diffusion 1.5 on one GPU: images a second, share of the card's ceiling, memory.
+"""Stable Diffusion 1.5 on one GPU: images per second, share of the card's ceiling, memory.
 
     python -m benchmarks.gpu           # a few minutes on an H100; bfloat16, `speed=fused`
     python -m benchmarks.gpu --quick   # a small model, on a CPU too: does it still run?
 
-The model has Stable Diffusion 1.5's architecture and random weights, so that nothing is downloaded:
-512 x 512 pixels, guidance, six agents. Times are between device events; FLOPs are those of the cost
-model (`mo_train.py --dry_run`), which counts UNet and decoder; the ceiling is a matrix product of
-the same dtype measured in the same run. Memory is the allocator's peak, beside what the dry run
-expects.
+The model has Stable Diffusion 1.5's architecture with random weights, so nothing is downloaded. It
+draws 512 x 512 pixels with guidance, for six agents.
+
+- Times are between device events.
+- FLOPs come from the cost model (`mo_train.py --dry_run`), which counts UNet and decoder.
+- The ceiling is a matrix product of the same dtype, measured in the same run.
+- Memory is the allocator's peak, shown beside the dry run's estimate.
 
 The last line is JSON.
 """
@@ -49,16 +51,16 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What is measured where.
+    """The model, the device and the sizes that are measured.
 
     Attributes:
         model: a hub id whose architecture is known, or a folder.
         device: of the model.
         dtype: of its frozen parts.
         steps: numbers of denoising steps.
-        images: of each agent, where throughput is measured.
-        grouped_steps: denoising steps where agents are drawn together and in turn.
-        agents: numbers of agents whose memory is measured.
+        images: per agent, for throughput.
+        grouped_steps: denoising steps for agents together against one after another.
+        agents: numbers of agents for memory.
         rounds: figures are medians over these.
         product: rows of the square matrices whose product is the ceiling.
     """
@@ -88,7 +90,7 @@ class Bench:
         checkpointing: bool = False,
         speed: str = "fused",
     ) -> Settings:
-        """Of one rollout of `images` an agent, all of them in one pass."""
+        """Settings of one rollout with `images` per agent, all in one pass."""
         return one_rollout(
             images,
             steps,
@@ -149,16 +151,16 @@ def ceiling(bench: Bench) -> float:
 
 
 def flops_per_image(footprint: Footprint, steps: int) -> dict[str, float]:
-    """FLOPs of one guided image: sampled with its decoding, trained on at every step, and both."""
+    """FLOPs of one guided image: sampled and decoded, trained on at every step, and both."""
     train, decode = 2 * steps * footprint.train_flops, footprint.decode_flops
     sample = 2 * steps * footprint.sample_flops + decode
     return {"sample": sample, "train": train, "single_pass": train + decode}
 
 
 def throughput(bench: Bench, peak: float) -> dict[str, Any]:
-    """Table 4: images a second of six agents, and what share of the ceiling that is.
+    """Table 4: images per second of six agents, and their share of the ceiling.
 
-    With `speed=layers` only the fewest steps are measured.
+    `speed=layers` is measured only with the fewest steps.
     """
     ways = {"layers": [min(bench.steps)], "fused": bench.steps}
     out: dict[str, Any] = {"ready_after_seconds": {}}
@@ -190,11 +192,11 @@ def throughput(bench: Bench, peak: float) -> dict[str, Any]:
 
 
 def _speeds(bench: Bench, rig: Rig, steps: int, peak: float) -> dict[str, float]:
-    """Images a second and shares of the ceiling with so many steps, on the agents of a rig."""
+    """Images per second and shares of the ceiling with `steps` steps, on the agents of a rig."""
     model, agents, speed = rig.sampler.model, rig.agents, rig.settings.speed
     brief, settings = (bench.settings(AGENTS, n, bench.images, speed=speed) for n in (2, steps))
     for case in _cases(Rig.make(model, brief, agents)).values():
-        case()  # kernels are loaded, graphs compiled
+        case()  # loads kernels and compiles graphs
     cases = _cases(Rig.make(model, settings, agents))
     measured = common.interleaved(cases, bench.rounds, bench.clock, warm_up=False)
     flops = flops_per_image(measure_footprint(settings), steps)
@@ -217,7 +219,7 @@ def _cases(rig: Rig) -> dict[str, Callable[[], object]]:
 
 
 def grouped(bench: Bench) -> dict[str, float]:
-    """Table 1: six agents in one pass against one after another, one image of each."""
+    """Table 1: six agents in one pass against one after another, with one image each."""
     together, alone = (
         bench.rig(bench.settings(agents, bench.grouped_steps, 1)) for agents in (AGENTS, 1)
     )
@@ -241,13 +243,13 @@ def grouped(bench: Bench) -> dict[str, float]:
         what: common.paired_ratio(measured[f"{what} in turn"], measured[what])
         for what in ("sample", "train")
     }
-    common.say(f"## {AGENTS} agents together against in turn, one image of each\n")
-    common.print_table(["", "in turn / together"], list(ratios.items()))
+    common.say(f"## {AGENTS} agents together against one after another, one image each\n")
+    common.print_table(["", "one after another / together"], list(ratios.items()))
     return {f"grouped_{what}_speedup": ratio for what, ratio in ratios.items()}
 
 
 def peak_memory(bench: Bench, settings: Settings) -> float | None:
-    """GB at the peak of one rollout and its update; None on a CPU or where it does not fit."""
+    """Peak memory in GB of one rollout and its update; None on a CPU or if it does not fit."""
     release()
     try:
         rig = bench.rig(settings)
@@ -258,12 +260,12 @@ def peak_memory(bench: Bench, settings: Settings) -> float | None:
 
 
 def expected_peak(settings: Settings) -> float:
-    """GB that the dry run expects."""
+    """The dry run's estimate of peak memory in GB."""
     return expected_memory(settings, Plan.of(settings, 1), measure_footprint(settings)).peak / GB
 
 
 def release() -> None:
-    """Forget what is no longer referred to, and the peak so far."""
+    """Free unreferenced tensors and reset the peak."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -290,7 +292,7 @@ def memory(bench: Bench) -> dict[str, Any]:
             tried.append({"rows": unet_rows, "checkpointing": checkpointing, "gb": peak})
             rows.append([unet_rows, "yes" if checkpointing else "no", _shown(peak), expected])
     common.say(f"## What fits: {AGENTS} agents\n")
-    common.print_table(["UNet rows a pass", "checkpointing", "peak [GB]", "expected"], rows)
+    common.print_table(["UNet rows per pass", "checkpointing", "peak [GB]", "expected"], rows)
     out: dict[str, Any] = {"memory_gb": by_agents}
     for budget in (10, 24):
         fits = [each for each in tried if each["gb"] and each["gb"] <= budget]

@@ -1,7 +1,7 @@
 """Stable Diffusions with random weights: real classes and shapes, no download.
 
-Speed does not depend on the weights. "small" is bound by the overhead of its many small operations,
-as a GPU is at few rows; "larger" by arithmetic, as a GPU is at many.
+Speed does not depend on the weights. "small" is limited by the overhead of many small operations,
+like a GPU with few rows. "larger" is limited by arithmetic, like a GPU with many rows.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def sd_scheduler_settings() -> dict[str, Any]:
 
 
 def save_random_pipeline(name: str, folder: Path) -> None:
-    """Save it so that transformers 4 reads it too: plain tokenizer files, older weight names."""
+    """Save it readable for transformers 4 too: plain tokenizer files, older weight names."""
     random_pipeline(name).save_pretrained(folder)
     weights = folder / "text_encoder" / "model.safetensors"
     named = load_file(weights)

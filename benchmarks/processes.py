@@ -1,13 +1,16 @@
-"""One process against two, of one thread each, on the default recipe's model.
+"""One process against two, with one thread each, on the default recipe's model.
 
     python -m benchmarks.processes           # about 3 minutes on 2 cores
     python -m benchmarks.processes --quick
 
-Both do the same iterations of four agents: sample, score, update. The time is that of the slowest
-process on the clock on the wall, from the second iteration on; it means something only where two
-cores are idle. Beside it stands the CPU time of the busiest process, which a busy machine disturbs
-less and which leaves out waiting. `max_difference` compares the first iteration, whose policies are
-the same: rewards in standard deviations, and gradient norms relative to themselves.
+Both do the same iterations of four agents: sample, score, update. Two times are shown, from the
+second iteration on:
+
+- the wall time of the slowest process, which is meaningful only if two cores are idle;
+- the CPU time of the busiest process, which depends less on other load and leaves out waiting.
+
+`max_difference` compares the first iteration, which starts from the same policies: rewards in
+standard deviations, and gradient norms relative to themselves.
 
 The last line is JSON.
 """
@@ -32,7 +35,7 @@ COUNTS = (1, 2)
 
 
 def run(count: int, iterations: int, steps: int, images: int) -> dict[str, Any]:
-    """What `count` processes took and found.
+    """The times and results of `count` processes.
 
     Raises:
         CalledProcessError: if one of them fails.
@@ -52,7 +55,7 @@ def run(count: int, iterations: int, steps: int, images: int) -> dict[str, Any]:
 
 
 def difference(one: dict[str, Any], two: dict[str, Any]) -> float:
-    """How far two runs are apart in their first iteration."""
+    """The largest difference between two runs in their first iteration."""
     rewards = [np.array(answer["rewards"]) for answer in (one, two)]
     norms = [np.array(answer["grad_norms"]) for answer in (one, two)]
     return max(

@@ -1,4 +1,4 @@
-"""This project's parts around a random model, for benchmarks that go below `mo_train.py`."""
+"""This project's parts around a random model, for benchmarks below the level of `mo_train.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def settings_with(speed: str = "layers", **changes: dict[str, Any]) -> Settings:
     """Default settings with sections changed: `settings_with(sample={"num_steps": 4})`.
 
-    Not checked against each other: a benchmark may train one agent with one reward.
+    They are not checked against each other: a benchmark may train one agent with one reward.
     """
     default = parse(ddpo.get_config(), {})
     sections = {
@@ -40,15 +40,15 @@ def settings_with(speed: str = "layers", **changes: dict[str, Any]) -> Settings:
 def one_rollout(
     images: int, steps: int, rows: int, guidance: float, train: dict[str, Any], **changes: Any
 ) -> Settings:
-    """Settings for a rollout of `images` an agent that is trained on over and over.
+    """Settings for one rollout that is trained on repeatedly.
 
     Args:
-        images: of each agent.
+        images: per agent.
         steps: denoising steps, all of them trained.
-        rows: UNet rows a pass, at most.
-        guidance: scale of it.
-        train: further keys of that section.
-        changes: further sections, as for `settings_with`.
+        rows: UNet rows per pass, at most.
+        guidance: guidance scale.
+        train: further keys of the section `train`.
+        changes: further sections, as in `settings_with`.
     """
     return settings_with(
         sample={
@@ -70,12 +70,12 @@ def one_rollout(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rig:
-    """Agents with a sampler and an updater of their own on one model.
+    """Agents on one model, with their own sampler and updater.
 
     Attributes:
         settings: sizes of a rollout and of a pass.
-        agents: K slots; anything with the same methods (a baseline) will do.
-        sampler: draws `sample.prompts_per_iteration` images for each agent.
+        agents: K slots, or a baseline with the same methods.
+        sampler: draws `sample.prompts_per_iteration` images per agent.
         updater: trains on them.
     """
 
@@ -86,7 +86,7 @@ class Rig:
 
     @classmethod
     def make(cls, model: BaseModel, settings: Settings, agents: Any | int) -> Rig:
-        """Put the parts together; a number of agents stands for so many stacked adapters."""
+        """Put the parts together; a number of agents makes that many stacked adapters."""
         if isinstance(agents, int):
             agents = Agents(model.unet, agents, settings.adapter, settings.train)
         speed.apply(settings.speed, model, agents if isinstance(agents, Agents) else None)
@@ -99,14 +99,14 @@ class Rig:
         )
 
     def in_single_pass(self) -> Rig:
-        """The same agents and model, gradients taken while sampling."""
+        """The same agents and model, with gradients taken while sampling."""
         train = dataclasses.replace(self.settings.train, single_pass=True)
         settings = dataclasses.replace(self.settings, train=train)
         updater = make_update(self.sampler, settings, Processes.alone(self.sampler.model.device))
         return dataclasses.replace(self, settings=settings, updater=updater)
 
     def sample(self) -> Rollout:
-        """One rollout of all agents: denoising, gradients if in a single pass, decoding."""
+        """One rollout of all agents: denoising, decoding, and in a single pass also gradients."""
         count, num_agents = self.settings.sample.prompts_per_iteration, self.agents.num_agents
         texts = [chr(ord("a") + i % 26) for i in range(count)] * num_agents
         place = {"run_seed": 0, "generation": 0, "iteration": 0}
@@ -126,5 +126,5 @@ class Rig:
         self.updater.update(self.agents, rollout, advantages, list(range(num_agents)))
 
     def sample_and_train(self) -> None:
-        """One iteration, but for rewards."""
+        """One iteration without rewards."""
         self.train(self.sample())

@@ -1,19 +1,19 @@
-"""How long does it take to choose what to train next? CPU time against morl-baselines 1.3.0.
+"""How long does it take to choose the next tasks? CPU time against morl-baselines 1.3.0.
 
     python -m benchmarks.selection           # peer with 12 and 50 policies; about 4 minutes
-    python -m benchmarks.selection --full    # and with 200; about 15 minutes more
+    python -m benchmarks.selection --full    # also with 200; about 15 minutes more
     python -m benchmarks.selection --quick   # 12 policies and no peer
 
-The same search is put to both: policies that were improved from one another on an analytic problem
-(a sphere in the positive orthant), all of them in the population, six tasks to choose. The peer
-runs unchanged in a virtual environment of its own, which the script makes.
+Both choose six tasks for the same search. Its policies were improved from one another on an
+analytic problem (a sphere in the positive orthant), and all are in the population. The peer runs
+unchanged in its own virtual environment, which the script makes.
 
-Predictions are compared twice. With both neighbourhoods' distance weights switched off, this
-project's `authors_prediction` must repeat the peer's fit. And the default predictors of both are
-held against what the analytic problem would have answered.
+Predictions are compared in two ways. With the distance weights of both switched off, this project's
+`authors_prediction` must repeat the peer's fit. The default predictors of both are compared with
+the true answers of the analytic problem.
 
-The last line is JSON: `seconds` for six tasks from 200 policies by number of objectives, `speedup`
-at the largest number of policies the peer was given.
+The last line is JSON: `seconds` for six tasks from 200 policies, by number of objectives, and
+`speedup` with the peer's largest number of policies.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from morl.types import BASE_POLICY, Objective, Offspring, policy_id
 PACKAGES = ("torch==2.13.0", "morl-baselines==1.3.0")
 NUM_TASKS = 6
 NUM_POLICIES = 200
-STEP = 0.15  # how far an improvement goes towards the sphere
+STEP = 0.15  # length of an improvement's step towards the sphere
 NOISE = 0.01
 SCALE = 100.0  # raw returns are z times this: the peer's constants expect returns of hundreds
-ALL_ALIKE = 1e9  # width of a Gaussian that weighs all neighbours alike
+ALL_ALIKE = 1e9  # width of a Gaussian that weights all neighbours equally
 
 
 def improved(z: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Where training along `weights` (M,) takes a policy at `z` (M,), without noise."""
+    """The position (M,) after training a policy at `z` (M,) along `weights` (M,), without noise."""
     way = weights / np.linalg.norm(weights) - z
     distance = np.linalg.norm(way)
     return np.asarray(z + way * STEP * np.tanh(distance / STEP) / max(distance, 1e-12))
@@ -110,12 +110,12 @@ def _settings() -> EvolutionSettings:
 
 
 def select(context: SelectionContext) -> None:
-    """What is measured: six tasks."""
+    """The measured call: choose six tasks."""
     prediction_guided(context, np.random.default_rng(0))
 
 
 def problem(context: SelectionContext) -> dict[str, Any]:
-    """The search as the peer's worker takes it: raw returns as nested lists."""
+    """The search for the peer's worker: raw returns as nested lists."""
     records = list(context.history)
     return {
         "num_tasks": NUM_TASKS,
@@ -128,7 +128,7 @@ def problem(context: SelectionContext) -> dict[str, Any]:
 
 
 def compare_fits(worker: Worker, context: SelectionContext) -> float:
-    """Largest difference of the two fits on the same neighbours, relative to the changes."""
+    """Largest difference between the two fits on the same neighbours, relative to the changes."""
     changes = context.history.changes(
         context.objectives, context.settings.iterations_per_generation
     )
@@ -160,7 +160,7 @@ def compare_fits(worker: Worker, context: SelectionContext) -> float:
 
 
 def compare_errors(worker: Worker, context: SelectionContext, pairs: int) -> dict[str, float]:
-    """Mean absolute error of predicted returns in z, each project with its own defaults."""
+    """Mean absolute error of predicted returns in z, with each project's defaults."""
     rng = np.random.default_rng(1)
     parents = [context.population[i] for i in rng.integers(len(context.population), size=pairs)]
     weights = rng.dirichlet(np.ones(len(context.objectives)), size=pairs)

@@ -1,4 +1,4 @@
-"""Runs side by side: one process and one thread each."""
+"""Runs side by side, with one process and one thread each."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ JobT = TypeVar("JobT")
 def completed(
     do: Callable[[JobT], Record], jobs: Sequence[JobT], workers: int
 ) -> Iterator[tuple[JobT, Future[Record]]]:
-    """Do jobs, `workers` at a time; each comes with its outcome as soon as it is done.
+    """Do jobs, `workers` at a time, and yield each with its outcome when it is done.
 
     Args:
-        do: does one of them. Workers import it, so it stands in a module: they find none in a
-            package's `__main__`.
-        jobs: to do.
-        workers: processes.
+        do: does one job. Workers import it, so it must be in a module, not in a package's
+            `__main__`.
+        jobs: the jobs.
+        workers: number of processes.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=pin_to_one_thread) as pool:

@@ -1,15 +1,15 @@
-"""Does a long run stay as fast and as small as it began? The whole program, over and over.
+"""Does a long run stay as fast and as small as at its start? One long run of the whole program.
 
     python -m benchmarks.soak           # 240 generations; about 5 minutes on one core
     python -m benchmarks.soak --quick   # 8 generations
 
-The embedded model, two agents, the rewards that cost least: every generation samples, updates,
-evaluates, selects and saves as any other run, only with few and small rollouts, so that whatever
-grows with the number of generations (history, archive, checkpoints) shows beside it. CPU time, so
-that a busy machine does not.
+It uses the embedded model, two agents and the cheapest rewards. Every generation samples, updates,
+evaluates, selects and saves as in any run. Rollouts are few and small, so that growth with the
+number of generations (history, archive, checkpoints) shows. It measures CPU time, which a busy
+machine does not disturb.
 
-The last line is JSON: CPU seconds of a generation and of saving it, memory, and policies held, in
-the first and in the last quarter of the run; the sizes of the last checkpoint's files.
+The last line is JSON. It compares the first and the last quarter of the run: CPU seconds per
+generation and per save, memory, policies held. It also gives the file sizes of the last checkpoint.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def recipe(num_generations: int, logdir: Path) -> ml_collections.ConfigDict:
     config.logdir, config.run_name, config.num_threads = str(logdir), "soak", 1
     config.rewards.names = ("colorfulness", "jpeg_compressibility")
     config.sample.update(num_steps=3, prompts_per_iteration=2, images_per_prompt=2)
-    # so bold a step that policies differ, and archive and population fill
+    # large steps, so that policies differ and fill archive and population
     config.train.update(updates_per_epoch=1, skip_last_steps=1, learning_rate=0.05)
     config.evaluation.update(
         num_steps=0, calibration_prompts=8, selection_images=16, report_images=8
@@ -56,19 +56,19 @@ def recipe(num_generations: int, logdir: Path) -> ml_collections.ConfigDict:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Soak(Session):
-    """A run that notes what saving each generation took."""
+    """A run that records the CPU time of saving each generation."""
 
     saving: list[float] = field(default_factory=list)
 
     def commit(self, generation: Generation) -> None:
-        """Save a generation, and note how long that took."""
+        """Save a generation and record the CPU time."""
         begin = time.process_time()
         super().commit(generation)
         self.saving.append(time.process_time() - begin)
 
 
 class Notes:
-    """What each generation of a run took and left."""
+    """CPU time, memory and number of policies after each generation."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -77,7 +77,7 @@ class Notes:
         self._began = time.process_time()
 
     def generation(self, run: Session) -> None:
-        """Note a generation."""
+        """Record a generation."""
         self.seconds.append(time.process_time() - self._began)
         self.megabytes.append(resident_megabytes())
         self.num_policies.append(len(run.search.policies))
@@ -89,7 +89,7 @@ class Notes:
 
 
 def resident_megabytes() -> float:
-    """Memory of this process that is in RAM now."""
+    """Resident memory of this process, in MB."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
@@ -102,7 +102,7 @@ def quarters(values: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run, and print what grew."""
+    """Run, and print the table and the headline."""
     arguments = common.parser(__doc__, rounds=1).parse_args()
     common.pin_to_one_thread()
     common.print_header("Soak")

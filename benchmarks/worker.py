@@ -1,7 +1,7 @@
-"""Peers in virtual environments of their own, spoken to in lines of JSON.
+"""Peers in their own virtual environments, which answer in lines of JSON.
 
-A worker keeps its process over many requests, so that its rounds interleave with this project's,
-and tells its own CPU time and memory.
+A worker's process stays alive over many requests, so that its rounds interleave with this
+project's. It reports its own CPU time and memory.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class WorkerError(RuntimeError):
 
 
 def virtual_environment(name: str, packages: Sequence[str], cache: Path) -> Path:
-    """The Python of a virtual environment that holds exactly these packages' versions.
+    """The Python of a virtual environment with exactly these versions of packages.
 
     Args:
         name: of its folder in `cache`.
         packages: for pip, with versions.
-        cache: made if absent; an environment found there is used again.
+        cache: made if missing; an environment found there is reused.
     """
     folder = cache / name
     python, done = folder / "bin" / "python", folder / "packages.txt"

@@ -1,8 +1,10 @@
 """From reward vectors to advantages: normalise each objective, then weight.
 
-A reward mixed raw, w . r, follows whichever objective has the larger spread (with aesthetic scores
-of spread 0.5 and file sizes of spread 25 kB an even mix is all file size). So each objective is
-centred per prompt and divided by its own scale first; A is then linear in w.
+    A = sum_k w_k (r_k - mean_k(prompt)) / s_k
+
+A sum of raw rewards, w . r, would follow the objective with the larger spread. With aesthetic
+scores of spread 0.5 and file sizes of spread 25 kB, an even mix would be all file size. So each
+objective is first centred per prompt and divided by its own scale. A is then linear in w.
 """
 
 from __future__ import annotations
@@ -30,15 +32,14 @@ def advantages(
     *,
     standardise: bool = True,
 ) -> tuple[torch.Tensor, list[PromptStatistics]]:
-    """Advantages of all agents' samples, and the statistics with these rewards taken in.
+    """Advantages of all agents' samples, and the statistics with these rewards added.
 
-    Per sample and objective k: A_k = (r_k - mean_k(prompt)) / s_k, then A = sum_k w_k A_k, divided
-    by the standard deviation of A over the agent's samples (a scalar: it cannot turn the direction)
-    where `standardise` asks for it, and clipped. A prompt seen fewer than `min_count` times is
-    centred on the agent's whole batch. Where s_k comes from is `settings.normalisation`, see
-    `ddpo/normalisations.py`.
+    For each sample, A_k = (r_k - mean_k(prompt)) / s_k and A = sum_k w_k A_k. With `standardise`, A
+    is divided by its standard deviation over the agent's samples. That is a scalar, so it cannot
+    turn the direction. Then A is clipped. A prompt seen fewer than `min_count` times is centred on
+    the agent's whole batch. `settings.normalisation` chooses the s_k, see `ddpo/normalisations.py`.
 
-    A sample with a missing score has advantage 0 and enters neither statistics nor means.
+    A sample with a missing score has advantage 0. It enters neither statistics nor means.
 
     Args:
         rewards: (K, N, M); NaN where a score is missing.
@@ -47,8 +48,8 @@ def advantages(
         statistics: one per agent.
         scales: (M,) standard deviation of each objective within a prompt under the base model.
         settings: normalisation, buffer size, minimum count, clipping.
-        standardise: False keeps advantages in units of the scales, so that a gradient of rewards
-            can be added to theirs.
+        standardise: False keeps advantages in units of the scales, so that their policy gradient
+            and a gradient of rewards can be added.
 
     Returns:
         (K, N) float32 advantages; the K updated statistics.
@@ -97,9 +98,9 @@ def _per_prompt(
     min_count: int,
     mix: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (N, M) for each sample: its prompt's, or the whole batch's.
+    """Mean and standard deviation (N, M) for each sample: of its prompt, or of the whole batch.
 
-    `mix` (M,) first turns the stored reward vectors into one scalar each.
+    `mix` (M,), if given, first turns each stored reward vector into one scalar.
     """
     batch_std = values.std(dim=0, correction=0)
     centre, spread = values.mean(dim=0).repeat(len(values), 1), batch_std.repeat(len(values), 1)
@@ -120,7 +121,7 @@ def within_prompt_std(rewards: torch.Tensor, prompts: Sequence[str]) -> torch.Te
 
     Args:
         rewards: (N, M); vectors with a missing score (NaN) are left out.
-        prompts: N prompts; those seen once carry no information.
+        prompts: N prompts; a prompt that occurs once carries no information.
 
     Returns:
         (M,) float64; 0 for an objective that varies by rounding only.

@@ -1,4 +1,4 @@
-"""What the base model is worth: the scale of each objective, and the start of prompt statistics."""
+"""Calibration on the base model: the scale of each objective, and the initial prompt statistics."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Where z = 0 and z = 1 lie when a recipe does not say: in standard deviations within a prompt.
+# Where z = 0 and z = 1 lie if a recipe does not say, in standard deviations within a prompt.
 REFERENCE_DEVIATIONS = -3.0
 IDEAL_DEVIATIONS = 3.0
-NUM_LOOKED_AT = 16  # pictures of the calibration
-# When most are no pictures. Median contrast and likeness of the embedded model's are 0.07 to 0.11
-# and 0.69; taken for v-prediction 0.02 and 0.6, for "sample" 0.28 and 0; of decoded noise 0.1.
-_FLAT = 0.04  # standard deviation over a picture, of 1
-_NOISE = 0.3  # correlation of neighbours at the size of the latents
+NUM_LOOKED_AT = 16  # pictures of the calibration that `picture_problem` looks at
+# Limits of `picture_problem`, from measured medians:
+#   embedded model                            contrast 0.07 to 0.11, likeness 0.69
+#   embedded model, taken for v-prediction    contrast 0.02,         likeness 0.6
+#   embedded model, taken for "sample"        contrast 0.28,         likeness 0
+#   decoded noise                                                    likeness 0.1
+_FLAT = 0.04  # contrast: standard deviation over a picture in [0, 1]
+_NOISE = 0.3  # likeness: correlation of neighbours at the size of the latents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +41,9 @@ class Calibration:
 
     Attributes:
         scales: M standard deviations within a prompt, raw units.
-        reference: M returns that count as z = 0.
-        ideal: M returns that count as z = 1.
-        slopes: M numbers, see `RewardGradients.slopes`; none where no gradient is followed.
+        reference: M returns that count as z = 0, raw units.
+        ideal: M returns that count as z = 1, raw units.
+        slopes: M numbers, see `RewardGradients.slopes`; () if no gradients are followed.
     """
 
     scales: tuple[float, ...]
@@ -59,11 +62,11 @@ class Calibration:
 
 
 def picture_problem(images: torch.Tensor, scale: int) -> str | None:
-    """What is wrong with the base model's pictures where most are flat, or noise.
+    """A sentence on the base model's pictures if most are flat or noise; None if they are fine.
 
-    A model that is taken for another kind draws such pictures. Noise shows in what is left of a
-    picture at the size of its latents: neighbours there hardly resemble each other. Pictures that
-    have none there are not looked at.
+    A model draws such pictures if it is taken for a model of another kind. Noise is detected in
+    pictures reduced to the size of their latents, where neighbours hardly resemble each other.
+    Pictures without neighbours at that size are not checked.
 
     Args:
         images: (n, 3, H, W) uint8.
@@ -71,8 +74,10 @@ def picture_problem(images: torch.Tensor, scale: int) -> str | None:
     """
     if min(images.shape[2:]) < 2 * scale:
         return None
+    # Contrast within each picture.
     pictures = images.float().div(255)
     contrast = pictures.std(dim=(2, 3)).mean(dim=1).median().item()
+    # Likeness of neighbours, vertical and horizontal, at the size of the latents.
     small = functional.avg_pool2d(pictures, scale)
     small = small - small.mean(dim=(2, 3), keepdim=True)
     pairs = (small[..., 1:, :] * small[..., :-1, :], small[..., 1:] * small[..., :-1])
@@ -92,7 +97,7 @@ def picture_problem(images: torch.Tensor, scale: int) -> str | None:
 
 
 def calibration_set(prompts: Sequence[str], max_prompts: int, run_seed: int) -> EvaluationSet:
-    """Several images of each prompt, or of at most `max_prompts` evenly spaced ones."""
+    """Several images per prompt, for all prompts or for `max_prompts` evenly spaced ones."""
     chosen = spread(prompts, max_prompts)
     return evaluation_set("calibration", chosen, IMAGES_PER_PROMPT * len(chosen), run_seed)
 
@@ -100,22 +105,22 @@ def calibration_set(prompts: Sequence[str], max_prompts: int, run_seed: int) -> 
 def calibrate(
     rewards: torch.Tensor, prompts: Sequence[str], settings: RewardSettings
 ) -> Calibration:
-    """Scales, reference and ideal points: the recipe's where it declares them.
+    """Scales, reference and ideal points: from the recipe if it sets them, or else measured.
 
     An objective that does not vary is reported and gets scale 1.
 
     Args:
         rewards: (N, M) of the base model; NaN where a score is missing.
         prompts: N, each several times.
-        settings: the recipe's points and scales, empty to measure.
+        settings: the recipe's points and scales; empty ones are measured.
     """
     mean = scored(prompts, rewards.double())[1].mean(dim=0)
     measured = within_prompt_std(rewards, prompts)
     for name, deviation in zip(settings.objectives, measured.tolist(), strict=True):
         if deviation == 0:
             logger.warning(
-                "%s gives all of the base model's pictures of a prompt the same score: until that "
-                "changes nothing is learnt from it",
+                "%s gives all of the base model's pictures of a prompt the same score; nothing is "
+                "learnt from it until scores differ",
                 name,
             )
     measured[measured == 0] = 1
@@ -131,8 +136,8 @@ def initial_statistics(
 ) -> PromptStatistics:
     """Prompt statistics that every agent starts with: the base model's rewards.
 
-    Empty where training draws otherwise than calibration did, say with fewer denoising steps: those
-    rewards would be the wrong baseline.
+    They are empty if training samples differently from calibration, say with fewer denoising steps.
+    The calibration's rewards would then be a wrong baseline.
     """
     if settings.evaluation_sample != settings.sample:
         return PromptStatistics()

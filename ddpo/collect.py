@@ -1,4 +1,4 @@
-"""Where sampling meets scoring: the next chunk is drawn while rewards look at the last."""
+"""Sampling and scoring side by side: the next chunk is drawn while the last is scored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def collect(
         agents: the policies.
         prompts: K * N rows.
         on_step: called after every denoising step.
-        wanted: steps whose gradients are taken on the way, see `Sampler.chunks`.
+        wanted: step -> weight, for steps whose gradients are taken on the way; see
+            `Sampler.chunks`.
 
     Returns:
         The rollout and its rewards (K, N, M).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# By the names that settings use; tf32 is float32 whose products a GPU rounds to 10 bits.
+# By the names in settings. tf32 is float32, with products rounded to 10 bits on a GPU.
 DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -14,27 +14,26 @@ DTYPES = {
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """Half precision made float32; float32 and float64 as they are."""
+    """Convert half precision to float32; float32 and float64 stay as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def to_device(
     values: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """The values on the device, in the order of its own work; the host goes on at once.
+    """Copy values to the device without making the host wait; the device keeps the order of work.
 
-    On CUDA a copy from ordinary memory would make the host wait, so it goes through pinned memory.
+    On CUDA, a copy from ordinary memory would make the host wait, so it goes through pinned memory.
     """
     if device.type == "cuda" and not values.is_cuda:
-        values = values.contiguous().pin_memory()  # which expanded values cannot be
+        values = values.contiguous().pin_memory()  # expanded tensors cannot be pinned
     return values.to(device, dtype or values.dtype, non_blocking=True)
 
 
 def pairs_of(values: torch.Tensor, rows: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
     """Values (pairs, ...) of these rows and steps, on the device of `rows`.
 
-    Where the values (rows, T, ...) are kept on the host, it waits for the device to learn which are
-    meant.
+    If the values (rows, T, ...) are kept on the host, the host waits for the indices.
     """
     home = values.device
     if home == rows.device:

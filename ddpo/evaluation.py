@@ -1,7 +1,8 @@
-"""Returns of policies, estimated on fixed prompts and fixed noise: paired across policies."""
+"""Returns of policies, estimated on the same prompts and noise: paired across policies."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
     from ddpo.sampler import Sampler
     from ddpo.types import Policy
 
-_MIN_IMAGES = 2  # below that a mean has no standard error
+_MIN_IMAGES = 2  # with fewer, a mean has no standard error
 
 
 def evaluation_set(
     purpose: str, prompts: Sequence[str], num_images: int, run_seed: int
 ) -> EvaluationSet:
-    """Cycle through the prompts, a new seed for each image.
+    """Cycle through the prompts, with a new seed for each image.
 
-    With fewer images than prompts, the prompts used are evenly spaced over the set.
+    With fewer images than prompts, evenly spaced prompts of the set are used.
 
     Args:
-        purpose: "calibration", "selection" or "report"; sets of different purpose share no
+        purpose: "calibration", "selection" or "report"; sets of different purposes share no
             seed.
         prompts: the distinct prompts.
         num_images: N.
@@ -70,15 +71,16 @@ def evaluate(
         agents: slots to work in.
         keep_images: how many images per policy to return.
         on_step: called after every denoising step.
-        processes: that share the work, each a part of the policies and of the samples.
-        guards: measured on the images too.
+        processes: all processes that share the work; each has a part of the policies and samples.
+        guards: also look at the images.
 
     Returns:
         One `Evaluation` per policy; the same in every process.
 
     Raises:
-        RewardError: if a reward fails, or leaves a policy without enough scores.
+        RewardError: if a reward fails, or a policy has too few scores.
     """
+    # This process's share.
     processes = processes or Processes.alone(agents.device)
     num_policies, prompts = len(policies), evaluation_set.prompts
     share = processes.share(num_policies, len(prompts))
@@ -87,29 +89,32 @@ def evaluate(
         seeds=evaluation_set.seeds[share.samples.start : share.samples.stop],
     )
     keep = min(max(keep_images - share.samples.start, 0), len(own.prompts))
+    # As many policies at a time as there are slots.
     with processes.fail_together(RewardError, StoppedError, torch.OutOfMemoryError):
         parts = []
         for group in _groups(policies[share.agents.start : share.agents.stop], agents):
             parts.append(_judge(group, own, sampler, scorer, agents, keep, on_step, guards))
             so_far = torch.cat([part[0] for part in parts])
             scorer.refuse_too_many_missing(so_far, num_policies * len(prompts))
+    # The results of all processes.
     rewards = processes.join(torch.cat([part[0] for part in parts]), num_policies)
     scorer.refuse_too_many_missing(rewards)
     if (short := rewards.isfinite().all(dim=-1).sum(dim=1).min().item()) < _MIN_IMAGES:
         raise RewardError(f"a policy has only {short} scored images of {len(prompts)}")
     images = processes.join(torch.cat([part[1] for part in parts]), num_policies)
+    evaluations = [
+        Evaluation(rewards=r, images=i, prompts=prompts)
+        for r, i in zip(rewards, images, strict=True)
+    ]
     if guards is None:
-        return [Evaluation(rewards=r, images=i) for r, i in zip(rewards, images, strict=True)]
+        return evaluations
     features = processes.join(torch.cat([part[2] for part in parts]), num_policies)
     guards.refuse_too_many_missing(features)
-    return [
-        Evaluation(rewards=r, images=i, features=f)
-        for r, i, f in zip(rewards, images, features, strict=True)
-    ]
+    return [replace(e, features=f) for e, f in zip(evaluations, features, strict=True)]
 
 
 def _groups(policies: Sequence[Policy], agents: Agents) -> Iterator[Sequence[Policy]]:
-    """As many policies at a time as there are slots."""
+    """Groups of as many policies as there are slots."""
     for start in range(0, len(policies), agents.num_agents):
         yield policies[start : start + agents.num_agents]
 
@@ -124,7 +129,7 @@ def _judge(
     on_step: Callable[[], object] | None,
     guards: Guards | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rewards (k, n, M) of k policies on n samples, the first images, uint8, and (k, n, F)."""
+    """Rewards (k, n, M), first images (uint8) and features (k, n, F) of k policies, n samples."""
     k = len(group)
     features = torch.empty(k, 0, guards.num_features if guards else 0)
     no_images = torch.empty(k, 0, 3, 0, 0, dtype=torch.uint8)

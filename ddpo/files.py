@@ -1,7 +1,7 @@
 """Files and folders that are whole or absent: written beside their place, flushed, then renamed.
 
-What a killed process leaves half done has a name that begins with a dot and ends in one of
-`_LEFTOVERS`; `sweep` removes it.
+A killed process may leave files whose names begin with a dot and end in one of `_LEFTOVERS`;
+`sweep` removes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DISK_ERRORS = (OSError, SafetensorError)  # what a full or broken disk raises
+DISK_ERRORS = (OSError, SafetensorError)  # raised by a full or broken disk
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 _PARTIAL, _TRASH = ".tmp", ".trash"
 _LEFTOVERS = (_PARTIAL, _TRASH)
@@ -27,7 +27,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds all of it or what it held before, even in a power cut."""
+    """Write all of `data` to `path`, or leave `path` as it was, even in a power cut."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}{_PARTIAL}")
     try:
@@ -53,7 +53,7 @@ def write_json(path: Path, value: Any, *, for_people: bool = True) -> None:
     Args:
         path: the file.
         value: what to write.
-        for_people: indented; without, one line, which is ten times as fast.
+        for_people: True indents; False writes one line, which is ten times as fast.
     """
     text = json.dumps(value, indent=1 if for_people else None, allow_nan=False)
     write_atomic(path, (text + "\n").encode())
@@ -61,11 +61,11 @@ def write_json(path: Path, value: Any, *, for_people: bool = True) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears all at once, in place of what was there.
+    """A folder that appears only when it is complete, and replaces an older one.
 
     Yields:
-        An empty folder to fill. When the block ends, its files are flushed and it is renamed to
-        `path`; when the block fails, it is removed.
+        An empty folder to fill. At the end of the block its files are flushed and it is renamed to
+        `path`. If the block fails, it is removed.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}{_PARTIAL}")
@@ -86,9 +86,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder; it is renamed first, so that no half of it can be taken for whole.
+    """Remove a file or folder; it is renamed first, so that half of it is never taken for whole.
 
-    A symbolic link is removed, not what it points to.
+    A symbolic link is removed, but not its target.
     """
     trash = path.with_name(f".{path.name}{_TRASH}")
     if trash.is_dir():
@@ -101,7 +101,7 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half written or half removed in `folder`."""
+    """Remove files and folders that a killed process left half written or half removed."""
     for path in folder.glob(".*"):
         if path.suffix in _LEFTOVERS:
             if path.is_dir() and not path.is_symlink():
@@ -111,7 +111,7 @@ def sweep(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, with those above it, durably."""
+    """Make a folder and its parents, durably."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -119,10 +119,10 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder, if it is absent, and try to write into it, before there is much to lose.
+    """Make a folder if it is missing, and try to write into it, before there is much to lose.
 
     Raises:
-        OSError: if it cannot be made or written to.
+        OSError: if the folder cannot be made or written to.
     """
     make_folder(folder)
     probe = folder / f".writable{_PARTIAL}"
@@ -138,7 +138,7 @@ def share(path: Path) -> None:
 def sync(path: Path) -> None:
     """Make a file's content durable, or the renames and deletions in a folder.
 
-    Windows opens no folder and flushes only what may be written to: there, only files are durable.
+    On Windows only files are made durable: folders cannot be opened there.
     """
     is_windows = not hasattr(os, "O_DIRECTORY")
     if is_windows and path.is_dir():
@@ -151,10 +151,10 @@ def sync(path: Path) -> None:
 
 
 def plain_name(name: object) -> str:
-    """The name itself, if it can only name something directly inside a folder.
+    """Return the name if it can only name something directly inside a folder.
 
     Raises:
-        ValueError: if it could lead elsewhere: a path, `..`, NUL, over 100 characters.
+        ValueError: if it could lead elsewhere (a path, `..`, NUL) or has over 100 characters.
 
     Example:
         >>> plain_name("g004a1")

@@ -1,6 +1,7 @@
-"""The names that the authors of Stable Diffusion gave a UNet's layers, from those of diffusers.
+"""The original names of a UNet's layers, from their names in diffusers.
 
-Single-file checkpoints, kohya's LoRAs for SDXL and some LoRAs for other models use them.
+The authors of Stable Diffusion gave them. Single-file checkpoints, kohya's LoRAs for SDXL and some
+other LoRAs use them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,17 @@ def original_names(layers: Iterable[str], layers_per_block: int = 1) -> dict[str
 
     Args:
         layers: of a whole UNet, or at least all attention layers of some of its blocks.
-        layers_per_block: at least; how many there are is read from the names. Give it where they
-            need not say.
+        layers_per_block: a lower bound. The number is read from the names; give this if the names
+            may not show it.
+
+    Returns:
+        diffusers' name -> original name.
 
     Example:
         >>> original_names(["down_blocks.1.attentions.1.proj_in"])
         {'down_blocks.1.attentions.1.proj_in': 'input_blocks.5.1.proj_in'}
     """
+    # Read the names: layers per block, and which blocks have attention.
     places = {layer: found for layer in layers if (found := _PLACE.fullmatch(layer))}
     with_attention = set()
     for found in places.values():
@@ -48,6 +53,7 @@ def original_names(layers: Iterable[str], layers_per_block: int = 1) -> dict[str
             layers_per_block = max(layers_per_block, int(index) + (where == "down"))
         if kind == "attentions":
             with_attention.add((where, block))
+    # Number each block's layers as the original does, in one list per side of the UNet.
     names = {}
     for layer in layers:
         if layer not in places:
@@ -73,5 +79,5 @@ def original_names(layers: Iterable[str], layers_per_block: int = 1) -> dict[str
 
 
 def is_sdxl(layers: Iterable[str]) -> bool:
-    """Whether a UNet is SDXL's: of all families only its attentions are several blocks deep."""
+    """Whether a UNet is SDXL's, the only family with several transformer blocks per attention."""
     return any(".transformer_blocks.1." in layer for layer in layers)

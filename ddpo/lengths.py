@@ -1,4 +1,4 @@
-"""Prompts that are longer than the model or a reward reads: said at the start of a run."""
+"""Notes on prompts that are too long for the model or a reward, given at the start of a run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def all_prompts(prompts: PromptSplit, negative: str = "") -> list[str]:
 
 
 def length_notes(cut: Mapping[str, Sequence[str]], prompts: Collection[str]) -> Iterator[str]:
-    """A sentence for each reader that does not read some prompts to their ends.
+    """One sentence for each reader (the model or a reward) that cuts off some prompts.
 
     Args:
-        cut: who reads -> prompts whose ends it does not read.
-        prompts: all distinct ones.
+        cut: reader -> prompts whose ends it does not read.
+        prompts: all distinct prompts.
     """
     for name, texts in cut.items():
         if texts:

@@ -1,4 +1,4 @@
-"""What an update did, summed on the device and read once at its end."""
+"""Statistics of an update, summed on the device and read once at its end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Takes in the passes and optimiser steps of one update.
+    """Collects the statistics of one update's passes and optimiser steps.
 
     Args:
         num_agents: of this process.
         num_steps: T of the rollout.
-        num_excluded: of these steps, those that are not trained.
+        num_excluded: how many of these steps are not trained.
         device: of the agents.
     """
 
@@ -33,7 +33,7 @@ class Meter:
         self._norms: list[torch.Tensor] = []
 
     def add(self, steps: torch.Tensor, surrogate: Surrogate) -> None:
-        """Take in one pass of agent-major pairs."""
+        """Add one pass of agent-major pairs."""
         values = torch.stack(list(surrogate.metrics.values()))
         sums = values.unflatten(1, (self._num_agents, -1)).sum(dim=2).float()
         for name, own in zip(surrogate.metrics, sums, strict=True):
@@ -43,16 +43,16 @@ class Meter:
             self._step_error.index_add_(1, steps, torch.stack([error, torch.ones_like(error)]))
 
     def add_step(self, norms: torch.Tensor) -> None:
-        """Take in the gradient norms (K,) of one optimiser step."""
+        """Add the gradient norms (K,) of one optimiser step."""
         self._norms.append(norms[: self._num_agents])
 
     def stats(self, processes: Processes, share: Share, num_pairs: int) -> UpdateStats:
         """The statistics of the update.
 
         Args:
-            processes: that share the agents' pairs.
-            share: this process's.
-            num_pairs: of an agent, in all processes and optimiser steps.
+            processes: all processes that share the agents' pairs.
+            share: of this process.
+            num_pairs: per agent, in all processes and optimiser steps.
         """
         sums = torch.stack(list(self._sums.values()))
         processes.sum_in_group(sums, share.num_agents)

@@ -1,4 +1,12 @@
-"""Minibatches of an update, as index tensors: made from numbers alone, before any UNet pass."""
+"""Minibatches of an update as index tensors, made from numbers alone before any UNet pass.
+
+An epoch of one agent is a table of samples, shuffled within blocks of `updates_per_epoch`:
+
+    block 0:  sample 2  sample 0  sample 1       column j is minibatch j: one sample of every block,
+    block 1:  sample 3  sample 5  sample 4       each with its randomly chosen denoising steps
+
+Processes share the blocks, so that each holds an even part of every minibatch.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def steps_per_sample(settings: TrainSettings, num_steps: int) -> int:
-    """How many of the steps that can be trained each sample is trained on, at least one."""
+    """On how many of the `num_steps` trainable steps each sample is trained; at least one."""
     return max(1, round(settings.timestep_fraction * num_steps))
 
 
 def pairs_per_update(settings: TrainSettings, num_samples: int, num_steps: int) -> int:
-    """(sample, step) pairs of an agent in one optimiser step, in all processes.
+    """(sample, step) pairs per agent in one optimiser step, in all processes.
 
     Args:
         settings: of the updates.
         num_samples: N.
-        num_steps: that can be trained.
+        num_steps: how many steps can be trained.
     """
     return num_samples // settings.updates_per_epoch * steps_per_sample(settings, num_steps)
 
@@ -32,23 +40,24 @@ def pairs_per_update(settings: TrainSettings, num_samples: int, num_steps: int) 
 def draw_minibatches(
     share: Share, steps: Sequence[int], seeds: Sequence[int], settings: TrainSettings
 ) -> list[torch.Tensor]:
-    """Which pairs each optimiser step of an iteration is taken on.
+    """Draw the (sample, step) pairs of each optimiser step of an iteration.
 
-    All samples of an agent are shuffled, whatever share of them is here. Of every
-    `updates_per_epoch` consecutive samples each goes to another minibatch: so an even share of the
-    samples holds an even share of every minibatch.
+    All samples of an agent are shuffled in every process, whatever its share. Each of
+    `updates_per_epoch` consecutive samples goes to a different minibatch.
 
     Args:
-        share: which samples are here.
-        steps: that can be trained.
-        seeds: K, a seed for each agent.
-        settings: epochs, updates per epoch, share of the steps.
+        share: the samples of this process.
+        steps: the trainable steps.
+        seeds: K, one per agent.
+        settings: epochs, updates per epoch, fraction of the steps.
 
     Returns:
-        A tensor (K, pairs, 2) for each optimiser step: (sample of this process, one of `steps`).
+        One tensor (K, pairs, 2) per optimiser step: (sample of this process, one of `steps`).
     """
+    # This process's blocks.
     updates, first = settings.updates_per_epoch, share.samples.start
     blocks = slice(first // updates, share.samples.stop // updates)
+    # Every epoch's table, its own part, and one minibatch per column.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     minibatches: list[torch.Tensor] = []
     for _ in range(settings.num_inner_epochs):
@@ -63,10 +72,12 @@ def draw_minibatches(
 def _shuffled_pairs(
     samples: int, steps: Sequence[int], settings: TrainSettings, generator: torch.Generator
 ) -> torch.Tensor:
-    """(blocks, updates, steps per sample, 2): samples shuffled in blocks, and random steps."""
+    """One agent's epoch (blocks, updates, steps per sample, 2): shuffled samples, random steps."""
+    # Samples: a random order within each block.
     updates = settings.updates_per_epoch
     order = torch.rand(samples // updates, updates, generator=generator).argsort(dim=1)
     order += torch.arange(0, samples, updates)[:, None]
+    # Steps: for each sample, the first `count` of a random order.
     draws = torch.rand(*order.shape, len(steps), generator=generator)
     count = steps_per_sample(settings, len(steps))
     drawn = torch.tensor(steps)[draws.argsort(dim=-1)[..., :count]]
@@ -76,12 +87,15 @@ def _shuffled_pairs(
 def passes(
     pairs: torch.Tensor, num_samples: int, pairs_per_pass: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Agent-major rollout rows and steps, as many at a time as one UNet pass may carry.
+    """Split a minibatch into UNet passes.
 
     Args:
         pairs: (K, pairs, 2) of one minibatch.
-        num_samples: of each agent in the rollout.
-        pairs_per_pass: of each agent.
+        num_samples: per agent in the rollout.
+        pairs_per_pass: per agent, at most.
+
+    Yields:
+        Rows of the rollout and denoising steps of one pass, both (pairs,) and agent-major.
     """
     offset = torch.arange(len(pairs), device=pairs.device)[:, None] * num_samples
     for part in pairs.split(pairs_per_pass, dim=1):

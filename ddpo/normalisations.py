@@ -1,6 +1,6 @@
-"""How rewards of several objectives become one number: a function and its line in the table each.
+"""How rewards of several objectives become one number: one function and one table line per way.
 
-This file imports no torch: settings are checked against the table before torch is there.
+This file does not import torch: settings are checked against the table before torch is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
-EPS = 1e-6  # of a reward's size: what varies less does not vary
+EPS = 1e-6  # relative to a reward's size: a smaller spread counts as none
 _TINY = 2.0**-1022  # the smallest normal float64
 
 
@@ -22,20 +22,20 @@ class PerPrompt(Protocol):
     def __call__(
         self, rewards: torch.Tensor, mix: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of rewards (N, M); `mix` (L,) first turns remembered vectors of L rewards into one."""
+        """Of rewards (N, M). `mix` (L,) first turns stored vectors of L rewards into one number."""
         ...
 
 
 def frozen(
     rewards: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, per_prompt: PerPrompt
 ) -> torch.Tensor:
-    """Divided by the objective's spread under the base model, so a weight keeps its meaning.
+    """Centre per prompt and divide by the spread under the base model: weights keep their meaning.
 
     Args:
         rewards: (N, M) float64 of one agent, complete.
         weights: (M,) float64.
         scales: (M,) spread of each objective under the base model.
-        per_prompt: the prompts' statistics.
+        per_prompt: gives the prompts' statistics.
 
     Returns:
         (N,) float64: the weighted sum of the centred and divided rewards.
@@ -50,7 +50,10 @@ def running(
     scales: torch.Tensor,  # noqa: ARG001
     per_prompt: PerPrompt,
 ) -> torch.Tensor:
-    """Divided by the prompt's own running spread of that objective (GDPO); see `frozen`."""
+    """Centre and divide by each objective's running spread within the prompt (GDPO).
+
+    See `frozen` for the arguments.
+    """
     centre, spread = per_prompt(rewards)
     return ((rewards - centre) / _floored(spread, rewards)) @ weights
 
@@ -61,14 +64,14 @@ def raw(
     scales: torch.Tensor,  # noqa: ARG001
     per_prompt: PerPrompt,
 ) -> torch.Tensor:
-    """Weighted first, then centred and divided per prompt: w . r as it is; see `frozen`."""
+    """Weight the raw rewards first, w . r, then centre and divide per prompt; see `frozen`."""
     mixed = (rewards @ weights)[:, None]
     centre, spread = per_prompt(mixed, weights)
     return ((mixed - centre) / _floored(spread, mixed)) @ weights.new_ones(1)
 
 
 def _floored(spread: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
-    """A spread that can be divided by, also where nothing varies."""
+    """The spread, raised a little so that it is never 0."""
     return (spread + EPS * rewards.abs().mean(dim=0)).clamp_min(_TINY)
 
 

@@ -1,11 +1,15 @@
-"""Processes that work on one run: who owns which agents and samples, and how they speak.
+"""Processes that share one run: which agents and samples each owns, and how they communicate.
 
-This is the only module that touches `torch.distributed`. P processes share K agents: the agents are
-dealt over gcd(K, P) groups, and the samples of a group's agents over its processes. A stage with
-another number of agents, such as a soup's warm-up, has groups of its own. Gradients are summed
-inside a group only; rewards and evaluations are gathered, so that every process holds the same;
-decisions and files are made once, by the first process. With one process every method is the
-identity.
+P processes share K agents. The agents are dealt over gcd(K, P) groups, and the samples of a group's
+agents over its processes. A stage with another number of agents, such as a soup's warm-up, has its
+own groups.
+
+- Gradients are summed within a group.
+- Rewards and evaluations are gathered, so that every process holds the same.
+- The first process makes all decisions and writes all files.
+
+With one process every method is the identity. This is the only module that uses
+`torch.distributed`.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ T = TypeVar("T")
 
 
 class ProcessError(UserError):
-    """Another process failed, died or went silent; the message says which and why."""
+    """Another process failed, died or stopped responding; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +48,8 @@ class Share:
     """One process's part of K agents with N samples each.
 
     Attributes:
-        agents: those of this process, consecutive.
-        samples: of each of these agents, consecutive.
+        agents: this process's agents, consecutive.
+        samples: this process's samples of each of these agents, consecutive.
         num_agents: K, of all processes together.
         num_samples: N, of all processes together.
     """
@@ -59,10 +63,10 @@ class Share:
     def of(
         cls, rank: int, count: int, *, num_agents: int, num_samples: int, block: int = 1
     ) -> Share:
-        """What process `rank` of `count` owns.
+        """The share of process `rank` of `count`.
 
-        The agents are dealt over gcd(agents, processes) groups; the samples of a group's agents
-        over its processes, in whole blocks, as evenly as they go.
+        The agents are dealt over gcd(agents, processes) groups. The samples of a group's agents
+        are dealt over its processes, in whole blocks, as evenly as possible.
 
         Args:
             rank: 0 to count - 1.
@@ -94,9 +98,10 @@ class Processes:
         count: P.
         device: where this process computes.
         timeout_seconds: how long to wait for another process.
-        meshes: number of groups -> mesh of (groups, processes of a group), for every number that a
-            stage has; None with one process.
-        board: where each process writes what it waits for or died of; None with one process.
+        meshes: number of groups -> mesh of (groups, processes of a group), for every number of
+            groups that occurs in a stage; None with one process.
+        board: where each process counts its meetings and leaves its failure; None with one
+            process.
     """
 
     def __init__(
@@ -118,7 +123,7 @@ class Processes:
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> Processes:
-        """One process, whatever a launcher says."""
+        """A single process, whatever a launcher says."""
         return cls(0, 1, torch.device(device))
 
     @classmethod
@@ -126,12 +131,12 @@ class Processes:
         """Join the processes that a launcher (torchrun, accelerate, SLURM) has started.
 
         Args:
-            settings: how many there must be, and how long to wait for one.
-            task_counts: every K that a stage of the run has, which decides the groups.
+            settings: how many processes there must be, and how long to wait for one.
+            task_counts: the K of every stage of the run; they decide the groups.
 
         Raises:
-            UserError: if there are not as many as the settings say, this process has no device,
-                or the others cannot be reached.
+            UserError: if the number of processes differs from the settings, this process has no
+                device, or the others cannot be reached.
         """
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if settings.count not in {0, count}:
@@ -167,7 +172,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that decides, writes and speaks."""
+        """Whether this is the process that decides, writes files and prints."""
         return self.rank == 0
 
     def share(self, num_agents: int, num_samples: int, block: int = 1) -> Share:
@@ -181,7 +186,7 @@ class Processes:
 
         Args:
             values: of this process's share.
-            num_agents: K, of all processes; one of the numbers that `start` was told.
+            num_agents: K, of all processes; one of the `task_counts` of `start`.
         """
         groups = math.gcd(num_agents, self.count)
         if groups < self.count:
@@ -206,7 +211,7 @@ class Processes:
     def join(self, values: torch.Tensor, num_agents: int) -> torch.Tensor:
         """Put the shares of all processes together: (agents, samples, ...) to (K, N, ...).
 
-        The shape of what comes after an empty second dimension does not matter.
+        Shares without samples are left out, so their further dimensions do not matter.
         """
         parts = self.gather(values)
         members = self.count // math.gcd(num_agents, self.count)
@@ -217,15 +222,15 @@ class Processes:
         return torch.cat(groups)
 
     def each_group(self, value: T, num_agents: int) -> list[T]:
-        """One value a group, its first process's, in the order of the agents."""
+        """The value of each group's first process, in the order of the agents."""
         members = self.count // math.gcd(num_agents, self.count)
         return [v for v in self.gather(None if self.rank % members else value) if v is not None]
 
     def by_first(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in the first process; all get its result, or its failure.
+        """Call a function in the first process; all processes get its result or its failure.
 
         Raises:
-            ProcessError: in the other processes, if it fails.
+            ProcessError: in the other processes, if the function fails.
         """
         if self.count == 1:
             return function(*arguments)
@@ -247,17 +252,17 @@ class Processes:
 
     @contextmanager
     def fail_together(self, *errors: type[Exception]) -> Iterator[None]:
-        """A part that may fail in one process: if it does, all stop at its end with the cause.
+        """If the block fails in one process, all processes stop at its end with the cause.
 
-        Nothing inside may wait for a process that could fail alone: the members of a group may
-        exchange gradients, because what fails there fails in all of them.
+        Nothing inside may wait for a process that could fail alone. Members of a group may exchange
+        gradients: a failure there happens in all of them.
 
         Args:
-            errors: the failures that are told; others end this process at once.
+            errors: failures that the others learn of; any other ends this process immediately.
 
         Raises:
-            ProcessError: in the processes whose own part went well; StoppedError if the other was
-                only asked to stop.
+            ProcessError: in the processes whose own block succeeded.
+            StoppedError: in these processes, if the other one was only asked to stop.
         """
         failure = None
         try:
@@ -275,18 +280,18 @@ class Processes:
                 raise ProcessError(f"process {rank} failed: {message}")
 
     def close(self, failure: BaseException | None = None) -> None:
-        """Leave the others; with a `failure`, they are told."""
+        """Leave the other processes, and report a `failure` to them if there is one."""
         if self._board is None:
             return
         if failure is None:
             dist.destroy_process_group()
             return
-        with suppress(RuntimeError):  # whoever kept the board may be gone
+        with suppress(RuntimeError):  # the process that keeps the board may be gone
             self._board.set(f"failure/{self.rank}", f"{type(failure).__name__}: {failure}")
 
     @contextmanager
     def _meeting(self, what: str) -> Iterator[None]:
-        """Wait for other processes; if one does not come, say which, and what it died of."""
+        """Wait for other processes; if one does not arrive, say which one and why."""
         assert self._board is not None
         self._meetings += 1
         try:
@@ -298,7 +303,7 @@ class Processes:
             ) from error
 
     def _absent(self) -> str:
-        """What the board says of those who did not come."""
+        """What the board says about the processes that did not arrive."""
         assert self._board is not None
         found = []
         try:
@@ -308,12 +313,12 @@ class Processes:
                     found.append(f"process {rank} failed: {self._board.get(key).decode()}")
                 elif self._meetings_of(rank) < self._meetings:
                     found.append(
-                        f"process {rank} did not come: it died, or hung for "
+                        f"process {rank} did not arrive: it died, or hung for "
                         f"{self._timeout_seconds:g} s (processes.timeout_seconds)"
                     )
         except RuntimeError:
-            found.append("the process that began the run is gone")
-        return ". ".join(found) or "All came, but the connection broke"
+            found.append("the process that started the run is gone")
+        return ". ".join(found) or "All arrived, but the connection broke"
 
     def _meetings_of(self, rank: int) -> int:
         assert self._board is not None
@@ -322,13 +327,13 @@ class Processes:
 
 
 def backends_for(device_type: str) -> str:
-    """Gloo for what is on the host, and the device's own way for what is on it.
+    """Gloo for tensors on the host, and the device's own backend for tensors on the device.
 
     >>> backends_for("cuda")
     'cpu:gloo,cuda:nccl'
     """
     names = {kind: dist.get_default_backend_for_device(kind) for kind in ("cpu", device_type)}
-    if len(names) == 1:  # a list of one is taken, but torch complains of it at the end
+    if len(names) == 1:  # with a list of one, torch would warn at the end
         return str(names["cpu"])
     return ",".join(f"{kind}:{name}" for kind, name in names.items())
 
@@ -353,10 +358,10 @@ def own_device() -> torch.device:
 
 
 def use_threads(num_threads: int) -> None:
-    """Compute with so many threads on the CPU; 0 for the cores that this process may use.
+    """Compute with this many threads on the CPU; 0 means all cores that this process may use.
 
-    Processes beside it have their share of them. Launchers set OMP_NUM_THREADS=1, so that "all" has
-    to be said aloud.
+    Processes on the same machine share the cores. The number is always set, because launchers set
+    OMP_NUM_THREADS=1.
     """
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1

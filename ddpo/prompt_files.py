@@ -1,7 +1,7 @@
 """Prompt files: lines of text, JSON, JSON lines and tables.
 
-What a file holds decides how it is read; its suffix only where both would do. A file of another
-kind is refused, so that nothing but prompts is trained on.
+The content of a file decides how it is read. The suffix decides only if two ways would fit. Files
+of other kinds are refused, so that nothing but prompts is trained on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAMES = ("prompt", "prompts", "caption", "captions", "text", "texts")  # of keys
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".ldjson")
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}  # the likeliest first
 _OTHER_SUFFIXES = (".yaml", ".yml", ".toml", ".xml", ".html", ".htm", ".md", ".py", ".ini")
-# `["`, `{"` or `[{"`, spaces between, as no prompt begins
+# `["`, `{"` or `[{"`, perhaps with spaces: no prompt begins like this
 _JSON_START = re.compile(r'\s*(\[\s*|(\[\s*)?\{\s*)("|\Z)')
 _OTHER_STARTS = {
     b"PAR1": "a Parquet file; write its prompts as .csv or .jsonl",
@@ -37,10 +37,10 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class Prompt(str):
-    """The text of a prompt, with what a reward may want to know about it.
+    """The text of a prompt, with metadata for rewards.
 
-    It is a string to everything that draws pictures; a reward that needs more (the questions and
-    answers a judge is given, say) reads `metadata`.
+    To everything that draws pictures it is a string. A reward that needs more, such as questions
+    and answers for a judge, reads `metadata`.
 
     >>> prompt = Prompt("two cats", {"answers": ["two"]})
     >>> prompt, prompt.metadata["answers"]
@@ -57,17 +57,17 @@ class Prompt(str):
 
 
 def read_prompt_file(path: Path) -> Sequence[str]:
-    """The prompts of a file in its order; a table's row without one gives an empty text.
+    """The prompts of a file, in its order. A row of a table without a prompt gives an empty text.
 
-    * Text: a prompt a line; lines end at line feeds, whatever else Unicode calls a line's end.
-    * JSON: a list of texts or of objects, an object of objects, or one value a line.
-    * A table with a header: values between commas, semicolons or tabs.
+    * Text: one prompt per line. Only line feeds end lines, no other line ends of Unicode.
+    * JSON: a list of texts or of objects, an object of objects, or one value per line.
+    * A table with a header, separated by commas, semicolons or tabs.
 
-    The prompt of an object or a table is what it calls one of `NAMES`; what stands beside it is the
-    prompt's metadata, and so are the entries of an object "metadata".
+    In an object or a table, the prompt has one of the `NAMES` as key or column. The other values
+    are the prompt's metadata, and so are the entries of an object "metadata".
 
     Raises:
-        ValueError: naming file, place and fix, if it cannot be read or is not understood.
+        ValueError: naming file, place and fix, if the file cannot be read or understood.
     """
     prompts: Sequence[str]
     text, suffix = _text(path), path.suffix.lower()
@@ -88,10 +88,10 @@ def read_prompt_file(path: Path) -> Sequence[str]:
 
 
 def _text(path: Path) -> str:
-    """The content of a file that holds text.
+    """The content of a text file.
 
     Raises:
-        ValueError: naming what it is otherwise.
+        ValueError: if the file is of another kind; the message names the kind.
     """
     try:
         data = path.read_bytes()
@@ -102,10 +102,10 @@ def _text(path: Path) -> str:
             raise ValueError(f"prompt file {path} is {what}")
     if path.suffix.lower() in _OTHER_SUFFIXES:
         raise ValueError(
-            f"prompt file {path} is of a kind that is not read; write one prompt a line (.txt), a "
-            "table (.csv, .tsv) or JSON (.json, .jsonl)"
+            f"prompt file {path} is of a kind that is not read; write one prompt per line (.txt), "
+            "a table (.csv, .tsv) or JSON (.json, .jsonl)"
         )
-    try:  # some editors begin a file with a mark
+    try:  # some editors begin a file with a byte order mark
         text = data.decode("utf-16" if data.startswith(_UTF_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
@@ -124,7 +124,7 @@ def _rows(path: Path, text: str) -> list[tuple[str, Any]]:
     """The values of JSON or JSON lines, each with its place.
 
     Raises:
-        ValueError: if neither is what the file holds.
+        ValueError: if the file holds neither.
     """
     lines = [(f"line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     try:
@@ -143,9 +143,9 @@ def _rows(path: Path, text: str) -> list[tuple[str, Any]]:
 
 
 def _listed(record: dict[str, Any]) -> object:
-    """What an object lists: under a name of prompts, as its only list, or as objects by their id.
+    """The list in an object: under one of `NAMES`, its only list, or its values as objects by id.
 
-    An object that is a prompt by itself is returned as it is.
+    An object that is itself a prompt is returned unchanged.
     """
     found = record.get(_name_of(record))
     if found is not None:
@@ -188,15 +188,15 @@ def _json_prompt(where: str, value: Any) -> Prompt:
 
 
 def _name_of(names: Iterable[str]) -> str:
-    """Which of an object's keys, or of a table's columns, holds its prompts; empty if none does."""
+    """The key of an object, or the column of a table, that holds prompts; empty if none does."""
     known = {name.strip().lower(): name for name in reversed([*names])}
     return next((known[name] for name in NAMES if name in known), "")
 
 
 def _delimiter(text: str, suffix: str) -> str:
-    """What separates the values of a table; empty if the file is none.
+    """The delimiter of a table; empty if the file is not a table.
 
-    A text file is a table only if tabs separate the columns that its first line names.
+    A text file is a table only if its first line names columns, separated by tabs.
     """
     header = text.lstrip("\r\n").split("\n", 1)[0]
     choices = _DELIMITERS.get(suffix, "\t" if "\t" in header.strip() else "")
@@ -220,8 +220,8 @@ def _table_prompts(path: Path, text: str, delimiter: str) -> Iterator[Prompt]:
     if not name and header:
         raise ValueError(
             f"prompt file {path} has no column {' or '.join(NAMES[::2])}, but "
-            f"{', '.join(map(repr, header))}; name its column of prompts so, or write one prompt a "
-            "line into a .txt file"
+            f"{', '.join(map(repr, header))}; name its column of prompts so, or write one prompt "
+            "per line into a .txt file"
         )
     for line, cells in rows:
         if len(cells) > len(header):
@@ -235,10 +235,10 @@ def _table_prompts(path: Path, text: str, delimiter: str) -> Iterator[Prompt]:
 
 
 def _table(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """The rows of a table, the header first, each with its line; those that are all blank left out.
+    """The rows of a table with their line numbers, the header first, without blank rows.
 
-    Tables of tabs quote nothing, or as a spreadsheet does: by the latter where that fits
-    throughout. (PartiPrompts has a prompt that begins with a quoted word.)
+    A table separated by tabs either has no quoting or quotes as spreadsheets do. It is read as
+    quoted if that fits throughout. (PartiPrompts has a prompt that begins with a quoted word.)
 
     Raises:
         ValueError: if quotes do not close.

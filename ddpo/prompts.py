@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from config.base import PromptSettings
 
 ROLES = ("train", "selection", "report")
-MIN_TO_SPLIT = 64  # a smaller set is not split: its parts would say little
-_NUM_SHOWN, _MAX_SHOWN = 3, 60  # prompts of a role that are shown, and characters of each
-_MAX_HELD_OUT = 128  # prompts of the selection and of the report part, at most
+MIN_TO_SPLIT = 64  # smaller sets are not split: their parts would be too small to judge by
+_NUM_SHOWN, _MAX_SHOWN = 3, 60  # prompts shown per role, and characters per prompt
+_MAX_HELD_OUT = 128  # prompts of the selection part, and of the report part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,8 @@ class PromptSet:
     """A row of the table of prompt sets.
 
     Attributes:
-        prompts: lists them.
-        content: what they are, in a few words.
+        prompts: returns them.
+        content: a description in a few words.
     """
 
     prompts: Callable[[], Iterable[str]]
@@ -45,7 +45,7 @@ def _lines(name: str) -> list[str]:
 
 
 def _nouns_activities() -> Iterable[str]:
-    import inflect  # noqa: PLC0415 - half a second that only two sets need
+    import inflect  # noqa: PLC0415 - takes half a second; only two sets need it
 
     words = inflect.engine()
     return [f"{words.a(noun)} {does}" for noun in _lines("emoji_animals") for does in _activities()]
@@ -103,9 +103,9 @@ class PromptSplit:
     """The prompts of a run by role, and what its user should know about them.
 
     Attributes:
-        train: what the agents learn on.
-        selection: what the search judges policies by.
-        report: what the published front is measured on.
+        train: prompts that the agents learn on.
+        selection: prompts that the search judges policies on.
+        report: prompts that the published front is measured on.
         notes: sentences on roles that share prompts, and on prompts of files that were left out.
     """
 
@@ -115,7 +115,7 @@ class PromptSplit:
     notes: tuple[str, ...]
 
     def summary(self) -> list[str]:
-        """A line per role: how many prompts, and the first of them."""
+        """One line per role: the number of prompts, and the first of them."""
         return [f"{role} prompts: {_shown(getattr(self, role))}" for role in ROLES]
 
     def digests(self) -> dict[str, str]:
@@ -127,14 +127,14 @@ def load_prompts(name: str) -> tuple[str, ...]:
     """Distinct prompts of a set that ships with the project, or of a file.
 
     Raises:
-        ValueError: if there is no such set or file, it is empty, or the file is not understood, see
-            `read_prompt_file`.
+        ValueError: if there is no such set or file, it is empty, or the file is not understood (see
+            `read_prompt_file`).
     """
     return _read(name)[0]
 
 
 def _read(name: str) -> tuple[tuple[str, ...], str]:
-    """The distinct prompts of a set, and a sentence on what of a file is none of them, if any is.
+    """The distinct prompts of a set, and a sentence on entries of a file that were left out.
 
     Raises:
         ValueError: see `load_prompts`.
@@ -153,7 +153,7 @@ def _read(name: str) -> tuple[tuple[str, ...], str]:
         )
     prompts = tuple(dict.fromkeys(prompt for prompt in found if prompt))
     if not prompts:
-        raise ValueError(f"prompt set {name!r} holds no prompt; write one a line")
+        raise ValueError(f"prompt set {name!r} holds no prompt; write one per line")
     empty = found.count("")
     counts = {"repeated": len(found) - empty - len(prompts), "empty": empty}
     dropped = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
@@ -165,7 +165,7 @@ def prompt_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each prompt set of flat settings that cannot be loaded."""
     for setting, name in flat.items():
         section, _, role = setting.partition(".")
-        if section == "prompts" and (name or role == "train"):  # those left empty are as train
+        if section == "prompts" and (name or role == "train"):  # empty: same as train
             try:
                 load_prompts(name)
             except ValueError as error:
@@ -173,7 +173,7 @@ def prompt_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _shown(prompts: Sequence[str]) -> str:
-    """How many prompts there are, and the first of them in quotes, on one line however long.
+    """The number of prompts and the first of them in quotes, always on one line.
 
     >>> _shown(["cat", "dog", "fox", "owl"])
     "4, the first 'cat', 'dog', 'fox'"
@@ -193,8 +193,8 @@ def _digest(prompts: Sequence[str]) -> str:
 def split_prompts(settings: PromptSettings) -> PromptSplit:
     """The prompts of each role; roles that name the same set get disjoint parts of it.
 
-    Each held-out part is an eighth of the set, at most 128 prompts, chosen alike in every run. A
-    set of fewer than 64 prompts is shared instead: the roles then differ in their noise only.
+    Each held-out part is an eighth of the set, at most 128 prompts, and the same in every run. A
+    set of fewer than 64 prompts is shared instead. The roles then differ only in their noise.
 
     Raises:
         ValueError: see `load_prompts`.
@@ -221,7 +221,7 @@ def split_prompts(settings: PromptSettings) -> PromptSplit:
 
 
 def _disjoint(prompts: Sequence[str], roles: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Disjoint parts of a set in its own order; the first role gets what the others leave."""
+    """Disjoint parts of a set, each in the set's order; the first role gets the rest."""
     size = min(_MAX_HELD_OUT, len(prompts) // 8)
     order = np.random.default_rng(Stream.SPLIT.key()).permutation(len(prompts))
     cuts = [len(prompts) - size * held_out for held_out in range(len(roles) - 1, 0, -1)]
@@ -232,7 +232,7 @@ def _disjoint(prompts: Sequence[str], roles: Sequence[str]) -> dict[str, tuple[s
 
 
 def spread(prompts: Sequence[str], count: int) -> Sequence[str]:
-    """At most `count` prompts, evenly spaced over the set (neighbours in a set are often alike).
+    """At most `count` prompts, evenly spaced over the set, since neighbours are often alike.
 
     >>> spread("abcdefg", 3)
     ('a', 'c', 'e')
@@ -243,9 +243,9 @@ def spread(prompts: Sequence[str], count: int) -> Sequence[str]:
 
 
 def draw_prompts(prompts: Sequence[str], num_prompts: int, draw: int, seed: int) -> list[str]:
-    """The prompts of the draw-th iteration: a walk through endless shuffled rounds of the set.
+    """The prompts of iteration `draw`, taken one after another from shuffled rounds of the set.
 
-    Within a round every prompt comes once, so all prompts are trained on equally often.
+    Every prompt comes once per round, so all prompts are trained on equally often.
 
     Args:
         prompts: the set.

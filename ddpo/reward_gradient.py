@@ -1,17 +1,17 @@
 """Updates along gradients of rewards: DRaFT-K (Clark et al. 2024, section 3), K agents together.
 
-The sampler is differentiable, so the gradient of an expected reward can be had directly. It is
-taken back through the last K denoising steps of the rollout and stops there:
+The sampler is differentiable, so an expected reward has a direct gradient. It is taken back through
+the last K denoising steps of the rollout and stops there:
 
     g_0 = d/dx_0 of sum_k (w_k / s_k) f_k(decode(x_0))
     g_t = (d mean_t / d x_t)^T g_{t-1},    the adapters get (d mean_t / d theta)^T g_{t-1}
 
-where mean_t is the mean of the step from x_t (the noise that was added does not depend on theta).
-One step is passed at a time, at the states that were sampled: memory does not grow with K.
+Here mean_t is the mean of the step from x_t; the added noise does not depend on theta. The backward
+pass takes one step at a time, at the sampled states, so memory does not grow with K.
 
-Objectives without a gradient are learnt from the same pictures by DDPO's policy gradient. DDPO's
-loss is a mean over the D latent entries and the T trained steps; times D T its gradient is that of
-the expected reward, in the same units.
+DDPO's policy gradient learns the objectives without a gradient from the same pictures. Its loss is
+a mean over the D latent entries and the T trained steps. Multiplied by D T, its gradient is the
+gradient of the expected reward and has the same units.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class RewardGradientUpdate:
     """One optimiser step per rollout, along the gradients of rewards; see `ddpo.update.Update`.
 
     Args:
-        rule: whose policy is that of the rollouts.
+        rule: gives the means of the policy's denoising steps.
         rewards: the objectives as differentiable functions of pictures.
-        pairs: learns from pairs what has no gradient; None if there is nothing of this kind.
+        pairs: learns the objectives without a gradient; None if there are none.
         settings: of the run.
-        processes: of which some may share this one's agents.
+        processes: all processes; some may share this one's agents.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RewardGradientUpdate:
         return others + chunks * self.settings.gradient_steps
 
     def samples_per_pass(self, num_agents: int) -> int:
-        """Samples of each agent that one UNet pass carries, unless it is the last."""
+        """Samples per agent in one UNet pass; the last pass may carry fewer."""
         rows_per_sample = self.rule.sampler.rows_per_sample
         return max(1, self.settings.rows_per_pass // (num_agents * rows_per_sample))
 
@@ -96,16 +96,19 @@ class RewardGradientUpdate:
         num_agents, num_samples = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
         share = share or Share.of(0, 1, num_agents=num_agents, num_samples=num_samples)
         agents.zero_grad()
+        # The policy gradient, for objectives without a gradient.
         lesson = None
         if self.pairs is not None:
             lesson = self.pairs.begin(agents, rollout, advantages, seeds, share)
             self.add_policy_gradient(agents, lesson, on_pass)
+        # The gradients of rewards, chunk by chunk.
         directions = to_device(directions, agents.device, agents.dtype).flatten(0, 1)
         values = directions.new_zeros(len(directions))
         for rows in self._chunks(num_agents, num_samples, agents.device):
             values[rows] = self.add_reward_gradient(
                 agents, rollout, rows, directions[rows], share.num_samples, on_pass
             )
+        # One optimiser step on the sum of both.
         norms = take_step(agents, share, self.processes, self.settings.max_grad_norm)
         if on_step is not None:
             on_step()
@@ -117,7 +120,7 @@ class RewardGradientUpdate:
     def add_policy_gradient(
         self, agents: Agents, lesson: Lesson, on_pass: Callable[[], object] | None
     ) -> None:
-        """Add DDPO's gradient in the units of expected rewards: times the D T of its means."""
+        """Add DDPO's gradient, multiplied by the D T of its means: in units of expected rewards."""
         assert self.pairs is not None
         entries = math.prod(lesson.rollout.latents.shape[2:])
         factor = float(entries * len(self.pairs.steps))
@@ -136,22 +139,24 @@ class RewardGradientUpdate:
         """Add the gradient of minus the mean of sum_k d_k f_k, taken through the last steps.
 
         Args:
-            agents: whose gradients grow.
-            rollout: that was drawn.
+            agents: their gradients are added to.
+            rollout: the one that was drawn.
             rows: (pairs,) of the rollout, agent-major.
             directions: (pairs, M), d of each picture.
             num_samples: N, over which the mean is taken, in all processes.
             on_pass: called after every UNet pass.
 
         Returns:
-            (pairs,) the sums, for each picture.
+            (pairs,) the sum sum_k d_k f_k of each picture.
         """
         num_agents, num_steps = rollout.prompts.num_agents, len(rollout.timesteps)
+        # g_0: from the rewards to the pictures, then through the decoder to the last latents.
         images = rollout.images[rows.to(rollout.images.device)]
         texts = [rollout.prompts.texts[row] for row in rows.tolist()]
         ascent, values = self.rewards.ascent(images, texts, directions)
         loss = agents.loss_scale.scaled(to_device(-ascent / num_samples, rows.device), num_agents)
         gradient = self.through_decoder(rollout.states(rows, -1), loss)
+        # g_t: back through the last steps, one UNet pass each. Nothing flows beyond the first.
         first = num_steps - self.settings.gradient_steps
         for step in reversed(range(first, num_steps)):
             before = rollout.states(rows, step).requires_grad_(step > first)
@@ -165,7 +170,7 @@ class RewardGradientUpdate:
         return to_device(values, rows.device, directions.dtype)
 
     def through_decoder(self, latents: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """A gradient in pictures (rows, 3, H, W), taken back to their latents (rows, C, h, w)."""
+        """Take a gradient in pictures (rows, 3, H, W) back to their latents (rows, C, h, w)."""
         size = self._pictures_per_pass or len(latents)
         parts = []
         for own, back in zip(latents.split(size), gradient.split(size), strict=True):
@@ -178,7 +183,7 @@ class RewardGradientUpdate:
     def _chunks(
         self, num_agents: int, num_samples: int, device: torch.device
     ) -> Iterator[torch.Tensor]:
-        """Agent-major rows of as many samples of every agent as fit a pass."""
+        """Rows of the rollout in chunks that fill a pass: agent-major, equally many per agent."""
         offset = num_samples * torch.arange(num_agents, device=device)[:, None]
         for samples in torch.arange(num_samples, device=device).split(
             self.samples_per_pass(num_agents)

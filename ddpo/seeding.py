@@ -1,7 +1,7 @@
-"""Keyed randomness: every random draw has a name, none depends on what was drawn before it.
+"""Keyed randomness: every random draw has its own key and does not depend on earlier draws.
 
-`Stream` lists all draws of a run. So a picture depends neither on the batch size nor on the number
-of agents or processes, and resuming needs no stored random state.
+So a picture depends neither on the batch size nor on the number of agents or processes, and
+resuming needs no stored random state. `Stream` lists all draws of a run.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ import numpy as np
 
 
 class Stream(Enum):
-    """A random stream, by the layout of its keys: words that name one draw, and fixed numbers.
+    """A random stream, given by the layout of its keys: words that name a draw, and fixed numbers.
 
-    numpy fills short keys with zeros, (1, 2, 3) and (1, 2, 3, 0) are one and the same. The fixed
-    numbers keep the streams apart all the same.
+    numpy fills short keys with zeros, so (1, 2, 3) and (1, 2, 3, 0) are the same key. The fixed
+    numbers keep the streams apart nevertheless.
     """
 
-    # Noise of a picture to learn from. Generations stay below a million, see the next three.
+    # Noise of the pictures to learn from. Generations stay below a million, unlike the next three.
     NOISE = ("run_seed", "generation", "iteration", "agent", "sample")
-    # Noise of a picture to calibrate with, to judge the search by, to publish.
+    # Noise of the pictures for calibration, for the search's decisions, for the published front.
     CALIBRATION = ("run_seed", 1_000_001, "sample")
     SELECTION = ("run_seed", 1_000_002, "sample")
     REPORT = ("run_seed", 1_000_003, "sample")
-    # How an agent's update shuffles its samples and chooses their steps.
+    # Shuffling of an agent's samples and choice of their steps in an update.
     SHUFFLE = ("run_seed", "generation", "iteration", "agent", "num_samples", 1)
-    # Weights that a conditioned family is trained along.
+    # Weights along which a conditioned family is trained.
     WEIGHTS = ("run_seed", "generation", "iteration", 0, 0, 2)
     # Noise that a rule on the forward process adds to a finished picture.
     ADDED_NOISE = ("picture_seed", 1)
-    # Order of the training prompts in one round of all of them.
+    # Order of the training prompts in one round of the set.
     PROMPTS = ("run_seed", "round")
-    # Which prompts of a set are held out: the same in every run.
+    # Held-out prompts of a set: the same in every run.
     SPLIT = (7,)
-    # Search by random selection; `morl/` knows this layout by itself.
+    # Random selection of the search. `morl/evolution.py` repeats this layout.
     SEARCH = ("run_seed", "generation", 0, 0, 3)
 
     def key(self, **words: int) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ class Stream(Enum):
             words: a number for each word of the layout.
 
         Raises:
-            TypeError: if a word is missing or is none of this stream.
+            TypeError: if a word is missing or unknown.
 
         >>> Stream.SELECTION.key(run_seed=7, sample=3)
         (7, 1000002, 3)

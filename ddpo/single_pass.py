@@ -1,7 +1,9 @@
-"""One update per rollout, with gradients that were taken while it was drawn.
+"""One update per rollout, with gradients that were taken while sampling.
 
-The policy that is trained is then the one that sampled: the ratio is 1, and the surrogate's
-gradient is REINFORCE's (Williams 1992), -A grad log p, in which only A had to wait for the rewards.
+The trained policy is then the one that sampled, so the ratio is 1. The surrogate's gradient becomes
+REINFORCE's (Williams 1992), -A grad log p. Only A has to wait for the rewards:
+
+    dL/dtheta_k = -sum_n A_kn G_kn,    G_kn = weighted sum over steps of grad log p, from sampling.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class SinglePassUpdate:
     Args:
         schedule: of the rollouts.
         settings: of the updates.
-        processes: of which some may share this one's agents.
+        processes: all processes; some may share this one's agents.
 
     Raises:
         UserError: if no step of the schedule can be trained.
@@ -48,7 +50,7 @@ class SinglePassUpdate:
         return dict.fromkeys(self.steps, 1 / (num_samples * len(self.steps)))
 
     def num_passes(self, num_samples: int, num_agents: int) -> int:  # noqa: ARG002
-        """None: all of them were the sampler's."""
+        """Zero: the sampler has taken all gradients."""
         return 0
 
     def update(
@@ -68,11 +70,11 @@ class SinglePassUpdate:
             agents: updated in place.
             rollout: with gradients, as `wanted_gradients` asks.
             advantages: (K, N).
-            seeds: not needed, nothing is shuffled.
+            seeds: not used; nothing is shuffled.
             on_pass: never called.
             on_step: called after the step.
             share: see `PpoUpdate.update`.
-            directions: not needed.
+            directions: not used.
         """
         assert rollout.gradients is not None
         num_agents, num_steps = rollout.prompts.num_agents, len(rollout.timesteps)

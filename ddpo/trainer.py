@@ -1,4 +1,4 @@
-"""DDPO for K agents at once: the parts, put together, and one iteration of them."""
+"""DDPO for K agents together: builds all parts and runs one iteration: draw, score, update."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Batch:
         generation: index of the generation.
         iteration: within the generation.
         texts: N prompts, the same for every agent.
-        weights: (K, M), what the agents are improved along.
+        weights: (K, M), along which the agents are improved.
         share: which agents and samples this process has.
         rollout: of this process's share.
         rewards: (K, N, M) of all processes.
-        num_collapsed: agents that drew the same thing over and over.
+        num_collapsed: agents whose rewards no longer vary within any prompt.
     """
 
     generation: int
@@ -70,11 +70,11 @@ class Batch:
 
     @property
     def num_images(self) -> int:
-        """Of all agents together."""
+        """Images of all agents together."""
         return self.share.num_agents * len(self.texts)
 
     def metrics(self) -> dict[str, float]:
-        """Of the rewards, and how many agents have collapsed."""
+        """Metrics of the rewards, and the number of collapsed agents."""
         return {**self.rewards.metrics(), "reward/collapsed_agents": self.num_collapsed}
 
 
@@ -83,11 +83,12 @@ class Trainer:
 
     Args:
         settings: of the run.
-        processes: that share the work; this one has the model and its agents on its device.
-        start_bar: shows progress.
-        check_stop: called where nothing is half done, between denoising steps and after optimiser
-            steps; raises StoppedError to end the run there.
-        model: the base model; by default that of `settings.pretrained` is loaded.
+        processes: all processes that share the work; this one's device has the model and its
+            agents.
+        start_bar: starts a progress bar.
+        check_stop: called between denoising steps and after optimiser steps, where nothing is half
+            done; it raises StoppedError to end the run there.
+        model: the base model; by default `settings.pretrained` is loaded.
 
     Raises:
         UserError: if the model or a reward cannot be loaded.
@@ -107,18 +108,21 @@ class Trainer:
         self.check_stop = check_stop
         self._collapse = CollapseWatch()
         self.prompts = split_prompts(settings.prompts)
+        # The base model and the agents on it.
         self.model: BaseModel = model or FrozenDiffusion.load(settings.pretrained, processes.device)
         slots = max(len(processes.share(num, 1).agents) for num in settings.task_counts)
         self.agents = make_agents(self.model.unet, slots, settings, processes)
         speed.apply(settings.speed, self.model, self.agents)
         if isinstance(self.model, FrozenDiffusion):
             _save_memory(self.model, settings, self.prompts)
+        # Rewards and guards, each called once now so that mistakes show early.
         self.scorer = Scorer.build(settings.rewards, processes.device)
         self.guards = Guards.build(settings, processes.device)
         examples = (self.prompts.train[0], self.prompts.selection[0], self.prompts.report[0])
         self.scorer.check(*self.model.image_size, examples)
         if self.guards is not None:
             self.guards.check(*self.model.image_size, examples)
+        # Samplers and the update.
         self.sampler = Sampler(self.model, settings.training_sample)
         self.evaluation_sampler = self.sampler
         if settings.evaluation_sample != settings.training_sample:
@@ -132,32 +136,35 @@ class Trainer:
             )
         num_objectives = len(settings.rewards.objectives)
         self.scales = torch.ones(num_objectives)  # (M,), see `advantages`
-        self.slopes = torch.zeros(num_objectives)  # (M,), 0 for what a policy gradient learns
+        self.slopes = torch.zeros(num_objectives)  # (M,), 0 where a policy gradient learns
         self.updater = make_update(self.sampler, settings, processes)
-        self.work = Stopwatch()  # drawing, scoring and updating, against all else of a run
+        self.work = Stopwatch()  # time of drawing, scoring and updating, without the rest of a run
 
     @property
     def num_fit_pictures(self) -> int:
-        """Pictures of the base model that `slopes` wants to see."""
+        """How many of the base model's pictures `measure_slopes` needs."""
         return 0 if self.reward_gradients is None else FIT_PICTURES
 
     def measure_slopes(self, base: Evaluation, prompts: Sequence[str]) -> tuple[float, ...]:
-        """Which gradients can be followed; see `RewardGradients.slopes`.
+        """Measure which objectives' gradients can be followed; see `RewardGradients.slopes`.
 
         Args:
             base: the base model's pictures and rewards.
-            prompts: of its pictures.
+            prompts: one per picture.
+
+        Returns:
+            M slopes, 0 for black boxes; () if no gradients are followed.
         """
         if self.reward_gradients is None:
             return ()
         return self.reward_gradients.slopes(base.images.float() / 255, prompts, base.rewards)
 
     def calibrate(self, scales: Sequence[float], slopes: Sequence[float] = ()) -> None:
-        """Take in what was measured on the base model, before the first update.
+        """Set what was measured on the base model, before the first update.
 
         Args:
             scales: M, see `advantages`.
-            slopes: M, see `RewardGradients.slopes`; none where no gradient is followed.
+            slopes: M, see `RewardGradients.slopes`; () if no gradients are followed.
         """
         self.scales = torch.tensor(scales)
         if self.reward_gradients is not None and any(slopes):
@@ -176,7 +183,7 @@ class Trainer:
         return self.model.image_size[0] // self.model.latent_shape[1]
 
     def length_notes(self) -> list[str]:
-        """Which prompts are too long for the model or a reward, a sentence for each reader."""
+        """One sentence for the model and for each reward that cuts off prompts."""
         prompts = all_prompts(self.prompts, self.settings.sample.negative_prompt)
         cut = self.scorer.cut(prompts)
         if isinstance(self.model, FrozenDiffusion):
@@ -184,23 +191,23 @@ class Trainer:
         return list(length_notes(cut, prompts))
 
     def load(self, policies: Sequence[Policy], weights: torch.Tensor) -> None:
-        """Put K policies, to be improved along weights (K, M), into slots, wherever they are."""
+        """Load K policies, to be improved along weights (K, M), into the slots of all processes."""
         self._weights = weights
         own = self.processes.share(len(policies), 1).agents
         self.agents.load_tasks(policies, weights, own)
 
     def policies(self) -> list[Policy]:
-        """What the K policies loaded have become; the same in every process."""
+        """The K loaded policies as they are now; the same in every process."""
         groups = self.processes.each_group(self.agents.snapshot_tasks(), len(self._weights))
         return [policy for group in groups for policy in group]
 
     def draw(self, generation: int, iteration: int) -> Batch:
-        """Draw and score the pictures of one iteration, scoring some while others are drawn.
+        """Draw and score the pictures of one iteration; some are scored while others are drawn.
 
-        All agents draw the same prompts, each with its own noise, in the same steps.
+        All agents draw the same prompts in the same steps, each with its own noise.
 
         Args:
-            generation: keys the randomness, as does `iteration`.
+            generation: keys the randomness, together with `iteration`.
             iteration: within the generation.
 
         Raises:
@@ -210,11 +217,13 @@ class Trainer:
         sample, num_agents = self.settings.sample, len(self._weights)
         key = {"run_seed": self.settings.seed, "generation": generation, "iteration": iteration}
         weights = self.agents.draw_directions(self._weights, Stream.WEIGHTS.seed(**key))
+        # Prompts: the same for every agent.
         number = generation * self.settings.evolution.iterations_per_generation + iteration
         drawn = draw_prompts(
             self.prompts.train, sample.prompts_per_iteration, number, self.settings.seed
         )
         texts = tuple(text for text in drawn for _ in range(sample.images_per_prompt))
+        # This process's share of them, with the noise of each sample.
         share = self.processes.share(
             num_agents, len(texts), block=self.settings.train.updates_per_epoch
         )
@@ -224,6 +233,7 @@ class Trainer:
             [Stream.NOISE.seed(**key, agent=k, sample=i) for k in agents for i in samples],
             len(agents),
         )
+        # Pictures and scores.
         num_steps = _num_steps(self.sampler, len(samples), len(agents))
         on_step = self._denoising_bar("sampling", num_steps)
         with (
@@ -238,6 +248,7 @@ class Trainer:
                 on_step,
                 self.updater.wanted_gradients(len(texts)),
             )
+        # Scores of all processes.
         rewards = dataclasses.replace(
             own_rewards, values=self.processes.join(own_rewards.values, num_agents)
         )
@@ -254,7 +265,7 @@ class Trainer:
         )
 
     def advantages(self, batch: Batch) -> torch.Tensor:
-        """Advantages (agents, samples) of this process's share; takes the rewards in."""
+        """Advantages (agents, samples) of this process's share; adds the rewards to statistics."""
         agents, samples = batch.share.agents, batch.share.samples
         own = slice(agents.start, agents.stop)
         is_followed = self.slopes.ne(0)
@@ -271,10 +282,11 @@ class Trainer:
         return values[:, samples.start : samples.stop]
 
     def directions(self, batch: Batch) -> torch.Tensor:
-        """(agents, samples, M) what a unit of each objective is worth where gradients are followed.
+        """The value of one unit of each objective to a picture's agent, for reward gradients.
 
-        Of this process's share: w_k / s_k times the slope; 0 for black boxes, and for pictures with
-        a missing score.
+        Returns:
+            (agents, samples, M) for this process's share: w_k / s_k times the slope; 0 for black
+            boxes and for pictures with a missing score.
         """
         agents, samples = batch.share.agents, batch.share.samples
         own = slice(agents.start, agents.stop)
@@ -283,10 +295,13 @@ class Trainer:
         return per_agent[:, None] * is_scored[..., None]
 
     def update(self, batch: Batch, advantages: torch.Tensor) -> UpdateStats:
-        """Improve all agents on a batch; the statistics are of all agents, in every process.
+        """Improve all agents on a batch.
+
+        Returns:
+            Statistics of all agents, the same in every process.
 
         Raises:
-            FloatingPointError: if too many gradients of an agent in a row are not finite.
+            FloatingPointError: if too many consecutive gradients of an agent are not finite.
             StoppedError: if the run was asked to stop.
         """
         share = batch.share
@@ -307,7 +322,7 @@ class Trainer:
                 advantages,
                 seeds=[Stream.SHUFFLE.seed(**key, agent=k) for k in share.agents],
                 on_pass=self.start_bar("updating", num_passes),
-                # the others wait for this one's gradients, so that it may not leave in between
+                # Several processes must not stop in between: others wait for this one's gradients.
                 on_step=self.check_stop if self.processes.count == 1 else None,
                 share=share,
                 directions=self.directions(batch),
@@ -323,7 +338,17 @@ class Trainer:
         *,
         use_guards: bool = True,
     ) -> list[Evaluation]:
-        """Judge policies on the same prompts and noise; the agents' slots are overwritten."""
+        """Judge policies on the same prompts and noise, overwriting the agents' slots.
+
+        Args:
+            policies: to judge.
+            on: prompts and seeds.
+            keep_images: how many images to keep per policy, from the first.
+            use_guards: whether guards look at the pictures too.
+
+        Returns:
+            One evaluation per policy, the same in every process.
+        """
         share = self.processes.share(len(policies), len(on.prompts))
         groups = -(-len(share.agents) // self.agents.num_agents)
         per_pass = min(len(share.agents), self.agents.num_agents)
@@ -351,11 +376,11 @@ class Trainer:
         speed.apply(self.settings.speed, self.model, self.agents)
 
     def take_unet_rows(self) -> int:
-        """UNet rows that all processes have passed since the last call."""
+        """UNet rows of all processes since the last call."""
         return sum(self.processes.gather(self.agents.take_num_rows()))
 
     def _denoising_bar(self, name: str, total: int) -> Callable[[], None]:
-        """A bar to call after every denoising step, where a run may be stopped."""
+        """Start a progress bar of denoising steps; a run may be stopped after each of them."""
         advance = self.start_bar(name, total)
 
         def on_step() -> None:
@@ -365,14 +390,14 @@ class Trainer:
         return on_step
 
     def close(self) -> None:
-        """Stop the reward threads."""
+        """End the threads of rewards and guards."""
         self.scorer.close()
         if self.guards is not None:
             self.guards.close()
 
 
 def make_update(sampler: Sampler, settings: Settings, processes: Processes) -> Update:
-    """The way of updating that the settings ask for.
+    """Make the update that the settings ask for.
 
     Raises:
         UserError: if no step of the sampler's schedule can be trained.
@@ -391,17 +416,17 @@ def make_reward_gradient_update(
     *,
     is_hybrid: bool,
 ) -> RewardGradientUpdate:
-    """Follows gradients of rewards.
+    """Make the update that follows gradients of rewards.
 
     Args:
         sampler: the rollouts' own.
-        rewards: the objectives as functions of pictures.
+        rewards: the objectives as differentiable functions of pictures.
         settings: of the run.
-        processes: that share the work.
+        processes: all processes that share the work.
         is_hybrid: whether a policy gradient learns some of the objectives.
 
     Raises:
-        UserError: if it has to, and no step of the sampler's schedule can be trained.
+        UserError: if a policy gradient is needed and no step of the schedule can be trained.
     """
     pairs = None
     if is_hybrid or settings.train.kl_coef > 0:
@@ -411,7 +436,7 @@ def make_reward_gradient_update(
 
 
 def _save_memory(model: FrozenDiffusion, settings: Settings, prompts: PromptSplit) -> None:
-    """Checkpoint gradients and free the text encoders, where the settings want that."""
+    """Turn on gradient checkpointing and free the text encoders, if the settings say so."""
     if settings.train.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
         model.pipe.vae.enable_gradient_checkpointing()
@@ -421,6 +446,6 @@ def _save_memory(model: FrozenDiffusion, settings: Settings, prompts: PromptSpli
 
 
 def _num_steps(sampler: Sampler, samples: int, num_agents: int) -> int:
-    """Denoising steps that a bar will count."""
+    """The number of denoising steps, for a progress bar."""
     passes = -(-samples // sampler.samples_per_pass(num_agents))
     return passes * len(sampler.schedule.timesteps)

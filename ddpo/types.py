@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from itertools import compress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ddpo.devices import pairs_of
@@ -24,20 +26,20 @@ if TYPE_CHECKING:
 
 
 def _check(holds: bool, name: str, expected: str, got: object) -> None:
-    """Raise a ValueError naming the field, the rule and the value unless `holds`."""
+    """Unless `holds`, raise a ValueError that names the field, the rule and the value."""
     if not holds:
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Conditioning:
-    """What the UNet is told besides latents and timesteps, one row a sample.
+    """The UNet's inputs besides latents and timesteps, one row per sample.
 
     Attributes:
         text: (rows, L, D) text embeddings.
-        pooled: (rows, P) pooled text embeddings; None where the UNet takes none (SD 1.x and 2.x).
+        pooled: (rows, P) pooled text embeddings; None if the UNet takes none (SD 1.x and 2.x).
         time_ids: (rows, 6) sizes and crops in pixels (SDXL: Podell et al. 2023, section 2.2); None
-            where the UNet takes none.
+            if the UNet takes none.
     """
 
     text: torch.Tensor
@@ -59,11 +61,11 @@ class Conditioning:
         return len(self.text)
 
     def __getitem__(self, rows: torch.Tensor | Sequence[int] | slice) -> Conditioning:
-        """The rows asked for, in that order."""
+        """The given rows, in that order."""
         return self.map(lambda values: values[rows])
 
     def map(self, function: Callable[..., torch.Tensor], *others: Conditioning) -> Conditioning:
-        """Apply `function` to every tensor, together with the same tensor of each other."""
+        """Apply `function` to each tensor, together with the same tensor of every other value."""
 
         def one(name: str) -> torch.Tensor | None:
             values = [getattr(each, name) for each in (self, *others)]
@@ -76,21 +78,21 @@ class Conditioning:
         )
 
     def expand(self, rows: int) -> Conditioning:
-        """Repeat a single row; no memory is copied."""
+        """Repeat a single row `rows` times, without copying memory."""
         return self.map(lambda values: values.expand(rows, *values.shape[1:]))
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """The rows of all parts, one after another, at one length; see `of_one_length`."""
+        """Concatenate the rows of all parts, with texts of one length; see `of_one_length`."""
         first, *others = Conditioning.of_one_length(parts)
         return first.map(lambda *values: torch.cat(values), *others)
 
     @staticmethod
     def of_one_length(parts: Sequence[Conditioning]) -> list[Conditioning]:
-        """The same with texts of the least common multiple of their lengths, each repeated.
+        """Repeat each text until all have the least common multiple of their lengths.
 
-        Cross-attention is a weighted mean over the text, which its repetitions do not change: what
-        is drawn depends on no other prompt, up to rounding.
+        Cross-attention is a weighted mean over the text, so repeating the text does not change it.
+        A picture therefore does not depend on other prompts, up to rounding.
         """
         length = math.lcm(*(part.text.shape[1] for part in parts))
         return [
@@ -101,7 +103,7 @@ class Conditioning:
         ]
 
     def without_text(self) -> Conditioning:
-        """Zero text embeddings; sizes and crops as they are."""
+        """The same with text embeddings of zero; sizes and crops stay as they are."""
         zero = self.map(torch.zeros_like)
         return Conditioning(text=zero.text, pooled=zero.pooled, time_ids=self.time_ids)
 
@@ -122,10 +124,10 @@ class PromptBatch:
 
     Attributes:
         texts: one prompt per row.
-        encoded: what the UNet is told, one row for each distinct prompt.
-        which: (rows,) int64, which row of `encoded` each sample has.
-        seeds: one seed per row; a sample depends on its own seed only.
-        num_agents: K; rows are agent-major, so agent k owns rows k*N to (k+1)*N.
+        encoded: the UNet's conditioning, one row per distinct prompt.
+        which: (rows,) int64, the row of `encoded` that belongs to each sample.
+        seeds: one seed per row; no other seed affects a sample.
+        num_agents: K; rows are agent-major, so agent k owns rows k*N to (k+1)*N - 1.
     """
 
     texts: tuple[str, ...]
@@ -147,20 +149,20 @@ class PromptBatch:
 
     @property
     def samples_per_agent(self) -> int:
-        """N."""
+        """N, the samples of each agent."""
         return len(self.texts) // self.num_agents
 
     @property
     def conditioning(self) -> Conditioning:
-        """One row for each sample."""
+        """The conditioning with one row per sample."""
         return self.encoded[self.which]
 
     def conditioning_of(self, rows: torch.Tensor) -> Conditioning:
-        """One row for each of these samples."""
+        """The conditioning of the samples `rows`."""
         return self.encoded[self.which[rows]]
 
     def chunk(self, start: int, stop: int) -> PromptBatch:
-        """The samples start..stop of every agent, again agent-major."""
+        """Samples start to stop - 1 of every agent, again agent-major."""
         k, n = self.num_agents, self.samples_per_agent
         index = [agent * n + i for agent in range(k) for i in range(start, min(stop, n))]
         return PromptBatch(
@@ -177,14 +179,14 @@ class Rollout:
     """Denoising trajectories of all agents; the (state, action) pairs of DDPO's MDP.
 
     Attributes:
-        prompts: what was drawn.
-        schedule: the T steps, and the noise of each.
+        prompts: the prompts and seeds of the samples.
+        schedule: the T steps and the noise of each.
         latents: (rows, T+1, C, h, w); step i takes latents[:, i] to latents[:, i + 1].
-        log_probs: (rows, T) float32, mean over latent entries; NaN where a step has no variance.
+        log_probs: (rows, T) float32, mean over latent entries; NaN for steps without variance.
         images: (rows, 3, H, W) in [0, 1].
-        gradients: (rows, P) of each sample's log-probability, summed over the trained steps by
-            their weights, for its agent's adapter; times the agent's loss scale. None where no
-            gradient was taken while sampling.
+        gradients: (rows, P) gradient of each sample's log-probability with respect to its agent's
+            adapter: a weighted sum over the trained steps, times the agent's loss scale. None if no
+            gradients were taken while sampling.
     """
 
     prompts: PromptBatch
@@ -231,7 +233,7 @@ class Rollout:
         return pairs_of(self.latents, rows, steps)
 
     def offloaded(self) -> Rollout:
-        """The same with latents, images and gradients on the host."""
+        """The same rollout with latents, images and gradients on the host."""
         gradients = None if self.gradients is None else self.gradients.cpu()
         return replace(
             self, latents=self.latents.cpu(), images=self.images.cpu(), gradients=gradients
@@ -239,7 +241,7 @@ class Rollout:
 
     @classmethod
     def join(cls, prompts: PromptBatch, chunks: Sequence[Rollout]) -> Rollout:
-        """Put chunks of `prompts` (see `PromptBatch.chunk`) together again, agent-major."""
+        """Join the rollouts of all chunks of `prompts` (see `PromptBatch.chunk`), agent-major."""
         k = prompts.num_agents
 
         def cat(field: str) -> torch.Tensor:
@@ -263,7 +265,7 @@ class RewardBatch:
     Attributes:
         objectives: M names.
         values: (K, N, M) float32, larger is better; NaN where a score is missing.
-        seconds_per_image: what each reward's calls took; M numbers, or none.
+        seconds_per_image: time of each reward's calls per image; M numbers, or none.
     """
 
     objectives: tuple[str, ...]
@@ -280,11 +282,11 @@ class RewardBatch:
 
     @property
     def is_valid(self) -> torch.Tensor:
-        """(K, N) whether a sample has all its scores."""
+        """(K, N) bool: whether a sample has all its scores."""
         return self.values.isfinite().all(dim=-1)
 
     def metrics(self) -> dict[str, float]:
-        """Of each objective over the scores there are: mean, spread, each agent's mean, cost."""
+        """Mean, spread, agents' means and cost of each objective, without missing scores."""
         out: dict[str, float] = {}
         for index, name in enumerate(self.objectives):
             values = self.values[..., index]
@@ -304,18 +306,18 @@ class RewardBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UpdateStats:
-    """What one iteration's updates did, per agent.
+    """Statistics of one iteration's updates, per agent.
 
     Attributes:
-        means: metric -> (K,) mean over (sample, step) pairs of what the rule reports
+        means: metric -> (K,) mean over (sample, step) pairs of the rule's metrics
             (`Surrogate.metrics`): "loss", "approx_kl", "clip_fraction" and so on.
-        grad_norm: (K,) mean norm before clipping, of the steps that were not skipped; NaN if all
-            were.
-        skipped: (K,) optimiser steps that an agent skipped, its gradient not being finite; its loss
-            may be all the same, where only the scaled gradient of float16 overflowed.
-        ratio_error: (T,) mean absolute log-ratio per step before the first update; NaN for steps
-            not trained. Zero up to rounding.
-        excluded_steps: denoising steps left out: those without noise and the skipped last ones.
+        grad_norm: (K,) mean gradient norm before clipping, over the steps that were not skipped;
+            NaN if all were.
+        skipped: (K,) optimiser steps that an agent skipped because its gradient was not finite. Its
+            loss may still be finite: in float16 only the scaled gradient may overflow.
+        ratio_error: (T,) mean absolute log-ratio per step before the first update, which is zero up
+            to rounding; NaN for steps that are not trained.
+        excluded_steps: denoising steps left out: steps without noise and the skipped last ones.
     """
 
     means: Mapping[str, torch.Tensor]
@@ -326,7 +328,7 @@ class UpdateStats:
 
     @classmethod
     def join(cls, parts: Sequence[UpdateStats]) -> UpdateStats:
-        """Statistics of all agents from those of their groups, in order."""
+        """Join the statistics of groups of agents, in the order of the agents."""
         first = parts[0]
         return cls(
             means={name: torch.cat([part.means[name] for part in parts]) for name in first.means},
@@ -337,7 +339,7 @@ class UpdateStats:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Means over agents, where finite; of the ratio error the worst step."""
+        """Means over agents with finite values; for the ratio error, the worst step."""
         means = {}
         for name, values in {**self.means, "grad_norm": self.grad_norm}.items():
             means[f"update/{name}"] = values[values.isfinite()].mean().item()
@@ -351,7 +353,7 @@ class UpdateStats:
 
 @dataclass(frozen=True, slots=True)
 class PromptStatistics:
-    """The most recent reward vectors of each prompt, oldest first. Immutable: `add` returns a copy.
+    """The latest reward vectors of each prompt, oldest first. Immutable: `add` returns a copy.
 
     Attributes:
         buffers: prompt -> tuple of reward vectors of length M.
@@ -371,7 +373,7 @@ class PromptStatistics:
         return PromptStatistics({prompt: tuple(rows) for prompt, rows in grown.items()})
 
     def rewards(self, prompt: str) -> torch.Tensor:
-        """(count, M) float64 reward vectors kept of a prompt; (0, 0) if it was never seen."""
+        """The kept reward vectors of a prompt: (count, M) float64, (0,) if it was never seen."""
         return torch.tensor(self.buffers.get(prompt, ()), dtype=torch.float64)
 
 
@@ -384,7 +386,7 @@ def scored(prompts: Sequence[str], rewards: torch.Tensor) -> tuple[list[str], to
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Policy:
-    """A frozen snapshot of one agent: all that training it further depends on.
+    """A frozen snapshot of one agent, with everything that further training depends on.
 
     Attributes:
         adapter: (P,) float32, all LoRA matrices of one agent, flat.
@@ -422,7 +424,7 @@ class EvaluationSet:
     seeds: tuple[int, ...]
 
     def first(self, num_images: int) -> EvaluationSet:
-        """The first prompts and seeds: those of the pictures that are shown."""
+        """The first prompts and seeds, whose pictures are shown."""
         return EvaluationSet(prompts=self.prompts[:num_images], seeds=self.seeds[:num_images])
 
     def to_json(self) -> dict[str, list[str] | list[int]]:
@@ -438,12 +440,14 @@ class Evaluation:
         rewards: (N, M) float32, one row per image; NaN where a score is missing. Returns are
             means over the images that have all scores.
         images: (n, 3, H, W) uint8, the first n images.
-        features: (N, F) float32, what guards keep of each image (`ddpo/rewards/guards.py`).
+        features: (N, F) float32, which guards keep of each image (`ddpo/rewards/guards.py`).
+        prompts: one per image.
     """
 
     rewards: torch.Tensor
     images: torch.Tensor
     features: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    prompts: tuple[str, ...] = ()
 
     @property
     def returns(self) -> torch.Tensor:
@@ -455,10 +459,33 @@ class Evaluation:
         """(M,) float64 standard error of `returns`."""
         return standard_error(self.rewards)
 
-    def gain_over(self, other: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
-        """Paired difference of returns to `other` and its standard error, each (M,) float64."""
+    @property
+    def std_error_by_prompt(self) -> torch.Tensor:
+        """(M,) float64 standard error of `returns`, clustered by prompt."""
+        return clustered_standard_error(self.rewards, self.prompts)
+
+    def gain_over(self, other: Evaluation) -> Gain:
+        """Paired difference of returns, self minus `other`, image by image."""
         difference = self.rewards.double() - other.rewards.double()
-        return _present(difference).mean(dim=0), standard_error(difference)
+        return Gain(
+            mean=_present(difference).mean(dim=0),
+            std_error=standard_error(difference),
+            std_error_by_prompt=clustered_standard_error(difference, self.prompts),
+        )
+
+
+class Gain(NamedTuple):
+    """A paired difference of returns, each (M,) float64.
+
+    Attributes:
+        mean: over images.
+        std_error: standard error of `mean` for new pictures of the same prompts.
+        std_error_by_prompt: standard error of `mean` for new prompts as well.
+    """
+
+    mean: torch.Tensor
+    std_error: torch.Tensor
+    std_error_by_prompt: torch.Tensor
 
 
 def standard_error(rewards: torch.Tensor) -> torch.Tensor:
@@ -467,6 +494,32 @@ def standard_error(rewards: torch.Tensor) -> torch.Tensor:
     return present.std(dim=0) / math.sqrt(len(present))
 
 
+def clustered_standard_error(rewards: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """Standard error of the mean, clustered by prompt: pictures of one prompt are alike.
+
+    sqrt(G / (G - 1) sum_g (sum_{i in g} (r_i - mean))^2) / N over the G prompts. If all prompts
+    have equally many pictures, it is the standard error of the prompts' means.
+
+    Source: Liang and Zeger (1986), for a mean.
+
+    Args:
+        rewards: (N, M); rows with NaN are left out.
+        prompts: one per row.
+
+    Returns:
+        (M,) float64; NaN with fewer than two prompts.
+    """
+    is_present = rewards.isfinite().all(dim=-1).tolist()
+    distinct, cluster = np.unique(list(compress(prompts, is_present)), return_inverse=True)
+    num_prompts, num_objectives = len(distinct), rewards.shape[-1]
+    if num_prompts <= 1:
+        return torch.full((num_objectives,), torch.nan, dtype=torch.float64)
+    centred = _present(rewards) - _present(rewards).mean(dim=0)
+    sums = torch.zeros(num_prompts, num_objectives, dtype=torch.float64)
+    sums.index_add_(0, torch.from_numpy(cluster), centred)
+    return (num_prompts / (num_prompts - 1) * sums.square().sum(dim=0)).sqrt() / len(centred)
+
+
 def _present(rewards: torch.Tensor) -> torch.Tensor:
-    """The rows of rewards (N, M) that have all scores, float64."""
+    """The rows of rewards (N, M) with all scores, as float64."""
     return rewards[rewards.isfinite().all(dim=-1)].double()

@@ -1,6 +1,7 @@
-"""PPO-style updates: inner epochs over shuffled (sample, step) pairs, all agents at once.
+"""PPO-style updates of all agents together: inner epochs over shuffled (sample, step) pairs.
 
-What is minimised is the business of an update rule (`ddpo/rules/`).
+The update rule (`ddpo/rules/`) gives the loss of each pair. Here the pairs are drawn, folded into
+UNet passes, and followed by optimiser steps.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ if TYPE_CHECKING:
     from ddpo.rules.rule import UpdateRule
     from ddpo.types import Rollout, UpdateStats
 
-MOST_SKIPPED = 10  # optimiser steps in a row that an agent may skip
+MOST_SKIPPED = 10  # consecutive optimiser steps that an agent may skip
 
 
 class Update(Protocol):
-    """A way from a rollout and its advantages to better agents."""
+    """Improves agents, given a rollout and its advantages."""
 
     def wanted_gradients(self, num_samples: int) -> Mapping[int, float] | None:
-        """Which steps' gradients the sampler is to take while it draws, see `Sampler.chunks`.
+        """Which steps' gradients the sampler takes while it draws; see `Sampler.chunks`.
 
         Args:
-            num_samples: of an agent, in all processes.
+            num_samples: per agent, in all processes.
 
         Returns:
-            What the log-probability of each step counts in the mean over an agent's pairs; None if
-            nothing but a rollout is asked for.
+            step -> weight of its log-probability in the mean over an agent's pairs; None if a plain
+            rollout is enough.
         """
         ...
 
     def num_passes(self, num_samples: int, num_agents: int) -> int:
-        """UNet passes of one `update` with N samples per agent (a progress bar's length)."""
+        """UNet passes of one `update` with N samples per agent: the length of a progress bar."""
         ...
 
     def update(
@@ -64,36 +65,36 @@ class Update(Protocol):
         Args:
             agents: updated in place.
             rollout: of K agents, N samples each.
-            advantages: (K, N), of all that is learnt by a policy gradient.
+            advantages: (K, N), of the objectives that a policy gradient learns.
             seeds: K seeds that key each agent's shuffling and choice of steps.
             on_pass: called after every UNet pass (a progress bar).
             on_step: called after every optimiser step.
             share: which of the agents' samples the rollout holds, where processes share them;
                 by default all.
-            directions: (K, N, M) what a unit of each objective is worth to a picture's agent, of
-                all that is learnt by the gradients of rewards.
+            directions: (K, N, M) value of one unit of each objective to a picture's agent, for the
+                objectives that gradients of rewards teach.
 
         Returns:
             Diagnostics per agent.
 
         Raises:
-            FloatingPointError: if too many gradients of an agent in a row are not finite.
+            FloatingPointError: if too many consecutive gradients of an agent are not finite.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lesson:
-    """A rollout, ready to be learnt from by a policy gradient.
+    """A rollout, prepared for a policy gradient.
 
     Attributes:
         rollout: of K agents, N samples each.
         share: which of the agents' samples the rollout holds.
         advantages: (K * N,) on the device.
         minibatches: (K, pairs, 2) for each optimiser step, see `draw_minibatches`.
-        num_pairs: of an agent in a minibatch, in all processes.
+        num_pairs: pairs per agent and minibatch, in all processes.
         old: (rows, T, ...) measures under the policy that sampled.
-        meter: takes in what is learnt.
+        meter: collects the statistics.
     """
 
     rollout: Rollout
@@ -105,7 +106,7 @@ class Lesson:
     meter: Meter
 
     def stats(self, processes: Processes) -> UpdateStats:
-        """What was learnt from all minibatches."""
+        """Statistics over all minibatches."""
         return self.meter.stats(processes, self.share, len(self.minibatches) * self.num_pairs)
 
 
@@ -113,10 +114,10 @@ class PpoUpdate:
     """Takes the optimiser steps of one iteration on minibatches of (sample, step) pairs.
 
     Args:
-        rule: what is minimised.
+        rule: gives the loss of each pair.
         schedule: of the rollouts.
         settings: inner epochs, updates per epoch, rows per pass and so on.
-        processes: of which some may share this one's agents.
+        processes: all processes; some may share this one's agents.
 
     Raises:
         UserError: if no step of the schedule can be trained.
@@ -150,7 +151,7 @@ class PpoUpdate:
         directions: torch.Tensor | None = None,  # noqa: ARG002
     ) -> UpdateStats:
         """See `Update.update`; `directions` are not needed."""
-        lesson = self.begin(agents, rollout, advantages, seeds, share)
+        lesson = self.begin(agents, rollout, advantages, seeds, share)  # what stays fixed
         for pairs in lesson.minibatches:  # one optimiser step each
             agents.zero_grad()
             self.add_gradients(agents, lesson, pairs, on_pass)
@@ -169,14 +170,15 @@ class PpoUpdate:
         seeds: Sequence[int],
         share: Share | None,
     ) -> Lesson:
-        """Draw the minibatches, and measure the policy that sampled; see `Update.update`."""
+        """Draw the minibatches and measure the policy that sampled; see `Update.update`."""
         num_agents, num_samples = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
         share = share or Share.of(0, 1, num_agents=num_agents, num_samples=num_samples)
-        # All indices go to the device together: until the statistics are read, nothing waits.
+        # Minibatches. All indices go to the device now, so that no step waits for a copy.
         minibatches = [
             to_device(pairs, agents.device)
             for pairs in draw_minibatches(share, self.steps, seeds, self.settings)
         ]
+        # Measures under the policy that sampled: left by sampling, or taken now.
         old = self.rule.begin(rollout)
         if old is None:
             old = self.measure_all(agents, rollout, minibatches)
@@ -199,14 +201,16 @@ class PpoUpdate:
         on_pass: Callable[[], object] | None = None,
         factor: float = 1.0,
     ) -> None:
-        """Add the gradients of a minibatch's mean loss, times a factor, to the agents'."""
+        """Add `factor` times the gradient of a minibatch's mean loss to the agents' gradients."""
         rollout, num_agents = lesson.rollout, lesson.rollout.prompts.num_agents
         per_pass = self.pairs_per_pass(num_agents)
         for rows, steps in passes(pairs, rollout.prompts.samples_per_agent, per_pass):
+            # Forward: the losses of this pass's pairs, for all agents.
             old = pairs_of(lesson.old, rows, steps)
             surrogate = self.rule.surrogate(
                 agents, rollout, rows, steps, old, lesson.advantages[rows]
             )
+            # Backward: divided by all pairs of the minibatch, so that passes add up to a mean.
             loss = agents.loss_scale.scaled(surrogate.loss, num_agents)
             (factor * loss.sum() / lesson.num_pairs).backward()
             lesson.meter.add(steps, surrogate)
@@ -220,7 +224,7 @@ class PpoUpdate:
         return self.settings.num_inner_epochs * self.settings.updates_per_epoch * per_update
 
     def pairs_per_pass(self, num_agents: int) -> int:
-        """(sample, step) pairs of each agent that one UNet pass carries, unless it is the last."""
+        """(sample, step) pairs per agent in one UNet pass; the last pass may carry fewer."""
         per_pair = num_agents * self.rule.rows_per_pair
         return max(1, self.settings.rows_per_pass // per_pair)
 
@@ -228,9 +232,11 @@ class PpoUpdate:
     def measure_all(
         self, agents: Agents, rollout: Rollout, minibatches: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """(rows, T, ...) measures of all pairs to come, in the training pass's own shape.
+        """Measure all pairs of the minibatches, in passes of the same shape as in training.
 
-        Measures as large as latents are kept where the rollout's latents are.
+        Returns:
+            (rows, T, ...) measures, 0 for other pairs. Measures as large as latents are kept where
+            the rollout's latents are.
         """
         num_samples = rollout.prompts.samples_per_agent
         per_pass = self.pairs_per_pass(rollout.prompts.num_agents)
@@ -250,16 +256,16 @@ class PpoUpdate:
 def take_step(
     agents: Agents, share: Share, processes: Processes, max_grad_norm: float
 ) -> torch.Tensor:
-    """One optimiser step on the gradients of all processes of a group; see `Agents.step`."""
+    """Sum gradients over the processes of a group and take one step; see `Agents.step`."""
     processes.sum_in_group(agents.gradients, share.num_agents)
     return agents.step(max_grad_norm)
 
 
 def refuse_too_many_skipped(agents: Agents, share: Share) -> None:
-    """Give up on an agent that skips step after step.
+    """End the run if an agent has skipped more than `MOST_SKIPPED` consecutive steps.
 
     Raises:
-        FloatingPointError: naming it.
+        FloatingPointError: naming the agent.
     """
     counts = [int(count) for count in agents.skipped_in_row.tolist()]
     worst = max(counts)

@@ -51,11 +51,13 @@ if TYPE_CHECKING:
 
     from PIL.PngImagePlugin import PngInfo
 
+    import torch
+
     from config.base import PretrainedSettings
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading
     from ddpo.types import Evaluation
-    from morl.types import Objective, Offspring, PolicyId
+    from morl.types import Array, Objective, Offspring, PolicyId
     from run.directory import RunDir
     from run.records import Costs, CurvePoint, Samples
     from run.session import Session
@@ -251,6 +253,7 @@ def front_record(
         base=BaseRecord(
             report_returns=base.returns.numpy(),
             report_std_error=base.std_error.numpy(),
+            report_std_error_by_prompt=_if_known(base.std_error_by_prompt),
             guards=guards.get(BASE_POLICY, {}),
         ),
         hypervolume=Hypervolumes(
@@ -302,7 +305,7 @@ def _guard_values(reading: GuardReading) -> dict[str, GuardValue]:
 def _policy_record(
     member: Offspring, report: Evaluation, base: Evaluation, guards: Mapping[str, GuardValue]
 ) -> PolicyRecord:
-    gain, gain_std_error = report.gain_over(base)
+    gain = report.gain_over(base)
     return PolicyRecord(
         id=member.policy,
         parent=member.parent,
@@ -312,11 +315,18 @@ def _policy_record(
         std_error=member.std_error,
         report_returns=report.returns.numpy(),
         report_std_error=report.std_error.numpy(),
-        gain_over_base=gain.numpy(),
-        gain_std_error=gain_std_error.numpy(),
+        report_std_error_by_prompt=_if_known(report.std_error_by_prompt),
+        gain_over_base=gain.mean.numpy(),
+        gain_std_error=gain.std_error.numpy(),
+        gain_std_error_by_prompt=_if_known(gain.std_error_by_prompt),
         adapter=f"adapters/{member.policy}",
         guards=guards,
     )
+
+
+def _if_known(error: torch.Tensor) -> Array | None:
+    """Clustered by prompt; a report set of one prompt has none."""
+    return error.numpy() if error.isfinite().all() else None
 
 
 def write_front(

@@ -12,7 +12,7 @@ from morl.types import Objective, PolicyId, frozen_vector, frozen_weights
 from run.records import Costs, Samples, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from morl.types import Array
@@ -20,7 +20,24 @@ if TYPE_CHECKING:
 NAME = "front.json"
 _FORMAT = 1
 _MEASURED = ("returns", "std_error", "report_returns", "report_std_error")
-_GAINS = ("gain_over_base", "gain_std_error")
+_BY_PROMPT = "report_std_error_by_prompt"
+_NOTED_SINCE = (  # later than the others: not in every file
+    _BY_PROMPT,
+    "gain_over_base",
+    "gain_std_error",
+    "gain_std_error_by_prompt",
+)
+
+
+def _present(record: object, *names: str) -> dict[str, list[float]]:
+    """The vectors among these that somebody noted, as a file stores them."""
+    vectors = {name: getattr(record, name) for name in names}
+    return {name: vector.tolist() for name, vector in vectors.items() if vector is not None}
+
+
+def _vectors(data: Mapping[str, Any], names: Iterable[str], size: int) -> dict[str, Array | None]:
+    """The inverse of `_present`."""
+    return {n: frozen_vector(n, data[n], size) if n in data else None for n in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,8 +53,11 @@ class PolicyRecord:
         std_error: (M,) of `returns`.
         report_returns: (M,) on the report set, raw units: the published numbers.
         report_std_error: (M,) of `report_returns`.
-        gain_over_base: (M,) on the report set, image by image; None where nobody noted it.
-        gain_std_error: (M,) of `gain_over_base`, or None.
+        report_std_error_by_prompt: (M,) clustered by prompt: for other prompts, too. This and
+            the next three are None where nobody noted them.
+        gain_over_base: (M,) on the report set, image by image.
+        gain_std_error: (M,) of `gain_over_base`.
+        gain_std_error_by_prompt: (M,) of `gain_over_base`, clustered by prompt.
         adapter: its folder, relative to the run.
         guards: by name; empty in a run without guards.
     """
@@ -50,21 +70,22 @@ class PolicyRecord:
     std_error: Array
     report_returns: Array
     report_std_error: Array
+    report_std_error_by_prompt: Array | None
     gain_over_base: Array | None
     gain_std_error: Array | None
+    gain_std_error_by_prompt: Array | None
     adapter: str
     guards: Mapping[str, GuardValue] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As the file stores it."""
-        gains = {name: getattr(self, name) for name in _GAINS}
         return {
             "id": self.id,
             "parent": self.parent,
             "generation": self.generation,
             "weights": self.weights.tolist(),
             **{name: getattr(self, name).tolist() for name in _MEASURED},
-            **{name: gain.tolist() for name, gain in gains.items() if gain is not None},
+            **_present(self, *_NOTED_SINCE),
             "adapter": self.adapter,
             **_guards_to_json(self.guards),
         }
@@ -73,18 +94,13 @@ class PolicyRecord:
     def from_json(cls, data: Mapping[str, Any], num_objectives: int) -> PolicyRecord:
         """The inverse of `to_json`."""
         vectors = {name: frozen_vector(name, data[name], num_objectives) for name in _MEASURED}
-        gain, gain_error = (
-            frozen_vector(name, data[name], num_objectives) if name in data else None
-            for name in _GAINS
-        )
         return cls(
             id=PolicyId(data["id"]),
             parent=None if data["parent"] is None else PolicyId(data["parent"]),
             generation=int(data["generation"]),
             weights=frozen_weights("weights", data["weights"]),
             **vectors,
-            gain_over_base=gain,
-            gain_std_error=gain_error,
+            **_vectors(data, _NOTED_SINCE, num_objectives),
             adapter=data["adapter"],
             guards=_guards_from_json(data),
         )
@@ -140,6 +156,7 @@ class BaseRecord:
 
     report_returns: Array
     report_std_error: Array
+    report_std_error_by_prompt: Array | None
     guards: Mapping[str, GuardValue] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -147,6 +164,7 @@ class BaseRecord:
         return {
             "report_returns": self.report_returns.tolist(),
             "report_std_error": self.report_std_error.tolist(),
+            **_present(self, _BY_PROMPT),
             **_guards_to_json(self.guards),
         }
 
@@ -157,7 +175,12 @@ class BaseRecord:
             frozen_vector("base", data[name], num_objectives)
             for name in ("report_returns", "report_std_error")
         )
-        return cls(report_returns=returns, report_std_error=error, guards=_guards_from_json(data))
+        return cls(
+            report_returns=returns,
+            report_std_error=error,
+            **_vectors(data, [_BY_PROMPT], num_objectives),
+            guards=_guards_from_json(data),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,12 @@ from morl.weights import even_weights
 class PerformanceBuffer:
     """Directions from the reference point; for each, the policies farthest along it.
 
-    A policy belongs to the unit direction d with the largest d . z, which is the direction nearest
-    in angle, and within it ranks by d . z. The rule needs no case for policies below the reference:
+    A policy belongs to the unit direction d with the largest d . z, which is the nearest in angle.
+    Within a direction, policies rank by d . z. Policies below the reference need no special case:
     they belong where they are least far behind. Ties keep the earlier policy.
 
     Attributes:
-        members: The population, by direction and within it best first.
+        members: The population, sorted by direction, then best first.
 
     Raises:
         ValueError: There are fewer directions than objectives, or no slots.
@@ -35,7 +35,7 @@ class PerformanceBuffer:
         self.members: tuple[Offspring, ...] = ()
 
     def add(self, batch: Iterable[Offspring]) -> None:
-        """Offers policies; who stays depends neither on their order nor on their batches."""
+        """Offers policies. The result depends neither on their order nor on their batches."""
         pool = (*self.members, *batch)
         along = comparable(returns_in_z(pool, self._objectives) @ self._directions.T)
         direction, distance = along.argmax(axis=1), along.max(axis=1)

@@ -1,16 +1,17 @@
-"""The search as ask and tell: which tasks come next, from nothing but evaluated returns.
-
-Warm-up generations keep the weights they start with, evolutionary ones are chosen by a strategy.
-With a soup start the warm-up trains one policy per objective, and a generation between the two
-stages blends them into one policy per agent (rewarded soups: Rame et al. 2023).
+"""The search as ask and tell: it chooses the next tasks from evaluated returns alone.
 
     while (generation := evolution.ask()) is not None:
         offspring = train_and_evaluate(generation)
         evolution.tell(offspring)
 
-Archive, population and history are functions of what was told, in order. So the state of a search
-is the list of its generations and their offspring, and a search continued from it decides exactly
-as one that was never interrupted: random choices depend on seed and generation alone.
+Warm-up generations keep the weights they start with. In evolutionary generations a strategy chooses
+policies and weights. With a soup start, the warm-up trains one policy per objective. One generation
+between the two stages then blends them into one policy per agent (rewarded soups: Rame et al.
+2023).
+
+The state of a search is the list of its generations and their offspring. Archive, population and
+history follow from that list, and random choices depend only on the seed and the generation. So a
+resumed search decides exactly as one that was never interrupted.
 """
 
 import logging
@@ -41,13 +42,13 @@ from morl.weights import even_weights
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-# Ends the keys of the search's draws: no other random stream of a run has it (ddpo/seeding.py).
+# Ends the keys of the search's draws. No other random stream of a run has it (ddpo/seeding.py).
 _STREAM = (0, 0, 3)
 _NUM_USERS = 100  # weight vectors over which expected utility is averaged
 
 
 class Evolution:
-    """The two stages of PGMORL (Xu et al. 2020) over given objectives.
+    """The two stages of PGMORL (Xu et al. 2020), warm-up and evolution, over given objectives.
 
     Args:
         settings: Stages, strategy, sizes.
@@ -55,7 +56,7 @@ class Evolution:
         base: The evaluated base model.
 
     Raises:
-        ValueError: A setting is out of range, a name is in no table, or `base` is no base model.
+        ValueError: A setting is out of range, the strategy is unknown, or `base` is no base model.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Evolution:
         self._current = (base,) * len(self._warmup_weights)
         self._pending: Generation | None = None
         self._told: list[tuple[Generation, tuple[Offspring, ...]]] = []
-        self._told_json: list[dict[str, Any]] = []  # made once: it is asked for every generation
+        self._told_json: list[dict[str, Any]] = []  # kept: `state` is called every generation
         self._excluded: set[PolicyId] = set()
         self._archive = ParetoArchive(self._objectives)
         self._buffer = PerformanceBuffer(
@@ -92,12 +93,12 @@ class Evolution:
 
     @property
     def archive(self) -> tuple[Offspring, ...]:
-        """All non-dominated policies found so far, the base model among them while it is one."""
+        """All non-dominated policies found so far; the base model until one dominates it."""
         return self._archive.members
 
     @property
     def archives(self) -> tuple[tuple[PolicyId, ...], ...]:
-        """Who was in the archive: with the base model alone, then after each generation."""
+        """The archive's members at the start (the base model) and after each generation."""
         return tuple(self._archives)
 
     @property
@@ -107,17 +108,17 @@ class Evolution:
 
     @property
     def told(self) -> tuple[tuple[Generation, tuple[Offspring, ...]], ...]:
-        """Every generation that was told, with its offspring."""
+        """Every finished generation with its offspring, in order."""
         return tuple(self._told)
 
     @property
     def excluded(self) -> tuple[PolicyId, ...]:
-        """The policies that are kept out of archive and population, by name."""
+        """The policies kept out of archive and population, sorted by name."""
         return tuple(sorted(self._excluded))
 
     @property
     def offspring(self) -> tuple[Offspring, ...]:
-        """All that were told, in order."""
+        """All offspring of the finished generations, in order."""
         return tuple(child for _, offspring in self._told for child in offspring)
 
     @property
@@ -127,7 +128,7 @@ class Evolution:
 
     @property
     def live_policies(self) -> frozenset[PolicyId]:
-        """The policies whose adapters may still be asked for: what is not here may be forgotten."""
+        """The policies whose adapters may still be needed; all others may be dropped."""
         pending = {task.policy for task in self._pending.tasks} if self._pending else set()
         kept = (*self.archive, *self.population, *self._current)
         return frozenset(pending | {offspring.policy for offspring in kept})
@@ -144,19 +145,19 @@ class Evolution:
 
     @property
     def num_generations_done(self) -> int:
-        """How many generations were told."""
+        """How many generations are finished."""
         return len(self._told)
 
     @property
     def is_finished(self) -> bool:
-        """Whether `ask` has nothing more to ask for."""
+        """Whether all generations are done."""
         return self.num_generations_done >= self.num_generations
 
     def ask(self) -> Generation | None:
         """The next generation to train, or None when the run is complete.
 
         Raises:
-            RuntimeError: The generation asked for before was not told yet.
+            RuntimeError: The previous generation's offspring were not told yet.
         """
         if self._pending is not None:
             raise RuntimeError(
@@ -176,9 +177,10 @@ class Evolution:
         return self._pending
 
     def ingredients(self, generation: Generation) -> list[dict[PolicyId, float]]:
-        """What each task starts from: its policy, or the shares of the policies it is a blend of.
+        """The starting point of each task, as policy -> share.
 
-        In the soup stage the shares of the M extreme policies are the task's own weights.
+        Normally that is the task's own policy with share 1. In the soup stage it is a blend of the
+        M extreme policies, and their shares are the task's weights.
         """
         if generation.stage != "soup":
             return [{task.policy: 1.0} for task in generation.tasks]
@@ -202,7 +204,7 @@ class Evolution:
 
     @property
     def _warmup_weights(self) -> Array:
-        """Weights of the warm-up's tasks: even ones, or with a soup start the extremes alone."""
+        """Weights of the warm-up's tasks: even, or one per objective with a soup start."""
         num_objectives = len(self._objectives)
         if self._settings.start == "soup":
             return np.eye(num_objectives)
@@ -215,8 +217,8 @@ class Evolution:
 
         Args:
             offspring: Of all tasks.
-            excluded: Offspring that are recorded but neither archived nor picked as parents; where
-                nothing is picked (warm-up, soup, fixed_weights) they go on all the same.
+            excluded: Offspring that are recorded but neither archived nor picked as parents. Where
+                no parents are picked (warm-up, soup, fixed_weights), their training continues.
 
         Raises:
             RuntimeError: No generation was asked for.
@@ -229,10 +231,10 @@ class Evolution:
         self._pending = None
 
     def metrics(self) -> dict[str, float]:
-        """Indicators of the archive in z-units, and how well the last tasks were predicted.
+        """Indicators of the archive in z-units, and the error of the last predictions.
 
-        `morl/prediction_error/<objective>` is the mean absolute difference of predicted and
-        realised returns over the last generation's predicted tasks; absent where there were none.
+        `morl/prediction_error/<objective>` is the mean absolute difference between predicted and
+        realised returns over the last generation's predicted tasks. It is absent if there are none.
         """
         z = returns_in_z(self.archive, self._objectives)
         values = {
@@ -247,7 +249,7 @@ class Evolution:
         return values
 
     def state(self) -> dict[str, Any]:
-        """Everything told so far as JSON; a generation not told yet will be asked for again."""
+        """All finished generations as JSON; an unfinished one will be asked for again."""
         return {
             "format": _FORMAT,
             "num_agents": self._settings.num_agents,
@@ -263,7 +265,7 @@ class Evolution:
     ) -> "Evolution":
         """Continues the search that `state` described.
 
-        Stages may be longer than when it was written, and the strategy another.
+        The stages may have become longer, and the strategy may have changed.
 
         Raises:
             ValueError: The state has another format, other objectives or another number of agents.
@@ -358,7 +360,7 @@ class Evolution:
 
 
 def _check_settings(settings: EvolutionSettings, num_objectives: int) -> None:
-    """Refuses what would otherwise fail after the warm-up."""
+    """Refuses settings that would fail only after the warm-up."""
     even_weights(settings.num_agents, num_objectives)
     if settings.strategy not in STRATEGIES:
         raise ValueError(
@@ -380,7 +382,7 @@ def _check_settings(settings: EvolutionSettings, num_objectives: int) -> None:
 def _check_offspring(
     generation: Generation, offspring: Sequence[Offspring], history: History
 ) -> None:
-    """Refuses offspring that are not those of the generation's tasks, in slot order."""
+    """Refuses offspring that do not match the generation's tasks one to one, in slot order."""
     if len(offspring) != len(generation.tasks):
         raise ValueError(
             f"generation {generation.index} has {len(generation.tasks)} tasks but "

@@ -1,4 +1,4 @@
-"""Which weights moved which policy from where to where: the data of the prediction model."""
+"""Past improvements: the data of the prediction model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from morl.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Improvement(Record):
-    """One task and what came of it.
+    """One task and its result.
 
-    `before` and `after` (M,) are the evaluations of parent and child in raw units; `horizon` is the
+    `before` and `after` (M,) are the evaluations of parent and child in raw units. `horizon` is the
     number of iterations between them.
     """
 
@@ -61,7 +61,7 @@ class Changes:
 
 
 class History:
-    """All improvements of a run, each checked to start where its parent was evaluated."""
+    """All improvements of a run. Each must start from its parent's evaluation."""
 
     def __init__(self, base: Offspring) -> None:
         self._returns: dict[PolicyId, Array] = {base.policy: base.returns}
@@ -82,10 +82,10 @@ class History:
         return self._returns[policy]
 
     def introduce(self, offspring: Offspring) -> None:
-        """Makes a policy that was not trained, but blended, a possible parent.
+        """Makes a blended policy, which was not trained, a possible parent.
 
         Raises:
-            ValueError: It is known already.
+            ValueError: The policy is known already.
         """
         if offspring.policy in self._returns:
             raise ValueError(f"policy={offspring.policy!r} was evaluated before; name each once")
@@ -116,11 +116,14 @@ class History:
         self._records.append(record)
 
     def tried(self, policy: PolicyId, num_objectives: int) -> Array:
-        """The weights (n, M) along which `policy` was improved before."""
+        """The weights (n, M) along which `policy` has already been improved."""
         return stack(self._tried.get(policy, []), num_objectives)
 
     def changes(self, objectives: Sequence[Objective], horizon: int) -> Changes:
-        """All improvements of this horizon in z-units; others would mix steps of unlike length."""
+        """All improvements over `horizon` iterations, in z-units.
+
+        Other horizons are left out: their steps are of a different length.
+        """
         records = [record for record in self._records if record.horizon == horizon]
         num = len(objectives)
         before = to_z(stack([record.before for record in records], num), objectives)

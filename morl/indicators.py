@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 def hypervolume(points: Array) -> float:
     """Volume between the reference point and the points (n, M), by moocore's exact algorithm.
 
-    A point that is not above the reference in every objective adds nothing. Rows that hold NaN are
-    left out, and logged.
+    A point that is not above the reference in every objective adds nothing. Rows with NaN are left
+    out and logged.
 
     Example:
         >>> hypervolume(np.array([[1.0, 0.5], [0.5, 1.0], [-0.2, 2.0]]))
@@ -30,10 +30,10 @@ def hypervolume(points: Array) -> float:
 
 
 def hypervolume_gains(front: Array, candidates: Array) -> Array:
-    """By how much each candidate alone would raise the hypervolume of `front`.
+    """How much each candidate alone would add to the hypervolume of `front`.
 
-    A candidate p owns the box from the reference to p; of that box the front already covers what
-    the front, cut off at p, covers. So gain(p) = prod(p) - HV({min(q, p) : q in front}).
+    A candidate p owns the box from the reference to p. The front already covers part of that box:
+    the hypervolume of the front, cut off at p. So gain(p) = prod(p) - HV({min(q, p) : q in front}).
 
     Args:
         front: (n, M).
@@ -62,8 +62,8 @@ def hypervolume_gains(front: Array, candidates: Array) -> Array:
 def sparsity(points: Array) -> float:
     """Mean squared gap between neighbours of the non-dominated points (n, M).
 
-    PGMORL (Xu et al. 2020), sparsity: 1/(n-1) sum_j sum_i (S_j(i) - S_j(i+1))^2, S_j the
-    sorted values of objective j. 0 for a single point. Equal points count once.
+    Sparsity of PGMORL (Xu et al. 2020): 1/(n-1) sum_j sum_i (S_j(i) - S_j(i+1))^2, where S_j holds
+    the sorted values of objective j. It is 0 for a single point. Equal points count once.
 
     Example:
         >>> sparsity(np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.1, 0.1]]))
@@ -75,7 +75,7 @@ def sparsity(points: Array) -> float:
 
 
 def sparsities_with(front: Array, candidates: Array) -> Array:
-    """Sparsity of `front` after inserting each candidate alone; all candidates at once.
+    """Sparsity of `front` after inserting each candidate alone, for all candidates together.
 
     Args:
         front: (n, M), mutually non-dominated, no two equal.
@@ -88,14 +88,14 @@ def sparsities_with(front: Array, candidates: Array) -> Array:
     squares = np.zeros(len(candidates))
     for j in range(front.shape[1]):
         own = candidates[:, j, None]
-        values = np.where(leaves, own, front[:, j])  # who leaves moves onto the candidate: no gap
+        values = np.where(leaves, own, front[:, j])  # a leaving point moves onto it: no gap
         gaps = np.diff(np.sort(np.concatenate([values, own], axis=1), axis=1), axis=1)
         squares += np.square(gaps).sum(axis=1)
     return np.asarray(squares / np.maximum(len(front) - leaves.sum(axis=1), 1))
 
 
 def expected_utility(points: Array, weights: Array) -> float:
-    """Mean over users w (W, M) of the best scalarised point, max over n of w . z.
+    """Mean over users w (W, M) of their best utility, the maximum over points (n, M) of w . z.
 
     Zintgraf et al. (2015), with linear utilities.
 
@@ -113,7 +113,7 @@ def _volume(points: Array) -> float:
 
 @lru_cache(maxsize=8)
 def _volume_of_losses(num_objectives: int) -> moocore.Hypervolume:
-    """Moocore's hypervolume, made once: it minimises, and turning signs itself takes it longer."""
+    """Moocore's hypervolume of losses: it minimises, and flipping signs itself is slower."""
     return moocore.Hypervolume(np.zeros(num_objectives))
 
 

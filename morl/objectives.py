@@ -1,7 +1,7 @@
 """Raw returns and z-units: z = (f - reference) / (ideal - reference), per objective.
 
-All geometry of the search (dominance, hypervolume, buffers, neighbourhoods) lives in z, so that the
-unit of a reward, or a constant added to it, changes no decision.
+All geometry of the search (dominance, hypervolume, buffers, neighbourhoods) lives in z. So the unit
+of a reward, or a constant added to it, changes no decision.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 
 from morl.types import Array, Objective, Offspring, stack
 
-# z is kept to this many decimals and choices are compared to this many: far below any evaluation
-# noise, far above rounding, so that kilobytes and bytes break ties alike.
+# z and the values of choices are rounded to this many decimals. That is far below any evaluation
+# noise and far above rounding errors, so kilobytes and bytes break ties in the same way.
 _Z_DECIMALS = 12
-# Farther than this from the reference all is alike: volumes and squares of z stay finite.
+# |z| is cut off here, so that volumes and squares stay finite.
 _Z_LIMIT = 1e6
 _CHOICE_DECIMALS = 9
 
@@ -37,7 +37,7 @@ def _points(objectives: Sequence[Objective]) -> tuple[Array, Array]:
 
 
 def to_z(returns: ArrayLike, objectives: Sequence[Objective]) -> Array:
-    """Normalises raw returns (..., M), which may be any finite numbers; |z| is at most a million.
+    """Turns raw returns (..., M), any finite numbers, into z; |z| is at most a million.
 
     Example:
         >>> size = Objective(name="size", unit="kB", reference=-120.0, ideal=-20.0)
@@ -57,7 +57,7 @@ def from_z(z: ArrayLike, objectives: Sequence[Objective]) -> Array:
 
 
 def error_to_z(std_error: ArrayLike, objectives: Sequence[Objective]) -> Array:
-    """Scales raw standard errors (..., M) to z-units; a constant added to a reward is no error."""
+    """Scales raw standard errors (..., M) to z-units; the reference does not shift them."""
     _, scale = _points(objectives)
     with np.errstate(over="ignore"):
         z = np.asarray(std_error, dtype=np.float64) / scale
@@ -70,7 +70,7 @@ def returns_in_z(members: Sequence[Offspring], objectives: Sequence[Objective]) 
 
 
 def comparable(values: ArrayLike) -> Array:
-    """Rounds what a choice is made by, so that ties in exact arithmetic stay ties.
+    """Rounds the values that decide a choice, so that ties in exact arithmetic stay ties.
 
     Example:
         >>> int(np.argmax(comparable([0.3, 0.1 + 0.2])))

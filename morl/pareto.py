@@ -11,9 +11,9 @@ from morl.types import Array, Mask, Objective, Offspring
 
 logger = logging.getLogger(__name__)
 
-# Two readings whose difference stays below this part of its standard error are one reading.
-# Policies are evaluated on common prompts and noise: with a correlation of 0.8 the standard error
-# of a paired difference is 0.45 of that of independent readings.
+# Two evaluations count as the same reading below this many standard errors of their difference.
+# Policies share prompts and noise: at a correlation of 0.8, the standard error of a paired
+# difference is 0.45 times the one for independent readings.
 DUPLICATE_STD_ERRORS = 0.5
 _ROUNDING = 1e-9  # in z: equal up to rounding, for evaluations without noise
 
@@ -30,9 +30,9 @@ def weakly_dominates(first: Array, second: Array) -> Mask:
 
 
 def non_dominated(points: Array) -> Mask:
-    """Which points (n, M) no other point beats: at least as good everywhere, better somewhere.
+    """Which points (n, M) no other point dominates (as good everywhere, better somewhere).
 
-    Larger is better; of equal points all are kept.
+    Larger is better. Equal points are all kept.
 
     Raises:
         ValueError: A coordinate is not a number.
@@ -54,7 +54,7 @@ def non_dominated(points: Array) -> Mask:
 def same_reading(first: Offspring, second: Offspring, objectives: Sequence[Objective]) -> bool:
     """Whether two evaluations differ by less than their noise in every objective.
 
-    The rule: |f1 - f2| <= 0.5 sqrt(e1^2 + e2^2) for each objective, with standard errors e.
+    The rule is |f1 - f2| <= 0.5 sqrt(e1^2 + e2^2) for each objective, with standard errors e.
     """
     z = [to_z(each.returns, objectives) for each in (first, second)]
     error = [error_to_z(each.std_error, objectives) for each in (first, second)]
@@ -68,12 +68,12 @@ def _is_same(z: Array, error: Array, other_z: Array, other_error: Array) -> Mask
 
 
 class ParetoArchive:
-    """The non-dominated policies, no two of which are one reading (`same_reading`).
+    """The non-dominated policies; of policies with the same reading (`same_reading`), the first.
 
-    A newcomer is refused if a member is at least as good everywhere, or if a member that it does
-    not dominate is the same reading: the earlier stays, rather than the luckier. Otherwise it
-    enters and the members it dominates leave. So the archive's hypervolume never falls. Being below
-    the reference point is no reason to leave.
+    A newcomer is refused if a member is at least as good everywhere. It is also refused if it is
+    the same reading as a member it does not dominate: the earlier one stays, not the luckier one.
+    Otherwise it enters, and the members it dominates leave. So the archive's hypervolume never
+    falls. Points below the reference point are kept too.
 
     Attributes:
         members: In the order in which they entered.
@@ -88,7 +88,7 @@ class ParetoArchive:
         self._error: Array = np.empty((0, len(self._objectives)))  # their standard errors
 
     def add(self, batch: Iterable[Offspring]) -> None:
-        """Offers policies; those of one batch are taken by name, so their order is irrelevant."""
+        """Offers policies. A batch is taken in order of names, so its own order does not matter."""
         for newcomer in sorted(batch, key=lambda offspring: offspring.policy):
             self._offer(newcomer)
 

@@ -1,11 +1,11 @@
 """The prediction model of PGMORL (Xu et al. 2020): from the weights of a task to its improvement.
 
-Per policy and objective the change of the return is modelled as a saturating function of that
-objective's weight x,
+For each policy and objective, the change of the return is a saturating function of the weight x on
+that objective:
 
-    f(x) = A (exp(a (x - b)) - 1) / (exp(a (x - b)) + 1) + c  =  A tanh(a (x - b) / 2) + c,
+    f(x) = A (exp(a (x - b)) - 1) / (exp(a (x - b)) + 1) + c  =  A tanh(a (x - b) / 2) + c.
 
-fitted to past improvements that started nearby. Everything is in z-units.
+It is fitted to past improvements that started nearby. Everything is in z-units.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from morl.history import Changes
 from morl.objectives import comparable
 from morl.types import Array, Indices, Mask
 
-# Grid of the fit, (a, b) in standard deviations of the weights seen. Coarse, which keeps
-# a dozen noisy improvements from being overfitted. So small an `a` as the first bends by less than
-# a millionth over the data: it is the straight line.
+# Grid of the fit, (a, b) in standard deviations of the weights seen. It is coarse, so that a dozen
+# noisy improvements are not overfitted. With the first, tiny `a` the curve bends by less than a
+# millionth over the data: this is the straight line.
 _LINE = (1e-3, 0.0)
 _GRID = np.array([_LINE, *product((0.5, 1.0, 2.0, 4.0), np.linspace(-1.5, 1.5, 7))])
 
@@ -30,10 +30,11 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prediction:
-    """Predicted changes (C, M) in z of C tasks, and per parent the kind of model used.
+    """Predicted changes (C, M) in z for C tasks, and the kind of model used for each parent.
 
-    Kinds: "tanh" (four distinct weights or more of every objective), "linear" (two or three),
-    "mean" (one), "none" (no improvement is known; the change is 0).
+    The kind depends on the number of distinct weights, in the objective that has fewest: "tanh"
+    (four or more), "linear" (two or three), "mean" (one), "none" (no improvement is known; the
+    change is 0).
     """
 
     changes: Array
@@ -43,12 +44,12 @@ class Prediction:
 def predict_changes(
     history: Changes, parents: Array, owner: Indices, weights: Array, num_neighbours: int
 ) -> Prediction:
-    """Predicts tasks from the nearest improvements, fitted once per policy and objective.
+    """Predicts tasks from the nearest improvements, with one fit per policy and objective.
 
-    The `num_neighbours` improvements that started nearest to the parent count with Gaussian
-    closeness. Weights and changes are standardised, so that no constant depends on a scale; the fit
-    is the best over a grid of (a, b), with (A, c) in closed form and A >= 0: more weight on an
-    objective is never expected to harm it.
+    A fit uses the `num_neighbours` improvements that started nearest to the parent, weighted by
+    their Gaussian closeness. Weights and changes are standardised first, so that no constant
+    depends on a scale. The fit is the best over a grid of (a, b), with (A, c) in closed form.
+    A >= 0: more weight on an objective is never expected to harm it.
 
     Args:
         history: R past improvements.
@@ -78,7 +79,7 @@ def predict_changes(
 
 
 def neighbours(before: Array, parents: Array, num: int) -> tuple[Indices, Array]:
-    """The nearest starting points of each parent and how much they count.
+    """The nearest starting points of each parent, and how much each counts.
 
     Args:
         before: (R, M) where past improvements started, R >= 1.
@@ -86,8 +87,8 @@ def neighbours(before: Array, parents: Array, num: int) -> tuple[Indices, Array]
         num: k = min(num, R) are returned.
 
     Returns:
-        Indices (P, k), nearest first, earlier first among equals; and closeness (P, k) in (0, 1],
-        exp(-(d / s)^2 / 2), where s is half the distance of the farthest of them.
+        Indices (P, k), nearest first, earlier first among equals. Closeness (P, k) in (0, 1]:
+        exp(-(d / s)^2 / 2), where s is half the distance to the farthest of the k.
     """
     distance = np.linalg.norm(parents[:, None] - before[None], axis=2)
     nearest = np.argsort(comparable(distance), axis=1, kind="stable")[:, :num]
@@ -120,7 +121,7 @@ def saturating(x: Array, parameters: Array) -> Array:
 
 
 def fit_saturating(x: Array, y: Array, closeness: Array, is_linear: Mask) -> Array:
-    """Fits the saturating function to one objective, for P policies at once.
+    """Fits the saturating function to one objective, for P policies together.
 
     Args:
         x: (P, k) weights on this objective.
@@ -151,7 +152,7 @@ def fit_saturating(x: Array, y: Array, closeness: Array, is_linear: Mask) -> Arr
 
 
 def _standardise(values: Array, share: Array) -> tuple[Array, Array, Array]:
-    """Values (P, k) less their weighted mean, over their weighted standard deviation or 1 if 0."""
+    """Values (P, k) minus their weighted mean, over their weighted standard deviation (or 1)."""
     mean = (share * values).sum(axis=1)
     centred = values - mean[:, None]
     scale = np.sqrt((share * np.square(centred)).sum(axis=1))

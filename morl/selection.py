@@ -1,7 +1,7 @@
-"""Which tasks to train next: the strategies.
+"""Selection strategies: which tasks to train next.
 
-Each is a function from what is known to exactly one task per agent slot. To add one, write the
-function and its line in `STRATEGIES`.
+A strategy is a function from a `SelectionContext` to exactly one task per agent slot. To add one,
+write the function and its line in `STRATEGIES`.
 """
 
 import logging
@@ -22,7 +22,7 @@ from morl.weights import even_weights, normalise, weights_around_each
 
 logger = logging.getLogger(__name__)
 
-_SAME_DIRECTION = 1e-3  # distance of unit vectors below which a weight vector was tried before
+_SAME_DIRECTION = 1e-3  # distance of unit vectors below which two directions are the same
 _MIN_GAIN = 1e-9  # hypervolume in z: smaller gains are rounding
 
 
@@ -33,7 +33,7 @@ class SelectionContext:
     Attributes:
         population: Possible parents, at least one.
         archive: The non-dominated policies found so far.
-        current: Per agent slot the policy it produced last; at first the base model everywhere.
+        current: The last policy of each agent slot; at first the base model everywhere.
     """
 
     settings: EvolutionSettings
@@ -44,7 +44,7 @@ class SelectionContext:
     history: History
 
     def __post_init__(self) -> None:
-        """Checks that there is somebody to select.
+        """Checks that there is a policy to select.
 
         Raises:
             ValueError: The population is empty.
@@ -73,7 +73,7 @@ def keep_on(policies: Sequence[Offspring], weights: Array) -> tuple[Task, ...]:
 
 
 def fixed_weights(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
-    """Every slot goes on with its own last policy along its own even weights."""
+    """Every slot continues its own last policy along its own even weights."""
     del rng
     return keep_on(context.current, context.slot_weights)
 
@@ -89,7 +89,7 @@ def random(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, .
 
 
 def moead(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
-    """For each even weight vector w the policy of the population with the largest w . z.
+    """For each even weight vector w, the policy of the population with the largest w . z.
 
     MOEA/D (Zhang and Li 2007) with weighted sums.
     """
@@ -105,9 +105,9 @@ def moead(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ..
 def prediction_guided(context: SelectionContext, rng: np.random.Generator) -> tuple[Task, ...]:
     """The tasks whose predicted offspring extend the archive most (PGMORL, Xu et al. 2020).
 
-    Candidates are K weight vectors around the last ones of every policy of the population, less
-    those tried from it before. Their offspring are predicted, and `choose_greedily` chooses. Should
-    there be fewer candidates than slots, the other slots are filled as `moead` would.
+    For every policy of the population, the candidates are K weight vectors around its last ones,
+    without those already tried from it. Their offspring are predicted, and `choose_greedily`
+    chooses. If there are fewer candidates than slots, `moead` fills the other slots.
     """
     settings, objectives = context.settings, context.objectives
     owner, weights = candidate_weights(context)
@@ -146,7 +146,7 @@ def candidate_weights(context: SelectionContext) -> tuple[Indices, Array]:
     """New directions for every policy of the population.
 
     Returns:
-        The index of the policy (C,) and its weights (C, M).
+        For each of C candidates, the index of the policy (C,) and the weights (C, M).
     """
     owner, rows = [], []
     num_objectives = len(context.objectives)
@@ -168,14 +168,14 @@ def _unit(weights: Array) -> Array:
 def choose_greedily(
     front: Array, children: Array, utility_gains: Array, num: int, sparsity_coef: float
 ) -> tuple[int, ...]:
-    """Chooses predicted offspring one by one, each entering the front before the next is chosen.
+    """Chooses predicted offspring one by one; each enters the front before the next is chosen.
 
-    PGMORL's task selection: the best of those that extend the front is the one with the largest
-    gain in hypervolume minus `sparsity_coef` times the gain in sparsity. Where none extends it, the
-    one with the largest predicted gain in utility w . z.
+    This is PGMORL's task selection. Among the candidates that extend the front, the best has the
+    largest gain in hypervolume minus `sparsity_coef` times the gain in sparsity. If none extends
+    it, the candidate with the largest predicted gain in utility w . z is chosen.
 
-    A chosen child q takes from the gain of another, p, what both would have added, which is the
-    gain of the corner min(p, q) they share. So nothing is computed twice.
+    Gains are updated, not computed again: a chosen child q takes from the gain of another child p
+    the part both would have added. That part is the gain of their shared corner min(p, q).
 
     Args:
         front: (n, M) in z.

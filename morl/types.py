@@ -156,8 +156,8 @@ class Objective(Record):
 class Task(Record):
     """A policy to improve and the weights (M,) to improve it along.
 
-    `predicted_returns` (M,), raw units, is what the prediction model expects of the result; None
-    where the strategy does not predict.
+    `predicted_returns` (M,), in raw units, are the returns that the prediction model expects. They
+    are None if the strategy does not predict.
     """
 
     policy: PolicyId
@@ -178,9 +178,9 @@ class Task(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Generation(Record):
-    """All tasks that are trained at the same time, one per agent slot, for `num_iterations`.
+    """The tasks that are trained together for `num_iterations`, one per agent slot.
 
-    In the soup stage nothing is trained, hence no iterations: see `Evolution.ingredients`.
+    The soup stage trains nothing and has no iterations: see `Evolution.ingredients`.
     """
 
     index: int
@@ -214,10 +214,10 @@ class Offspring(Record):
     Attributes:
         policy: Its name.
         parent: The policy it was trained from; None for the base model.
-        weights: (M,) it was trained along; even for the base model.
+        weights: (M,) weights it was trained along; even for the base model.
         returns: (M,) estimated expected rewards, raw units.
         std_error: (M,) standard errors of `returns`, raw units, non-negative.
-        generation: In which it was made; -1 for the base model.
+        generation: The generation that made it; -1 for the base model.
     """
 
     policy: PolicyId
@@ -232,7 +232,7 @@ class Offspring(Record):
 
         Raises:
             ValueError: A vector is not finite or has the wrong size, an error is negative, or
-                only one of `policy`, `parent`, `generation` speaks of the base model.
+                `policy`, `parent` and `generation` disagree on whether it is the base model.
         """
         weights = frozen_weights(f"weights of {self.policy}", self.weights)
         returns = frozen_vector(f"returns of {self.policy}", self.returns, weights.size)

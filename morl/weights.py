@@ -1,4 +1,4 @@
-"""Weight vectors: evenly over the simplex, and around a given one. Any number of objectives."""
+"""Weight vectors: evenly spread over the simplex, or around a given one. Any number M."""
 
 from functools import lru_cache
 from itertools import combinations
@@ -14,7 +14,7 @@ _MIN_POOL = 200  # lattice points from which spread-out subsets are taken
 
 
 def normalise(values: ArrayLike) -> Array:
-    """Scales a non-negative vector (M,) to sum 1: the only normalisation of weights anywhere.
+    """Scales a non-negative vector (M,) to sum 1. All weights are normalised here.
 
     Raises:
         ValueError: An entry is negative or not finite, or all are zero.
@@ -56,11 +56,11 @@ def simplex_lattice(num_divisions: int, num_objectives: int) -> Array:
 
 
 def even_weights(num: int, num_objectives: int) -> Array:
-    """Returns `num` weight vectors, evenly over the simplex, its vertices always among them.
+    """Returns `num` weight vectors, spread evenly over the simplex and including its vertices.
 
-    For M = 2 they are (i / (num - 1), 1 - i / (num - 1)). Beyond, a Das-Dennis lattice where one
-    has exactly `num` points, else the vertices and then, one by one, the point of a fine lattice
-    farthest from all taken before.
+    For M = 2 they are (i / (num - 1), 1 - i / (num - 1)). For M > 2 they are the Das-Dennis lattice
+    that has exactly `num` points. If there is none, they are the vertices and then, one by one, the
+    point of a fine lattice farthest from all points taken so far.
 
     Args:
         num: At least M.
@@ -98,9 +98,9 @@ def even_weights(num: int, num_objectives: int) -> Array:
 def weights_around_each(centres: Array, num: int, max_angle: float = np.pi / 4) -> list[Array]:
     """Candidate directions within `max_angle` (radians) of each weight vector, itself first.
 
-    PGMORL (Xu et al. 2020) takes K directions within 45 degrees. Here each is the point of a fine
-    lattice on the simplex farthest from those before, which is the same for any M and gives K
-    directions also beside the border of the simplex, where a symmetric fan loses half.
+    PGMORL (Xu et al. 2020) takes K directions within 45 degrees. Here each next direction is the
+    point of a fine lattice on the simplex farthest from those before. The rule is the same for any
+    M. It also gives K directions near the border, where a symmetric fan would lose half.
 
     Args:
         centres: (P, M), on the simplex.
@@ -143,12 +143,16 @@ def _pool(num_objectives: int, min_size: int) -> Array:
 
 
 def _farthest(points: Array, nearest: Array, num: int) -> Indices:
-    """Per row (P, num) indices of points (L, M), each farthest from all that are taken before it.
+    """Takes `num` points for each of P rows, each the farthest from all points taken before.
 
     Args:
         points: (L, M), to take from.
-        nearest: (P, L) squared distance of each to what is taken already; -inf: never take it.
-        num: how many to take for each row.
+        nearest: (P, L) squared distance of each point to the nearest one already taken; points with
+            -inf are never taken.
+        num: how many to take per row.
+
+    Returns:
+        (P, num) indices of the points.
     """
     taken = np.empty((len(nearest), num), dtype=np.intp)
     for i in range(num):
@@ -158,6 +162,6 @@ def _farthest(points: Array, nearest: Array, num: int) -> Indices:
 
 
 def _squared_distances(first: Array, second: Array) -> Array:
-    """(P, L) squared distances, |p - q|^2 = |p|^2 + |q|^2 - 2 p . q, of (P, M) and (L, M)."""
+    """Squared distances (P, L) of points (P, M) and (L, M): |p|^2 + |q|^2 - 2 p . q."""
     lengths = np.square(first).sum(axis=1)[:, None] + np.square(second).sum(axis=1)
     return comparable(lengths - 2 * first @ second.T)

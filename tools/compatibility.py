@@ -1,6 +1,6 @@
 """Write docs/compatibility.md from docs/compatibility.csv: `python -m tools.compatibility`.
 
-A row says what happens with one kind of file, which test shows it, and where the format is defined.
+Each row is about one kind of file: what happens, which test shows it, where its format is defined.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Row:
     Attributes:
         section: of the page.
         kind: of file, program or target.
-        outcome: what happens with it.
-        test: node id of the test that shows it.
-        source: where its format is defined; "-" if it is this project's own matter.
+        outcome: what happens with this kind.
+        test: node id of the test that shows the outcome.
+        source: where the format is defined; "-" if this project defines it.
     """
 
     section: str

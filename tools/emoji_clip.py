@@ -1,11 +1,15 @@
-"""Trains the embedded CLIP: its cosine similarity falls steadily as a picture loses its caption.
+"""Trains the embedded CLIP: its cosine falls steadily as a picture shows less of its caption.
 
-A picture is degraded in a known measure (faded into its background, pixelated, roughened, covered,
-shrunk, or emptied), which gives each a visibility in [0, 1]. For every pair of picture and
-caption a sigmoid loss as in SigLIP (Zhai et al. 2023), with fixed scale and bias, asks that
-`sigmoid(SCALE * cosine + BIAS)` be that visibility where the caption is right, and about zero
-where it is not. Fixed scale and bias spread the cosine: 0.1 for a wrong caption or an empty
-picture, 0.5 for a half visible subject, 0.9 for a clear one.
+Each picture is degraded by a known amount: faded into its background, pixelated, roughened,
+covered, shrunk, or emptied. So its subject has a known visibility in [0, 1]. The loss is a sigmoid
+loss over all pairs of picture and caption, as in SigLIP (Zhai et al. 2023), with fixed scale and
+bias:
+
+    sigmoid(SCALE * cosine + BIAS)  should be  the visibility for the right caption,
+                                               about 0 for any other
+
+Fixed scale and bias spread the cosine: 0.1 for a wrong caption or an empty picture, 0.5 for a half
+visible subject, 0.9 for a clear one.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from tools.emoji_vae import to_unit
 
 SCALE, BIAS = 10.0, -5.0
 LOWEST = 0.02
-CLEAR_FRACTION = 0.3  # of the training, before pictures are degraded
+CLEAR_FRACTION = 0.3  # of the training with clear pictures, before any are degraded
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -64,16 +68,16 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Pictures with what is needed to degrade them; `rows` of everything."""
+    """Pictures, with everything needed to degrade them; each field has `rows` entries."""
 
     pictures: torch.Tensor  # (rows, H, W, 3) bytes
-    backgrounds: torch.Tensor  # (rows, H, W, 3) bytes, the same without a subject
+    backgrounds: torch.Tensor  # (rows, H, W, 3) bytes, the same without subjects
     captions: torch.Tensor  # (rows,) index
     sides: torch.Tensor  # (rows,) longer side of the subject as a fraction of the frame
 
 
 def render_bank(sprites: dict[str, list[Image.Image]], variants: int, seed: int) -> Bank:
-    """Returns `variants` pictures of each caption, a third of them with subjects of any size."""
+    """Returns `variants` pictures per caption; a third of them have subjects of any size."""
     pictures, backgrounds, captions, sides = [], [], [], []
     for index, styles in enumerate(sprites.values()):
         rng = np.random.default_rng([seed, index])
@@ -96,7 +100,7 @@ def render_bank(sprites: dict[str, list[Image.Image]], variants: int, seed: int)
 
 @torch.no_grad()
 def reconstruct_half(pictures: torch.Tensor, vae: AutoencoderKL, seed: int) -> None:
-    """Passes half of the pictures through the autoencoder, in place: what CLIP will meet."""
+    """Passes half of the pictures through the autoencoder, in place, as CLIP will see them."""
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
     for rows in tqdm(order[: len(order) // 2].split(256), desc="reconstruct"):
         latents = vae.encode(to_unit(pictures[rows])).latent_dist.mean
@@ -105,7 +109,7 @@ def reconstruct_half(pictures: torch.Tensor, vae: AutoencoderKL, seed: int) -> N
 
 
 def side_visibility(sides: torch.Tensor) -> torch.Tensor:
-    """Returns how visible a subject of a given side counts as: 1 from 0.55 of the frame on."""
+    """Returns the visibility of subjects by their longer side; 1 from 0.55 of the frame."""
     return ((sides - 0.1) / 0.45).clamp(0, 1) ** 0.7
 
 
@@ -131,12 +135,12 @@ def _cover(image: torch.Tensor, patch: torch.Tensor, amount: float, side: int) -
 def degrade(
     images: torch.Tensor, backgrounds: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Degrades most of some images, each in one way, and says how visible each subject still is.
+    """Degrades most of the images, each in one way, and returns how visible the subjects still are.
 
     Args:
         images: (rows, 3, H, W) in [0, 1].
-        backgrounds: The same without a subject.
-        generator: Decides how, and how much.
+        backgrounds: The same without subjects.
+        generator: Decides the way and the amount.
 
     Returns:
         The degraded images, and their visibility (rows,) in [0, 1].
@@ -144,7 +148,7 @@ def degrade(
     rows = len(images)
     visibility = torch.ones(rows)
     images = images.clone()
-    kinds = torch.randint(8, (rows,), generator=generator).tolist()  # 0 and 1 leave it as it is
+    kinds = torch.randint(8, (rows,), generator=generator).tolist()  # 0 and 1: unchanged
     sides = torch.randint(4, (rows,), generator=generator).tolist()
     colours = torch.rand(rows, 3, 1, 1, generator=generator)
     amounts, choices = torch.rand(2, rows, generator=generator).tolist()
@@ -182,11 +186,11 @@ def similarity(model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor) -> 
 def visibility_loss(
     cosines: torch.Tensor, captions: torch.Tensor, visibility: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the sigmoid loss of all pairs; a right pair counts eight times.
+    """Returns the sigmoid loss over all pairs; a right pair counts eight times.
 
     Args:
         cosines: (rows, captions).
-        captions: (rows,) index of the right one.
+        captions: (rows,) index of the right caption.
         visibility: (rows,) in [0, 1].
     """
     right = F.one_hot(captions, cosines.shape[1]).float()
@@ -199,9 +203,9 @@ def visibility_loss(
 def choice_loss(
     cosines: torch.Tensor, captions: torch.Tensor, visibility: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the cross-entropy of the right caption where the subject can be seen.
+    """Returns the cross-entropy of the right caption, for pictures whose subject is visible.
 
-    The sigmoid loss alone takes long to leave the answer "no caption fits".
+    With the sigmoid loss alone, training answers "no caption fits" for a long time.
     """
     losses = F.cross_entropy(2 * SCALE * cosines, captions, reduction="none")
     seen = (visibility > 0.3).float()

@@ -1,8 +1,8 @@
 """Emoji pictures with captions, drawn at random sizes and places on random backgrounds.
 
 Three public npm packages give three drawing styles of the same animals. A *sprite* is one such
-picture, cropped to its subject; `render` places a sprite on a background. Variety is the point: a
-model trained on one fixed picture a caption leaves reinforcement learning nothing to explore.
+picture, cropped to its subject; `render` places a sprite on a background. Pictures vary on purpose:
+a model trained on one fixed picture per caption leaves reinforcement learning nothing to explore.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STYLES = {
     "fluent": ("@lobehub/fluent-emoji-3d/assets", ".webp"),
 }
 
-# DDPO's `simple_animals` that have an emoji; the face where there is one (clearer at 32 pixels).
+# DDPO's `simple_animals` that have an emoji; the face if there is one, as it is clearer at 32 px.
 TRAIN_CAPTIONS = {
     "cat": "1f431",
     "dog": "1f436",
@@ -85,7 +85,7 @@ TRAIN_CAPTIONS = {
     "kangaroo": "1f998",
 }
 
-# Captions the model knows too, but which the default prompt set leaves for the report.
+# Further captions that the model knows; the default prompt set leaves them for the report.
 REPORT_CAPTIONS = {
     "elephant": "1f418",
     "panda": "1f43c",
@@ -126,7 +126,7 @@ def install_packages(cache: Path) -> Path:
 
 
 def load_sprites(modules: Path) -> dict[str, list[Image.Image]]:
-    """Returns, per caption, one RGBA picture per drawing style, cropped to its subject.
+    """Returns caption -> one RGBA picture per drawing style, cropped to its subject.
 
     Args:
         modules: A `node_modules` folder with the packages of `PACKAGES`.
@@ -262,7 +262,7 @@ def render_random(
 def render_bank(
     sprites: dict[str, list[Image.Image]], variants: int, seed: int, smallest: float = 0.55
 ) -> Iterator[tuple[int, Picture]]:
-    """Yields (caption index, picture), `variants` of each caption, caption by caption."""
+    """Yields (caption index, picture), caption by caption, with `variants` per caption."""
     for index, pictures in enumerate(sprites.values()):
         rng = np.random.default_rng([seed, index])
         for _ in range(variants):

@@ -1,8 +1,8 @@
 """A small convolutional classifier that says which caption a 32 x 32 picture shows.
 
-The judge measures the embedded diffusion model and is used by tests. It is trained apart from the
-CLIP model that serves as a reward: another architecture, other random pictures, other
-augmentation, and one more answer, "nothing", for pictures without a subject.
+The judge measures the embedded diffusion model and is used by tests. It is independent of the CLIP
+model that serves as a reward: it has another architecture, other random pictures and other
+augmentation. It has one more answer, "nothing", for pictures without a subject.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def load_judge(path: Path) -> Judge:
 
 
 def _disturb(picture: emoji_data.Picture, rng: np.random.Generator) -> emoji_data.Picture:
-    """Blurs, shifts in brightness, roughens or partly covers a picture, now and then."""
+    """Sometimes blurs, roughens or partly covers a picture; always changes its brightness."""
     if rng.random() < 0.5:
         blur = ImageFilter.GaussianBlur(rng.uniform(0.3, 1.3))
         picture = np.asarray(Image.fromarray(picture).filter(blur))
@@ -87,7 +87,7 @@ def _empty_picture(rng: np.random.Generator) -> emoji_data.Picture:
 
 
 def to_images(pictures: list[emoji_data.Picture]) -> torch.Tensor:
-    """Returns pictures (H, W, 3) in bytes as images (rows, 3, H, W) in [0, 1]."""
+    """Turns pictures (H, W, 3) in bytes into images (rows, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
@@ -100,7 +100,7 @@ def train_judge(
     variants: int = 250,
     batch: int = 96,
 ) -> Judge:
-    """Trains the judge on pictures of its own; returns its averaged weights."""
+    """Trains the judge on its own pictures; returns it with averaged weights."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     rows = list(emoji_data.render_bank(sprites, variants, seed, smallest=0.4))
@@ -121,14 +121,14 @@ def train_judge(
 def held_out_accuracy(
     judge: Judge, sprites: dict[str, list[Image.Image]], seed: int, variants: int = 20
 ) -> float:
-    """Returns how often the judge is right on new random pictures."""
+    """Returns the share of new random pictures on which the judge is right."""
     rows = list(emoji_data.render_bank(sprites, variants, seed))
     answers = judge(to_images([picture for _, picture in rows])).argmax(1)
     return float((answers == torch.tensor([label for label, _ in rows])).float().mean())
 
 
 def save_judge(judge: Judge, path: Path) -> None:
-    """Writes the judge in float16 (whole numbers as they are)."""
+    """Writes the judge in float16; integers stay as they are."""
     state = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in judge.state_dict().items()

@@ -19,19 +19,19 @@ CONTEXT_LENGTH = 16
 WIDTH = 96
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-# The bare word twice: it is what the prompt sets use.
+# The bare word comes twice, because the prompt sets use it.
 TEMPLATES = ("{}", "{}", "a {}", "a picture of a {}", "an emoji of a {}", "a photo of a {}")
 OTHER_WORDS = "a an the of and with on in picture photo image emoji drawing small big animal"
 
-EMPTY_FRACTION = 0.1  # captions left out, for classifier-free guidance
+EMPTY_FRACTION = 0.1  # of captions are left out, for classifier-free guidance
 SNR_LIMIT = 5.0
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Returns byte-pair merges, in order, that make one token of each word.
+    """Returns byte-pair merges, in order, that make each word one token.
 
-    The commonest pair of neighbours is merged first, ties in alphabetical order (the tokenizers
-    library breaks ties differently from run to run).
+    The commonest pair of neighbours is merged first. Ties are broken alphabetically; the tokenizers
+    library breaks them differently from run to run.
 
     Example:
         >>> learn_merges(["bat", "cat"])
@@ -52,9 +52,9 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Returns a CLIP tokenizer in which each caption is one token; other words fall to pieces.
+    """Returns a CLIP tokenizer in which each caption is one token; other words have several.
 
-    Every byte has a token, alone and at the end of a word, so that any text can be encoded.
+    Every byte has a token, alone and at the end of a word, so any text can be encoded.
     """
     merges = learn_merges(sorted({*emoji_data.CAPTIONS, *OTHER_WORDS.split()}))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -78,7 +78,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
 
 
 def prompt_table(tokenizer: CLIPTokenizer) -> torch.Tensor:
-    """Returns token ids (captions, templates, length) of every caption in every template."""
+    """Returns token ids (captions, templates, length) for every caption in every template."""
     texts = []
     for caption in emoji_data.CAPTIONS:
         phrases = [template.format(caption) for template in TEMPLATES]
@@ -139,8 +139,8 @@ def snr_weight(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     """Returns min(SNR, 5) / SNR, the weight of a squared noise error (Hang et al. 2023).
 
     Example:
-        >>> snr_weight(torch.tensor([0.5, 10 / 11])).tolist()
-        [1.0, 0.5]
+        >>> snr_weight(torch.tensor([0.5, 10 / 11]))
+        tensor([1.0000, 0.5000])
     """
     ratio = alphas_cumprod / (1 - alphas_cumprod)
     return ratio.clamp(max=SNR_LIMIT) / ratio
@@ -181,7 +181,7 @@ def train_unet(
             return torch.rand(batch, generator=generator)
 
         rows = torch.randint(len(latents), (batch,), generator=generator)
-        # One timestep out of each of `batch` equal parts of the schedule: a steadier loss.
+        # One timestep from each of `batch` equal parts of the schedule, for a steadier loss.
         timesteps = ((torch.arange(batch) + uniform()) / batch * len(alphas)).long()
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noise = torch.randn(latents[rows].shape, generator=generator)

@@ -1,9 +1,12 @@
 """The autoencoder of the embedded model: 32 x 32 pictures <-> 8 x 8 x 4 latents.
 
-It is trained in two parts. First encoder and decoder together; for some hundred steps the encoder
-is also asked for the principal components of the 4 x 4 patches, since from random weights it takes
-thousands of steps to pass on more than the mean colour. Then the decoder alone, on the latents that
-the diffusion model will learn: these stay as they are while the pictures become sharper.
+It is trained in two parts:
+
+1. Encoder and decoder together. For the first few hundred steps the encoder must also give the
+   principal components of the 4 x 4 patches. From random weights alone, it would take thousands of
+   steps to learn more than the mean colour.
+2. The decoder alone, on the latents that the diffusion model will learn. The latents stay as they
+   are while the pictures become sharper.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from tqdm import tqdm
 from tools import emoji_data
 from tools.emoji_training import Budget, TrainingRun, channels_last
 
-LATENT_NOISE = 0.08  # while the encoder is being guided
-DECODER_NOISE = 0.03  # latents that the diffusion model draws are a little off
+LATENT_NOISE = 0.08  # while the encoder is guided
+DECODER_NOISE = 0.03  # because the diffusion model's latents are slightly off
 KL_WEIGHT = 1e-5
 
 
@@ -45,7 +48,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def to_unit(pictures: torch.Tensor) -> torch.Tensor:
-    """Returns bytes (rows, H, W, 3) as floats (rows, 3, H, W) in [-1, 1]."""
+    """Turns bytes (rows, H, W, 3) into floats (rows, 3, H, W) in [-1, 1]."""
     return pictures.permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
@@ -66,7 +69,7 @@ def principal_latents(pictures: torch.Tensor) -> Callable[[torch.Tensor], torch.
 
 
 def reconstruction_loss(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Returns L1 + L2 + half the L1 distance of neighbouring differences, which keeps edges."""
+    """Returns L1 + L2 + half the L1 error of differences between neighbours, to keep edges."""
     error = output - images
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + error.square().mean() + 0.5 * edges
@@ -97,7 +100,7 @@ def train_vae(
 
 @torch.no_grad()
 def encode_bank(vae: AutoencoderKL, pictures: torch.Tensor, path: Path) -> torch.Tensor:
-    """Returns the latents (rows, 4, 8, 8) of all pictures; kept in `path`."""
+    """Returns the latents (rows, 4, 8, 8) of all pictures, and keeps them in `path`."""
     if not path.exists():
         parts = tqdm(pictures.split(256), desc="encode")
         latents = torch.cat([vae.encode(to_unit(part)).latent_dist.mean for part in parts])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def class_names(folder: Path) -> list[str]:
-    """The 1,000 names; timm's `imagenet_synsets.txt` has the order, its lemma table the names."""
+    """The 1,000 names: the order of timm's `imagenet_synsets.txt`, names from its lemma table."""
     synsets = (folder / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
     table = (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8")
     lemmas = dict(line.split("\t", 1) for line in table.splitlines())

@@ -1,6 +1,6 @@
-"""Measures what VAE slicing saves: peak memory and seconds of decoding on this CPU.
+"""Measures VAE slicing: peak memory and seconds of decoding on this CPU, with and without it.
 
-The VAE has Stable Diffusion's architecture and random weights; neither depends on their values.
+The VAE has Stable Diffusion's architecture and random weights, on which the figures do not depend.
 
     for helper in none slicing; do python -m tools.measure_decoding --helper $helper; done
 """
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _peak_gb() -> float:
-    """Peak resident memory of this process so far (Linux counts it in kB)."""
+    """Peak resident memory of this process so far, in GB (Linux counts it in kB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

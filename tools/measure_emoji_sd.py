@@ -1,7 +1,7 @@
 """Measures the embedded diffusion model and CLIP; prints tables and one JSON line.
 
-For every caption some pictures are drawn with fixed seeds, and a judge (a classifier trained apart,
-see `emoji_judge`) says which of all captions each shows.
+For every caption some pictures are drawn with fixed seeds. A judge, an independent classifier (see
+`emoji_judge`), says which of all captions each picture shows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How pictures are drawn."""
+    """Settings of the sampler."""
 
     steps: int
     eta: float = 1.0
@@ -43,7 +43,7 @@ def draw(
     sampling: Sampling,
     rows: int = 64,
 ) -> torch.Tensor:
-    """Returns one picture a prompt, (prompts, 3, H, W) in [0, 1]; each has its own seed."""
+    """Returns one picture per prompt, (prompts, 3, H, W) in [0, 1]; each has its own seed."""
     pictures = []
     for start in tqdm(range(0, len(prompts), rows), desc=f"draw, {sampling.steps} steps"):
         part = slice(start, start + rows)
@@ -99,7 +99,7 @@ def measure(
     sampling: Sampling,
     seeds_per_caption: int,
 ) -> tuple[dict[str, object], torch.Tensor]:
-    """Returns the quality reached with one way of sampling, and the pictures."""
+    """Returns measures of quality for one way of sampling, and the pictures."""
     names = list(emoji_data.CAPTIONS)
     labels = torch.arange(len(names)).repeat_interleave(seeds_per_caption)
     prompts = [names[label] for label in labels]
@@ -137,7 +137,7 @@ def variety(
     captions: list[str],
     pictures: int = 64,
 ) -> dict[str, dict[str, float]]:
-    """Returns per caption how the JPEG size varies, and whether small files still show it."""
+    """Returns for each caption how JPEG sizes vary, and whether small files still show it."""
     table = {}
     for caption in captions:
         images = draw(pipeline, [caption] * pictures, list(range(pictures)), sampling)

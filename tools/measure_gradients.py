@@ -1,10 +1,10 @@
-"""How far the functions whose gradients are followed lie from the rewards that judge.
+"""Measures how far rewards are from the differentiable functions whose gradients are followed.
 
     python -m tools.measure_gradients    # a minute; the embedded model's pictures and rewards
 
-Policies are judged by 8-bit pictures, Pillow's resize and real files. Gradients are those of the
-same rewards without rounding, of torch's resize, and of the JPEG companion. Both are computed for
-pictures of the base model; their difference is stated in the reward's spread within a prompt.
+Rewards use 8-bit pictures, Pillow's resize and real files. The differentiable functions have no
+rounding, torch's resize, and the JPEG companion. Both are computed for pictures of the base model.
+Their difference is given in units of the reward's spread within a prompt.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
 def _without_rounding(
     function: Differentiable, images: torch.Tensor, prompts: Sequence[str]
 ) -> torch.Tensor:
-    """Scores of the function that the gradient belongs to."""
+    """Scores of the differentiable function, whose gradient is followed."""
 
     def passed(smooth: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
         return smooth

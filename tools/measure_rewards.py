@@ -1,10 +1,10 @@
-"""What rewards cost: milliseconds per picture, alone and together.
+"""Measures the cost of rewards: milliseconds per picture, alone and together.
 
     python -m tools.measure_rewards jpeg_compressibility colorfulness --size 512 --threads 1
 
-Any name that `rewards.names` takes; what rewards are built from is overridden as in training
-(`--config.rewards.device=cuda`). "together" is all of them on the same pictures, as in a rollout:
-what they share is computed once.
+It takes any name that `rewards.names` takes. Settings are overridden as in training
+(`--config.rewards.device=cuda`). "together" is all rewards on the same pictures, as in a rollout,
+with shared work done once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROUNDS = 3
 
 
 def pictures(rows: int, size: int) -> torch.Tensor:
-    """Images (rows, 3, size, size) with some structure and some grain."""
+    """Random images (rows, 3, size, size) with coarse structure and grain."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(rows, 3, 8, 8, generator=generator)
     grain = torch.randn(rows, 3, size, size, generator=generator)
@@ -41,7 +41,7 @@ def pictures(rows: int, size: int) -> torch.Tensor:
 
 
 def milliseconds(rewards: Mapping[str, Reward], images: torch.Tensor, batch_size: int) -> float:
-    """Median over rounds of the time for one image, after one round that is not counted."""
+    """Milliseconds per image: the median over rounds, after one round that is not counted."""
     scorer = Scorer(rewards, batch_size=batch_size, timeout_seconds=3600)
     prompts, seconds = ["a photo of a cat"] * len(images), []
     for _ in range(1 + ROUNDS):

@@ -1,7 +1,7 @@
 """Measures whether the embedded model leaves reinforcement learning something to explore.
 
-One agent, all weight on small files: how far does plain DDPO move the reward, in standard
-deviations within a caption, and does the judge still find the subject?
+It trains one agent with plain DDPO and all weight on small files. How far does the reward move, in
+standard deviations within a caption? Does the judge still find the subject?
 
     python -m tools.measure_room --iterations 20 --config sample.guidance_scale=3
 """
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -27,18 +28,19 @@ from tools import emoji_data
 from tools.emoji_judge import load_judge
 
 IMAGES_PER_CAPTION = 4
-RECIPE = ("sample.prompts_per_iteration=8", "sample.images_per_prompt=8")  # 64 an iteration
+DDPO = f"--config={Path(__file__).resolve().parents[1] / 'config' / 'ddpo.py'}"
+RECIPE = ("sample.prompts_per_iteration=8", "sample.images_per_prompt=8")  # 64 per iteration
 WEIGHTS = torch.tensor([[0.0, 1.0]])  # of clip_alignment and jpeg_compressibility
 
 
 def main() -> None:
-    """Train, print a line every five iterations, and all of it as one line of JSON at the end."""
+    """Train; print a line every five iterations, and all lines as one line of JSON at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--config", nargs="*", default=[], help="overrides, as KEY=VALUE")
     arguments = parser.parse_args()
     overrides = (*RECIPE, *arguments.config)
-    settings = read_settings([f"--config.{override}" for override in overrides])
+    settings = read_settings([DDPO, *(f"--config.{override}" for override in overrides)])
     trainer = Trainer(settings, Processes.alone(), lambda *_: lambda: None)
     prompts = trainer.prompts.train
     on = evaluation_set("report", prompts, IMAGES_PER_CAPTION * len(prompts), settings.seed)

@@ -1,7 +1,7 @@
-"""Let a saved pipeline load in transformers 4 as well: `python -m tools.older_transformers FOLDER`.
+"""Make a saved pipeline readable for transformers 4: `python -m tools.older_transformers FOLDER`.
 
-Transformers 5 saves a tokenizer as one file and a text encoder without the level "text_model".
-Version 4 asks for a vocabulary with merges, and for that level; version 5 reads both.
+Transformers 5 saves a tokenizer as one file, and a text encoder without the level "text_model".
+Version 4 needs a vocabulary, merges and that level. Version 5 reads both forms.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _LEVEL = "text_model."
 
 
 def adapt(folder: Path) -> None:
-    """Add a tokenizer's vocabulary and merges, and name the text encoder's weights as before.
+    """Add a tokenizer's vocabulary and merges, and give the text encoder's weights older names.
 
     Args:
-        folder: of a Stable Diffusion pipeline, as `save_pretrained` of transformers 5 leaves it.
+        folder: of a Stable Diffusion pipeline, saved by `save_pretrained` of transformers 5.
     """
     tokenizer = folder / "tokenizer"
     model = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]

@@ -5,10 +5,11 @@
         --config.rewards.remotes=alignment=http://127.0.0.1:8100/alignment \
         --config.rewards.names=alignment,jpeg_compressibility
 
-Any reward of docs/rewards.md or any `module:function` is served at /<its name>. What rewards are
-built from is overridden as in training (`--config.rewards.device=cuda:1`). There is no password
-and no encryption: it listens to this machine only unless `--host` says otherwise, and a line
-between machines is best an ssh tunnel. What is said is described in `ddpo/rewards/remote/wire.py`.
+Any reward of docs/rewards.md and any `module:function` is served at /<its name>. Settings are
+overridden as in training (`--config.rewards.device=cuda:1`).
+
+There is no password and no encryption. By default the server listens only on this machine
+(`--host`); between machines use an ssh tunnel. The messages: `ddpo/rewards/remote/wire.py`.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 1 << 28
-_IDLE_SECONDS = 60  # a client that sends nothing for so long is hung up on
+_IDLE_SECONDS = 60  # after this long without data from a client, the connection is closed
 
 
 class RewardServer(ThreadingHTTPServer):
-    """Answers as `ddpo/rewards/remote/wire.py` says.
+    """A server of the messages in `ddpo/rewards/remote/wire.py`.
 
     Args:
-        address: host and port; port 0 takes a free one.
+        address: host and port; port 0 takes a free port.
         scorers: name -> a scorer of that one objective.
     """
 
@@ -59,7 +60,7 @@ class RewardServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address where it listens."""
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}"
 
@@ -115,12 +116,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """Every answered request, for those who ask for it."""
+        """Log every answered request at level DEBUG."""
         logger.debug(format, *args)
 
 
 def make_scorers(names: Sequence[str], settings: RewardSettings) -> dict[str, Scorer]:
-    """A scorer for each reward; a score that is not finite is passed on as missing.
+    """Make a scorer for each reward; a score that is not finite counts as missing.
 
     Raises:
         UserError: if a reward cannot be found or loaded.

@@ -1,13 +1,17 @@
-"""Whether a change leaves results as they were, bit for bit: a commit against the working tree.
+"""Checks that a change keeps results bit for bit: compares a commit with the working tree.
 
-    python -m tools.same HEAD~3            # everything: some four minutes of two cores
-    python -m tools.same HEAD --only smoke # what has "smoke" in its name
+    python -m tools.same HEAD~3            # everything: about four minutes on two cores
+    python -m tools.same HEAD --only smoke # runs with "smoke" in their names
 
-Runs, on one thread each, seed 0 of every arm and pair of the toy study, the smoke recipe in several
-variants and one generation of `config/faithful.py` on the embedded model. Compares SHA-256 digests
-of policies, exported adapters, `front.json` and `metrics.jsonl` without its clocks. The commit is
-checked out beside the working tree and runs its own program; its digests are kept in `runs/same/`.
-Exits with 1 if anything differs.
+It does these runs, with one thread each:
+
+- seed 0 of every arm and pair of the toy study;
+- the smoke recipe in several variants;
+- one generation of `config/faithful.py` on the embedded model.
+
+It compares SHA-256 digests of policies, exported adapters, `front.json`, and `metrics.jsonl`
+without clock times. The commit is checked out beside the working tree and runs its own program. Its
+digests are kept in `runs/same/`. The exit status is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -69,7 +73,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
         "--config.train.timestep_fraction=0.5",
     ),
 }
-# Plays one arm of the toy study and leaves its folder behind; understood by every commit.
+# Runs one arm of the toy study and keeps its folder; it works in every commit.
 _TOY = """
 import contextlib, sys
 from benchmarks.toy import run
@@ -88,7 +92,7 @@ print(*(f"{pair}/{arm}" for pair in PAIRS for arm in arms))
 
 
 def digests(run: Path) -> dict[str, str]:
-    """File or metric -> digest, of what a run directory holds."""
+    """File or metric -> digest, for a run directory."""
     found = {}
     for path in sorted(run.rglob("*.safetensors")):
         found[str(path.relative_to(run))] = _tensors_digest(path)
@@ -105,7 +109,7 @@ def digests(run: Path) -> dict[str, str]:
 
 
 def _tensors_digest(path: Path) -> str:
-    """Of the tensors alone: the order of an adapter's metadata is not fixed."""
+    """A digest of the tensors alone: the order of an adapter's metadata is not fixed."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path).items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode() + tensor.tobytes())
@@ -117,7 +121,7 @@ def _digest(value: object) -> str:
 
 
 def measured(tree: Path, only: str) -> dict[str, dict[str, str]]:
-    """Run name -> digests, of the program in a tree."""
+    """Run name -> digests, for the program in a tree."""
     with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         names = [*PROGRAMS, *_python(tree, "-c", _ARMS).split()]
         chosen = [name for name in names if only in name]
@@ -136,7 +140,7 @@ def _run(tree: Path, name: str, folder: Path) -> dict[str, str]:
 
 
 def _python(tree: Path, *words: str) -> str:
-    """What a Python program prints, in a tree; exits with its message if it fails."""
+    """Run Python in a tree and return the output; exits with the output if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words],
@@ -152,7 +156,7 @@ def _python(tree: Path, *words: str) -> str:
 
 
 def of_commit(commit: str, only: str) -> dict[str, dict[str, str]]:
-    """The digests of a commit: those kept, or measured now."""
+    """The digests of a commit: kept ones, or measured now."""
     sha = _git("rev-parse", commit)
     path = KEPT / f"{sha}{only and '-' + only.replace('/', '-')}.json"
     whole = KEPT / f"{sha}.json"
@@ -180,7 +184,7 @@ def _git(*words: str) -> str:
 def differences(
     before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]
 ) -> Iterator[str]:
-    """A line for each run that is not the same, or is on one side only."""
+    """One line for each run that differs or exists on one side only."""
     for name in sorted({*before, *after}):
         if name not in before or name not in after:
             yield f"{name}: only {'before' if name in before else 'after'}"
@@ -192,7 +196,7 @@ def differences(
 
 
 def main() -> int:
-    """Compare, and print what differs; the exit status."""
+    """Compare, print the differences, and return the exit status."""
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

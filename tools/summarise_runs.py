@@ -1,4 +1,4 @@
-"""Prints the results of finished runs as a Markdown table: the one in the README.
+"""Prints the results of finished runs as a Markdown table, as in the README.
 
 python -m tools.summarise_runs logs/seed0 logs/seed1 logs/seed2
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def summarise(folder: Path) -> list[str]:
-    """The cells of one run: front size, both ends' gains, hypervolumes, cost."""
+    """The cells of one run: size of the front, gains at its ends, hypervolumes, cost."""
     front: dict[str, Any] = json.loads((folder / "front.json").read_text(encoding="utf-8"))
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     volumes = front["hypervolume"]
@@ -33,7 +33,7 @@ def summarise(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Print the table of the folders given."""
+    """Print the table for the given folders."""
     folders = [Path(argument) for argument in sys.argv[1:]]
     if not folders:
         sys.exit(__doc__)

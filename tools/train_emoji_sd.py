@@ -2,8 +2,8 @@
 
     python -m tools.train_emoji_sd --work /tmp/emoji
 
-The parts are trained one after the other, each resumable: stop the command at any time, give it
-again with the same `--work`, and it goes on. Everything is seeded.
+The parts are trained one after another. The command may be stopped at any time; with the same
+`--work` it resumes. Everything is seeded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CLIP_VARIANTS = 200
 def load_bank(
     sprites: dict[str, list[Image.Image]], path: Path, variants: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns random pictures (rows, H, W, 3) in bytes and caption indices; kept in `path`."""
+    """Returns random pictures (rows, H, W, 3) in bytes and caption indices, kept in `path`."""
     if not path.exists():
         bank = emoji_data.render_bank(sprites, variants, seed)
         rows = list(tqdm(bank, total=len(sprites) * variants, desc="render"))
@@ -74,7 +74,7 @@ def save_pipeline(
     """Writes a complete pipeline; weights are stored in float16 and load as float32.
 
     Args:
-        folder: Where to.
+        folder: Gets the pipeline.
         vae: Autoencoder.
         unet: Denoiser.
         text_encoder: Text encoder trained with the denoiser.
@@ -126,7 +126,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Trains what is not trained yet and writes the models."""
+    """Trains the parts that are not trained yet and writes the models."""
     arguments = parse_arguments()
     work, output, seed = arguments.work, arguments.output, arguments.seed
     work.mkdir(parents=True, exist_ok=True)

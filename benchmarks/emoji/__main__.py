@@ -1,12 +1,12 @@
-"""The study on the embedded model: what each part of the method is worth.
+"""The study on the embedded model: how much each part of the method contributes.
 
     python -m benchmarks.emoji                 # do all runs that have no record, then the tables
-    python -m benchmarks.emoji --arms nft      # of some arms only
+    python -m benchmarks.emoji --arms awm      # of some arms only
     python -m benchmarks.emoji --tables        # tables, plots and summary.json from the records
 
-The sweep of learning rates comes first, on seeds of its own; every arm then uses the rate that was
-best for it. Runs go side by side, one process and one thread each. A run that was interrupted is
-continued; records are JSON below `benchmarks/emoji/`.
+An arm is one variant of the method. A sweep of learning rates comes first, on its own seeds; each
+arm then uses its best rate. Runs go side by side, with one process and one thread each. Interrupted
+runs are resumed. Records are JSON files below `benchmarks/emoji/`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def runnable(arms: Sequence[str], pair: str) -> list[str]:
-    """Those of the arms that are run on a pair, and that this version has settings for."""
+    """The arms that belong to a pair and that this version still has settings for."""
     return [arm for arm in arms if pair in ARMS[arm].pairs and not ARMS[arm].measured_at]
 
 
@@ -46,7 +46,7 @@ def tuning_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
 
 
 def study_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
-    """The comparison, seed by seed: wherever it is stopped, what there is can be compared."""
+    """The comparison, seed by seed, so that complete seeds can be compared at any time."""
     chosen = [(pair, arm) for pair in pairs for arm in runnable(arms, pair)]
     rates = {place: tuned_rate(*place) for place in chosen}
     for seed in MAIN_SEEDS:
@@ -56,12 +56,12 @@ def study_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
 
 
 def tuned_rate(pair: str, arm: str) -> float:
-    """The learning rate with which an arm was best in its sweep, on average over the images."""
+    """The best learning rate of an arm's sweep, by hypervolume averaged over the images."""
     return best_rate(sweep(HERE / "tuning" / pair / (ARMS[arm].tuned_as or arm)))
 
 
 def main() -> None:
-    """Do what is missing and print the tables."""
+    """Do the missing runs and print the tables."""
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,7 +76,7 @@ def main() -> None:
             failed = do_all(list(study_jobs(chosen.arms, chosen.pairs)), chosen.workers)
         if failed:
             sys.exit(f"{failed} runs failed; start again to repeat them")
-    from benchmarks.emoji.tables import write_all  # noqa: PLC0415 - only when all is there
+    from benchmarks.emoji.tables import write_all  # noqa: PLC0415 - only when all runs are done
 
     write_all(HERE)
 

@@ -1,7 +1,7 @@
-"""What is compared: pairs of objectives, arms, seeds and the sweep of learning rates.
+"""The comparison: pairs of objectives, arms, seeds and the sweep of learning rates.
 
-An arm is a set of settings over `COMMON` and the faithful recipe, nothing else: every run is one
-that `mo_train.py` would do with the same words.
+An arm is only a set of settings over `COMMON` and the faithful recipe. `mo_train.py` would do the
+same run with the same command line.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from benchmarks.evidence import REMOVED, command_line
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Reference and ideal points: what `mo_train.py --calibrate` measures for each pair, declared, so
-# that hypervolumes of all runs are in the same units.
+# Reference and ideal points are fixed to the values that `mo_train.py --calibrate` measures, so
+# that the hypervolumes of all runs have the same units.
 PAIRS: dict[str, dict[str, str]] = {
     "compress": {
         "rewards.names": "clip_alignment,jpeg_compressibility",
@@ -48,23 +48,23 @@ HYBRID = "hybrid"
 MAIN_SEEDS = range(8)
 SEEDS = range(5)  # of the other arms
 TUNING_SEEDS = (100,)
-RATES = (5e-3, 1e-2, 2e-2)  # tried
+RATES = (5e-3, 1e-2, 2e-2)
 HIGHER_RATES = (1e-2, 2e-2, 4e-2, 8e-2)  # for updates with more noise or smaller steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """A method.
+    """One variant of the method.
 
     Attributes:
         title: in tables.
-        overrides: of settings, over `COMMON`.
-        pairs: that it is run on.
+        overrides: settings over `COMMON`.
+        pairs: the pairs of objectives that it is run on.
         is_main: whether it is compared on all seeds.
-        rates: learning rates tried in its sweep.
-        tuned_as: the arm whose learning rate it uses; empty: it has a sweep of its own.
-        measured_at: the last commit that has the settings it needs, which its records were made
-            with; empty: it can be run.
+        rates: learning rates of its sweep.
+        tuned_as: the arm whose learning rate it uses; empty if it has its own sweep.
+        measured_at: for an arm that can no longer be run, the last commit with its settings, which
+            made its records; empty for all others.
     """
 
     title: str
@@ -76,7 +76,7 @@ class Arm:
     measured_at: str = ""
 
 
-# A soup's warm-up trains one agent per objective, half of the others: its generations cost half.
+# A soup's warm-up trains one agent per objective, half as many as the others: it costs half.
 _SOUP = {
     "evolution.start": "soup",
     "evolution.warmup_generations": "3",
@@ -90,13 +90,13 @@ _SPECIALISTS = {
 }
 _FEW = {"sample.num_steps": "6", "evaluation.num_steps": "10"}
 _SINGLE_PASS = {"train.single_pass": "True", "train.updates_per_epoch": "1"}
-# As many optimiser steps, each on as many images: but these are drawn after the step before.
+# As many optimiser steps on as many images each, but sampled after the previous step.
 _SMALL = {"sample.prompts_per_iteration": "2", "evolution.iterations_per_generation": "8"}
 _SKIP = {"train.skip_last_steps": "2"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
 SECOND = "the pair's second objective"  # stands for its name
-# Four agents, four pictures each an update, two of four steps with gradient. Policies are still
-# judged with ten steps; as they move fast, fewer pictures decide between them.
+# Four agents with four pictures each per update, and two of four steps with gradient. Policies are
+# still judged with ten steps. They change quickly, so fewer pictures are enough to compare them.
 _GRADIENT = {
     "train.update_rule": "reward_gradient",
     "train.updates_per_epoch": "1",
@@ -238,7 +238,7 @@ ARMS: dict[str, Arm] = {
 def words(
     pair: str, arm: str, seed: int, learning_rate: float, changes: Mapping[str, str] | None = None
 ) -> list[str]:
-    """The command line of a run; `changes` are further settings, such as where it writes."""
+    """The command line of a run; `changes` are further settings, such as its folder."""
     if commit := ARMS[arm].measured_at:
         raise ValueError(f"{arm} was measured at {commit}; this version has no settings for it")
     settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **(changes or {})}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.evidence import Record
 
 HERE = Path(__file__).parent
-_UNFINISHED = CACHE / "emoji-study"  # run directories, from which an interrupted run goes on
+_UNFINISHED = CACHE / "emoji-study"  # run directories, from which interrupted runs resume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +41,16 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """Of its record."""
+        """The path of its record."""
         kind = "tuning" if self.is_tuning else "results"
         rate = f"{self.learning_rate:g}" if self.is_tuning else ""
         return HERE / kind / self.pair / self.arm / rate / f"{self.seed}.json"
 
 
 def do(job: Job) -> Record:
-    """Do one run in this process, or what is left of it, and write its record."""
-    from benchmarks.emoji.run import measured  # noqa: PLC0415 - imports torch
+    """Do one run in this process, or the rest of it, and write its record."""
+    from benchmarks.emoji.judge import subjects_found  # noqa: PLC0415 - imports torch
+    from benchmarks.emoji.run import measured  # noqa: PLC0415
     from run.command_line import read_settings  # noqa: PLC0415
 
     kind = "tuning-" if job.is_tuning else ""
@@ -60,10 +61,10 @@ def do(job: Job) -> Record:
         "resume_from": "auto",
         "num_threads": "1",
     }
-    if job.is_tuning:  # not on the prompts by which arms are compared
+    if job.is_tuning:  # not on the prompts that compare arms
         where["prompts.report"] = "emoji_animals"
     settings = read_settings(words(job.pair, job.arm, job.seed, job.learning_rate, where))
-    record = measured(settings, job.pair, job.arm)
+    record = measured(settings, job.pair, job.arm, judge=subjects_found)
     record.write(job.path)
     shutil.rmtree(_UNFINISHED / name)
     return record

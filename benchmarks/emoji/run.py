@@ -1,4 +1,4 @@
-"""One run of the study: the program, with every archive measured on the report set too."""
+"""One run of the study: the program, plus a measurement of every archive on the report set."""
 
 from __future__ import annotations
 
@@ -13,47 +13,56 @@ from mo_train import train
 from run.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
     from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
+
+    Judge = Callable[[torch.Tensor, Sequence[str]], float]
 
 _NOTES = "report_curve.json"
 
 
 class ReportCurve:
-    """Notes after every generation what a run's archive is worth on the report set.
+    """Measures a run's archive on the report set after every generation.
 
-    That costs the run nothing: neither images, UNet rows nor time are counted, and no decision
-    depends on it. A generation that was saved but not noted before a run broke off is noted when
-    the run goes on. Nothing is published: the record is all that the study needs.
+    The run is not charged for it: its images, UNet rows and time are not counted, and no decision
+    depends on it. If a run was interrupted after saving a generation but before measuring it, this
+    happens when the run resumes. Nothing is published: the study needs only the record.
 
     Args:
-        since: when the run began to open, by `time.perf_counter`.
+        since: start of the run by `time.perf_counter`.
+        judge: (pictures (n, 3, H, W) uint8, prompts) -> share in which it finds the subject.
     """
 
-    def __init__(self, since: float) -> None:
+    def __init__(self, since: float, judge: Judge | None = None) -> None:
         self.returns: dict[str, list[float]] = {}
+        self.found: dict[str, float] = {}
         self.points: list[Point] = []
         self._since = since
+        self._judge = judge
 
     def opened(self, run: Session) -> None:
-        """Note the base model, or go on from the notes of a run that goes on."""
+        """Measure the base model, or load the measurements of a resumed run."""
         path, done = run.directory.path / _NOTES, run.search.evolution.num_generations_done
         if not run.directory.is_new and path.is_file():
             noted = json.loads(path.read_text(encoding="utf-8"))
-            self.returns = noted["returns"]
+            self.returns, self.found = noted["returns"], noted["found"]
             self.points = [Point.from_json(point) for point in noted["points"][: done + 1]]
         if len(self.points) <= done:
             self._note(run)
 
     def generation(self, run: Session) -> None:
-        """Note a generation."""
+        """Measure the archive after a generation."""
         self._note(run)
 
     def front(self, run: Session) -> None:
-        """Nothing."""
+        """Publish nothing."""
 
     def record(self, run: Session, pair: str, arm: str) -> Record:
-        """The record of a run that is done."""
+        """The record of a finished run."""
         return Record(
             pair=pair,
             arm=arm,
@@ -62,6 +71,7 @@ class ReportCurve:
             objectives=run.search.evolution.objectives,
             returns=self.returns,
             points=tuple(self.points),
+            found=self.found,
         )
 
     def _note(self, run: Session) -> None:
@@ -69,10 +79,14 @@ class ReportCurve:
         archive, costs = run.search.archive(), run.recorder.costs
         new = {name: policy for name, policy in archive.items() if name not in self.returns}
         if new:
-            evaluations = run.trainer.evaluate(list(new.values()), run.evaluator.report_set)
+            on = run.evaluator.report_set
+            keep = len(on.prompts) if self._judge else 0
+            evaluations = run.trainer.evaluate(list(new.values()), on, keep)
             for name, evaluation in zip(new, evaluations, strict=True):
                 returns = evaluation.returns.tolist()
                 self.returns[name] = [float(f"{value:.6g}") for value in returns]
+                if self._judge:
+                    self.found[name] = self._judge(evaluation.images, on.prompts)
         run.trainer.take_unet_rows()
         plan = Plan.of(run.settings, len(run.trainer.prompts.train))
         gradient_rows = plan.train_rows * costs.train // plan.train_images
@@ -86,21 +100,28 @@ class ReportCurve:
             )
         )
         points = [dataclasses.asdict(point) for point in self.points]
-        noted = {"points": points, "returns": self.returns}
+        noted = {"points": points, "returns": self.returns, "found": self.found}
         run.directory.write_json(_NOTES, noted, for_people=False)
         self._since = time.perf_counter()
 
 
-def measured(settings: Settings, pair: str, arm: str, model: BaseModel | None = None) -> Record:
-    """Do a run, or what is left of it, and return its record.
+def measured(
+    settings: Settings,
+    pair: str,
+    arm: str,
+    model: BaseModel | None = None,
+    judge: Judge | None = None,
+) -> Record:
+    """Do a run, or the rest of it, and return its record.
 
     Args:
         settings: of the run.
         pair: its name in `arms.PAIRS`.
         arm: its name in `arms.ARMS`.
-        model: the base model; by default that of the settings.
+        model: the base model; by default the one in the settings.
+        judge: see `ReportCurve`.
     """
-    curve = ReportCurve(time.perf_counter())
+    curve = ReportCurve(time.perf_counter(), judge)
     with Session.open(settings, model=model) as run:
         curve.opened(run)
         train(run, curve)

@@ -1,8 +1,9 @@
-"""Tables, plots and headline figures of the study, from its records alone."""
+"""Tables, plots and headline figures of the study, made from its records."""
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def write_all(folder: Path) -> None:
     """Print the tables of all pairs that have records; write plots and `summary.json` beside them.
 
     Args:
-        folder: that holds `results/` and `tuning/`.
+        folder: holds `results/` and `tuning/`.
     """
     records = {pair: by_arm(read_records(folder / "results" / pair)) for pair in PAIRS}
     found = compared({pair: arms for pair, arms in records.items() if BASELINE in arms})
@@ -60,9 +61,9 @@ def write_all(folder: Path) -> None:
 def compared(pairs: Mapping[str, Arms]) -> dict[str, dict[str, tuple[Comparison, float]]]:
     """Pair -> arm -> its comparison with the baseline, and the p-value corrected by Holm.
 
-    The questions of the study are asked of two arms on each pair, DDPO's recommended one and that
-    with gradients of rewards: these tests are one family. All other arms are looked at besides, on
-    fewer seeds: each pair's are another.
+    The study's main question concerns two arms on each pair: DDPO's recommended arm and the arm
+    with gradients of rewards. Their tests form one family. The other arms have fewer seeds; they
+    form one further family per pair.
     """
     found = {
         pair: {
@@ -115,6 +116,8 @@ def _print_pair(arms: Arms, found: Mapping[str, tuple[Comparison, float]]) -> No
         "Expected utility",
         "Policies",
         "Lowest clip_alignment",
+        "Subject found",
+        "Found at the baseline's hypervolume",
         "Minutes",
     ]
     rows = []
@@ -134,14 +137,27 @@ def _print_pair(arms: Arms, found: Mapping[str, tuple[Comparison, float]]) -> No
                 shown([m["expected_utility"] for m in measures]),
                 f"{statistics.median(m['archive_size'] for m in measures):.0f}",
                 f"{statistics.median(lowest):.2f}",
+                _share([arms[name][seed].subjects_found() for seed in one.seeds]),
+                _share(
+                    [
+                        arms[name][s].subjects_found(arms[BASELINE][s].hypervolumes()[-1])
+                        for s in one.seeds
+                    ]
+                ),
                 f"{statistics.median(m['seconds'] for m in measures) / 60:.1f}",
             ]
         )
     print_table(columns, rows)
 
 
+def _share(values: list[float]) -> str:
+    """Median of the seeds that were judged."""
+    judged = [value for value in values if not math.isnan(value)]
+    return f"{statistics.median(judged):.0%} ({len(judged)} seeds)" if judged else "-"
+
+
 def _print_views(arms: Arms) -> None:
-    """Whether what is found holds for other references: the main arms, and the mixed one."""
+    """The comparison with other reference points, for the main arms and the hybrid one."""
     views = {
         "mean - 2 spreads": (2.0, False),
         "mean - 3 spreads": (3.0, False),
@@ -168,7 +184,7 @@ def _print_views(arms: Arms) -> None:
 
 
 def _headline(found: Mapping[str, tuple[Comparison, float]]) -> dict[str, Any]:
-    """What a pair's table says in short."""
+    """The figures of a pair's table in short."""
     return {name: {"seeds": len(one.seeds), **one.headline(p)} for name, (one, p) in found.items()}
 
 

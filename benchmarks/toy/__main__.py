@@ -2,10 +2,11 @@
 
     python -m benchmarks.toy                    # the tables of the recorded runs
     python -m benchmarks.toy --folder FOLDER    # all runs again, with records below another folder
-    python -m benchmarks.toy --tune             # what is missing of the sweep of learning rates
+    python -m benchmarks.toy --tune             # the missing runs of the sweep of learning rates
 
-Runs that have a record are not repeated; one takes two seconds of a core. The learning rate of an
-arm is the best of its sweep, which is on other seeds: `benchmarks/toy/sweep.json`.
+An arm is one variant of the method. Runs with a record are not repeated. A run takes two seconds on
+one core. Each arm uses the best learning rate of its sweep (`benchmarks/toy/sweep.json`), which has
+other seeds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def tune(sweep: Sweep, workers: int) -> None:
-    """Do what is missing of the sweep, which goes on where the best rate is the last one tried."""
+    """Do the missing runs of the sweep, which grows while an arm's best rate is at an end."""
 
     def missing() -> list[Job]:
         jobs = [
@@ -39,7 +40,7 @@ def tune(sweep: Sweep, workers: int) -> None:
         return [j for j in jobs if not sweep.has(j.pair, j.arm, j.learning_rate, j.seed)]
 
     def keep(job: Job, record: Record | None) -> None:
-        """A run that diverged and broke off is worth nothing."""
+        """Keep the hypervolume of a run; 0 if it diverged and ended early."""
         volume = record.hypervolumes()[-1] if record else 0.0
         sweep.keep(job.pair, job.arm, job.learning_rate, job.seed, volume)
 
@@ -48,7 +49,7 @@ def tune(sweep: Sweep, workers: int) -> None:
 
 
 def compare(sweep: Sweep, folder: Path, workers: int) -> None:
-    """Do the runs of the comparison that have no record; exits if one of them broke off."""
+    """Do the runs of the comparison that have no record; exits if one of them ended early."""
     jobs = [
         Job(pair=pair, arm=arm, seed=seed, learning_rate=sweep.best(pair, arm))
         for seed in SEEDS
@@ -65,11 +66,11 @@ def compare(sweep: Sweep, folder: Path, workers: int) -> None:
 
     do_all([job for job in jobs if not job.path(folder).exists()], workers, keep)
     if broken:
-        sys.exit(f"{len(broken)} runs broke off: {broken}")
+        sys.exit(f"{len(broken)} runs ended early: {broken}")
 
 
 def main() -> None:
-    """Do what is missing and print the tables."""
+    """Do the missing runs and print the tables."""
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,12 +80,12 @@ def main() -> None:
     chosen = arguments.parse_args()
     os.environ.setdefault(
         "TRANSFORMERS_VERBOSITY", "error"
-    )  # of the workers: it warns of torchvision
+    )  # of the workers: else it warns about torchvision
     sweep = Sweep(HERE / "sweep.json")
     if chosen.tune:
         tune(sweep, chosen.workers)
     compare(sweep, chosen.folder, chosen.workers)
-    from benchmarks.toy.tables import print_all  # noqa: PLC0415 - once all is there
+    from benchmarks.toy.tables import print_all  # noqa: PLC0415 - when all runs are done
 
     print_all(sweep, chosen.folder)
 

@@ -1,7 +1,7 @@
-"""What is compared: two pairs of objectives, the arms, and the learning rates they are tuned over.
+"""The comparison: two pairs of objectives, the arms, and the learning rates of the sweep.
 
-An arm is a set of settings over `COMMON` and the faithful recipe, nothing else, and every arm may
-score as many images as the baseline does, no more.
+An arm is only a set of settings over `COMMON` and the faithful recipe. No arm may score more images
+than the baseline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 BASELINE = "baseline"
 SEEDS = range(8)
 TUNING_SEEDS = (100, 101)
-LEARNING_RATES = (4e-3, 8e-3, 1.6e-2)  # and further where an end is best
+LEARNING_RATES = (4e-3, 8e-3, 1.6e-2)  # and more if an end is best
 
 COMMON: dict[str, str] = {
     "num_threads": "1",
@@ -45,7 +45,7 @@ COMMON: dict[str, str] = {
 
 
 def _pair(first: str, second: str) -> dict[str, str]:
-    """The settings of a pair, with declared points: hypervolumes of all runs have the same unit."""
+    """The settings of a pair, with fixed points, so that hypervolumes of all runs have one unit."""
     pair: list[Reward] = [getattr(rewards, name) for name in (first, second)]
     return {
         "rewards.names": f"{rewards.__name__}:{first},{rewards.__name__}:{second}",
@@ -63,15 +63,15 @@ PAIRS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """A method.
+    """One variant of the method.
 
     Attributes:
         title: in tables.
-        overrides: of settings, over `COMMON`.
-        is_main: whether its comparison is one of those that were asked for in advance, for whose
-            number p-values are corrected: 8 seeds bear six of them.
-        measured_at: the last commit that has the settings it needs, which its records were made
-            with; empty: it can be run.
+        overrides: settings over `COMMON`.
+        is_main: whether its comparison was planned in advance. p-values are corrected for the
+            number of planned comparisons; with 8 seeds, at most six of them can reach p < 0.05.
+        measured_at: for an arm that can no longer be run, the last commit with its settings, which
+            made its records; empty for all others.
     """
 
     title: str
@@ -98,6 +98,23 @@ _SPECIALISTS = {
     "evolution.warmup_generations": "13",
     "evolution.evolutionary_generations": "0",
     "evolution.iterations_per_generation": "9",
+}
+# One picture a prompt: there is nothing to compare it with. Learning from 4 steps, judged with 10.
+_GRADIENT = {
+    "train.update_rule": "reward_gradient",
+    "train.updates_per_epoch": "1",
+    "train.gradient_steps": "2",
+    "sample.num_steps": "4",
+    "sample.images_per_prompt": "1",
+    "evaluation.num_steps": "10",
+}
+SECOND = "the pair's second objective"  # stands for its name
+# Its policy gradient compares pictures of a prompt, and wants steps to learn from.
+_HYBRID = {
+    "rewards.black_boxes": SECOND,
+    "train.skip_last_steps": "2",
+    "sample.num_steps": "6",
+    "sample.images_per_prompt": "4",
 }
 
 ARMS: dict[str, Arm] = {
@@ -144,6 +161,16 @@ ARMS: dict[str, Arm] = {
     "nft_conditioned": Arm(
         title="conditioned adapter, DiffusionNFT", overrides={}, is_main=True, measured_at=REMOVED
     ),
+    "gradient": Arm(title="gradients of rewards, fixed weights", overrides=_GRADIENT | _FIXED),
+    "gradient_search": Arm(title="gradients of rewards, PGMORL", overrides=_GRADIENT),
+    "gradient_soup": Arm(title="gradients of rewards, soup start", overrides=_GRADIENT | _SOUP),
+    "gradient_conditioned": Arm(
+        title="gradients of rewards, conditioned adapter", overrides=_GRADIENT | _CONDITIONED
+    ),
+    "hybrid": Arm(
+        title="gradient of the first reward, the second a black box, fixed weights",
+        overrides={**_GRADIENT, **_FIXED, **_HYBRID},
+    ),
 }
 
 
@@ -153,8 +180,10 @@ RUNNABLE = [name for name, arm in ARMS.items() if not arm.measured_at]
 def words(
     pair: str, arm: str, seed: int, learning_rate: float, changes: Mapping[str, str]
 ) -> list[str]:
-    """The command line of a run, as `run.command_line.read_settings` takes it."""
+    """The command line of a run, for `run.command_line.read_settings`."""
     if commit := ARMS[arm].measured_at:
         raise ValueError(f"{arm} was measured at {commit}; this version has no settings for it")
     settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **changes}
+    second = PAIRS[pair]["rewards.names"].split(",")[1]
+    settings = {name: second if value == SECOND else value for name, value in settings.items()}
     return command_line(settings, seed, learning_rate)

@@ -26,7 +26,7 @@ class Job:
     learning_rate: float
 
     def path(self, folder: Path) -> Path:
-        """Of its record below a folder."""
+        """The path of its record below a folder."""
         return folder / self.pair / self.arm / f"{self.seed}.json"
 
 
@@ -38,12 +38,12 @@ def do(job: Job) -> Record:
 
 
 def do_all(jobs: Sequence[Job], workers: int, keep: Callable[[Job, Record | None], object]) -> None:
-    """Do runs, `workers` at a time on one thread each.
+    """Do runs, `workers` at a time, with one thread each.
 
     Args:
-        jobs: to do.
-        workers: processes.
-        keep: called with the record of each as soon as it is there; None if the run broke off.
+        jobs: the runs.
+        workers: number of processes.
+        keep: called with each run's record when it is done; with None if the run ended early.
     """
     say(f"{len(jobs)} runs to do\n")
     for number, (job, outcome) in enumerate(completed(do, jobs, workers), 1):
@@ -51,7 +51,7 @@ def do_all(jobs: Sequence[Job], workers: int, keep: Callable[[Job, Record | None
             record = outcome.result()
         except UserError as error:
             keep(job, None)
-            say(f"{number}/{len(jobs)} {job} broke off: {error}")
+            say(f"{number}/{len(jobs)} {job} ended early: {error}")
             continue
         keep(job, record)
         say(

@@ -1,8 +1,8 @@
 """A conditional diffusion of vectors of 8 numbers, with the interface of a base model.
 
-A prompt is a time of day on a clock face, "4:30"; what is drawn for it lies around a point of the
-unit circle in the first two dimensions, and around zero in the others. The denoiser is an MLP,
-trained here in a few seconds, always in the same way.
+A prompt is a time on a clock face, such as "4:30". Its vectors lie around a point of the unit
+circle in the first two dimensions, and around zero in the others. The denoiser is an MLP, trained
+here in a few seconds, always in the same way.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LEARNING_RATE = 2e-3
 
 
 def angle(prompt: str) -> float:
-    """Where the hand of a clock points, in radians from 12 o'clock; there if it is no time.
+    """The angle of a clock's hand, in radians from 12 o'clock; 0 if the prompt is not a time.
 
     >>> round(angle("4:30") / math.pi, 6)
     0.75
@@ -48,13 +48,13 @@ def angle(prompt: str) -> float:
 
 
 def points(prompts: Sequence[str]) -> torch.Tensor:
-    """(rows, 2) of the unit circle, one for each prompt."""
+    """Points (rows, 2) of the unit circle, one per prompt."""
     angles = torch.tensor([angle(prompt) for prompt in prompts])
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 class Denoiser(nn.Module):
-    """Predicts the noise in (rows, 8, 1, 1) at a timestep, for a prompt's point of the circle."""
+    """Predicts the noise in (rows, 8, 1, 1) at a timestep, given a prompt's point of the circle."""
 
     frequencies: torch.Tensor
 
@@ -78,7 +78,7 @@ class Denoiser(nn.Module):
         encoder_hidden_states: torch.Tensor,
         return_dict: bool = False,  # noqa: ARG002 - as diffusers' UNets are called
     ) -> tuple[torch.Tensor]:
-        """The noise (rows, 8, 1, 1), as a tuple of one."""
+        """The noise (rows, 8, 1, 1), as a tuple with one entry."""
         rows = len(latents)
         phases = timesteps.to(latents.dtype).expand(rows)[:, None] * self.frequencies
         hidden = torch.cat(
@@ -108,7 +108,7 @@ class ToyDiffusion:
 
     @classmethod
     def trained(cls) -> ToyDiffusion:
-        """A base model of its own, with the weights that all have."""
+        """A new base model with the trained weights, which are always the same."""
         denoiser = Denoiser()
         denoiser.load_state_dict(_trained_weights())
         return cls(denoiser)
@@ -118,11 +118,11 @@ class ToyDiffusion:
         return make_schedule(self.scheduler, settings.num_steps, settings.eta)
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """The prompts' points of the circle, as texts of one token."""
+        """The prompts' points of the circle, as texts with one token."""
         return Conditioning(text=points(texts)[:, None])
 
     def encode_negative(self, text: str) -> Conditioning:  # noqa: ARG002
-        """The middle of the circle; the denoiser has not learnt it, so guidance is left at 1."""
+        """The middle of the circle. The denoiser has not learnt it, so guidance stays at 1."""
         return Conditioning(text=torch.zeros(1, 1, 2))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -131,12 +131,12 @@ class ToyDiffusion:
 
 
 def _scheduler() -> DDIMScheduler:
-    """Stable Diffusion 1.5's, as the embedded model has it."""
+    """Stable Diffusion 1.5's scheduler, which the embedded model also has."""
     return DDIMScheduler.from_pretrained(resolve_model("emoji-sd"), subfolder="scheduler")
 
 
 def data(angles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(rows, 8) drawn around the points at these angles (rows,)."""
+    """Draw vectors (rows, 8) around the points at these angles (rows,)."""
     noise = SPREAD * torch.randn(len(angles), DIMENSIONS, generator=generator)
     noise[:, 0] += angles.cos()
     noise[:, 1] += angles.sin()
@@ -145,7 +145,7 @@ def data(angles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _trained_weights() -> dict[str, Any]:
-    """Ho et al. 2020, eq. 14, on all angles of the hand; from fixed random numbers."""
+    """Train on all angles with Ho et al. 2020, eq. 14, from fixed random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         denoiser = Denoiser()

@@ -1,16 +1,17 @@
-"""Two pairs of rewards of vectors, in units as unlike as those of beauty and of bytes.
+"""Two pairs of rewards of vectors, with units as different as an aesthetic score and bytes.
 
-Each reward has a target of its own, which turns with the prompt's hand: twice its point of the
-circle, in two dimensions that the base model leaves around zero. No vector is at both targets. What
-is scored is the distance to the target within the four dimensions of both, in one of two shapes:
+Each reward has its own target, which turns with the prompt's clock hand: twice the prompt's point
+of the circle, in two dimensions that the base model leaves around zero. No vector is at both
+targets. The score is a function of the distance d to the target, within the four dimensions of both
+targets:
 
-* near: minus its square. Returns on the way from one target to the other lie on a front that
-  bulges outwards, no point of which a weighted sum of returns misses.
-* bell: a bell around the target. Halfway there is little of either, so the front is hollow, and a
-  weighted sum of returns jumps from one end of it to the other.
+* near: -d^2. The front between the targets bulges outwards, so weighted sums of returns reach all
+  of its points.
+* bell: exp(-d^2 / 2). Halfway between the targets both scores are low, so the front is hollow. The
+  best weighted sum of returns jumps from one end to the other.
 
-Under the base model scores have the means and the spreads within a prompt of an aesthetic score and
-of minus the kilobytes of a JPEG: 5.4 +- 0.5 ("fine") and -92 +- 21 ("coarse").
+Under the base model, scores have the means and within-prompt spreads of an aesthetic score
+("fine": 5.4 +- 0.5) and of minus the kilobytes of a JPEG ("coarse": -92 +- 21).
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ if TYPE_CHECKING:
 _DISTANCE = 2.0  # of a target from zero
 _SCORED = slice(2, 6)  # the dimensions of the two targets
 _NUM_SCORED = 4
-_VARIANCE = 0.37**2  # of what the base model draws in 10 steps; that of its data is 0.5**2
+_VARIANCE = 0.37**2  # of the base model's vectors with 10 steps; its data has 0.5**2
 
 
 class Shape(Protocol):
-    """How a score falls with the distance to the target."""
+    """A score as a function of the distance to the target."""
 
     def value(self, squares: torch.Tensor) -> torch.Tensor:
         """Scores of squared distances."""
         ...
 
     def mean(self, distance: float) -> float:
-        """Mean score of Gaussian draws of the base model's variance, that far from the target."""
+        """Mean score of Gaussian draws with the base model's variance, centred at this distance."""
         ...
 
     def std(self, distance: float) -> float:
-        """Their standard deviation."""
+        """Standard deviation of the score of these draws."""
         ...
 
 
@@ -56,11 +57,11 @@ class Near:
         return -squares
 
     def mean(self, distance: float) -> float:
-        """Minus that of a noncentral chi-squared variable."""
+        """Minus the mean of a noncentral chi-squared variable."""
         return -(distance**2 + _NUM_SCORED * _VARIANCE)
 
     def std(self, distance: float) -> float:
-        """That of a noncentral chi-squared variable."""
+        """The standard deviation of a noncentral chi-squared variable."""
         return math.sqrt(4 * _VARIANCE * distance**2 + 2 * _NUM_SCORED * _VARIANCE**2)
 
 
@@ -76,7 +77,7 @@ class Bell:
         return self._moment(1, distance)
 
     def std(self, distance: float) -> float:
-        """From two of them."""
+        """From two Gaussian integrals."""
         return math.sqrt(self._moment(2, distance) - self._moment(1, distance) ** 2)
 
     @staticmethod
@@ -88,11 +89,11 @@ class Bell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """A shape, in units of its own.
+    """A shape with its own unit.
 
     Attributes:
         shape: of the score around the target.
-        first: of the target's two dimensions.
+        first: the first of the target's two dimensions.
         base: mean score under the base model.
         spread: standard deviation of the score within a prompt under the base model.
         unit: of the score.
@@ -105,7 +106,7 @@ class Reward:
     unit: str
 
     def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """(rows,) scores of vectors as pictures (rows, 3, 8, 1)."""
+        """Scores (rows,) of vectors, given as pictures (rows, 3, 8, 1)."""
         vectors, on_circle = images[:, 0, :, 0], points(prompts).to(images)
         target = vectors.new_zeros(vectors.shape)
         target[:, self.first : self.first + 2] = _DISTANCE * on_circle
@@ -115,12 +116,12 @@ class Reward:
 
     @property
     def reference(self) -> float:
-        """Where z is 0: one spread below the base model."""
+        """The point z = 0: one spread below the base model."""
         return self.base - self.spread
 
     @property
     def ideal(self) -> float:
-        """Where z is 1: the mean score of draws around the target, as wide as the base model's."""
+        """The point z = 1: the mean score of draws around the target, with the base's variance."""
         rise = self.shape.mean(0) - self.shape.mean(_DISTANCE)
         return self.base + self.spread * rise / self.shape.std(_DISTANCE)
 

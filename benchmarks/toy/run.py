@@ -1,4 +1,4 @@
-"""One run of the comparison: the program on the toy, with no trace left on disk."""
+"""One run of the comparison: the program on the toy, without leaving files on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from benchmarks.evidence import Record
 
-# Most of the time of a run this small would be waiting for a disk.
+# A run this small would mostly wait for a disk.
 _MEMORY = Path("/dev/shm")
 
 
@@ -33,7 +33,7 @@ def play(
         arm: its name in `arms.ARMS`.
         seed: of the run; the base model is always the same.
         learning_rate: of the run.
-        changes: of further settings.
+        changes: further settings.
     """
     logging.disable(logging.INFO)
     where = str(_MEMORY) if _MEMORY.is_dir() else None

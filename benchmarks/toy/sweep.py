@@ -1,4 +1,4 @@
-"""The sweep of learning rates: one JSON file, written as it goes."""
+"""The sweep of learning rates: one JSON file, written after every run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sweep:
     """Final hypervolumes on the report set by pair, arm, learning rate and seed.
 
     Args:
-        path: of the file, which may not exist yet.
+        path: the file, which may not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,7 +31,7 @@ class Sweep:
         )
 
     def has(self, pair: str, arm: str, learning_rate: float, seed: int) -> bool:
-        """Whether this run was done."""
+        """Whether this run is done."""
         return str(seed) in self.of(pair, arm).get(f"{learning_rate:g}", {})
 
     def keep(
@@ -44,7 +44,7 @@ class Sweep:
         write_atomic(self._path, (text + "\n").encode())
 
     def rates(self, pair: str, arm: str) -> list[float]:
-        """The learning rates to try: a factor of two further where the best so far is an end."""
+        """The learning rates to try; if the best so far is at an end, one more beyond it."""
         tried = self.means(pair, arm)
         rates = sorted({*LEARNING_RATES, *tried})
         if set(rates) <= set(tried):
@@ -60,7 +60,7 @@ class Sweep:
         return self._found.get(pair, {}).get(arm, {})
 
     def means(self, pair: str, arm: str) -> dict[float, float]:
-        """Learning rate -> mean hypervolume over the seeds, by rising rate."""
+        """Learning rate -> mean hypervolume over the seeds, in ascending order of rates."""
         found = {float(rate): statistics.mean(v.values()) for rate, v in self.of(pair, arm).items()}
         return dict(sorted(found.items()))
 

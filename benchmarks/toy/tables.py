@@ -1,4 +1,4 @@
-"""The tables of the comparison, from its records alone."""
+"""The tables of the comparison, made from its records."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def print_all(sweep: Sweep, folder: Path) -> None:
 def _row(
     one: Comparison, runs: Mapping[int, Record], learning_rate: float, corrected: float | None
 ) -> list[object]:
-    """Of one arm; `corrected` is the p-value of a main comparison."""
+    """The row of one arm; `corrected` is the corrected p-value of a main comparison."""
     measures = [runs[seed].measures() for seed in one.seeds]
     against_baseline: list[object] = [
         shown(one.gains),

@@ -1,6 +1,6 @@
-"""Answers `benchmarks/selection.py` with morl-baselines' own PGMORL: no line of it is changed.
+"""Answers `benchmarks/selection.py` with morl-baselines' own PGMORL, unchanged.
 
-Only environment and networks are left out: selection does not touch them.
+Only environment and networks are left out: selection does not use them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def predict(
     sigma: float | None = None,
     **_: Any,
 ) -> dict[str, Any]:
-    """Predicted changes (C, M) of pairs (weights, returns)."""
+    """Predict the changes (C, M) of pairs (weights, returns)."""
     predictor = _predictor(before, after, weights, sigma)
     with _silence():
         changes = [

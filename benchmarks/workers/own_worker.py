@@ -1,4 +1,4 @@
-"""Answers `benchmarks/peers.py` with this project: `Trainer.iterate`, as `mo_train.py` calls it."""
+"""Answers `benchmarks/peers.py` with this project's trainer, called as in `mo_train.py`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ torch.set_num_threads(1)
 
 
 class Own:
-    """K agents that train towards small JPEG files.
+    """K agents that train towards small JPEG files, or by a reward's gradient to colourful ones.
 
     Args:
         model: folder of the pipeline.
-        prompts: a file with one prompt a line.
+        prompts: a file with one prompt per line.
         agents: K.
-        images: sampled for each agent in an iteration.
+        images: per agent and iteration.
         steps: denoising steps.
-        guidance: scale of it.
-        sample_rows: UNet rows a pass without gradient.
-        train_rows: with gradient.
-        passes: "single": gradients are taken while sampling; "two": steps are passed again.
+        guidance: guidance scale.
+        sample_rows: UNet rows per pass without gradient.
+        train_rows: UNet rows per pass with gradient.
+        how: "single" takes gradients while sampling; "two" passes the steps again; "gradient-2"
+            follows the reward's gradient through the last two steps.
     """
 
     def __init__(
@@ -41,12 +42,15 @@ class Own:
         guidance: float,
         sample_rows: int,
         train_rows: int,
-        passes: str,
+        how: str,
     ) -> None:
         self.agents = agents
+        kind, _, gradient_steps = how.partition("-")
+        is_gradient = kind == "gradient"
+        rule = {"update_rule": "reward_gradient", "gradient_steps": int(gradient_steps or 1)}
         settings = settings_with(
             pretrained={"model": model},
-            rewards={"names": ("jpeg_compressibility",)},
+            rewards={"names": ("colorfulness" if is_gradient else "jpeg_compressibility",)},
             prompts={"train": prompts},
             sample={
                 "num_steps": steps,
@@ -59,7 +63,8 @@ class Own:
                 "updates_per_epoch": 1,
                 "rows_per_pass": train_rows,
                 "skip_last_steps": 0,
-                "single_pass": passes == "single",
+                "single_pass": kind == "single",
+                **(rule if is_gradient else {}),
             },
             evolution={"num_agents": agents},
         )
@@ -100,7 +105,7 @@ def main() -> None:
     parser.add_argument("guidance", type=float)
     parser.add_argument("sample_rows", type=int)
     parser.add_argument("train_rows", type=int)
-    parser.add_argument("passes", choices=["single", "two"])
+    parser.add_argument("how")
     own = Own(**vars(parser.parse_args()))
     serve({"epoch": own.epoch})
 

@@ -16,7 +16,7 @@ from ddpo.trainer import Trainer
 
 
 def main() -> None:
-    """One iteration to compare, others to time; the first process writes down both."""
+    """Do one iteration to compare and others to time; the first process writes the answer."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=path)
     parser.add_argument("iterations", type=int)

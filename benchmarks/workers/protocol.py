@@ -1,4 +1,4 @@
-"""The worker's side of `benchmarks/worker.py`: nothing but the standard library."""
+"""The worker's side of `benchmarks/worker.py`, with only the standard library."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def serve(commands: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
     """Answer lines of JSON until the input ends.
 
-    What libraries print goes to stderr, so that stdout holds answers only. Every answer tells the
-    CPU time it took, of all threads, and the peak memory of the process so far.
+    Output of libraries goes to stderr, so that stdout holds only answers. Every answer includes its
+    CPU time, of all threads, and the peak memory of the process so far.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -1,4 +1,4 @@
-"""Answers `benchmarks/peers.py` with TRL's DDPOTrainer: no line of it is changed."""
+"""Answers `benchmarks/peers.py` with TRL's DDPOTrainer, unchanged."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from ddpo.rewards.jpeg_compressibility import JpegSize  # noqa: E402
 
 
 class Peer:
-    """One policy's trainer, kept between requests; its batch size may change from one to the next.
+    """One policy's trainer, kept between requests, which may change its batch size.
 
     Args:
         model: folder of the pipeline.
-        images: sampled in an epoch.
+        images: per epoch.
         steps: denoising steps.
-        guidance: scale of it.
+        guidance: guidance scale.
     """
 
     def __init__(self, model: str, images: int, steps: int, guidance: float) -> None:
@@ -78,7 +78,7 @@ class Peer:
         accumulation = self.images // batch
         trainer.config.train_gradient_accumulation_steps = accumulation
         trainer.accelerator.gradient_accumulation_steps = accumulation * trainer.num_train_timesteps
-        trainer.accelerator.step = 0  # passes so far: the last one of the epoch takes the step
+        trainer.accelerator.step = 0  # passes so far; the epoch's last one takes the step
         self.rows, self.sampling, self.training = 0, 0.0, 0.0
         trainer.step(epoch=0, global_step=0)
         return {"sampling": self.sampling, "training": self.training, "unet_rows": self.rows}

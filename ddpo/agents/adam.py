@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class AdapterAdam:
-    """One AdamW for each row of a block of adapters: rows differ in step count and are reloaded.
+    """One AdamW per row of a block of adapters, since rows differ in step count and are reloaded.
 
     Args:
         adapters: (n, P), updated in place.
@@ -30,7 +30,7 @@ class AdapterAdam:
                 betas=(train.adam_beta1, train.adam_beta2),
                 eps=train.adam_epsilon,
                 weight_decay=train.weight_decay,
-                fused=True,  # it alone skips a step by what the device knows
+                fused=True,  # only the fused one can skip a step without asking the host
             )
             for row in self._rows
         ]
@@ -42,7 +42,7 @@ class AdapterAdam:
         stay as they are. The device decides; the host does not wait for it.
 
         Returns:
-            (n,) gradient norms before clipping; not finite for those that skipped.
+            (n,) gradient norms before clipping; not finite for rows that skipped.
         """
         norms: torch.Tensor = gradients.norm(dim=1)
         is_bad = ~norms.isfinite()
@@ -52,12 +52,12 @@ class AdapterAdam:
             row.grad = gradient
             optimiser.found_inf = bad  # type: ignore[attr-defined]
             optimiser.step()
-        # Which a fused optimiser does not do: what was made of the adapters is out of date now.
+        # A fused optimiser does not do this: mark tensors made from the adapters as out of date.
         torch.autograd.graph.increment_version(self._adapters)
         return norms
 
     def load(self, index: int, policy: Policy) -> None:
-        """Go on with a policy's moments and step count."""
+        """Continue with a policy's moments and step count."""
         row = self._rows[index]
         state = self._optimisers[index].state[row]
         state["step"] = torch.tensor(float(policy.step), device=row.device)
@@ -65,7 +65,7 @@ class AdapterAdam:
         state["exp_avg_sq"] = policy.exp_avg_sq.to(row.device, row.dtype, copy=True)
 
     def snapshot(self, index: int) -> dict[str, Any]:
-        """Copies on the CPU of moments and step count, by the names of `Policy`."""
+        """Moments and step count, copied to the CPU, under the field names of `Policy`."""
         state = self._optimisers[index].state[self._rows[index]]
         return {
             "exp_avg": state["exp_avg"].cpu().clone(),

@@ -1,7 +1,7 @@
 """A LoRA adapter as a value: read it, blend it, reduce its rank, write it, apply it.
 
-Policies are blended by their weight updates dW = (alpha / rank) B A. Averaging A and B apart would
-be something else: the product of averages is not the average of products.
+Policies are blended by their weight updates dW = (alpha / rank) B A. Averaging A and B separately
+would give another result: a product of averages is not the average of products.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Matrices = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 _UNET = "unet."
-_SD1_WIDTH, _SD2_WIDTH, _SDXL_WIDTH = 768, 1024, 2048  # of the text that a UNet is told
+_SD1_WIDTH, _SD2_WIDTH, _SDXL_WIDTH = 768, 1024, 2048  # of a UNet's text embeddings
 _MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
@@ -51,7 +51,7 @@ class Stored(Protocol):
 
 
 class Blended(Protocol):
-    """A weighted sum of such policies; one alone is the case of a single part."""
+    """A weighted sum of such policies; a single policy is one part."""
 
     @property
     def parts(self) -> Sequence[tuple[Stored, float]]:
@@ -67,7 +67,7 @@ class Adapter:
         matrices: layer -> A (rank, in), B (out, rank).
         rank: of every layer.
         alpha: of every layer.
-        target_modules: suffixes of the adapted layers' names, as peft wants them.
+        target_modules: suffixes of the adapted layers' names, as peft expects them.
     """
 
     matrices: Matrices
@@ -90,7 +90,7 @@ class Adapter:
         """Read a file in diffusers' format, with rank and alpha inside.
 
         Raises:
-            AdapterError: if the file is missing, damaged, or no such adapter.
+            AdapterError: if the file is missing, damaged, or not such an adapter.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -122,16 +122,16 @@ class Adapter:
         """The adapter of a policy, or the exact blend of several.
 
         Raises:
-            UserError: if a file is missing or damaged.
+            AdapterError: if a file is missing or damaged.
         """
         return cls.blend([(cls.read(policy.file), share) for policy, share in member.parts])
 
     @classmethod
     def blend(cls, parts: Sequence[tuple[Adapter, float]]) -> Adapter:
-        """The adapter whose update is sum_i c_i dW_i, exactly: ranks are stacked.
+        """The adapter whose update is exactly sum_i c_i dW_i: the parts' matrices are stacked.
 
-        Parts that share their A's, as members of one conditioned family do, keep their rank: their
-        B's are added.
+        The rank is the sum of the parts' ranks. Parts that share their A's, as members of one
+        conditioned family do, keep their rank: their B's are added.
 
         Args:
             parts: adapters of the same layers, and their coefficients c_i.
@@ -169,15 +169,16 @@ class Adapter:
     def reduced(self, rank: int) -> tuple[Adapter, float]:
         """The nearest adapter of a lower rank, and the relative error of its updates.
 
-        By the singular values of each layer's update (Eckart and Young 1936), which QR of the two
-        factors gives without ever forming the update.
+        It keeps the largest singular values of each layer's update (Eckart and Young 1936). They
+        come from QR factorisations of the two factors, without forming the update:
+        dW = B A = Q_out (R_out R_in^T) Q_in^T.
 
         Args:
             rank: at least 1.
 
         Returns:
             The adapter, with alpha = rank, and ||dW' - dW|| / ||dW|| over all layers together
-            (Frobenius); this adapter itself and 0 if it has no higher rank.
+            (Frobenius). This adapter itself and 0 if its rank is not higher.
 
         Raises:
             AdapterError: if the rank is below 1.
@@ -188,11 +189,13 @@ class Adapter:
             return self, 0.0
         matrices, dropped, total = {}, 0.0, 0.0
         for layer, (a, b) in self.matrices.items():
+            # Singular values of the update.
             q_out, r_out = torch.linalg.qr(self.scale * b.double())
             q_in, r_in = torch.linalg.qr(a.double().T)
             u, s, vh = torch.linalg.svd(r_out @ r_in.T)
+            # The largest ones, shared evenly by both factors.
             root = s[:rank].sqrt()
-            kept = len(root)  # below the rank in a layer that is narrower
+            kept = len(root)  # less than the rank if the layer is narrower
             low_a, low_b = a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank)
             low_a[:kept] = root[:, None] * (vh[:kept] @ q_in.T)
             low_b[:, :kept] = (q_out @ u[:, :kept]) * root
@@ -208,7 +211,7 @@ class Adapter:
         """The adapter in another precision.
 
         Raises:
-            AdapterError: if an entry is too large for it.
+            AdapterError: if an entry is too large for that precision.
         """
         matrices = {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in self.matrices.items()}
         if not all(a.isfinite().all() and b.isfinite().all() for a, b in matrices.values()):
@@ -229,18 +232,17 @@ class Adapter:
         return state
 
     def save(self, folder: Path) -> Path:
-        """Write the adapter as `pipe.load_lora_weights(folder)` reads it, rank and alpha inside.
+        """Write the adapter as `pipe.load_lora_weights(folder)` reads it, with rank and alpha.
 
-        Without that metadata an adapter whose alpha differs from its rank loads at the wrong
-        strength.
+        Without them, an adapter whose alpha differs from its rank would load at the wrong strength.
 
         Args:
-            folder: made if absent.
+            folder: created if missing.
 
         Returns:
             The file.
         """
-        StableDiffusionPipeline.save_lora_weights(  # an adapter of SDXL's UNet is written alike
+        StableDiffusionPipeline.save_lora_weights(  # the same layout for SDXL's UNet
             folder,
             unet_lora_layers=self.state_dict(),
             unet_lora_adapter_metadata=self._metadata(),
@@ -249,9 +251,9 @@ class Adapter:
         return folder / ADAPTER_FILE
 
     def _metadata(self) -> dict[str, object]:
-        """Peft's configuration: the fields that every release from 0.17 on knows.
+        """Peft's configuration: the fields that every release since 0.17 knows.
 
-        A release refuses fields of a later one, and takes its defaults for those that are missing.
+        A release refuses fields of later releases, and uses its defaults for missing fields.
         """
         return {
             "peft_type": "LORA",
@@ -272,13 +274,16 @@ class Adapter:
     ) -> Path:
         """Write the adapter in kohya's layout, which ComfyUI, A1111 and Forge read.
 
-        As in kohya's sd-scripts, SDXL's layers carry the names that its authors gave them, and the
-        metadata says what the base model predicts.
+        As in kohya's sd-scripts, SDXL's layers carry their original names, and the metadata says
+        what the base model predicts.
 
         Args:
-            path: the file; its folder is made if absent.
+            path: the file; its folder is created if missing.
             prediction_type: what the base model predicts, in diffusers' words.
             zero_snr: whether the base model's first step starts from pure noise.
+
+        Returns:
+            The file.
         """
         names = {layer: layer for layer in self.matrices}
         if self.is_sdxl:
@@ -305,17 +310,17 @@ class Adapter:
 
     @property
     def is_sdxl(self) -> bool:
-        """Whether it was made for SDXL's UNet."""
+        """Whether the adapter was made for SDXL's UNet."""
         return self._text_width == _SDXL_WIDTH or is_sdxl(self.matrices)
 
     @property
     def _text_width(self) -> int:
-        """Of the base model's text encoders, by which other programs tell families; 0: unknown."""
+        """Width of the text embeddings, which identifies the model family; 0 if unknown."""
         widths = (a.shape[1] for n, (a, _) in self.matrices.items() if n.endswith("attn2.to_k"))
         return next(widths, 0)
 
     def _kohya_version(self, predicts_v: bool) -> dict[str, str]:
-        """By what these programs sort adapters: the base model's family."""
+        """Metadata that names the base model's family, by which these programs sort adapters."""
         of_sd2 = ("sd_v2", "stable-diffusion-v2-768-v" if predicts_v else "stable-diffusion-v2-512")
         families = {
             _SD1_WIDTH: ("sd_v1", "stable-diffusion-v1"),
@@ -334,14 +339,14 @@ class Adapter:
         """Load the adapter into a pipeline and make it the only active one.
 
         Args:
-            pipe: a diffusers pipeline with the UNet the adapter was made for.
-            name: adapter slot; its former content is dropped.
+            pipe: a diffusers pipeline with the UNet that the adapter was made for.
+            name: of the adapter in the pipeline; an adapter of that name is replaced.
 
         Raises:
             AdapterError: if the adapter does not fit the pipeline's UNet.
         """
         self._check_fits(pipe.unet)
-        with warnings.catch_warnings():  # several adapters in one UNet are what is meant
+        with warnings.catch_warnings():  # several adapters are intended
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
             warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted")
             if name in getattr(pipe.unet, "peft_config", {}):
@@ -356,11 +361,11 @@ class Adapter:
         pipe.set_adapters(name)
 
     def _check_fits(self, unet: torch.nn.Module) -> None:
-        """Refuse a UNet that lacks a layer, before anything of it is changed."""
+        """Refuse a UNet that lacks one of the layers, before changing it."""
         modules = dict(unet.named_modules())
         for layer, (a, b) in self.matrices.items():
             module = modules.get(layer)
-            linear = getattr(module, "base_layer", module)  # other adapters may wrap it already
+            linear = getattr(module, "base_layer", module)  # another adapter may already wrap it
             found = getattr(getattr(linear, "weight", None), "shape", None)
             if found != (len(b), a.shape[1]):
                 raise AdapterError(
@@ -371,7 +376,7 @@ class Adapter:
 
 
 def adapter_of(agents: Agents, policy: Policy) -> Adapter:
-    """The adapter of a policy; `agents` know the layers it belongs to."""
+    """The adapter of a policy of `agents`, which know its layers."""
     settings = agents.settings
     return Adapter(
         matrices={name: agents.matrices(policy.adapter, name) for name in agents.layer_names},
@@ -382,10 +387,10 @@ def adapter_of(agents: Agents, policy: Policy) -> Adapter:
 
 
 def policy_of(agents: Agents, adapter: Adapter) -> Policy:
-    """An adapter as a policy that `agents` can load, its optimiser state empty: for evaluation.
+    """An adapter as a policy that `agents` can load for evaluation, with empty optimiser state.
 
     Args:
-        agents: of the same layers; their rank may be higher, the rest is zero.
+        agents: with the same layers; their rank may be higher, and the rest is filled with zeros.
         adapter: of a policy or a blend.
 
     Raises:
@@ -411,18 +416,18 @@ def policy_of(agents: Agents, adapter: Adapter) -> Policy:
 def save_adapter(agents: Agents, policy: Policy, folder: Path) -> None:
     """Write a policy's adapter for `pipe.load_lora_weights(folder)`; see `Adapter.save`.
 
-    The file is the same for every pipeline class: the UNet's layers carry one prefix in all.
+    The file is the same for every pipeline class: the UNet's layers have the same prefix in all.
 
     Args:
-        agents: knows the layers the adapter belongs to.
+        agents: with the policy's layers.
         policy: whose adapter to write.
-        folder: made if absent.
+        folder: created if missing.
     """
     adapter_of(agents, policy).save(folder)
 
 
 def holds_adapter(agents: Agents, policy: Policy, folder: Path) -> bool:
-    """Whether `save_adapter` has written this very policy to a folder, to the bit."""
+    """Whether a folder holds this policy's adapter, bit for bit, as `save_adapter` writes it."""
     try:
         found = Adapter.read(folder / ADAPTER_FILE).state_dict()
     except AdapterError:

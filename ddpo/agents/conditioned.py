@@ -1,11 +1,14 @@
-"""One adapter for all trade-offs: a family of policies, one for every weight vector.
+"""One adapter for all trade-offs: a family of policies, one for every weight vector w.
 
-dW(w) = B_0 A_0 + sum_k 2 w_k B_k A_k over the M objectives (after Panacea, arXiv 2402.02030, and
-ParetoSlider, arXiv 2604.20816). At weights w this is an ordinary LoRA: the A's stacked and the B's
-side by side, 1 and 2 w_k folded into the B's, of rank (M + 1) r and the strength alpha / r of its
-parts. So members of the family run, are judged, saved and exported as the adapters of agents are;
-only a step is taken together. Even weights contain the vertices of the simplex, where the factors
-are 0, 1 and 2: the family is read from its members there, to the bit.
+    dW(w) = (alpha / r) (B_0 A_0 + sum_k 2 w_k B_k A_k),    k = 1..M
+
+This follows Panacea (arXiv 2402.02030) and ParetoSlider (arXiv 2604.20816). At fixed weights it is
+an ordinary LoRA of rank (M + 1) r: the A's are stacked, the B's lie side by side, and the factors
+1 and 2 w_k are folded into the B's. So members of the family run and are judged, saved and exported
+like any agent's adapter. Only the optimiser step is shared.
+
+The family can be read back from its members at the vertices of the simplex, which are among the
+even weights. The factors there are 0, 1 and 2, so this is exact, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 def make_agents(
     unet: nn.Module, num_agents: int, settings: Settings, processes: Processes
 ) -> Agents:
-    """The agents of `agents.kind`; `num_agents` of them are in this process."""
+    """Make the agents of `agents.kind`; this process has `num_agents` of them."""
     if settings.agents.kind == "population":
         return Agents(unet, num_agents, settings.policy_adapter, settings.train)
     num_objectives = len(settings.rewards.objectives)
@@ -43,11 +46,11 @@ def make_agents(
 
 
 class ConditionedAgents(Agents):
-    """K slots that show members of one family of adapters; one optimiser step moves them all.
+    """K slots that hold members of one family of adapters; one optimiser step moves them all.
 
-    The loss of the family is the mean of the slots' losses. Its gradient is the mean of theirs,
-    each times how the member depends on the family; it is clipped as one. A gradient that is not
-    finite, in whichever slot, makes the family skip the step.
+    The loss of the family is the mean of the slots' losses. Its gradient is the mean of the slots'
+    gradients, each multiplied by its member's factors, and is clipped as a whole. If the gradient
+    of any slot is not finite, the family skips the step.
 
     Args:
         unet: see `Agents`.
@@ -55,7 +58,8 @@ class ConditionedAgents(Agents):
         adapter: of a member: rank (M + 1) r.
         train: AdamW's settings.
         num_objectives: M.
-        processes: that hold further slots; each holds the whole family. By default none do.
+        processes: they hold further slots, and each holds the whole family; by default there is
+            only this one.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class ConditionedAgents(Agents):
         self.family = self._weights.detach()[:1].clone()  # (1, P), B's without their factors
         self._adam = AdapterAdam(self.family, train)  # one for all slots
         self._adam.load(0, self.initial_policy())
-        # (P,) which factor an entry has: 0 that of A's and B_0, which is 1; k that of B_k, 2 w_k.
+        # (P,) index of each entry's factor: 0 for A's and B_0 (factor 1), k for B_k (2 w_k).
         self._factor_of = torch.zeros(
             self.family.shape[1], dtype=torch.int64, device=self.family.device
         )
@@ -86,7 +90,7 @@ class ConditionedAgents(Agents):
         self.show(self._task_weights)
 
     def show(self, weights: torch.Tensor) -> None:
-        """Put the family's members at weights (K, M) into the slots, in place."""
+        """Put the family's members at the weights (K, M) into the slots, in place."""
         weights = weights.to(self.family)
         self._factors = torch.cat([torch.ones_like(weights[:, :1]), 2 * weights], dim=1)
         self._update_slots()
@@ -100,17 +104,17 @@ class ConditionedAgents(Agents):
         self._put(slot, policy)
 
     def _optimiser_state(self, slot: int) -> dict[str, Any]:  # noqa: ARG002
-        """Every member has the family's."""
+        """The family's state, the same for every member."""
         return self._adam.snapshot(0)
 
     def load_tasks(
         self, policies: Sequence[Policy], weights: torch.Tensor, own: range | None = None
     ) -> None:
-        """Begin a generation with the family that the policies are members of.
+        """Begin a generation with the family to which the policies belong.
 
         Args:
             policies: K, of all tasks: members of one family, or all the initial policy.
-            weights: (K, M), where they are in the family; each vertex is among them.
+            weights: (K, M), their places in the family; every vertex is among them.
             own: see `Agents`.
 
         Raises:
@@ -124,7 +128,7 @@ class ConditionedAgents(Agents):
         self.show(self._task_weights)
 
     def draw_directions(self, weights: torch.Tensor, seed: int) -> torch.Tensor:
-        """Show members at weights drawn anew over the simplex, see `stratified_weights`."""
+        """Draw new weights over the simplex and show their members; see `stratified_weights`."""
         drawn = stratified_weights(weights, seed)
         self.show(drawn[self._own.start : self._own.stop])
         return drawn
@@ -135,18 +139,20 @@ class ConditionedAgents(Agents):
         return super().snapshot_tasks()
 
     def step(self, max_grad_norm: float) -> torch.Tensor:
-        """Take one AdamW step with the family, and show its members as they are then.
+        """Take one AdamW step with the family and update its members in the slots.
 
         Returns:
-            (K,) the norm of the family's gradient before clipping, for every slot; not finite if
-            the step was skipped.
+            (K,) norm of the family's gradient before clipping, the same for every slot; not finite
+            if the step was skipped.
         """
         self.loss_scale.unscale(self.gradients)
         is_overflow = ~self.gradients.norm(dim=1).isfinite()
+        # The chain rule: the family's gradient is the mean over slots of gradient times factors.
         num_slots = len(self._factors)
         total = (self.gradients[:num_slots] * self._factors[:, self._factor_of]).sum(dim=0)[None]
-        self._processes.sum(total)  # those of a group hold the same
+        self._processes.sum(total)  # processes of a group hold equal gradients: the mean is right
         mean = total / (num_slots * self._processes.count)
+        # One step, then the members as they are now.
         norm = self._adam.step(mean, max_grad_norm)
         self._update_slots()
         self.loss_scale.update(is_overflow)
@@ -157,14 +163,14 @@ class ConditionedAgents(Agents):
 def family_of(
     policies: Sequence[Policy], weights: torch.Tensor, factor_of: torch.Tensor
 ) -> torch.Tensor:
-    """The family (P,) that policies are members of, from those at the vertices of the simplex.
+    """The family (P,) of some policies, read from its members at the vertices of the simplex.
 
-    Their factors are 1, 2 and 0, so nothing is rounded.
+    The factors there are 0, 1 and 2, so nothing is rounded.
 
     Args:
         policies: K members.
-        weights: (K, M), where they are.
-        factor_of: (P,) as in `ConditionedAgents`.
+        weights: (K, M), their places in the family.
+        factor_of: (P,) index of each entry's factor, as in `ConditionedAgents`.
 
     Raises:
         ValueError: if a vertex is missing.
@@ -181,15 +187,17 @@ def family_of(
 
 
 def stratified_weights(around: torch.Tensor, seed: int) -> torch.Tensor:
-    """K random weight vectors, together spread over the simplex: a Latin hypercube, broken sticks.
+    """K random weight vectors that are spread over the simplex.
 
-    Each by itself is uniform on the simplex. Of the K uniform numbers that say how much of the
-    first objective there is, one lies in each K-th of (0, 1), and so for the share of each further
-    objective in what the earlier ones leave. With M = 2 so every K-th of the segment has one.
+    They combine a Latin hypercube with stick breaking. Each vector alone is uniform on the simplex.
+    One uniform number per vector sets the weight of the first objective: exactly one of these
+    numbers lies in each K-th of (0, 1). Further numbers, drawn in the same way, set the share of
+    each further objective in the remaining weight. For M = 2, every K-th of the segment gets one
+    vector.
 
     Args:
-        around: (K, M) vectors in whose order they come: each draw is matched with one of them, so
-            that the squared distances have the least sum. Even weights for M = 2 all meet their
+        around: (K, M) vectors that set the order: each draw is matched to one of them, so that the
+            sum of squared distances is smallest. Even weights with M = 2 each get the draw in their
             own K-th of the segment.
         seed: keys the draw.
 
@@ -203,13 +211,15 @@ def stratified_weights(around: torch.Tensor, seed: int) -> torch.Tensor:
     """
     num, num_objectives = around.shape
     rng = np.random.default_rng(seed)
+    # Latin hypercube: (K, M - 1) uniform numbers, one in each K-th of (0, 1) per column.
     cells = rng.permuted(np.tile(np.arange(num)[:, None], num_objectives - 1), axis=0)
     uniform = (cells + rng.random(cells.shape)) / num
+    # Stick breaking. In a uniform mix of n objectives, one has a share of density Beta(1, n - 1).
     drawn, left = np.empty(around.shape), np.ones(num)
     for k in range(num_objectives - 1):
-        # The share of one of n objectives in a uniform mix of them has a Beta(1, n - 1) density.
         drawn[:, k] = left * (1 - (1 - uniform[:, k]) ** (1 / (num_objectives - 1 - k)))
         left -= drawn[:, k]
     drawn[:, -1] = left
+    # Order: match each draw to its nearest vector.
     _, order = linear_sum_assignment(cdist(around.cpu().numpy(), drawn, "sqeuclidean"))
     return torch.from_numpy(drawn[order])

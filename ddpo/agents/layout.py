@@ -1,4 +1,4 @@
-"""Where an adapter's matrices lie in one flat row, so that K adapters are one (K, P) block."""
+"""The flat layout of an adapter: all matrices in one row, so K adapters are one (K, P) block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ALIGNMENT = 16  # float32 entries: every matrix starts on a 64-byte boundary
 
 
 class _Place(NamedTuple):
-    """Where one matrix lies: A (rank, in) or B (out, rank)."""
+    """The place of one matrix in the row: A (rank, in) or B (out, rank)."""
 
     start: int
     shape: tuple[int, int]
@@ -30,7 +30,7 @@ class _Place(NamedTuple):
 
 
 class FlatLayout:
-    """Aligned places for A and B of every adapted layer; what lies between them is zero.
+    """Aligned places for A and B of every adapted layer; the gaps between them are zero.
 
     Args:
         targets: the layers, by name.
@@ -64,7 +64,8 @@ class FlatLayout:
     def split(self, block: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Every layer's A (K, rank, in) and B (K, out, rank) in a block (K, P).
 
-        As `matrices` of each, but made as one split, whose backward pass fills the block at once.
+        Equal to `matrices` of each layer, but made by one split: its backward pass fills the whole
+        block in one operation.
         """
         places = [place for pair in self._places.values() for place in pair]
         parts = block.split([place.aligned_size for place in places], dim=1)

@@ -1,4 +1,10 @@
-"""LoRA for K agents on one UNet (Hu et al. 2022, eq. 3): the layer, and all of a UNet's layers."""
+"""LoRA for K agents on one UNet (Hu et al. 2022, eq. 3): one layer, and all layers of a UNet.
+
+    y = W x + (alpha / rank) B_k A_k x    for the rows of agent k
+
+The frozen product W x sees the rows of all agents as one large batch. The low-rank product is
+batched over agents, so that every row meets its own agent's matrices.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class StackedLoRALinear(nn.Module):
-    """y = W x + (alpha / rank) B_k A_k x: every row meets the matrices of its own agent k.
+    """A linear layer with K adapters: y = W x + (alpha / rank) B_k A_k x for rows of agent k.
 
     Args:
         base: the frozen layer, W and its bias.
         scale: alpha / rank.
 
     Attributes:
-        matrices: A (K, rank, in) and B (K, out, rank) of the agents of a pass, in the dtype of x.
-        is_adapted: False leaves the output of the base layer as it is.
+        matrices: A (K, rank, in) and B (K, out, rank) of the agents in a pass, in the dtype of x.
+        is_adapted: False gives the base layer's output.
     """
 
     matrices: tuple[torch.Tensor, torch.Tensor]
@@ -38,7 +44,7 @@ class StackedLoRALinear(nn.Module):
         self.is_adapted = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out); the rows of an agent follow those of the one before."""
+        """(..., in) to (..., out); rows are agent-major, the same number for each agent."""
         out: torch.Tensor = self.base(x)
         if not self.is_adapted:
             return out
@@ -49,7 +55,7 @@ class StackedLoRALinear(nn.Module):
 
 
 class AdaptedLayers:
-    """The layers of a UNet that are adapted, wrapped in place.
+    """The adapted layers of a UNet, wrapped in place.
 
     Args:
         unet: whose target layers are wrapped.
@@ -57,8 +63,8 @@ class AdaptedLayers:
 
     Attributes:
         by_name: the wrapped layers, in the UNet's order.
-        layout: where their matrices lie in an adapter's flat row.
-        dtype: of the model, in which the matrices are used.
+        layout: the places of their matrices in an adapter's flat row.
+        dtype: of the model; the matrices are used in it.
 
     Raises:
         UserError: if no linear layer of the UNet matches one of the target names.
@@ -74,7 +80,7 @@ class AdaptedLayers:
             unet.set_submodule(name, layer)
 
     def show(self, block: torch.Tensor, num_agents: int) -> None:
-        """Hand every layer its matrices, as views of the first adapters in a block (K, P)."""
+        """Give every layer its matrices, as views of the first adapters of a block (K, P)."""
         all_matrices = self.split(block[:num_agents].to(self.dtype))
         for layer, matrices in zip(self.by_name.values(), all_matrices, strict=True):
             layer.matrices = matrices
@@ -85,7 +91,7 @@ class AdaptedLayers:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The layers inside are those of the base model."""
+        """Inside, the layers compute what the base model computes."""
         for layer in self.by_name.values():
             layer.is_adapted = False
         try:
@@ -96,10 +102,10 @@ class AdaptedLayers:
 
 
 def target_layers(unet: nn.Module, suffixes: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """Every linear layer whose name ends in one of the suffixes, by its name.
+    """Name -> linear layer, for every layer whose name ends in one of the suffixes.
 
     Raises:
-        UserError: naming the suffixes that no linear layer has.
+        UserError: naming the suffixes that fit no linear layer.
     """
 
     def fits(name: str, suffix: str) -> bool:

@@ -14,7 +14,7 @@ _GROW_AFTER = 200  # finite gradients in a row
 
 
 class LossScale:
-    """A power of two per agent: halved when its gradient overflows, doubled when it long has not.
+    """A power of two per agent: halved when its gradient overflows, doubled after 200 that did not.
 
     Args:
         num_agents: K.
@@ -31,7 +31,7 @@ class LossScale:
         self._finite = torch.zeros(num_agents, device=device)
 
     def scaled(self, losses: torch.Tensor, num_agents: int) -> torch.Tensor:
-        """Values (pairs, ...) of the first agents' pairs, agent-major, times their factors."""
+        """Multiply values (pairs, ...), agent-major, by the factors of the first agents."""
         if not self.is_on:
             return losses
         factors = self.values[:num_agents].repeat_interleave(len(losses) // num_agents)
@@ -43,7 +43,7 @@ class LossScale:
             gradients.div_(self.values[:, None])
 
     def update(self, is_overflow: torch.Tensor) -> None:
-        """Take in whether each agent's (K,) gradient was not finite."""
+        """Adapt the factors, given whether each agent's gradient was not finite (K,)."""
         if not self.is_on:
             return
         finite = torch.where(is_overflow, 0, self._finite + 1)
@@ -53,7 +53,7 @@ class LossScale:
         self._finite = torch.where(grows, 0, finite)
 
     def reset(self, slot: int) -> None:
-        """Begin anew for one agent, as after a restart of the run."""
+        """Start again for one agent, as after a restart of the run."""
         if self.is_on:
             self.values[slot] = _START
             self._finite[slot] = 0

@@ -1,7 +1,7 @@
 """K agents on one frozen UNet: stacked LoRA adapters, their optimiser, snapshots of policies.
 
-One UNet pass carries the rows of all agents, agent-major. The base layers see one large batch; in
-each adapted layer every row meets its own agent's adapter (`ddpo/agents/lora.py`). One agent is the
+One UNet pass carries the rows of all agents, agent-major. The base layers see one large batch. In
+an adapted layer, every row meets its own agent's adapter (`ddpo/agents/lora.py`). One agent is the
 case K = 1.
 """
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from config.base import AdapterSettings, TrainSettings
     from ddpo.types import Conditioning
 
-INITIAL_SEED = 0  # draws the initial A, which all agents of all runs share
+INITIAL_SEED = 0  # of the initial A, which all agents of all runs share
 
 
 class Agents:
     """K worker slots on one UNet: adapters, gradients and AdamW state, each a (K, P) block.
 
-    The UNet is changed in place: its target layers are wrapped and all else is frozen. Every
-    layer's matrices are views of the block of weights, so that gradients arrive as one block, and
-    clipping per agent, snapshots and reductions over processes each touch one tensor.
+    The UNet is changed in place: its target layers are wrapped, and everything else is frozen.
+    Every layer's matrices are views of the block of weights, so gradients arrive as one block.
+    Clipping per agent, snapshots and sums over processes then touch one tensor each.
 
     Args:
         unet: a UNet2DConditionModel.
@@ -43,7 +43,7 @@ class Agents:
         train: AdamW's settings.
 
     Attributes:
-        layers: hand each adapted layer the matrices of a pass.
+        layers: the adapted layers; they take the matrices of a pass.
 
     Raises:
         UserError: if no linear layer of the UNet matches one of the target names.
@@ -57,20 +57,20 @@ class Agents:
         self.settings = adapter
         self.layers = AdaptedLayers(unet, adapter)
         device, model_dtype = next(unet.parameters()).device, self.layers.dtype
-        # Adapters are float32 whatever the model's dtype (float64 if it is, for exact tests).
+        # Adapters are float32 whatever the model's dtype is, or float64 for exact tests.
         self.dtype = torch.promote_types(model_dtype, torch.float32)
         self._weights = nn.Parameter(
             torch.zeros(num_agents, self.layers.layout.size, device=device, dtype=self.dtype)
         )
         self._weights.grad = torch.zeros_like(self._weights)
-        self._block: torch.Tensor = self._weights  # the adapters that passes use, a row an agent
+        self._block: torch.Tensor = self._weights  # the adapters that passes use, a row per agent
         self._adam = AdapterAdam(self._weights, train)
         self.loss_scale = LossScale(num_agents, device, is_on=model_dtype == torch.float16)
         self.statistics: list[PromptStatistics] = [PromptStatistics() for _ in range(num_agents)]
-        # (K,) optimiser steps that each agent has skipped since its last, or since it was loaded.
+        # (K,) optimiser steps that each agent has skipped since its last one or since loading.
         self.skipped_in_row = torch.zeros(num_agents, device=device)
         self._num_rows = 0
-        self._own = range(num_agents)  # the tasks of this process, a slot each
+        self._own = range(num_agents)  # the tasks of this process, one per slot
         initial = self.initial_policy()
         for slot in range(num_agents):
             self.load(slot, initial)
@@ -102,7 +102,8 @@ class Agents:
             latents: (rows, C, h, w), agent-major; rows divide evenly by `num_active`.
             timesteps: () or (rows,).
             conditioning: of the prompts, one row each.
-            num_active: how many agents own rows in this pass, 1..K; copies inside `copies`.
+            num_active: how many agents own rows in this pass, 1..K; inside `copies`, how many
+                copies.
 
         Returns:
             (rows, C, h, w) in the adapters' dtype.
@@ -125,7 +126,7 @@ class Agents:
         return out.to(self.dtype)
 
     def take_num_rows(self) -> int:
-        """UNet rows passed since the last call, with gradient or without."""
+        """UNet rows since the last call, with or without gradient."""
         num_rows, self._num_rows = self._num_rows, 0
         return num_rows
 
@@ -135,19 +136,19 @@ class Agents:
             self.unet.set_submodule(name, layer.base)
 
     def base_model(self) -> AbstractContextManager[None]:
-        """Predictions inside are the base model's: the adapters, whatever they hold, are off."""
+        """Inside, the adapters are off: predictions are the base model's."""
         return self.layers.off()
 
     @contextmanager
     def copies(self, num_active: int, samples: int) -> Iterator[torch.Tensor]:
-        """Passes inside take every sample for an agent of its own, with a copy of its adapter.
+        """Inside, every sample of a pass has its own copy of its agent's adapter.
 
-        So the gradient of a pass comes a sample at a time: what DP-SGD clips (Abadi et al. 2016,
-        section 3.1), and here waits for the sample's reward.
+        So a pass gives one gradient per sample. DP-SGD clips such gradients (Abadi et al. 2016,
+        section 3.1); here they wait for their sample's reward.
 
         Args:
-            num_active: agents that are copied, the first so many.
-            samples: copies of each.
+            num_active: how many agents are copied, from the first.
+            samples: copies per agent.
 
         Yields:
             (num_active * samples, P) the copies, agent-major; gradients gather in them.
@@ -161,7 +162,7 @@ class Agents:
 
     @property
     def gradients(self) -> torch.Tensor:
-        """(K, P) of all agents, as one block."""
+        """Gradients (K, P) of all agents, as one block."""
         assert self._weights.grad is not None
         return self._weights.grad
 
@@ -177,7 +178,7 @@ class Agents:
         the host does not wait for it.
 
         Returns:
-            (K,) gradient norms before clipping; not finite for those that skipped.
+            (K,) gradient norms before clipping; not finite for agents that skipped.
         """
         self.loss_scale.unscale(self.gradients)
         norms = self._adam.step(self.gradients, max_grad_norm)
@@ -206,7 +207,7 @@ class Agents:
         """Copy a policy into a slot, in place: adapter, optimiser state and prompt statistics.
 
         Raises:
-            ValueError: if the policy was made for other layers or another rank.
+            ValueError: if the policy belongs to other layers or another rank.
         """
         self._put(slot, policy)
         self._adam.load(slot, policy)
@@ -233,37 +234,37 @@ class Agents:
         )
 
     def _optimiser_state(self, slot: int) -> dict[str, Any]:
-        """Moments and step count that belong to a slot, by the names of `Policy`."""
+        """Moments and step count of a slot, under the field names of `Policy`."""
         return self._adam.snapshot(slot)
 
     def load_tasks(
         self, policies: Sequence[Policy], weights: torch.Tensor, own: range | None = None
     ) -> None:
-        """Begin a generation: one policy a slot, to be improved along its weights.
+        """Begin a generation: one policy per slot, to be improved along its weights.
 
         Args:
             policies: K, of all tasks.
             weights: (K, M), of all tasks.
-            own: tasks that this process works on, the first of them in slot 0; by default all.
+            own: the tasks of this process, the first of them in slot 0; by default all.
         """
-        del weights  # what is improved is a matter of advantages alone
+        del weights  # they enter through the advantages only
         self._own = range(len(policies)) if own is None else own
         for slot, task in enumerate(self._own):
             self.load(slot, policies[task])
 
     def draw_directions(self, weights: torch.Tensor, seed: int) -> torch.Tensor:
-        """Begin an iteration.
+        """Begin an iteration: choose the weights along which the agents are improved.
 
         Args:
             weights: (K, M), of all tasks.
-            seed: keys what is random about the directions.
+            seed: keys random directions; not used here.
 
         Returns:
-            (K, M), what the agents are improved along in this iteration: here their tasks' weights.
+            (K, M) weights of this iteration: here the tasks' own.
         """
         del seed
         return weights
 
     def snapshot_tasks(self) -> list[Policy]:
-        """What the policies of this process's tasks have become."""
+        """The current policies of this process's tasks."""
         return [self.snapshot(slot) for slot in range(len(self._own))]

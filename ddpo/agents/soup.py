@@ -1,4 +1,4 @@
-"""Policies to go on training from, made of others: the soup between the extremes of a warm-up."""
+"""New starting policies blended from others: the soup of a warm-up's extreme policies."""
 
 from __future__ import annotations
 
@@ -22,22 +22,27 @@ _ROW_NORM = 1 / math.sqrt(3)  # of A's rows in a fresh adapter: uniform in +-1/s
 
 
 def blend_policies(agents: Agents, parts: Sequence[tuple[Policy, float]]) -> Policy:
-    """The policy whose weight update is the weighted sum of the others', to the agents' rank.
+    """The policy whose weight update is the weighted sum of the parts' updates.
 
-    A blend of several adapters has the sum of their ranks; the nearest adapter of the agents' own
-    rank replaces it, and the relative error of that is logged. The rows of A get the length
-    of a fresh adapter's, so that a learning rate means the same as for any other policy. The
-    optimiser starts anew; prompt statistics are those of the largest part.
+    The exact blend has the sum of the parts' ranks. The nearest adapter of the agents' own rank
+    replaces it, and the relative error is logged. The rows of A are scaled to the length they have
+    in a fresh adapter, so that the learning rate means the same as for other policies. The
+    optimiser state starts empty. Prompt statistics come from the part with the largest share.
 
     Args:
-        agents: know the layers.
-        parts: policies and their shares, which sum to 1; one alone is returned as it is.
+        agents: with the policies' layers.
+        parts: policies and their shares, which sum to 1; a single policy is returned unchanged.
+
+    Raises:
+        AdapterError: if the policies belong to different layers.
     """
     if len(parts) == 1:
         return parts[0][0]
+    # Blend, then reduce to the agents' rank.
     whole = Adapter.blend([(adapter_of(agents, policy), share) for policy, share in parts])
     adapter, error = whole.reduced(agents.settings.rank)
     logger.info("a blend of %d policies to rank %d: error %.1e", len(parts), adapter.rank, error)
+    # Move the lengths of A's rows to B: dW stays the same.
     initial = agents.initial_policy().adapter
     flat = initial.clone()
     scale = agents.settings.alpha / agents.settings.rank

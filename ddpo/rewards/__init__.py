@@ -1,7 +1,7 @@
-"""The rewards: what an image is worth for one objective. Adding one is a file and a line here.
+"""The rewards: each scores an image for one objective. A new reward is a file and a line here.
 
-A reward's file says what it measures, where its models come from and how it is built, in one
-`RewardEntry` called `REWARD`:
+A reward's file describes it in one `RewardEntry` called `REWARD`: what it measures, where its
+models come from, and how it is built.
 
     entry = reward_entry("clip_alignment")
     reward = entry.build({"clip": "emoji-clip"}, torch.device("cpu"), "float32")
@@ -9,7 +9,7 @@ A reward's file says what it measures, where its models come from and how it is 
 
 Listing the table imports none of these files. Importing one must not import transformers or
 huggingface_hub: settings are checked first, and `--dry_run` then takes the hub offline. Rewards
-that are not in the table, a user's own and remote ones, are built by `ddpo/rewards/lookup.py`.
+outside the table, a user's own or remote ones, are built by `ddpo/rewards/lookup.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Part:
 
     Attributes:
         source: hub id, folder or file.
-        licence: of what is there; empty if unknown.
+        licence: of the source; empty if unknown.
     """
 
     source: str
@@ -53,19 +53,19 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardEntry:
-    """What a reward's file says of it.
+    """The description of a reward in its file.
 
     Attributes:
-        unit: what one unit of the score is.
+        unit: unit of the score.
         meaning: one sentence on what a large score means.
         published: where the measure was published.
-        parts: name -> where that part comes from by default; none for a formula.
+        parts: name -> default source of that part; empty for a formula.
         is_differentiable: whether gradients flow from the scores to the pictures of an `ImageBatch`
             that keeps a graph.
         companion: for a reward without a gradient, a differentiable function of images
-            (rows, 3, H, W) that follows its score up to scale and offset: what learns by gradients
-            follows the companion, and is judged by the reward.
-        build: makes the reward of (part -> source, device, dtype of the models).
+            (rows, 3, H, W) that follows its score up to scale and offset. Learning by gradients
+            follows the companion; policies are still judged by the reward.
+        build: makes the reward from (part -> source, device, dtype of the models).
     """
 
     unit: str
@@ -92,9 +92,9 @@ REWARDS: dict[str, str] = {  # name -> module that has it as `REWARD`
     "brightness": "ddpo.rewards.brightness",
 }
 
-EMOJI_CLIP = Part(source="emoji-clip")  # which ships with the project
+EMOJI_CLIP = Part(source="emoji-clip")  # ships with the project
 
-# Guards that are no rewards, because they compare pictures: see `ddpo/rewards/guards.py`.
+# Guards that compare pictures and therefore are not rewards: see `ddpo/rewards/guards.py`.
 PICTURE_GUARDS: dict[str, Mapping[str, Part]] = {  # name -> parts
     "base_similarity": {"clip": EMOJI_CLIP},
     "diversity": {"clip": EMOJI_CLIP},
@@ -102,17 +102,17 @@ PICTURE_GUARDS: dict[str, Mapping[str, Part]] = {  # name -> parts
 
 
 def reward_entry(name: str) -> RewardEntry:
-    """What the file of a reward of the table says of it."""
+    """The entry of a reward in the table."""
     entry: RewardEntry = importlib.import_module(REWARDS[name]).REWARD
     return entry
 
 
 def parts_of(name: str, sources: Sequence[str] = ()) -> dict[str, Part]:
-    """The parts of a reward of the table, or of a guard that compares pictures.
+    """The parts of a reward in the table, or of a guard that compares pictures.
 
     Args:
         name: of the reward or guard.
-        sources: texts REWARD.PART=SOURCE of `rewards.sources`, which replace defaults.
+        sources: texts REWARD.PART=SOURCE as in `rewards.sources`; they replace defaults.
     """
     parts = PICTURE_GUARDS[name] if name in PICTURE_GUARDS else reward_entry(name).parts
     given = dict(text.split("=", 1) for text in sources)
@@ -123,7 +123,7 @@ def parts_of(name: str, sources: Sequence[str] = ()) -> dict[str, Part]:
 
 
 def may_be_black_box(name: str, settings: RewardSettings) -> bool:
-    """Whether an objective may have to be learnt without a gradient, as far as settings tell.
+    """Whether an objective may have to be learnt without a gradient, judging by the settings.
 
     Args:
         name: as in `rewards.names`.
@@ -136,7 +136,7 @@ def may_be_black_box(name: str, settings: RewardSettings) -> bool:
 
 
 def markdown_table() -> str:
-    """The table of rewards as docs/rewards.md shows it."""
+    """The table of rewards in docs/rewards.md."""
     rows = []
     for name in REWARDS:
         entry = reward_entry(name)

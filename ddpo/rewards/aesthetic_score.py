@@ -41,7 +41,7 @@ def load_head(source: str) -> nn.Sequential:
     """The frozen head from a file of tensors, see `load_tensors`.
 
     Raises:
-        UserError: if there is none, or it holds other tensors than the head's.
+        UserError: if there is no such file, or its tensors are not a head's.
     """
     state = load_tensors(_HEAD, source)
     state = {name.removeprefix("layers."): tensor for name, tensor in state.items()}
@@ -55,8 +55,8 @@ class AestheticScore(BatchReward):
     """Aesthetic score of images, about 1 to 10.
 
     Args:
-        clip: whose image embedding the head reads.
-        head: of `load_head`; it runs beside the CLIP, in float32.
+        clip: gives the image embedding that the head reads.
+        head: from `load_head`; it runs in float32 on the CLIP's device.
     """
 
     def __init__(self, clip: ClipTower, head: nn.Sequential) -> None:

@@ -27,11 +27,11 @@ _MAX_PROMPTS = 4096  # text embeddings kept
 
 
 def clip_pixels(batch: ImageBatch, processor: CLIPImageProcessorPil) -> torch.Tensor:
-    """What CLIP sees of a batch: resized, cropped, normalised, as Pillow and OpenAI's code do it.
+    """CLIP's input for a batch: resized, cropped and normalised, as Pillow and OpenAI's code do it.
 
-    The resize is Pillow's own bicubic on 8-bit pictures, on whatever device the model runs: other
-    implementations differ by rounding between its two passes. Where the batch keeps a graph, the
-    gradient is that of torch's antialiased bicubic, which is the same filter without the rounding.
+    The resize is always Pillow's bicubic on 8-bit pictures, on any device: other implementations do
+    not round between its two passes. If the batch keeps a graph, the gradient comes from torch's
+    antialiased bicubic, the same filter without rounding.
 
     Returns:
         (rows, 3, h, w) float32 where the batch's rewards run.
@@ -54,7 +54,7 @@ def clip_pixels(batch: ImageBatch, processor: CLIPImageProcessorPil) -> torch.Te
 
 
 def _fit(picture: Image.Image, edge: int, height: int, width: int) -> Image.Image:
-    """Shortest edge to `edge` pixels, then the centre of height x width."""
+    """Resize the shortest edge to `edge` pixels, then crop the centre of height x width."""
     size = _resized(picture.size, edge)
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling.BICUBIC)
@@ -63,12 +63,12 @@ def _fit(picture: Image.Image, edge: int, height: int, width: int) -> Image.Imag
 
 
 def _fit_smoothly(images: torch.Tensor, edge: int, height: int, width: int) -> torch.Tensor:
-    """`_fit` of images (rows, 3, H, W) in [0, 1] without rounding, so that it has a gradient."""
+    """`_fit` without rounding, for images (rows, 3, H, W) in [0, 1], so that it has a gradient."""
     size = _resized((images.shape[3], images.shape[2]), edge)
     if size != (images.shape[3], images.shape[2]):
         images = F.interpolate(images, size[::-1], mode="bicubic", antialias=True)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    # A centre larger than the picture has black around it, as Pillow's crop does.
+    # If the centre is larger than the picture, black fills the rest, as in Pillow's crop.
     right, bottom = size[0] - width - left, size[1] - height - top
     return F.pad(images, (-left, -right, -top, -bottom))
 
@@ -86,7 +86,7 @@ class ClipTower:
     Args:
         model: the weights.
         processor: folder or hub id of tokenizer and picture processor.
-        device: where it runs; its text half goes there with the first prompt.
+        device: where it runs; the text half moves there with the first prompt.
     """
 
     def __init__(self, model: CLIPModel, processor: str, device: torch.device) -> None:
@@ -103,11 +103,11 @@ class ClipTower:
 
     @property
     def temperature(self) -> float:
-        """What CLIP multiplies cosines by to get logits."""
+        """The factor that turns cosines into CLIP's logits."""
         return float(self.model.logit_scale.float().exp())
 
     def embed_images(self, batch: ImageBatch) -> torch.Tensor:
-        """(rows, D) of length 1, at least float32; computed once per batch, whoever asks."""
+        """Embeddings (rows, D) of length 1, float32 or wider; computed once per batch."""
 
         def compute() -> torch.Tensor:
             pixels = clip_pixels(batch, self.processor).to(self.device, self.model.dtype)
@@ -119,16 +119,16 @@ class ClipTower:
 
     @torch.no_grad()
     def embed_texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """(rows, D) float32 of length 1; each distinct prompt is embedded once and remembered."""
+        """Embeddings (rows, D) of length 1, float32; each distinct prompt is embedded once."""
         with self._text_lock:
             return torch.cat([self._embed_text(prompt) for prompt in prompts]).to(self.device)
 
     def cosine(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
-        """(rows,) cosine of each picture with its prompt."""
+        """Cosine (rows,) of each picture with its prompt."""
         return (self.embed_images(batch) * self.embed_texts(prompts)).sum(dim=-1)
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
-        """Those that have more tokens than the text half reads."""
+        """The prompts with more tokens than the text half reads."""
         tokens = [self.tokenizer(prompt, verbose=False).input_ids for prompt in prompts]
         return [p for p, each in zip(prompts, tokens, strict=True) if len(each) > self._length]
 
@@ -138,7 +138,7 @@ class ClipTower:
         return length
 
     def _embed_one(self, prompt: str) -> torch.Tensor:
-        """(1, D) on the CPU: scorers that share this model have CUDA streams of their own."""
+        """Embedding (1, D) on the CPU: scorers that share this model use different CUDA streams."""
         for part in (self.model.text_model, self.model.text_projection):
             part.to(self.device)
         tokens = self.tokenizer(
@@ -154,13 +154,13 @@ _towers: WeakValueDictionary[tuple[str, str, str, str], ClipTower] = WeakValueDi
 def load_clip(
     source: str, device: torch.device, dtype: str, processor: str | None = None
 ) -> ClipTower:
-    """A CLIP model; rewards that name the same one share it while any of them lives.
+    """A CLIP model; rewards that name the same one share it.
 
     Args:
         source: folder, hub id, or "emoji-clip"; its weights are safetensors.
         device: where it runs.
         dtype: of its weights and activations.
-        processor: where tokenizer and picture processor are, if not with the weights.
+        processor: folder or hub id of tokenizer and picture processor; by default `source`.
 
     Raises:
         OSError, ValueError: if there is no such model.

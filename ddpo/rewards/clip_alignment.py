@@ -20,7 +20,7 @@ class ClipAlignment(BatchReward):
     """Cosine similarity in [-1, 1] between image and prompt.
 
     Args:
-        clip: whose embeddings are compared.
+        clip: gives the embeddings.
     """
 
     def __init__(self, clip: ClipTower) -> None:

@@ -1,8 +1,8 @@
 """CLIPScore: 100 max(cos, 0) of CLIP embeddings.
 
 Hessel et al. 2021, eq. 1, is `w max(cos(c, v), 0)` with w = 2.5, ViT-B/32, and captions that begin
-with "A photo depicts". The field's text-to-image tables use w = 100, ViT-L/14 and the bare prompt,
-as torchmetrics does by default; so does this reward. Weights: CLIP by OpenAI (MIT).
+with "A photo depicts". The field's text-to-image tables, and torchmetrics by default, use w = 100,
+ViT-L/14 and the bare prompt. So does this reward. Weights: CLIP by OpenAI (MIT).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ WEIGHT = 100.0
 
 
 class ClipScore(BatchReward):
-    """CLIPScore, 0 to 100; Stable Diffusion's pictures of their prompts lie near 25.
+    """CLIPScore, 0 to 100; Stable Diffusion's pictures score near 25 for their prompts.
 
     Args:
-        clip: whose embeddings are compared.
+        clip: gives the embeddings.
     """
 
     def __init__(self, clip: ClipTower) -> None:

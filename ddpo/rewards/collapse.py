@@ -1,4 +1,4 @@
-"""Agents that no longer vary what they draw, and so have nothing to learn from."""
+"""Detection of collapsed agents: their pictures no longer vary, so they cannot learn."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class CollapseWatch:
             generation: of the rollout.
             rewards: of all K agents.
             prompts: N, the same for every agent.
-            rollout: of the agents and samples that this process has, to tell whether the images
-                are identical or only their rewards.
-            own: these agents.
+            rollout: of this process's agents and samples; it shows whether the images are
+                identical or only their rewards.
+            own: this process's agents.
 
         Returns:
             How many agents have collapsed.
@@ -54,8 +54,8 @@ class CollapseWatch:
                 if without_variance(images[[agent - own.start]], texts).all():
                     what = "images are identical"
             logger.warning(
-                "agent %d has collapsed in generation %d: its %s within any prompt, so that it has "
-                "nothing to learn from; a lower train.learning_rate may keep it from there",
+                "agent %d has collapsed in generation %d: its %s within any prompt, so it has "
+                "nothing to learn from; a lower train.learning_rate may prevent this",
                 agent,
                 generation,
                 what,
@@ -64,16 +64,16 @@ class CollapseWatch:
 
 
 def without_variance(values: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    """Which agents' samples differ within no prompt.
+    """Which agents have identical samples within every prompt.
 
     All their advantages are zero: a policy gradient has nothing to compare.
 
     Args:
-        values: (K, N, ...) of each sample: reward vectors, or images. NaN is a missing value.
-        prompts: N; those that come once say nothing.
+        values: (K, N, ...), reward vectors or images of each sample; NaN is a missing value.
+        prompts: N; a prompt that occurs once has nothing to compare.
 
     Returns:
-        (K,) True where every prompt's samples are all alike; False if no prompt comes twice.
+        (K,) True where all samples of every prompt are equal; False if no prompt occurs twice.
 
     Example:
         >>> without_variance(torch.tensor([[[1.0], [1.0]], [[1.0], [2.0]]]), ["cat", "cat"])

@@ -1,9 +1,12 @@
-"""Gradients of the objectives with respect to pictures, where a reward has one.
+"""Gradients of the objectives with respect to pictures.
 
-What a reward returns is what policies are judged by: 8-bit pictures, Pillow's resize, real files.
-Its gradient is that of the same function without the rounding (`ImageBatch`, `clip_pixels`). A
-reward without a gradient may have a differentiable companion that follows it. All other rewards are
-black boxes, which only a policy gradient learns from.
+Policies are judged by the rewards themselves, which see 8-bit pictures, Pillow's resize and real
+files. There are three kinds of objectives here:
+
+- A differentiable reward: the gradient of its function without rounding is followed (`ImageBatch`,
+  `clip_pixels`).
+- A reward with a differentiable companion: the companion's gradient is followed.
+- A black box: only a policy gradient learns from it.
 """
 
 from __future__ import annotations
@@ -24,14 +27,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIN_CORRELATION = 0.95  # of a companion with its reward, below which it is not followed
-FIT_PICTURES = 64  # of the base model, to which companions are fitted
-# Of the values whose gradient is taken: half precision would round small gradients to zero.
+MIN_CORRELATION = 0.95  # of a companion with its reward; with less it is not followed
+FIT_PICTURES = 64  # pictures of the base model to which companions are fitted
+# Factor before the backward pass: half precision would round small gradients to zero.
 _SCALE = 2.0**12
 
 
 class Differentiable(Protocol):
-    """A function of pictures that keeps their graph."""
+    """A differentiable function of pictures."""
 
     def __call__(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """Scores (rows,) of a batch that keeps a graph, one prompt per row."""
@@ -43,7 +46,7 @@ class RewardGradients:
 
     Args:
         functions: objective -> its differentiable function; None for a black box.
-        companions: the objectives whose function only follows their reward.
+        companions: the objectives whose function is a companion of their reward.
         device: where they run; by default where the pictures are.
         batch_size: pictures at a time.
     """
@@ -68,7 +71,7 @@ class RewardGradients:
         """The differentiable functions of a run's rewards.
 
         Args:
-            settings: which of them are black boxes by wish, or behind a server.
+            settings: name the black boxes and the remote rewards.
             rewards: objective -> reward.
             device: where they run.
         """
@@ -89,11 +92,10 @@ class RewardGradients:
     def slopes(
         self, images: torch.Tensor, prompts: Sequence[str], rewards: torch.Tensor
     ) -> tuple[float, ...]:
-        """What a unit of each objective's differentiable function is worth, in its reward's units.
+        """How much each reward changes per unit of its differentiable function.
 
-        A companion is fitted to its reward by least squares. A function that fails, or whose
-        gradient is not finite or zero everywhere, makes its objective a black box. What was found
-        is logged.
+        A companion is fitted to its reward by least squares. If a function fails, or its gradient
+        is not finite or zero everywhere, its objective becomes a black box. The result is logged.
 
         Args:
             images: (n, 3, H, W) in [0, 1], of the base model.
@@ -101,7 +103,8 @@ class RewardGradients:
             rewards: (n, M); NaN where a score is missing.
 
         Returns:
-            M numbers: 1 for a reward with a gradient of its own, 0 for a black box.
+            M numbers: 1 for a differentiable reward, the fitted slope for a companion, 0 for a
+            black box.
         """
         images, prompts = images[:FIT_PICTURES], prompts[:FIT_PICTURES]
         return tuple(
@@ -114,7 +117,7 @@ class RewardGradients:
     def ascent(
         self, images: torch.Tensor, prompts: Sequence[str], directions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where pictures must change for sum_k d_k f_k to grow, f_k the objectives' functions.
+        """The gradient of sum_k d_k f_k with respect to pictures; f_k are the functions.
 
         Args:
             images: (rows, 3, H, W) in [0, 1].
@@ -122,7 +125,7 @@ class RewardGradients:
             directions: (rows, M), d of each picture; 0 for black boxes.
 
         Returns:
-            The gradient (rows, 3, H, W) and the sum (rows,), where the images are.
+            The gradient (rows, 3, H, W) and the sum (rows,), on the images' device.
         """
         parts = []
         for start in range(0, len(images), self._batch_size):
@@ -135,7 +138,7 @@ class RewardGradients:
     def _ascent(
         self, images: torch.Tensor, prompts: Sequence[str], directions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = images.detach().nan_to_num(0.5).requires_grad_()  # what has no score has d = 0
+        leaf = images.detach().nan_to_num(0.5).requires_grad_()  # pictures with NaN have d = 0
         batch = ImageBatch(leaf, self._device, keep_graph=True)
         directions = directions.to(batch.device)
         value = torch.zeros(len(images), device=batch.device)
@@ -182,7 +185,7 @@ class RewardGradients:
         return slope
 
     def _problem(self, name: str, images: torch.Tensor, prompts: Sequence[str]) -> str | None:
-        """What keeps the gradient of an objective from being used; None if nothing does."""
+        """Why the gradient of an objective cannot be used; None if it can."""
         wanted = torch.tensor([float(each == name) for each in self.functions])
         try:
             gradient, _ = self.ascent(images, prompts, wanted.expand(len(images), -1))
@@ -194,9 +197,10 @@ class RewardGradients:
 
 
 def fit(values: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
-    """Least squares of targets (n,) on values (n,): the slope, and the correlation.
+    """Least-squares fit of targets (n,) on values (n,): the slope and the correlation.
 
-    >>> fit(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 3.0, 5.0]))
+    >>> slope, correlation = fit(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 3.0, 5.0]))
+    >>> slope, round(correlation, 6)
     (2.0, 1.0)
     """
     x, y = values.double() - values.double().mean(), targets.double() - targets.double().mean()

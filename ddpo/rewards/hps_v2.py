@@ -1,9 +1,9 @@
 """Human Preference Score v2.1 (Wu et al. 2023): a CLIP-H tuned to human choices between pictures.
 
-Score: 100 cos of the embeddings, as in the paper's tables; its package returns the cosine. The file
-is in open_clip's naming, which is translated here to transformers' CLIPModel, so that neither
-open_clip nor the package is needed. The package runs in half precision under autocast, this in
-`rewards.dtype`; pictures that are not square are cropped here and padded there.
+The score is 100 cos of the embeddings, as in the paper's tables. The file has open_clip's names;
+they are translated to transformers' CLIPModel, so that neither open_clip nor the paper's package is
+needed. The package differs in three ways: it returns the cosine, it runs in half precision under
+autocast (here `rewards.dtype`), and it pads pictures that are not square (here they are cropped).
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ _LAYER = {
 
 
 def from_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of open_clip's CLIP under the names of transformers' CLIPModel.
+    """Rename the tensors of open_clip's CLIP as in transformers' CLIPModel.
 
-    open_clip keeps the projections of query, key and value in one matrix, and its output
-    projections as (in, out).
+    open_clip keeps the projections of query, key and value in one matrix; it is split. Its output
+    projections are (in, out); they are transposed.
 
     Raises:
         KeyError: for a tensor that open_clip's CLIP does not have.
@@ -88,7 +88,7 @@ def _layer(prefix: str, name: str, tensor: torch.Tensor) -> dict[str, torch.Tens
 
 
 def clean(text: str) -> str:
-    """A text as open_clip's tokeniser takes it: broken encodings mended, entities resolved.
+    """Clean a text as open_clip's tokeniser does: repair encodings, resolve HTML entities.
 
     >>> clean("a  \N{LEFT DOUBLE QUOTATION MARK}cat\N{RIGHT DOUBLE QUOTATION MARK} &amp; fish")
     'a "cat" & fish'
@@ -102,8 +102,8 @@ class HpsV2(BatchReward):
     """HPS v2.1 times 100, about 20 to 32.
 
     Args:
-        source: local file, or owner/repository/file of a hub, in open_clip's naming.
-        processor: folder or hub id of the CLIP whose configuration and processor it has.
+        source: local file, or owner/repository/file of a hub, with open_clip's names.
+        processor: folder or hub id of the CLIP with the same configuration and processor.
         device: where it runs.
         dtype: of weights and activations.
 

@@ -1,4 +1,4 @@
-"""A batch of pictures for all rewards: converted, resized and embedded once."""
+"""A batch of pictures for all rewards, converted, resized and embedded only once."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ JPEG_QUALITY = 95
 
 
 class ImageBatch:
-    """Pictures as they would be saved, 8 bits a channel, and what is computed from them.
+    """Pictures as they would be saved, with 8 bits per channel, and results computed from them.
 
     Every reward sees the same 8-bit values, on every device, in this process or behind a remote
-    judge. What one reward has computed through `shared` the others find.
+    judge. A result that one reward computes through `shared` is there for the others.
 
     Args:
         images: (rows, 3, H, W) in [0, 1].
         device: where rewards run; by default where the images are.
-        keep_graph: let gradients flow from `images` and what rewards make of them to the pictures
-            given. The 8-bit values are seen all the same: rounding passes gradients straight
-            through.
+        keep_graph: let gradients flow from rewards through the attribute `images` to the pictures
+            given. Rewards still see 8-bit values: rounding passes gradients straight through,
+            limiting to [0, 1] does not.
 
     Attributes:
         device: where rewards run.
@@ -52,7 +52,7 @@ class ImageBatch:
         return len(self._images)
 
     def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """What `compute` returns, computed once per batch for each key; safe across threads."""
+        """The result of `compute`, computed once per key and batch; safe across threads."""
         with self._lock:
             cell = self._cells.setdefault(key, _Cell())
         value: T = cell.get(compute)
@@ -60,7 +60,7 @@ class ImageBatch:
 
     @property
     def is_whole(self) -> torch.Tensor:
-        """(rows,) on the CPU: False for pictures with NaN or infinity in them."""
+        """(rows,) bool on the CPU: False for pictures with NaN or infinity."""
         return self.shared("is_whole", lambda: self._images.isfinite().flatten(1).all(dim=1).cpu())
 
     @property
@@ -79,17 +79,17 @@ class ImageBatch:
     def images(self) -> torch.Tensor:
         """(rows, 3, H, W) float32 in [0, 1] on the rewards' device: `pixels` / 255.
 
-        A new tensor every time: a reward that works in place spoils its own only. With a graph
-        float64 pictures stay so.
+        A new tensor every time: a reward that works in place spoils only its own. With a graph,
+        float64 pictures stay float64.
         """
         if self._with_graph is None:
             return self.pixels.float().div(255)
-        smooth = at_least_float32(self._with_graph.to(self.device))
+        smooth = at_least_float32(self._with_graph.to(self.device)).clamp(0, 1)
         return with_gradient_of(smooth, self.pixels.to(smooth.dtype).div(255))
 
     @property
     def pil(self) -> list[Image.Image]:
-        """One RGB picture a row."""
+        """One RGB picture per row."""
 
         def convert() -> list[Image.Image]:
             arrays = self.pixels.permute(0, 2, 3, 1).cpu().numpy()
@@ -98,7 +98,7 @@ class ImageBatch:
         return self.shared("pil", convert)
 
     def encoded(self, file_format: str) -> list[bytes]:
-        """Each picture as a file: "png", which loses nothing, or "jpeg" of quality 95."""
+        """Each picture as a file: lossless "png", or "jpeg" of quality 95."""
 
         def encode() -> list[bytes]:
             return [in_memory(picture, file_format).getvalue() for picture in self.pil]
@@ -114,15 +114,15 @@ def in_memory(picture: Image.Image, file_format: str) -> io.BytesIO:
 
 
 def with_gradient_of(smooth: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The value, with the gradient of a smooth stand-in: a straight-through estimator.
+    """The value, with the gradient of a smooth function in its place: a straight-through estimator.
 
-    Bengio et al. 2013, section 4 (arXiv 1308.3432).
+    Source: Bengio et al. 2013, section 4 (arXiv 1308.3432).
     """
     return value + (smooth - smooth.detach())
 
 
 class _Cell:
-    """One value that the first to ask computes and the others wait for."""
+    """One value: the first thread that asks computes it, the others wait."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -136,14 +136,14 @@ class _Cell:
 
 
 class BatchReward(ABC):
-    """A reward that reads and leaves shared work on an `ImageBatch`."""
+    """A reward that shares work with others through an `ImageBatch`."""
 
     @abstractmethod
     def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
         """Scores (rows,), larger is better, one prompt per row."""
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
-        """Those whose ends this reward does not read."""
+        """The prompts whose ends this reward does not read."""
         del prompts
         return []
 

@@ -1,10 +1,10 @@
 """ImageReward (Xu et al. 2023): a BLIP tuned to rankings by annotators.
 
-Score: `(mlp(h) - 0.167) / 1.033`, where h is the first token of BLIP's text encoder as it attends
-to the picture, and the constants are the paper's. The file is in BLIP's own naming, which is
-translated here to transformers' BLIP classes: the package does not import under transformers 5.
-What is the same: 35 tokens of bert-base-uncased, 224 pixels, Pillow's bicubic; the package offers
-no other precision than float32.
+The score is `(mlp(h) - 0.167) / 1.033`, with the paper's constants. Here h is the first token of
+BLIP's text encoder, which attends to the picture. The file has BLIP's own names; they are
+translated to transformers' BLIP classes, because the paper's package does not import under
+transformers 5. As in the package: 35 tokens of bert-base-uncased, 224 pixels, Pillow's bicubic. The
+package runs only in float32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MODEL = "image_reward.model"
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
 _MAX_TOKENS = 35
-_HEAD_WIDTH = 64  # of every attention head in BLIP, of text and pictures
+_HEAD_WIDTH = 64  # of every attention head in BLIP, for text and pictures
 _VISION = (
     (r"^cls_token$", "embeddings.class_embedding"),
     (r"^pos_embed$", "embeddings.position_embedding"),
@@ -45,7 +45,7 @@ _VISION = (
     (r"\.attn\.proj\.", ".self_attn.projection."),
     (r"\.attn\.qkv\.", ".self_attn.qkv."),
 )
-"""BLIP's names for the parts of its picture encoder, and those of transformers."""
+"""BLIP's names of the parts of its picture encoder -> transformers' names."""
 
 
 def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ def _text_model(state: Mapping[str, torch.Tensor], vision_width: int, source: st
         num_attention_heads=width // _HEAD_WIDTH,
         max_position_embeddings=len(named["embeddings.position_embeddings.weight"]),
         layer_norm_eps=1e-12,
-        is_decoder=True,  # which is what gives its layers attention to the picture
+        is_decoder=True,  # lets its layers attend to the picture
     )
     model = BlipTextModel(config, add_pooling_layer=False)
     load_into(model, named, _MODEL, source)
@@ -111,8 +111,8 @@ class ImageReward(BatchReward):
     """ImageReward, about standard normal over the pictures of its training set.
 
     Args:
-        source: local file, or owner/repository/file of a hub, in BLIP's naming.
-        tokenizer: folder or hub id of bert-base-uncased's.
+        source: local file, or owner/repository/file of a hub, with BLIP's names.
+        tokenizer: folder or hub id of bert-base-uncased's tokenizer.
         device: where it runs.
         dtype: of the encoders' weights and activations.
 
@@ -136,7 +136,7 @@ class ImageReward(BatchReward):
         self._vision, self._text = vision, text
         self._head = head.to(device).requires_grad_(False).eval()
         edge = vision.config.image_size
-        self._processor = CLIPImageProcessorPil(  # whose mean and standard deviation BLIP shares
+        self._processor = CLIPImageProcessorPil(  # CLIP and BLIP share mean and standard deviation
             size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge}
         )
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)

@@ -1,9 +1,11 @@
-"""How many bits a JPEG file needs, as a differentiable function of its picture.
+"""The number of bits of a JPEG file, as a differentiable function of its picture.
+
+    bits = sum over all DCT coefficients c, divided by the quantisation tables, of log2(1 + |c|)
 
 A baseline JPEG codes each quantised DCT coefficient c by its size category, about log2(1 + |c|)
-bits, and as many bits for its value (ITU-T T.81, F.1.2). Their sum follows the size of the file, up
-to a scale and an offset that runs measure on the base model's pictures. Coefficients are divided by
-the quantisation tables and not rounded, so that there is a gradient.
+bits, and by as many bits for its value (ITU-T T.81, F.1.2). The sum follows the file size up to a
+scale and an offset, which runs measure on the base model's pictures. Coefficients are not rounded,
+so that there is a gradient.
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ def jpeg_bits(images: torch.Tensor) -> torch.Tensor:
         images: (rows, 3, H, W) in [0, 1], of any size; edges are repeated to whole blocks.
 
     Returns:
-        (rows,) at least float32.
+        (rows,), float32 or wider.
     """
+    # RGB to luma and colour differences.
     pixels = 255 * at_least_float32(images)
     to_ycbcr = pixels.new_tensor(_TO_YCBCR)
     luma, *colours = torch.einsum("nchw,dc->ndhw", pixels, to_ycbcr).split(1, dim=1)
+    # Bits of each plane; colour planes at half the resolution.
     tables = [pixels.new_tensor(table).view(_BLOCK, _BLOCK) for table in quantisation_tables()]
     bits = _plane_bits(_to_whole_blocks(luma, 2 * _BLOCK) - 128, tables[0])
     for colour in colours:
@@ -48,7 +52,7 @@ def jpeg_bits(images: torch.Tensor) -> torch.Tensor:
 
 
 def _plane_bits(plane: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """(rows,) bits of planes (rows, 1, h, w), both edges a multiple of 8."""
+    """Bits (rows,) of planes (rows, 1, h, w), whose edges are multiples of 8."""
     rows, _, height, width = plane.shape
     blocks = plane.view(rows, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK)
     dct = dct_matrix().to(plane)
@@ -72,7 +76,7 @@ def dct_matrix() -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def quantisation_tables() -> tuple[list[int], list[int]]:
-    """Of luma and colour, row by row: those that Pillow writes at the rewards' quality."""
+    """The tables of luma and colour, row by row, as Pillow writes them at the rewards' quality."""
     with Image.open(in_memory(Image.new("RGB", (_BLOCK, _BLOCK)), "jpeg")) as picture:
         tables: dict[int, list[int]] = picture.quantization
     return tables[0], tables[1]

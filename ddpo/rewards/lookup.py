@@ -1,13 +1,13 @@
-"""Rewards by their name in `rewards.names`: remote, of the table, or a function of the user's own.
+"""Rewards by their name in `rewards.names`: remote, from the table, or the user's own.
 
-A name that `rewards.remotes` gives a URL is scored there, even if the table has it too. A name with
-a colon is the user's: `my_rewards:warmth` is in a module on the path, `path/to/file.py:warmth` in a
-file. It may be
+A name with a URL in `rewards.remotes` is scored there, even if the table has it too. A name with a
+colon is the user's own: `my_rewards:warmth` in a module on the path, or `path/to/file.py:warmth` in
+a file. It may be
 
 * a function `(images, prompts) -> (rows,)`;
-* a class, or a function without parameters other than `device`, which makes such a callable.
+* a class, or a function with no parameter or only `device`, that makes such a callable.
 
-A `unit` attribute on it says what one unit of the score is.
+Its attribute `unit`, if it has one, names the unit of the score.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from ddpo.rewards import Reward
 
 DEFAULT_UNIT = "score"
-_REMOTE_FRACTION = 0.95  # of the time a call may take: a remote reward gives up before it hangs
+_REMOTE_FRACTION = 0.95  # of a call's time limit: a remote reward gives up just before it
 
 
 def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each objective, remote or source that leads nowhere; no model is loaded.
+    """One sentence for each objective, remote or source that cannot be found; loads no model.
 
     Args:
-        flat: dotted settings; those that are wrong by themselves are missing.
+        flat: dotted settings, without settings that are wrong by themselves.
     """
     remotes = flat.get("rewards.remotes", ())
     for remote in remotes:
@@ -70,7 +70,7 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each guard that is neither a reward nor read off pictures; see above."""
+    """One sentence for each guard that is neither a reward nor compares pictures; see above."""
     for name in flat.get("guards.names", ()):
         if name in PICTURE_GUARDS:
             continue
@@ -85,7 +85,7 @@ def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def diversity_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each evaluation set that the guard `diversity` cannot be read off."""
+    """One sentence for each evaluation set that is too small for the guard `diversity`."""
     prompts: dict[str, Any] = {role: flat.get(f"prompts.{role}") for role in ROLES}
     if "diversity" not in flat.get("guards.names", ()) or None in prompts.values():
         return
@@ -104,7 +104,7 @@ def diversity_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _source_problem(text: str) -> str | None:
-    """What is wrong with a text of `rewards.sources`; its reward's file is imported to know."""
+    """The problem with an entry of `rewards.sources`, if any; imports its reward's file."""
     target, _, source = text.partition("=")
     name, _, part = target.partition(".")
     if not (part and source):
@@ -125,12 +125,12 @@ def _remote_names(flat: Mapping[str, Any]) -> list[str]:
 
 
 def name_problem(setting: str, name: str, remotes: Sequence[str] = ()) -> str | None:
-    """What is wrong with the name of a reward in `setting`; None if it can be found.
+    """The problem with the name of a reward; None if the reward can be found.
 
     Args:
-        setting: that holds the name.
+        setting: the setting that holds the name.
         name: of a reward.
-        remotes: the names to which `rewards.remotes` gives a URL.
+        remotes: the names with a URL in `rewards.remotes`.
     """
     if ":" in name:
         problem = _own_problem(name)
@@ -144,12 +144,15 @@ def name_problem(setting: str, name: str, remotes: Sequence[str] = ()) -> str | 
 
 
 def build_reward(name: str, settings: RewardSettings, device: torch.device) -> tuple[Reward, str]:
-    """A reward and its unit.
+    """Build a reward.
 
     Args:
         name: as in `rewards.names`.
-        settings: what the rewards of the table are built from.
+        settings: of all rewards.
         device: where it runs.
+
+    Returns:
+        The reward and its unit.
 
     Raises:
         UserError: if it cannot be found or is not a reward.
@@ -185,7 +188,7 @@ def _remote(url: str, settings: RewardSettings) -> tuple[Reward, str]:
 
 
 def _is_remote(text: str) -> bool:
-    """Whether `text` is name=URL."""
+    """Whether a text has the form name=URL."""
     name, _, url = text.partition("=")
     try:
         parts = urlsplit(url)
@@ -195,7 +198,7 @@ def _is_remote(text: str) -> bool:
 
 
 def _is_factory(own: Any) -> bool:
-    """Whether calling it makes a reward, rather than scores."""
+    """Whether a call makes a reward rather than scores."""
     if inspect.isclass(own):
         return True
     return inspect.isfunction(own) and set(inspect.signature(own).parameters) <= {"device"}
@@ -206,7 +209,7 @@ def _device_argument(own: Any, device: torch.device) -> dict[str, torch.device]:
 
 
 def _import(module: str) -> ModuleType:
-    """The module; a file is run once, however many rewards it holds."""
+    """Import a module or a file; a file is run only once, however many rewards it holds."""
     if not module.endswith(".py"):
         return importlib.import_module(module)
     path = str(Path(module).resolve())
@@ -215,7 +218,7 @@ def _import(module: str) -> ModuleType:
         if spec is None or spec.loader is None:
             raise ImportError(f"{path} is not a Python file")
         make_importable_beside(Path(path))
-        # Known before it runs, as any import is: dataclasses, for one, look their module up.
+        # Registered before it runs, as in any import: dataclasses, for one, look their module up.
         sys.modules[path] = loaded = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(loaded)
@@ -226,7 +229,7 @@ def _import(module: str) -> ModuleType:
 
 
 def _own_problem(name: str) -> str | None:
-    """What keeps `module:function` from being found, as far as its source tells without running."""
+    """Why `module:function` cannot be found, judging by the source without running it; or None."""
     module, _, attribute = name.rpartition(":")
     if not attribute.isidentifier() or not module:
         return "must look like module:function or path/to/file.py:function"
@@ -262,7 +265,7 @@ def _binding_problem(source: Path, attribute: str) -> str | None:
 
 
 def _bound_names(tree: ast.Module) -> set[str]:
-    """All names that a source binds, at whatever depth: none of them is refused before import."""
+    """All names that a source binds, at any depth; none of them is refused before import."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

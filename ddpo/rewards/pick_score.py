@@ -1,8 +1,8 @@
-"""PickScore (Kirstain et al. 2023, eq. 2): a CLIP-H tuned to what users of a web page picked.
+"""PickScore (Kirstain et al. 2023, eq. 2): a CLIP-H tuned to the choices of a web page's users.
 
-Score: `T E_text(x) . E_image(y)` with unit embeddings and the model's own temperature T. Only
-differences of scores under one prompt mean anything: the paper turns them into probabilities by a
-softmax. Licences are those that the repositories state.
+The score is `T E_text(x) . E_image(y)`, with unit embeddings and the model's own temperature T.
+Only differences between scores for the same prompt have a meaning: the paper turns them into
+probabilities by a softmax. Licences are as stated by the repositories.
 """
 
 from __future__ import annotations

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def rms_contrast(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG001
-    """Standard deviation of the grey values, which lie in [0, 1].
+    """Standard deviation of grey values in [0, 1].
 
     Args:
         images: (rows, 3, H, W) in [0, 1].
         prompts: not used.
 
     Returns:
-        (rows,) float32; 0 for an even picture, 0.5 for one half black and half white.
+        (rows,) float32; 0 for a uniform picture, 0.5 for one that is half black and half white.
     """
     return luma(at_least_float32(images)).flatten(1).std(dim=1, correction=0)
 

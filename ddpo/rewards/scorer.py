@@ -1,8 +1,8 @@
-"""Scores images off the main thread, so that the next chunk is sampled meanwhile.
+"""Scores images outside the main thread, while the next chunk is sampled.
 
 A score can be missing: the reward returned NaN or infinity, the picture itself is not finite, or,
-with `rewards.on_error=skip`, the reward raised or hung. A missing score is NaN in `RewardBatch`;
-its sample teaches nothing and enters no statistic. Where too many are missing, in all processes
+with `rewards.on_error=skip`, the reward raised or hung. A missing score is NaN in `RewardBatch`.
+Its sample teaches nothing and enters no statistic. If too many are missing, in all processes
 together, the run ends.
 """
 
@@ -31,16 +31,16 @@ logger = logging.getLogger(__name__)
 
 
 class RewardError(UserError):
-    """A reward raised, hung, or returned something that is not one score per image."""
+    """A reward raised, hung, or did not return one score per image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Submission:
-    """One batch that is being scored.
+    """A batch that is being scored.
 
     Attributes:
-        num_images: in it.
-        calls: objective name -> the call whose result is scores (num_images,).
+        num_images: in the batch.
+        calls: objective name -> the call that returns scores (num_images,).
     """
 
     num_images: int
@@ -48,17 +48,18 @@ class Submission:
 
 
 class Scorer:
-    """Applies the objectives' rewards to batches of images, a worker thread each.
+    """Applies the objectives' rewards to batches of images, with one worker thread per reward.
 
     Args:
         rewards: objective name -> reward, in the order of the objectives.
-        units: objective name -> what one unit of its score is.
-        device: where rewards get their images; by default where they are.
+        units: objective name -> unit of its score.
+        device: where rewards get their images; by default where the images are.
         batch_size: images per call of a reward.
-        timeout_seconds: how long one call may take.
-        on_error: "abort" ends the run when a reward raises or hangs, "skip" leaves those images
+        timeout_seconds: time limit of one call.
+        on_error: "abort" ends the run when a reward raises or hangs; "skip" leaves those images
             out.
-        max_invalid_fraction: of the images of a rollout or an evaluation that may lack a score.
+        max_invalid_fraction: largest fraction of a rollout's or an evaluation's images that may
+            lack a score.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Scorer:
         self._on_error = on_error
         self._max_invalid_fraction = max_invalid_fraction
         self._workers = {name: Worker(f"reward-{name}") for name in self.rewards}
-        # One stream for all rewards: what one leaves on an ImageBatch is there for the next.
+        # One stream for all rewards: a result shared on an ImageBatch is then ready for the next.
         self._stream: torch.cuda.Stream | None = None
 
     @classmethod
@@ -88,7 +89,7 @@ class Scorer:
         """Build the rewards named in the settings.
 
         Raises:
-            RewardError: naming the one that cannot be found or whose models cannot be loaded.
+            RewardError: naming the reward that cannot be found or whose models cannot be loaded.
         """
         device = reward_device(settings, device)
         rewards, units = {}, {}
@@ -108,15 +109,15 @@ class Scorer:
         )
 
     def check(self, height: int, width: int, prompts: Sequence[str]) -> None:
-        """Call every reward once on pictures of noise, so that a mistake in it is met early.
+        """Call every reward once on pictures of noise, so that its mistakes show early.
 
         Args:
-            height: of the pictures to come, in pixels.
-            width: likewise.
-            prompts: one for each picture; those to come may carry metadata that a reward needs.
+            height: of a run's pictures, in pixels.
+            width: of a run's pictures, in pixels.
+            prompts: one per picture; examples of the run's, with metadata that a reward may need.
 
         Raises:
-            RewardError: naming the reward, what was expected and what came.
+            RewardError: naming the reward, the expected result and the actual one.
         """
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(len(prompts), 3, height, width, generator=generator)
@@ -125,7 +126,7 @@ class Scorer:
                 self._result(name, call)
 
     def cut(self, prompts: Sequence[str]) -> dict[str, list[str]]:
-        """Objective -> the prompts whose ends it does not read, as far as rewards say so."""
+        """Objective -> the prompts whose ends it does not read, for rewards that can say so."""
         return {
             name: reward.cut(prompts)
             for name, reward in self.rewards.items()
@@ -148,10 +149,10 @@ class Scorer:
         return submissions
 
     def gather(self, chunks: Sequence[Sequence[Submission]], num_agents: int) -> RewardBatch:
-        """Wait for the chunks submitted and put their scores together.
+        """Wait for the submitted chunks and put their scores together.
 
         Args:
-            chunks: what `submit` returned, each for agent-major rows of all agents.
+            chunks: results of `submit`, each for agent-major rows of all agents.
             num_agents: K.
 
         Returns:
@@ -177,14 +178,14 @@ class Scorer:
         )
 
     def refuse_too_many_missing(self, values: torch.Tensor, num_images: int | None = None) -> None:
-        """Give up if more images than allowed lack a score.
+        """End the run if more images than allowed lack a score.
 
         Args:
             values: (K, N, M) of a rollout or evaluation.
-            num_images: of all of it, in all processes; by default those of `values`.
+            num_images: in total, in all processes; by default the images of `values`.
 
         Raises:
-            RewardError: saying how many, and whose scores they lack.
+            RewardError: saying how many images lack scores, and of which rewards.
         """
         is_valid = values.isfinite().all(dim=-1)
         invalid = int((~is_valid).sum())
@@ -199,7 +200,7 @@ class Scorer:
         )
 
     def close(self) -> None:
-        """End the worker threads; one that hangs is left behind."""
+        """End the worker threads; a thread that hangs is left behind."""
         for worker in self._workers.values():
             worker.close()
 
@@ -214,10 +215,10 @@ class Scorer:
             return torch.full((submission.num_images,), torch.nan)
 
     def _result(self, name: str, call: Call[torch.Tensor]) -> torch.Tensor:
-        """What a call returned, in time.
+        """The result of a call, if it comes in time.
 
         Raises:
-            RewardError: if it raised or hangs.
+            RewardError: if the call raised or hangs.
         """
         try:
             return call.result(self._timeout_seconds)
@@ -231,7 +232,7 @@ class Scorer:
     def _task(
         self, name: str, batch: ImageBatch, prompts: Sequence[str], ready: torch.cuda.Event | None
     ) -> Callable[[], torch.Tensor]:
-        """Score a batch on the rewards' stream, once its images are drawn."""
+        """A function that scores a batch on the rewards' stream, once its images are drawn."""
 
         def task() -> torch.Tensor:
             with torch.cuda.stream(self._stream), torch.no_grad():
@@ -242,7 +243,7 @@ class Scorer:
         return task
 
     def _event_after(self, images: torch.Tensor) -> torch.cuda.Event | None:
-        """What the rewards' stream waits for before it reads the images; None off CUDA."""
+        """The event that the rewards' stream waits for before reading images; None without CUDA."""
         if not images.is_cuda:
             return None
         if self._stream is None:
@@ -254,7 +255,7 @@ class Scorer:
 
 
 def reward_device(settings: RewardSettings, beside: torch.device) -> torch.device:
-    """Where rewards run: where the settings say, or else beside the base model."""
+    """Where rewards run: on the device in the settings, or else on the base model's."""
     return torch.device(settings.device) if settings.device else beside
 
 
@@ -265,7 +266,7 @@ def _score(name: str, reward: Reward, batch: ImageBatch, prompts: Sequence[str])
         (rows,) float32 on the CPU; NaN where a score, or the picture itself, is not finite.
 
     Raises:
-        RewardError: naming the reward, what was expected and what came.
+        RewardError: naming the reward, the expected result and the actual one.
     """
     rows = len(batch)
     try:

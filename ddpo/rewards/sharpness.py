@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def sharpness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG001
-    """Variance over the picture of its Laplacian, grey values 0 to 255.
+    """Variance of a picture's Laplacian, with grey values from 0 to 255.
 
-    The Laplacian is that of the four neighbours; pixels without all four are left out. Noise counts
-    as sharpness.
+    The Laplacian uses the four neighbours of a pixel; pixels at the border are left out. Noise
+    counts as sharpness.
 
     Args:
         images: (rows, 3, H, W) in [0, 1], at least 3 pixels each way.
         prompts: not used.
 
     Returns:
-        (rows,) float32; 0 for even pictures and linear ramps.
+        (rows,) float32; 0 for uniform pictures and linear ramps.
     """
     grey = 255 * luma(at_least_float32(images))
     inner = grey[:, 1:-1, 1:-1]

@@ -1,4 +1,4 @@
-"""Models of rewards that come as one file of tensors: from disk or a hub, and never as code."""
+"""Reward models that come as one file of tensors, from disk or a hub, and never as code."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def load_tensors(part: str, source: str) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint file, on the CPU.
 
-    Files of torch are read with `weights_only=True`: no code in them runs. A checkpoint that keeps
-    its tensors under "state_dict" is opened there.
+    torch's files are read with `weights_only=True`, so no code in them runs. If a checkpoint keeps
+    its tensors under "state_dict", they are taken from there.
 
     Args:
-        part: what it is for, as "aesthetic_score.head", for messages.
+        part: the part that it is for, such as "aesthetic_score.head", for messages.
         source: a local .safetensors, .pt or .pth file, or owner/repository/file of a hub.
 
     Raises:
@@ -54,10 +54,10 @@ def load_tensors(part: str, source: str) -> dict[str, torch.Tensor]:
 def load_into(
     module: torch.nn.Module, state: Mapping[str, torch.Tensor], part: str, source: str
 ) -> None:
-    """Copy tensors into a module that has exactly these.
+    """Copy tensors into a module that has exactly these tensors.
 
     Raises:
-        UserError: naming the part and what is missing, left over, or of another shape.
+        UserError: naming the part and the tensors that are missing, left over, or of another shape.
     """
     try:
         module.load_state_dict({name: tensor.float() for name, tensor in state.items()})
@@ -66,7 +66,7 @@ def load_into(
 
 
 def shown(part: str, source: str) -> str:
-    """How messages name a part of a reward and where it should come from."""
+    """The form in which messages name a part of a reward and its source."""
     return f"rewards.sources: {part}={source!r}"
 
 

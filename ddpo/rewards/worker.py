@@ -1,9 +1,9 @@
-"""Calls in a thread of their own, which can hang without taking the program with them.
+"""Calls in their own threads, which may hang without hanging the program.
 
 `concurrent.futures` joins its threads when the program ends, so a call that never returns would
-keep it alive for ever. These threads are daemons, and one that hangs is left behind. All others end
-before the interpreter does: a daemon that is inside torch when Python shuts down can abort the
-process.
+keep the program alive for ever. These threads are daemons, and a thread that hangs is left behind.
+All others end before the interpreter does: a daemon inside torch can abort the process when Python
+shuts down.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
 class Call(Generic[T]):
-    """A function waiting for its turn, running, or done.
+    """A call of a function: waiting, running, or done.
 
     Attributes:
         started: `time.monotonic()` of its start; None before.
-        seconds: how long it took, once done.
+        seconds: duration, once it is done.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
@@ -42,27 +42,27 @@ class Call(Generic[T]):
 
     @property
     def is_done(self) -> bool:
-        """Whether it has returned or raised."""
+        """Whether the function has returned or raised."""
         return self._done.is_set()
 
     def run(self) -> None:
-        """Call the function and keep what it returns or raises."""
+        """Call the function and keep its result or exception."""
         self.started = time.monotonic()
         try:
             self._value = self._function()
-        except BaseException as error:  # raised again where the result is asked for
+        except BaseException as error:  # raised again by `result`
             self._error = error
         self.seconds = time.monotonic() - self.started
         self._done.set()
 
     def result(self, timeout_seconds: float) -> T:
-        """What the function returned.
+        """The function's result.
 
         Args:
             timeout_seconds: counted from the start of the call, or from now if it has not started.
 
         Raises:
-            TimeoutError: if it is still running then.
+            TimeoutError: if the call is still running then.
             BaseException: whatever the function raised.
         """
         started = self.started if self.started is not None else time.monotonic()
@@ -74,11 +74,11 @@ class Call(Generic[T]):
 
 
 class Worker:
-    """Runs calls one after another, in order, in a daemon thread.
+    """Runs calls in order, one after another, in a daemon thread.
 
     Args:
         name: of the thread.
-        patience_seconds: how long `close` waits for a call that is under way.
+        patience_seconds: how long `close` waits for a running call.
     """
 
     def __init__(self, name: str, patience_seconds: float = 5.0) -> None:
@@ -96,14 +96,14 @@ class Worker:
         return call
 
     def abandon(self, call: Call[T]) -> None:
-        """Leave behind the thread in which `call` hangs; a new one takes the next call."""
+        """Leave behind the thread in which `call` hangs; a new thread takes the next call."""
         with self._lock:
-            if not call.is_done:  # else it has answered after all, and its thread lives on
+            if not call.is_done:  # otherwise it has returned after all, and its thread continues
                 call.is_abandoned = True
                 self._start()
 
     def close(self) -> None:
-        """Drop what is queued and wait for the thread to end, but not for a call that hangs."""
+        """Drop queued calls and wait for the thread to end, but not for a call that hangs."""
         while True:
             try:
                 self._calls.get_nowait()

@@ -1,6 +1,6 @@
-"""Update rules: what an optimiser step minimises.
+"""Update rules: the losses that optimiser steps minimise.
 
-A rule is a file in this folder and a line in `UPDATE_RULES`, by which `train.update_rule` knows it.
+A rule is a file in this folder and a line in `UPDATE_RULES`. `train.update_rule` names that line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ddpo.rules.rule import Rule, UpdateRule
     from ddpo.sampler import Sampler
 
-# Name -> class, imported when it is asked for: settings are checked before torch is there.
+# Name -> class. Imported on demand: settings are checked before torch is imported.
 UPDATE_RULES = {
     "ddpo": "ddpo.rules.ddpo:Ddpo",
     "diffusion_nft": "ddpo.rules.diffusion_nft:DiffusionNft",
@@ -29,7 +29,7 @@ def find_rule(name: str) -> type[Rule]:
 
 
 def make_rule(sampler: Sampler, settings: Settings) -> UpdateRule:
-    """The rule of `train.update_rule`, with a KL penalty around it where `train.kl_coef` asks.
+    """The rule named by `train.update_rule`, wrapped in a KL penalty if `train.kl_coef` is above 0.
 
     Args:
         sampler: the rollouts' own.

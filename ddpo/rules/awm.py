@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class AdvantageWeightedMatching(Clipped, Noised):
     """The measure is -|eps_theta - eps|^2 / 2, averaged over the latent entries.
 
-    That is the log-density which a unit Gaussian around the prediction gives to the noise, up to a
-    constant. It enters the same clipped surrogate, behind the same gate, as DDPO's.
+    Up to a constant, this is the log-density of the noise under a unit Gaussian around the
+    prediction. It enters the same clipped surrogate as DDPO's measure, with the same clip range.
     """
 
     @staticmethod
     def cost(settings: Settings) -> Cost:  # noqa: ARG004
-        """A row a pair; the noise of every step is kept."""
+        """One row per pair; the noise of every step is kept."""
         return Cost(rows_per_pair=1, is_measured_again=True, latents_per_step=1)
 
     def explain(

@@ -19,7 +19,7 @@ class Clipped(Rule):
     """Compares two policies by the clipped ratio of their densities.
 
     Attributes:
-        clip_range: eps on the ratio, from `train.clip_nats` and the size of the latents.
+        clip_range: eps of the ratio, from `train.clip_nats` and the size of the latents.
     """
 
     def __init__(self, sampler: Sampler, settings: Settings) -> None:

@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 class Ddpo(Clipped):
     """The measure is the log-probability of a sampled step: DDPO (Black et al. 2024, 4.3).
 
-    Half precision rounds differently in passes of another shape, and a ratio that is not 1 before
-    the first update is mistaken for a step of the policy. There the policy that sampled is measured
-    again in the shape of training.
+    Half precision rounds differently in passes of another shape. The ratio would then differ from 1
+    before the first update, as if the policy had moved. So in half precision the policy that
+    sampled is measured again, in passes of the training shape.
     """
 
     @staticmethod
     def cost(settings: Settings) -> Cost:
-        """Two rows a pair with guidance, one without."""
+        """Two rows per pair with guidance, one without."""
         return Cost(
             rows_per_pair=settings.sample.rows_per_sample,
             is_measured_again=DTYPES[settings.pretrained.dtype].itemsize == 2,
         )
 
     def begin(self, rollout: Rollout) -> torch.Tensor | None:
-        """(rows, T) log-probabilities of sampling; None in half precision."""
+        """Log-probabilities (rows, T) from sampling; None in half precision."""
         is_half = next(self.sampler.model.unet.parameters()).dtype.itemsize == 2
         return None if is_half else rollout.log_probs
 
@@ -52,7 +52,7 @@ class Ddpo(Clipped):
         steps: torch.Tensor,
         latents: torch.Tensor,
     ) -> torch.Tensor:
-        """Means of x_{t-1} where x_t is `latents` (pairs, C, h, w), to which gradients flow."""
+        """Means of x_{t-1}, given `latents` (pairs, C, h, w) as x_t; gradients reach `latents`."""
         schedule, prompts = rollout.schedule, rollout.prompts
         out = self.sampler.guided(
             agents,
@@ -80,5 +80,5 @@ class Ddpo(Clipped):
     def divergence(
         self, prediction: torch.Tensor, other: torch.Tensor, rollout: Rollout, steps: torch.Tensor
     ) -> torch.Tensor:
-        """Between the two policies' steps."""
+        """KL divergence (pairs,) between the two policies' steps."""
         return gaussian_kl(prediction, other, column(rollout.schedule.sigma, steps))

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from config.base import Settings
     from ddpo.types import Rollout
 
-STRENGTH = 1.0  # the paper's beta; the smaller, the larger the step that is asked for
+STRENGTH = 1.0  # the paper's beta; a smaller one demands larger steps
 
 
 class DiffusionNft(Noised):
     """The measure is the error of the predicted noise, (pairs, C, h, w).
 
-    Advantages become optimality by `advantage.max_advantage`. Nothing is clipped.
+    `advantage.max_advantage` scales advantages to an optimality in [0, 1]. Nothing is clipped.
     """
 
     @staticmethod
     def cost(settings: Settings) -> Cost:  # noqa: ARG004
-        """A row a pair; the noise of every step is kept, and what the old policy predicted."""
+        """One row per pair; the noise and the old policy's prediction of every step are kept."""
         return Cost(rows_per_pair=1, is_measured_again=True, latents_per_step=2)
 
     def explain(

@@ -1,7 +1,7 @@
-"""Learning on the forward process: noise a finished image again, and see how well it is denoised.
+"""Learning on the forward process: add noise to a finished image and see how well it is denoised.
 
-This needs the clean latents x_0 only: no trajectory and no likelihood of one. Pure functions of
-tensors; an error is that of predicted noise, eps_theta(x_t) - eps (Ho et al. 2020, eq. 14).
+This needs only the clean latents x_0, no trajectory and no likelihood. Pure functions of tensors.
+"Error" means the error of the predicted noise, eps_theta(x_t) - eps (Ho et al. 2020, eq. 14).
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ def negative_aware_loss(
 ) -> torch.Tensor:
     """DiffusionNFT (Zheng et al. 2025, eq. 5) with predicted noise in place of velocity.
 
-    Two implicit policies lie on either side of the one that sampled:
-    eps+ = eps_old + beta (eps_theta - eps_old) and eps- = eps_old - beta (eps_theta - eps_old). The
-    first should denoise good images, the second bad ones:
-    r |eps+ - eps|^2 + (1 - r) |eps- - eps|^2.
+    Two implicit policies lie on either side of the one that sampled. The first should denoise good
+    images, the second bad ones:
+
+        eps+ = eps_old + beta (eps_theta - eps_old),  eps- = eps_old - beta (eps_theta - eps_old)
+        loss = r |eps+ - eps|^2 + (1 - r) |eps- - eps|^2
 
     Args:
         error: (rows, C, h, w), eps_theta - eps of the policy being trained.
         old_error: (rows, C, h, w) of the policy that sampled; no gradient flows into it.
         optimality: (rows,), r in [0, 1]; at 1/2 the policy that sampled gets no gradient.
-        strength: beta > 0; the smaller, the larger the step that is asked for.
+        strength: beta > 0; a smaller one demands larger steps.
 
     Returns:
         (rows,) losses, averaged over the latent entries.
@@ -61,7 +62,7 @@ def negative_aware_loss(
 
 
 def optimality(advantages: torch.Tensor, max_advantage: float) -> torch.Tensor:
-    """Advantages as DiffusionNFT's r: 1/2 at 0, and 0 or 1 at -+ `max_advantage` and beyond.
+    """Turn advantages into DiffusionNFT's r: 1/2 at 0, and 0 or 1 from -+ `max_advantage` on.
 
     >>> optimality(torch.tensor([-5.0, 0.0, 2.5]), max_advantage=5.0)
     tensor([0.0000, 0.5000, 0.7500])

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class KlPenalty:
     """Adds `coef` times the KL divergence from the base model's Gaussian to a rule's losses.
 
-    Every pass with gradient takes a second one without, with the adapters off.
+    Every pass with gradient needs a second one without gradient, with the adapters off.
 
     Args:
-        rule: whose losses.
+        rule: the rule that is wrapped.
         coef: `train.kl_coef`, above 0.
     """
 
@@ -41,7 +41,7 @@ class KlPenalty:
         advantages: torch.Tensor,
     ) -> Surrogate:
         """The rule's surrogate with the penalty; see `UpdateRule.surrogate`."""
-        # The base model first: gradient checkpointing repeats the latest pass.
+        # The base model comes first: gradient checkpointing repeats the latest pass.
         with torch.no_grad(), agents.base_model():
             base = self.rule.predict(agents, rollout, rows, steps)
         prediction = self.rule.predict(agents, rollout, rows, steps)

@@ -1,4 +1,4 @@
-"""The clipped surrogate of PPO as DDPO uses it, and its diagnostics. Pure functions."""
+"""PPO's clipped surrogate as DDPO uses it, and its diagnostics. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def clip_range_from_nats(nats: float, latent_entries: int) -> float:
-    """Clip range on the mean log-ratio that lets `nats` pass on the true per-step log-ratio.
+    """Clip range of the mean log-ratio that allows `nats` of the true log-ratio per step.
 
-    DDPO's published 1e-4 at 4 x 64 x 64 latents is 1.64 nats; the same gate on smaller latents is
-    a wider clip range.
+    DDPO's published 1e-4 at 4 x 64 x 64 latents is 1.64 nats. On smaller latents, the same number
+    of nats is a wider clip range.
 
     >>> round(clip_range_from_nats(1.6384, 4 * 64 * 64), 6)
     0.0001
@@ -25,12 +25,12 @@ def clip_range_from_nats(nats: float, latent_entries: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Surrogate:
-    """What a rule makes of some pairs; every tensor is (pairs,).
+    """A rule's losses and diagnostics for some pairs; every tensor is (pairs,).
 
     Attributes:
         loss: with gradient.
         log_ratio: of the policy being trained to the one that sampled.
-        metrics: what is reported, as a mean over pairs, under `update/<name>`.
+        metrics: reported as means over pairs, under `update/<name>`.
     """
 
     loss: torch.Tensor
@@ -46,13 +46,13 @@ class Surrogate:
         Args:
             loss: with gradient.
             log_ratio: see above.
-            is_clipped: where the ratio lies outside a clip range; by default nowhere.
+            is_clipped: True where the ratio lies outside the clip range; by default nowhere.
         """
         loss_value, log_ratio = loss.detach(), log_ratio.detach()
         clipped = torch.zeros_like(loss_value) if is_clipped is None else is_clipped
         metrics = {
             "loss": loss_value,
-            "approx_kl": 0.5 * log_ratio.square(),  # in the mean-over-entries definition
+            "approx_kl": 0.5 * log_ratio.square(),  # averaged over the latent entries
             "clip_fraction": clipped.to(loss_value.dtype),
         }
         return cls(loss=loss, log_ratio=log_ratio, metrics=metrics)
@@ -72,7 +72,7 @@ def clipped_surrogate(
         log_probs: (pairs,) under the policy being trained.
         old_log_probs: (pairs,) under the policy that sampled.
         advantages: (pairs,).
-        clip_range: eps on the mean-over-entries ratio.
+        clip_range: eps, for the ratio of densities averaged over the latent entries.
 
     Returns:
         A `Surrogate`; its `clip_fraction` is 1 where the ratio lies outside the clip range.

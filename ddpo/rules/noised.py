@@ -1,4 +1,4 @@
-"""What rules on the forward process share: they noise a finished image and see it denoised."""
+"""The shared part of the rules on the forward process: noise a finished image and denoise it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ class Noised(Rule):
     """Measures the noise that the policy predicts in noised images, without guidance.
 
     Attributes:
-        noise: (rows, T, C, h, w) added to the present rollout's images, kept where its latents are.
+        noise: (rows, T, C, h, w), added to the current rollout's images; it is kept where the
+            rollout's latents are.
     """
 
     noise: torch.Tensor
 
     def begin(self, rollout: Rollout) -> torch.Tensor | None:
-        """Draw the noise to add. Sampling saw other noise, so it has left no measures."""
+        """Draw the noise to add. Sampling used other noise, so it left no measures: None."""
         seeds = [Stream.ADDED_NOISE.seed(picture_seed=seed) for seed in rollout.prompts.seeds]
         shape = (len(rollout.timesteps), *rollout.latents.shape[2:])
         noise = keyed_noise(seeds, shape)
@@ -38,7 +39,7 @@ class Noised(Rule):
     def predict(
         self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
     ) -> torch.Tensor:
-        """Predicted minus added noise, at the timesteps of the steps."""
+        """Predicted minus added noise (pairs, C, h, w), at the timesteps of the steps."""
         schedule, prompts = rollout.schedule, rollout.prompts
         clean, noise = rollout.states(rows, -1), pairs_of(self.noise, rows, steps)
         alpha_bar = column(schedule.alpha_bar, steps)
@@ -56,5 +57,5 @@ class Noised(Rule):
         rollout: Rollout,  # noqa: ARG002
         steps: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor:
-        """Between unit Gaussians around the predicted noise."""
+        """KL divergence (pairs,) between unit Gaussians around the predicted noise."""
         return gaussian_kl(prediction, other, prediction.new_ones(()))

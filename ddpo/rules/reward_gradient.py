@@ -1,4 +1,4 @@
-"""The rule beside gradients of rewards: DDPO's, for the objectives that have none."""
+"""The rule of `update_rule=reward_gradient`: DDPO's, for the objectives without a gradient."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class RewardGradient(Ddpo):
-    """DDPO's rule; what objectives with a gradient add is in `ddpo/reward_gradient.py`."""
+    """DDPO's rule; `ddpo/reward_gradient.py` learns the objectives with a gradient."""
 
     @staticmethod
     def cost(settings: Settings) -> Cost:
-        """The last steps, and DDPO's pairs if an objective may be a black box."""
+        """The last steps; also DDPO's pairs if an objective may be a black box."""
         is_hybrid = any(may_be_black_box(name, settings.rewards) for name in settings.rewards.names)
         return replace(
             Ddpo.cost(settings),

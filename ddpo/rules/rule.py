@@ -1,7 +1,7 @@
-"""What an update rule is: losses of (sample, denoising step) pairs.
+"""The interface of an update rule: losses of (sample, denoising step) pairs.
 
-Given the rollout, the loss of a pair is independent of every other, so pairs are folded into UNet
-passes of any number of rows, and no result depends on that number.
+Given the rollout, the loss of a pair does not depend on other pairs. So a UNet pass may carry any
+number of pairs, and no result depends on that number.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a rule costs, for the dry run.
+    """The cost of a rule, for the dry run.
 
     Attributes:
         rows_per_pair: UNet rows of one pair.
-        is_measured_again: whether the policy that sampled passes over the pairs once more, without
+        is_measured_again: whether the policy that sampled is measured on all pairs, without
             gradient, before the first update.
-        latents_per_step: tensors as large as a latent that are kept for every step of a rollout.
-        learns_from_pairs: whether steps are trained one by one, each a pair with its sample.
-        last_steps: steps at the end of every sample through which gradients flow one after another,
-            and from there through the VAE's decoder.
+        latents_per_step: tensors of the size of a latent that are kept for every step of a rollout.
+        learns_from_pairs: whether single (sample, step) pairs are trained.
+        last_steps: last steps of every sample through which gradients of rewards flow, after the
+            VAE's decoder; 0 if there are none.
     """
 
     rows_per_pair: int
@@ -42,19 +42,19 @@ class Cost:
 
 
 class UpdateRule(Protocol):
-    """As `ddpo.update` uses it.
+    """The interface that `ddpo.update` uses.
 
     Attributes:
-        rows_per_pair: UNet rows that one pair costs.
+        rows_per_pair: UNet rows of one pair.
     """
 
     rows_per_pair: int
 
     def begin(self, rollout: Rollout) -> torch.Tensor | None:
-        """Take up a new rollout; what is drawn for it serves the other methods until the next.
+        """Start a new rollout. What is drawn for it serves the other methods until the next one.
 
         Returns:
-            (rows, T) measures under the policy that sampled; None if sampling has not left them.
+            (rows, T) measures under the policy that sampled; None if sampling left none.
         """
         ...
 
@@ -77,7 +77,7 @@ class UpdateRule(Protocol):
 
         Args:
             agents: the policies, after some updates.
-            rollout: that was drawn.
+            rollout: the one that was drawn.
             rows: (pairs,) of the rollout, agent-major.
             steps: (pairs,) denoising steps.
             old: (pairs, ...) measures under the policy that sampled.
@@ -116,7 +116,7 @@ class Rule(ABC):
     ) -> torch.Tensor:
         """Mean (pairs, C, h, w) of the policy's Gaussian: one UNet pass.
 
-        Up to a shift that is the same for every policy, such as the noise that was added.
+        It may be shifted by an amount that is the same for every policy, such as the added noise.
         """
 
     @abstractmethod
@@ -135,7 +135,7 @@ class Rule(ABC):
     def divergence(
         self, prediction: torch.Tensor, other: torch.Tensor, rollout: Rollout, steps: torch.Tensor
     ) -> torch.Tensor:
-        """KL divergence (pairs,) of two predictions' Gaussians, averaged over the entries."""
+        """KL divergence (pairs,) of two predictions' Gaussians, averaged over latent entries."""
 
     def measure(
         self, agents: Agents, rollout: Rollout, rows: torch.Tensor, steps: torch.Tensor
@@ -157,5 +157,5 @@ class Rule(ABC):
 
 
 def column(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """The values (T,) of these steps, broadcastable to latents (pairs, C, h, w)."""
+    """Values (T,) at these steps, broadcastable to latents (pairs, C, h, w)."""
     return values[steps].view(-1, 1, 1, 1)

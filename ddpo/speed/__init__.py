@@ -1,8 +1,7 @@
 """Faster layers in place of the plain ones: the same results up to rounding.
 
-Nothing in the method, the adapters or the models needs this folder. Each layer that rearranges an
-equation stands beside the plain form it is tested against; the first lines of each file say what it
-rearranges, and why.
+Nothing in the method, the adapters or the models needs this folder. Each faster layer is tested
+against its plain form. The first lines of each file say what it rearranges, and why.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def apply(speed: str, model: BaseModel, agents: Agents | None = None) -> None:
-    """Put faster layers into a model and the agents on it, in place; once more changes nothing.
+    """Put faster layers into a model and its agents, in place. A second call changes nothing.
 
     Args:
         speed: "off" changes nothing; "layers" takes faster layers; "fused" also compiles the passes
-            between products, where a compiler works; if none does, it says so.
+            between products. If compiling does not work, a warning says so.
         model: with frozen weights, on its device.
-        agents: whose adapters are in the model's UNet, if there are any.
+        agents: whose adapters are in the model's UNet; None without adapters.
     """
     if speed == "off":
         return

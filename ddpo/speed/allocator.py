@@ -1,4 +1,4 @@
-"""How the C library hands out memory, for models on the CPU."""
+"""Settings of the C library's memory allocator, for models on the CPU."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_MOST_MMAP_THRESHOLD = 32 * 2**20  # that glibc accepts
+_MOST_MMAP_THRESHOLD = 32 * 2**20  # the largest that glibc accepts
 _NEVER = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for what is allocated next.
+    """Let glibc keep freed memory for later allocations.
 
-    By itself it returns large blocks to the system at once, and every UNet pass then faults its
-    activations in again, page by page: a tenth of the CPU time of the small benchmark model, and as
-    much memory at the peak.
+    By default glibc returns large blocks to the system immediately. Every UNet pass then gets its
+    activations back page by page, through page faults. They cost a tenth of the CPU time of the
+    small benchmark model. Peak memory is the same.
 
     Returns:
-        Whether that was possible: not where there is no glibc.
+        Whether that was possible; it is not without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

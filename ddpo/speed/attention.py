@@ -1,9 +1,13 @@
 """Attention, transformers and feed-forward networks of a frozen UNet, with fewer trips to memory.
 
-The equations are those of diffusers (Vaswani et al. 2017): softmax(Q K^T / sqrt(d)) V per head, and
-W_2 (h * gelu(g)) with (h, g) = W_1 x. What is left out is what nobody asks for here: masks, other
-norms, copies of images into another memory layout, and a hidden layer eight times as wide as its
-input that does not fit a core's cache.
+The equations stay as in diffusers (Vaswani et al. 2017):
+
+    attention, per head:  softmax(Q K^T / sqrt(d)) V
+    feed-forward:         W_2 (h * gelu(g))  with  (h, g) = W_1 x
+
+Attention leaves out masks and norms that Stable Diffusion does not use. Transformers leave out
+copies of images into another memory layout. Feed-forward networks have a hidden layer eight times
+as wide as their input: they take few rows at a time, so that it fits a core's cache.
 """
 
 from __future__ import annotations
@@ -20,13 +24,13 @@ from torch import nn
 
 from ddpo.speed.products import constant_linear, is_for_onednn
 
-CACHE_BYTES = 2 * 2**20  # about what a core has to itself
+CACHE_BYTES = 2 * 2**20  # about the cache of one core
 
 
 class FrozenAttention(Attention):  # type: ignore[misc]
-    """Attention without what nobody asks of it here: masks, other norms, a division by one.
+    """Attention without options that are not used here: masks, other norms, a division by one.
 
-    Results are the same bit for bit. With a small model the checks alone take 5 % of sampling.
+    Results are the same bit for bit. Checking for options takes 5 % of a small model's sampling.
     """
 
     def forward(
@@ -36,7 +40,7 @@ class FrozenAttention(Attention):  # type: ignore[misc]
         attention_mask: torch.Tensor | None = None,
         **cross_attention_kwargs: Any,
     ) -> torch.Tensor:
-        """(rows, positions, channels), and (rows, tokens, width), to the first's shape."""
+        """(rows, positions, channels) and a context (rows, tokens, width), to the first shape."""
         is_plain = hidden_states.dim() == 3 and type(self.processor) is AttnProcessor2_0
         if attention_mask is not None or cross_attention_kwargs or not is_plain:
             inputs = hidden_states, encoder_hidden_states, attention_mask
@@ -52,13 +56,13 @@ class FrozenAttention(Attention):  # type: ignore[misc]
 
 
 def is_plain_attention(layer: Attention) -> bool:
-    """Whether a layer is what `FrozenAttention` computes."""
+    """Whether `FrozenAttention` computes the same as a layer."""
     extras = layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_k, layer.norm_cross
     return not any(extras) and not layer.residual_connection and layer.rescale_output_factor == 1
 
 
 class FrozenTransformer2D(Transformer2DModel):  # type: ignore[misc]
-    """Transformer blocks whose first and last product read and write images as they lie in memory.
+    """Transformer blocks whose first and last products keep the image's layout in memory.
 
     diffusers' convolutions of one pixel, or linear layers, need a copy in another layout. Results
     are the same up to rounding.
@@ -72,7 +76,7 @@ class FrozenTransformer2D(Transformer2DModel):  # type: ignore[misc]
         return_dict: bool = True,
         **others: Any,
     ) -> Any:
-        """(rows, channels, h, w), and (rows, tokens, width) of prompts, to the first's shape."""
+        """Images (rows, channels, h, w) and prompts (rows, tokens, width), to the images' shape."""
         if return_dict or any(each is not None for each in others.values()):
             others["return_dict"] = return_dict
             return super().forward(hidden_states, encoder_hidden_states, **others)
@@ -88,7 +92,7 @@ class FrozenTransformer2D(Transformer2DModel):  # type: ignore[misc]
 
 
 def is_plain_transformer(layer: Transformer2DModel) -> bool:
-    """Whether a layer is what `FrozenTransformer2D` computes."""
+    """Whether `FrozenTransformer2D` computes the same as a layer."""
     kind = layer.config.norm_type, layer.config.attention_type
     return bool(layer.is_input_continuous) and kind == ("layer_norm", "default")
 
@@ -96,14 +100,17 @@ def is_plain_transformer(layer: Transformer2DModel) -> bool:
 def _pixels_projected(
     pixels: torch.Tensor, layer: Any, *, transposed: bool = False
 ) -> torch.Tensor:
-    """What a layer makes of (rows, positions, channels).
+    """A layer's output for (rows, positions, channels).
 
     Args:
         pixels: in any memory layout.
         layer: linear, perhaps adapted, or a convolution of one pixel.
-        transposed: whether the result shall lie in memory as (rows, channels, positions).
+        transposed: whether the result lies in memory as (rows, channels, positions).
+
+    Returns:
+        (rows, positions, out).
     """
-    if not isinstance(layer, (nn.Conv2d, nn.Linear)):  # is adapted
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):  # adapted
         out: torch.Tensor = layer(pixels)
         return out
     bias: Any = layer.bias
@@ -117,16 +124,17 @@ def _pixels_projected(
 
 
 class FrozenFeedForward(FeedForward):  # type: ignore[misc]
-    """A feed-forward network that, on a CPU and without gradient, takes rows that fit its cache.
+    """A feed-forward network that takes only as many rows at a time as fit a CPU's cache.
 
-    All rows together would go through memory. Results are the same up to rounding.
+    With all rows together, the hidden layer would go through memory. This is for passes without
+    gradient. Results are the same up to rounding.
     """
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """(rows, positions, channels) to the same shape."""
         rows, positions, _channels = hidden_states.shape
         products = self.net[0].proj, self.net[2]
-        is_adapted = any(not isinstance(each, nn.Linear) for each in products)  # needs all rows
+        is_adapted = any(not isinstance(each, nn.Linear) for each in products)  # it needs all rows
         if hidden_states.device.type == "cpu" and not (is_adapted or torch.is_grad_enabled()):
             width = products[0].out_features
             rows = max(1, CACHE_BYTES // (positions * width * hidden_states.element_size()))
@@ -136,5 +144,5 @@ class FrozenFeedForward(FeedForward):  # type: ignore[misc]
 
 
 def is_gated(layer: FeedForward) -> bool:
-    """Whether a layer is what `FrozenFeedForward` computes."""
+    """Whether `FrozenFeedForward` computes the same as a layer."""
     return type(layer.net[0]) is GEGLU

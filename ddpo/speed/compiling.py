@@ -1,4 +1,4 @@
-"""torch.compile where it works: whether it does here, and its limits."""
+"""Whether torch.compile works here, and its limits."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from torch import _dynamo as dynamo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Of one function: for a single row and for more, in each dtype, with and without gradient.
+# Per function: for a single row and for more, in each dtype, with and without gradient.
 _MOST_GRAPHS = 32
 
 logger = logging.getLogger(__name__)
 
 
 def succeeds(trial: Callable[[], torch.Tensor], what: str) -> bool:
-    """Whether something compiled can be used, forward and backward; if not, says why.
+    """Whether a compiled function works, forward and backward. If not, a warning says why.
 
-    Where compiling fails later, in another shape, torch reports it and runs that uncompiled: of
-    this thread, see `settle`.
+    Compiling may still fail later, for another shape. Torch then reports it and runs that call
+    uncompiled. This holds for the present thread, see `settle`.
 
     Args:
-        trial: runs it and returns what to differentiate.
-        what: it is, for the message.
+        trial: runs the function and returns a tensor to differentiate.
+        what: names the function in the message.
     """
-    # Dynamo asks every input for its gradient, also those that keep none.
+    # Dynamo reads the gradient of every input, even of inputs that keep none.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     settle(is_lenient=False)
     try:
         trial().sum().backward()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a compiler, and what it calls, may raise anything
+    except Exception as error:  # a compiler, and the tools it calls, may raise anything
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        logger.warning("%s could not be compiled, so this goes on uncompiled: %s", what, reason)
+        logger.warning("%s could not be compiled; continuing uncompiled: %s", what, reason)
         return False
     settle(is_lenient=True)
     return True
 
 
 def settle(*, is_lenient: bool) -> None:
-    """Set the compiler's limits, in this thread: autograd runs a GPU's backward passes in others.
+    """Set the compiler's limits in this thread; autograd runs a GPU's backward passes in others.
 
     Args:
-        is_lenient: whether what cannot be compiled runs uncompiled.
+        is_lenient: True runs functions that cannot be compiled uncompiled; False raises.
     """
     dynamo.config.recompile_limit = _MOST_GRAPHS
     dynamo.config.suppress_errors = is_lenient

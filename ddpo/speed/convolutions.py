@@ -1,10 +1,14 @@
 """Convolutions with frozen weights, which keep no input, and residual blocks that work in place.
 
-y = W * x + b, hence dL/dx is the transposed convolution of dL/dy with W: the input is needed for
-dL/dW alone, which nobody asks for. PyTorch keeps it all the same; in Stable Diffusion 1.5 that is a
-seventh of the memory of a row with gradient. A residual block is
-x + conv2(silu(norm2(conv1(silu(norm1(x))) + time))): without gradient each silu may overwrite its
-input, and the output scale of diffusers, a division by one, is left out.
+    y = W * x + b    =>    dL/dx = the transposed convolution of dL/dy with W
+
+The input x is needed only for dL/dW, and W is frozen. PyTorch keeps x all the same: in Stable
+Diffusion 1.5 this takes a seventh of the memory of a row with gradient.
+
+    block(x) = x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))
+
+Without gradient, each silu of a residual block may overwrite its input. diffusers' output scale, a
+division by one, is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from torch import nn
 
 
 class FrozenConv2d(nn.Conv2d):
-    """A convolution whose weights want no gradient, and which so keeps no input for backward.
+    """A convolution with frozen weights, which keeps no input for its backward pass.
 
     Results are the same up to rounding.
     """
@@ -28,7 +32,7 @@ class FrozenConv2d(nn.Conv2d):
 
 
 def convolve(x: torch.Tensor, layer: FrozenConv2d, bias: torch.Tensor | None) -> torch.Tensor:
-    """The convolution of a layer, with its bias or with none: (rows, out, h', w')."""
+    """The convolution of a layer, with the given bias or none: (rows, out, h', w')."""
     out: torch.Tensor
     if torch.is_grad_enabled():
         out = _Convolution.apply(x, layer, bias)  # type: ignore[no-untyped-call]
@@ -38,7 +42,7 @@ def convolve(x: torch.Tensor, layer: FrozenConv2d, bias: torch.Tensor | None) ->
 
 
 def pads_with_zeros(layer: nn.Conv2d) -> bool:
-    """Whether a layer is what `FrozenConv2d` computes."""
+    """Whether `FrozenConv2d` computes the same as a layer."""
     return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
@@ -54,7 +58,7 @@ class _Convolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, layer: FrozenConv2d, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        # Not with save_for_backward: checkpointing would repeat the convolution to save it again.
+        # Not with save_for_backward: checkpointing would repeat the convolution to restore it.
         ctx.layer, ctx.size = layer, x.shape[2:]
         return _convolved(x, layer, bias)
 
@@ -62,10 +66,10 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         layer, stride, padding = ctx.layer, ctx.layer.stride, ctx.layer.padding
         if layer.kernel_size == stride == (1, 1) and padding == (0, 0) and layer.groups == 1:
-            # A product, which takes a CPU twice as long, of few rows, as a transposed convolution.
+            # A matrix product: on a CPU, a transposed convolution of few rows takes twice as long.
             return nn.functional.conv2d(gradient, layer.weight.transpose(0, 1)), None, None
-        # By definition the transposed convolution; on CPUs faster than `torch.nn.grad.conv2d_input`
-        # and with less workspace. What the strides did not reach of the input is its padding.
+        # By definition a transposed convolution. On CPUs it is faster and needs less workspace than
+        # `torch.nn.grad.conv2d_input`. Pixels of x that the strides did not reach are its padding.
         sizes = zip(ctx.size, padding, layer.dilation, layer.weight.shape[2:], stride, strict=True)
         unreached = [(size + 2 * p - d * (k - 1) - 1) % s for size, p, d, k, s in sizes]
         geometry = stride, padding, unreached, layer.groups, layer.dilation
@@ -79,11 +83,11 @@ class FrozenResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
     """
 
     def forward(self, input_tensor: torch.Tensor, temb: Any, *_: Any, **__: Any) -> torch.Tensor:
-        """(rows, in, h, w), and (rows, channels) of the timestep, to (rows, out, h, w)."""
+        """(rows, in, h, w) and timestep embeddings (rows, channels), to (rows, out, h, w)."""
         hidden: torch.Tensor = self.conv1(_silu(self.norm1(input_tensor)))
         if self.time_emb_proj is not None:
             hidden += self.time_emb_proj(nn.functional.silu(temb))[:, :, None, None]
-        hidden = _silu(self.norm2(hidden))  # two steps: the first one's input is freed
+        hidden = _silu(self.norm2(hidden))  # a statement of its own: it frees norm2's input
         hidden = self.conv2(hidden)
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
@@ -91,12 +95,12 @@ class FrozenResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
 
 
 def _silu(x: torch.Tensor) -> torch.Tensor:
-    """SiLU of what nobody else needs: in place, unless the backward pass does."""
+    """SiLU of a temporary tensor: in place, unless the backward pass needs the input."""
     return nn.functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def is_plain_block(block: ResnetBlock2D) -> bool:
-    """Whether a residual block is what `FrozenResnetBlock2D` computes."""
+    """Whether `FrozenResnetBlock2D` computes the same as a residual block."""
     return (
         block.upsample is None
         and block.downsample is None

@@ -1,11 +1,15 @@
-"""Layers of the frozen base model whose passes over memory torch.compile fuses: for GPUs.
+"""Layers of the frozen base model with fewer passes over memory, fused by torch.compile: for GPUs.
 
-Between its products a UNet goes over its activations many times: norms, activation functions,
-biases and sums, a pass each, and copies, because PyTorch's group norm wants another memory layout
-than a GPU's convolutions. Here it is one pass, or two where a norm needs its statistics first, in
-channels-last layout. These few functions are compiled for tensors of nearly any size at once (a
-single row, or another dtype, has kernels of its own), in a fraction of the time that the whole UNet
-takes for every number of rows.
+Between its products, a UNet passes over its activations many times: one pass for each norm,
+activation function, bias and sum. It also copies them, because PyTorch's group norm and a GPU's
+convolutions want different memory layouts. Here each gap between products is one pass in
+channels-last layout, or two if a norm needs its statistics first:
+
+    silu(norm(x + shift)),    h * gelu(g),    x + y + bias
+
+Only these three functions and their gradients are compiled. One compilation serves nearly all sizes
+(a single row, or another dtype, has its own). It takes a fraction of the time of compiling the
+whole UNet, which would be needed for every number of rows.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def can_fuse(device: torch.device) -> bool:
-    """Whether torch.compile works on a device, tried on the smallest function; if not, says why."""
+    """Whether torch.compile works on a device, by a small trial; if not, a warning says why."""
 
     def trial() -> torch.Tensor:
         out: torch.Tensor = _Gate.apply(  # type: ignore[no-untyped-call]
@@ -42,12 +46,12 @@ def can_fuse(device: torch.device) -> bool:
 
 
 def fuse(module: nn.Module) -> None:
-    """Fuse what can be of a module, in place; its memory layout is channels last after.
+    """Fuse the layers of a module, in place, and change its memory layout to channels last.
 
-    Results change by rounding only: what went through half precision between passes no longer does.
+    Results change only by rounding: values between passes are no longer rounded to half precision.
 
     Args:
-        module: as `quicken` leaves it.
+        module: after `quicken`.
     """
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     change_layers(module, FUSED)
@@ -57,13 +61,16 @@ class FusedResnetBlock2D(FrozenResnetBlock2D):
     """A residual block with the biases of its convolutions in the passes that follow them."""
 
     def forward(self, input_tensor: torch.Tensor, temb: Any, *_: Any, **__: Any) -> torch.Tensor:
-        """(rows, in, h, w), and (rows, channels) of the timestep, to (rows, out, h, w)."""
+        """(rows, in, h, w) and timestep embeddings (rows, channels), to (rows, out, h, w)."""
+        # First half. conv1's bias and the timestep wait as a shift for the second norm.
         shift = self.conv1.bias.repeat(len(input_tensor), 1)
         if self.time_emb_proj is not None:
             shift += self.time_emb_proj(functional.silu(temb))
         hidden = convolve(normalised(input_tensor, self.norm1, silu=True), self.conv1, None)
+        # Second half. The other biases wait for the sum.
         hidden = normalised(hidden, self.norm2, shift, silu=True)
         hidden = convolve(hidden, self.conv2, None)
+        # The sum of both paths and all biases left.
         bias = self.conv2.bias
         if self.conv_shortcut is not None:
             input_tensor = convolve(input_tensor, self.conv_shortcut, None)
@@ -94,12 +101,12 @@ class FusedFeedForward(FrozenFeedForward):
 
 
 def _pixels(x: torch.Tensor) -> torch.Tensor:
-    """(rows, channels, h, w) as (rows, h w, channels): a copy, if not channels last."""
+    """(rows, channels, h, w) as (rows, h w, channels); a copy unless channels last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
 def _image(pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`_pixels` of an image, or `_columns` of them, as (rows, channels, h, w)."""
+    """The result of `_pixels` or `_columns` as an image (rows, channels, h, w)."""
     rows, _, height, width = like.shape
     return pixels.view(rows, height, width, -1).permute(0, 3, 1, 2)
 
@@ -112,7 +119,7 @@ def _columns(pixels: torch.Tensor) -> torch.Tensor:
 def normalised(
     x: torch.Tensor, norm: nn.GroupNorm, shift: torch.Tensor | None = None, *, silu: bool = False
 ) -> torch.Tensor:
-    """The group norm of x (rows, channels, h, w) + shift (rows, channels); SiLU of it if wanted."""
+    """Group norm of x (rows, channels, h, w) + shift (rows, channels), then SiLU if wanted."""
     shift = x.new_zeros(x.shape[:2]) if shift is None else shift
     groups = norm.num_groups, -1
     affine = (each.unflatten(0, groups) for each in (norm.weight, norm.bias))
@@ -122,16 +129,17 @@ def normalised(
 
 
 class _Fused:
-    """A function that torch.compile makes one pass or two of, for tensors of any size.
+    """A function that torch.compile turns into one or two passes, for tensors of any size.
 
-    Only the last but one of a tensor's sizes is constant in it: groups, or the halves of a gate.
+    Only the second-to-last size of a tensor is compiled as a constant: the number of groups, or the
+    two halves of a gate.
 
     Args:
-        function: of tensors and constants, to one tensor or several.
-        results: makes them uninitialised, for the meta device, where only memory counts.
-        is_tiled: whether a kernel's blocks have the tensor's dimensions, so that no index is
-            divided by sizes. On an H100 sums and gates take two thirds of the time so, but group
-            norms a third more.
+        function: of tensors and constants; returns one tensor or several.
+        results: makes uninitialised results, for the meta device, where only memory counts.
+        is_tiled: whether a kernel's blocks have the tensor's dimensions, which saves dividing
+            indices by sizes. On an H100, sums and gates then take two thirds of the time, but group
+            norms take a third more.
     """
 
     def __init__(
@@ -162,12 +170,18 @@ def _group_norm(
     eps: float,
     silu: bool,
 ) -> tuple[torch.Tensor, ...]:
-    """The output; the mean of x, by channel; the mean and 1 / std of x + shift, by group."""
+    """The output; the mean of x per channel; the mean and 1 / std of x + shift per group.
+
+    With channel means m_c and variances v_c of x, and shifts s_c, a group of channels has
+    mean = mean_c(m_c + s_c) and var = mean_c(v_c + (m_c + s_c - mean)^2).
+    """
     values, shift, weight, bias = map(exact, (x, shift, weight, bias))
+    # Statistics: one pass over x, per channel; then per group, on small tensors.
     var, mean = torch.var_mean(values, dim=1, correction=0)
     means = mean + shift
     center = means.mean(2, keepdim=True)
     rstd = torch.rsqrt((var + (means - center).square()).mean(2, keepdim=True) + eps)
+    # Output: a second pass over x.
     out = (values + (shift - center)[:, None]) * (weight * rstd)[:, None] + bias
     return (functional.silu(out) if silu else out).to(x.dtype), mean, center, rstd
 
@@ -183,27 +197,36 @@ def _group_norm_backward(
     bias: torch.Tensor,
     silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of x and shift."""
+    """The gradients of x and shift.
+
+    With g the gradient at the norm's output, w the weight, r = 1 / std, c = x + shift - mean, and
+    means over the entries of a group:
+
+        dL/dx = w r g - r mean(w g) - r^3 c mean(w g c),    dL/dshift = dL/dx, summed over positions
+    """
     slope, values, offset, weight, bias = map(exact, (gradient, x, shift, weight, bias))
     offset = offset - center
     centered, scale = values + offset[:, None], weight * rstd
+    # Back through SiLU.
     if silu:
         out = centered * scale[:, None] + bias
         slope = slope * out.sigmoid() * (1 + out * (1 - out.sigmoid()))
+    # The two means over a group.
     positions, total = x.shape[1], slope.sum(1)
     size = positions * x.shape[3]  # entries of a group
     along_mean = (weight * total).sum(2, keepdim=True) * rstd / size
     along_x = (weight * (slope * centered).sum(1)).sum(2, keepdim=True) * rstd**3 / size
+    # The gradients. The sum over positions is written out, so it needs no further pass.
     grad_x = slope * scale[:, None] - along_mean[:, None] - centered * along_x[:, None]
-    grad_shift = total * scale - positions * (along_mean + (mean + offset) * along_x)  # its sum
+    grad_shift = total * scale - positions * (along_mean + (mean + offset) * along_x)
     return grad_x.to(x.dtype), grad_shift.to(shift.dtype)
 
 
 class _GroupNorm(torch.autograd.Function):
-    """Group norm (Wu & He 2018) of x + shift, then SiLU if wanted: keeps x and statistics only.
+    """Group norm (Wu & He 2018) of x + shift, then SiLU if wanted. Keeps only x and statistics.
 
-    x is (rows, positions, groups, channels), shift (rows, groups, channels); weight and bias, which
-    are constant, (groups, channels).
+    x is (rows, positions, groups, channels), shift (rows, groups, channels). The constant weight
+    and bias are (groups, channels).
     """
 
     _forward = _Fused(
@@ -245,7 +268,7 @@ def _gated_backward(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 class _Gate(torch.autograd.Function):
-    """The first half of x (positions, 2, width) times the GELU of the second: keeps x only."""
+    """The first half of x (positions, 2, width) times the GELU of the second. Keeps only x."""
 
     _forward = _Fused(_gated, lambda x: torch.empty_like(x[:, :1]), is_tiled=True)
     _backward = _Fused(_gated_backward, lambda _, x: torch.empty_like(x), is_tiled=True)
@@ -265,7 +288,7 @@ class _Gate(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """x + y + bias, of (positions, 1, channels) and a constant (1, channels): keeps nothing."""
+    """x + y + bias, for (positions, 1, channels) and a constant (1, channels). Keeps nothing."""
 
     _forward = _Fused(
         lambda x, y, bias: x + (y + bias), lambda x, *_: torch.empty_like(x), is_tiled=True

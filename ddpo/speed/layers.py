@@ -1,4 +1,7 @@
-"""Faster layers in place of those of PyTorch, diffusers and `ddpo/agents/`: which become what."""
+"""The table of faster layers: which layers of PyTorch, diffusers and `ddpo/agents/` become what.
+
+A layer is replaced by changing its class in place: weights, names and hooks stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,12 @@ from ddpo.speed.lora import FastLoRALinear
 from ddpo.speed.products import FrozenLinear
 from ddpo.speed.upsampling import FrozenUpsample2D, can_merge
 
-# Kind of layer -> what it becomes, and which of its kind do.
+# Kind of layer -> its new class, and a test of which layers of that kind change.
 LayerKinds = dict[type[nn.Module], tuple[Any, Any]]
 
 
 def always(_: nn.Module) -> bool:
-    """Whether a layer is changed: it is."""
+    """A test that every layer passes."""
     return True
 
 
@@ -53,10 +56,11 @@ LAYERS: LayerKinds = {
 
 
 def quicken(module: nn.Module) -> None:
-    """Put the layers of `LAYERS` in place, for a module in evaluation mode with frozen weights.
+    """Put the layers of `LAYERS` into a module, in place.
 
     Args:
-        module: changed in place; its input and its adapters may still want gradients.
+        module: in evaluation mode, with frozen weights; its input and its adapters may still
+            need gradients.
     """
     for each in change_layers(module, LAYERS):
         if isinstance(each, FrozenUpsample2D):
@@ -64,7 +68,7 @@ def quicken(module: nn.Module) -> None:
 
 
 def change_layers(module: nn.Module, kinds: LayerKinds) -> list[nn.Module]:
-    """Give the layers in a module that a table names another class; returns those."""
+    """Change the class of a module's layers as a table says; returns the changed layers."""
     changed = []
     for each in module.modules():
         kind, suits = kinds.get(type(each), (None, None))

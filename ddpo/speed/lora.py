@@ -1,17 +1,17 @@
 """The stacked LoRA layer with fewer and wider products.
 
-Where an agent has many rows, W + s B A is summed first, so that one product serves both terms:
+If an agent has many rows, W + s B A is summed first, and one product serves both terms:
 
-    x W^T + s (x A^T) B^T  =  x (W + s B A)^T.
+    x W^T + s (x A^T) B^T  =  x (W + s B A)^T
 
-Elsewhere both terms are computed, and the second is added in place. The backward pass is written
-out, because autograd's multiplies tall matrices by `rank` columns, for which processors have no
-fast kernel. With h = x A^T and g = dL/dy:
+Otherwise both terms are computed, and the second is added in place. The backward pass is written
+out with products that are wide in `rows`: autograd's are tall with only `rank` columns, and
+processors have no fast kernel for them. With h = x A^T and g = dL/dy:
 
-    dL/dB = s g^T h,   dL/dA = s (B^T g^T) x,   dL/dx = g W + s (g B) A.
+    dL/dB = s g^T h,   dL/dA = s (B^T g^T) x,   dL/dx = g W + s (g B) A
 
-Without gradient the matrices that layers see are kept until the adapters change. In half precision
-on a GPU they are padded with zeros to a rank that its tensor cores take.
+Without gradient, the layers' matrices are kept until the adapters change. In half precision on a
+GPU they are padded with zeros to a rank that its tensor cores support.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ddpo.speed.products import is_for_onednn, linear
 if TYPE_CHECKING:
     from torch import nn
 
-_TENSOR_CORE = 8  # entries in half precision that a GPU's tensor cores take at a time
+_TENSOR_CORE = 8  # half-precision entries that a GPU's tensor cores take at a time
 
 
 class FastLoRALinear(StackedLoRALinear):
-    """The same up to rounding."""
+    """`StackedLoRALinear` with fewer and wider products; the same up to rounding."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See `StackedLoRALinear`."""
@@ -48,13 +48,15 @@ class FastLoRALinear(StackedLoRALinear):
 def _adapted(
     x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, base: nn.Linear, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The adapted layer's output (..., out), and x A^T (K, rows, rank) if that was needed."""
+    """The adapted layer's output (..., out), and x A^T (K, rows, rank) if it was computed."""
     rows = _by_agent(x, a)
+    # One product with the summed weights.
     if merges(rows, base.weight):
         out = torch.bmm(rows, _merged(a, b, base, scale).mT)
         if base.bias is not None:
             out += base.bias
         return out.view(*x.shape[:-1], -1), None
+    # Both terms, the second added to the first in place.
     out = linear(x, base.weight, base.bias)
     hidden = torch.bmm(rows, a.mT)
     if x.device.type == "cpu":
@@ -69,10 +71,10 @@ def _adapted(
 
 
 def merges(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the rows of an agent (K, rows, in) are multiplied by the sum of both weights.
+    """Whether the rows of an agent (K, rows, in) are multiplied by the summed weights.
 
-    Where that is less work than the low-rank product, and in float32 at least: a sum rounded to
-    half precision, or to a GPU's tf32, would lose small updates.
+    They are if summing is less work than the low-rank product, but only on a CPU in float32 or
+    wider. A sum rounded to half precision, or to a GPU's tf32, would lose small updates.
     """
     is_exact = x.device.type == "cpu" and x.dtype.itemsize >= torch.float32.itemsize
     is_less = x.shape[1] * sum(weight.shape) >= weight.numel()
@@ -80,17 +82,17 @@ def merges(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _merged(a: torch.Tensor, b: torch.Tensor, base: nn.Linear, scale: float) -> torch.Tensor:
-    """Every agent's W + scale * B A: (K, out, in), made for this product and not kept."""
+    """W + scale * B A of every agent, (K, out, in); made for one product and not kept."""
     return torch.baddbmm(base.weight.expand(len(b), -1, -1), b, a, alpha=scale)
 
 
 def _by_agent(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Agent-major x (..., width) as (K, rows, width)."""
+    """View agent-major x (..., width) as (K, rows, width)."""
     return x.reshape(len(matrix), -1, x.shape[-1])
 
 
 class _Adapted(torch.autograd.Function):
-    """`_adapted`, differentiable with respect to x, A and B; gradients add in place."""
+    """`_adapted`, differentiable with respect to x, A and B."""
 
     @staticmethod
     def forward(
@@ -113,12 +115,14 @@ class _Adapted(torch.autograd.Function):
         is_merged = hidden is None
         if is_merged:
             hidden = torch.bmm(rows, a.mT)
+        # The adapters' gradients, as products that are wide in rows.
         grad_b = torch.bmm(hidden.mT, update).mT
         grad_hidden = torch.bmm(b.mT, update.mT)  # (K, rank, rows)
         if ctx.scale != 1:
             grad_b *= ctx.scale
             grad_hidden *= ctx.scale
         grad_a = torch.bmm(grad_hidden, rows)
+        # The input's gradient, by the same form as the forward pass.
         grad_x = None
         if ctx.needs_input_grad[0] and is_merged:
             grad_x = torch.bmm(update, _merged(a, b, ctx.base, ctx.scale)).view(x.shape)
@@ -129,7 +133,7 @@ class _Adapted(torch.autograd.Function):
 
 
 class FastAdaptedLayers(AdaptedLayers):
-    """Adapted layers whose matrices are made once a change of the adapters, padded where that pays.
+    """Adapted layers that make their matrices once per change of the adapters, padded if it pays.
 
     Args:
         plain: the layers of a UNet, as its agents wrapped them.
@@ -144,11 +148,11 @@ class FastAdaptedLayers(AdaptedLayers):
         if (rank := rank_of_products(self.layout.rank, weight)) != self.layout.rank:
             self._wide = FlatLayout(bases, rank)
             self._positions = positions_in(self._wide, self.layout).to(weight.device)
-        # The adapters that are shown without gradient: how many, of which block, as of when.
+        # The adapters shown without gradient: their block, its version, and how many.
         self._shown: tuple[torch.Tensor, int, int] | None = None
 
     def show(self, block: torch.Tensor, num_agents: int) -> None:
-        """See `AdaptedLayers`; without gradient, what is shown serves until the block changes."""
+        """See `AdaptedLayers`; without gradient, matrices are reused until the block changes."""
         if torch.is_grad_enabled():
             self._shown = None
         else:
@@ -172,10 +176,11 @@ class FastAdaptedLayers(AdaptedLayers):
 
 
 def positions_in(wide: FlatLayout, layout: FlatLayout) -> torch.Tensor:
-    """Where each entry (P,) of a layout goes in one of the same layers with a higher rank.
+    """The position of each entry (P,) of a layout in a layout of the same layers with higher rank.
 
-    The added ranks are zeros: they neither change an update nor get a gradient.
+    The added ranks are zeros: they do not change an update and get no gradient.
     """
+    # Entries of matrices: the first rows of A and the first columns of B.
     places = torch.arange(wide.size)
     positions = torch.full((layout.size,), -1)
     for name in layout.layer_names:
@@ -183,7 +188,8 @@ def positions_in(wide: FlatLayout, layout: FlatLayout) -> torch.Tensor:
         for own, wider in pairs:
             rows, columns = own.shape
             own.copy_(wider[:rows, :columns])
-    is_between = positions < 0  # zeros that align the matrices: they go where zeros are
+    # The zeros that align matrices go to any free places, which hold zeros too.
+    is_between = positions < 0
     is_free = torch.ones(wide.size, dtype=torch.bool)
     is_free[positions[~is_between]] = False
     positions[is_between] = is_free.nonzero().flatten()[: int(is_between.sum())]
@@ -191,10 +197,10 @@ def positions_in(wide: FlatLayout, layout: FlatLayout) -> torch.Tensor:
 
 
 def rank_of_products(rank: int, weight: torch.Tensor) -> int:
-    """The rank with which layers multiply: a GPU takes longer for one that is no multiple of eight.
+    """The rank of the products: on a GPU in half precision, the next multiple of eight.
 
-    The products of an adapter of rank 4 in bfloat16, forward and backward, took an H100 1.6 times
-    as long as those of rank 8.
+    Other ranks are slower. In bfloat16 on an H100, forward and backward products took 1.6 times as
+    long at rank 4 as at rank 8.
 
     Args:
         rank: of the adapters.

@@ -1,9 +1,14 @@
 """Matrix products with frozen weights: by the faster library, and differentiated by hand.
 
-y = x W^T + b, hence dL/dx = dL/dy W: with W and b constant, that is all a backward pass needs, and
-it is one product more. On AMD CPUs MKL uses only half of AVX-512. oneDNN uses all of it, but
-PyTorch calls it only for convolutions of 16 or more rows, and it starts more slowly. So a large
-product is written as a convolution of one pixel, y[n, :, p] = W x[n, :, p] + b.
+    y = x W^T + b    =>    dL/dx = dL/dy W
+
+With W and b constant, this one product is the whole backward pass.
+
+On AMD CPUs MKL uses only half of AVX-512. oneDNN uses all of it, but PyTorch calls it only for
+convolutions of 16 or more rows, and it starts more slowly. So a large product is written as a
+convolution of one pixel:
+
+    y[n, :, p] = W x[n, :, p] + b    for 16 rows n
 """
 
 from __future__ import annotations
@@ -15,13 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-_BATCH = 16  # rows from which on PyTorch leaves a convolution to oneDNN
-FEWEST_MULTIPLICATIONS = 2**22  # from where on that is faster
-_ZEN_5 = 26  # AMD's "cpu family" of its first processors that compute all 512 bits together
+_BATCH = 16  # rows that PyTorch needs to leave a convolution to oneDNN
+FEWEST_MULTIPLICATIONS = 2**22  # smaller products are faster with MKL
+_ZEN_5 = 26  # "cpu family" of AMD's first processors that compute all 512 bits together
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer whose weights want no gradient, and whose products are those of `linear`."""
+    """A linear layer with frozen weights, computed by `linear`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
         """(..., in) to (..., out)."""
@@ -45,7 +50,7 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        ctx.weight = weight  # not saved: as for a convolution, checkpointing would repeat it
+        ctx.weight = weight  # not with save_for_backward: checkpointing would repeat the product
         return linear(x, weight, bias)
 
     @staticmethod
@@ -54,7 +59,7 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The product x W^T + b by the faster library: the same up to rounding.
+    """The product x W^T + b by the faster library; the same up to rounding.
 
     Args:
         x: (..., in).
@@ -72,7 +77,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def is_for_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `linear` leaves x W^T to oneDNN: a large product of whole batches, where MKL lags."""
+    """Whether `linear` leaves x W^T to oneDNN: if MKL lags and the product is large enough."""
     is_float32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     is_whole = x.shape[:-1].numel() % _BATCH == 0
     is_large = x.numel() * weight.shape[0] >= FEWEST_MULTIPLICATIONS
@@ -80,9 +85,9 @@ def is_for_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def mkl_lags(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether matrix products are MKL's, on an AMD processor that computes 512 bits together.
+    """Whether PyTorch uses MKL on an AMD processor that computes 512 bits together.
 
-    AMD's Zen 4 has AVX-512 too, but computes it in halves: there MKL keeps up.
+    AMD's Zen 4 also has AVX-512, but computes it in two halves: there MKL keeps up.
     """
     backends = torch.backends
     if not (backends.mkl.is_available() and backends.mkldnn.is_available() and cpuinfo.is_file()):
@@ -97,5 +102,5 @@ MKL_LAGS = mkl_lags()
 
 
 def exact(x: torch.Tensor) -> torch.Tensor:
-    """The same in float32 at least, for sums that are rounded once."""
+    """The same values in float32 or wider, for sums that are rounded only once."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,12 +1,12 @@
 """Upsampling by two and the 3x3 convolution after it, as one transposed convolution.
 
 Nearest-neighbour upsampling repeats every pixel: up(x)[2i] = up(x)[2i + 1] = x[i]. So in one
-dimension a 3-kernel w on the large image is a 4-kernel on the small one, of stride 2:
+dimension, a kernel w of 3 on the large image is a kernel k of 4 and stride 2 on the small one:
 
-    k = (w_2, w_1 + w_2, w_0 + w_1, w_0),   (w * up(x))[j] = sum over i of k[j + 1 - 2i] x[i].
+    k = (w_2, w_1 + w_2, w_0 + w_1, w_0),   (w * up(x))[j] = sum over i of k[j + 1 - 2i] x[i]
 
-In two dimensions that is 16 products where there were 36, and the large image is never made.
-Results are the same up to rounding.
+In two dimensions this takes 16 products instead of 36, and the large image is never made. Results
+are the same up to rounding.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ddpo.speed.products import exact
 
 
 class FrozenUpsample2D(Upsample2D):  # type: ignore[misc]
-    """diffusers' upsampling layer, with the summed weights of `merged_kernel` beside its own."""
+    """diffusers' upsampling layer, with the kernel of `merged_kernel` beside its own weights."""
 
     kernel: torch.Tensor
 
     def merge(self) -> None:
-        """Sum the weights, once: they are constant."""
+        """Sum the weights. Once is enough: they are constant."""
         kernel = merged_kernel(self.get_parameter("conv.weight"))
         self.register_buffer("kernel", kernel, persistent=False)
 
     def forward(
         self, hidden_states: torch.Tensor, output_size: int | None = None, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """(rows, in, h, w) to (rows, out, 2 h, 2 w), or to another size if one is given."""
+        """(rows, in, h, w) to (rows, out, 2 h, 2 w), or to `output_size` if it is given."""
         out: torch.Tensor
         if output_size is not None:
             out = super().forward(hidden_states, output_size, *args, **kwargs)
@@ -50,7 +50,7 @@ class _Upsampling(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: FrozenUpsample2D) -> torch.Tensor:
-        ctx.layer = layer  # not saved: as for a convolution
+        ctx.layer = layer  # not with save_for_backward, see `ddpo/speed/convolutions.py`
         return _upsampled(x, layer)
 
     @staticmethod
@@ -63,9 +63,9 @@ def _upsampled(x: torch.Tensor, layer: FrozenUpsample2D) -> torch.Tensor:
 
 
 def can_merge(layer: Upsample2D) -> bool:
-    """Whether a layer is what `FrozenUpsample2D` computes.
+    """Whether `FrozenUpsample2D` computes the same as a layer.
 
-    Not on the meta device, where layers are as published: what they cost is counted there.
+    Layers on the meta device are left as published: their cost is counted there.
     """
     convolution: Any = getattr(layer, "conv", None)
     return (
@@ -81,11 +81,11 @@ def can_merge(layer: Upsample2D) -> bool:
 def merged_kernel(weight: torch.Tensor) -> torch.Tensor:
     """The (in, out, 4, 4) kernel of the transposed convolution, from (out, in, 3, 3) weights.
 
-    Sums are rounded once, to the weights' dtype and in their memory layout.
+    Sums are rounded once, to the weights' dtype. The kernel has the weights' memory layout.
     """
     padded = nn.functional.pad(exact(weight).flip(2, 3), (1, 1, 1, 1))
-    rows = padded[:, :, 1:] + padded[:, :, :-1]  # a pixel becomes two in each direction
-    kernel = (rows[..., 1:] + rows[..., :-1]).transpose(0, 1).to(weight.dtype)
+    rows = padded[:, :, 1:] + padded[:, :, :-1]  # each pixel becomes two, first in height
+    kernel = (rows[..., 1:] + rows[..., :-1]).transpose(0, 1).to(weight.dtype)  # then in width
     is_channels_last = weight.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if is_channels_last else torch.contiguous_format
     return kernel.contiguous(memory_format=layout)

@@ -10,6 +10,7 @@ import torch
 from ddpo.evaluation import evaluate, evaluation_set
 from ddpo.processes import Processes, Share
 from ddpo.rewards.scorer import RewardError, Scorer
+from ddpo.types import clustered_standard_error, standard_error
 from tests.support.rewards import brightness, flawed
 from tests.support.rig import make_rig
 
@@ -49,8 +50,8 @@ def test_the_evaluation_leaves_out_what_has_no_score():
     valid = result.rewards[1:-1].double()
     torch.testing.assert_close(result.returns, valid.mean(dim=0))
     torch.testing.assert_close(result.std_error, valid.std(dim=0) / 2)
-    gain, error = result.gain_over(result)
-    assert gain.tolist() == error.tolist() == [0, 0]
+    gain = result.gain_over(result)
+    assert all(numbers.tolist() == [0, 0] for numbers in gain)
 
 
 def test_a_policy_without_scores_is_never_judged():
@@ -71,11 +72,21 @@ def test_evaluation_is_paired_across_policies_and_independent_of_grouping():
     results = evaluate(policies, on, rig.sampler, scorer, rig.agents, keep_images=4)
     torch.testing.assert_close(results[0].rewards, results[2].rewards, rtol=0, atol=1e-5)
     assert results[0].images.shape == (4, 3, 16, 16)
-    gain, error = results[1].gain_over(results[0])
+    gain = results[1].gain_over(results[0])
     difference = results[1].rewards - results[0].rewards
-    assert gain.item() == pytest.approx(difference.mean().item(), rel=1e-5)
-    assert error.item() == pytest.approx(difference.std().item() / 5**0.5, rel=1e-4)
-    assert gain.abs() > 0
+    assert gain.mean.item() == pytest.approx(difference.mean().item(), rel=1e-5)
+    assert gain.std_error.item() == pytest.approx(difference.std().item() / 5**0.5, rel=1e-4)
+    assert gain.mean.abs() > 0
+
+
+def test_errors_clustered_by_prompt_are_those_of_the_prompts_means():
+    of_prompt = torch.tensor([0.0, 3.0, 6.0]).repeat(4)[:, None]
+    rewards = torch.cat([of_prompt, torch.full((1, 1), torch.nan)])
+    prompts = [*"abc" * 4, "d"]
+    error = clustered_standard_error(rewards, prompts)
+    assert error.item() == pytest.approx(3 / 3**0.5)  # 12 pictures say as much as 3 prompts
+    assert standard_error(rewards).item() < error.item() / 1.5
+    assert clustered_standard_error(rewards, "a" * 13).isnan().all()
 
 
 def test_evaluation_sets_share_no_seed():

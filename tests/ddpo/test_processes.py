@@ -315,7 +315,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_and_is_named(folder, how, 
         2, run, folder, 2, run_name=how.__name__, bright=how, timeout_seconds=limit, wait_for=0
     )
     assert "process 0 waited for the results of all processes, in vain" in ended[0].error
-    assert f"process 1 did not come: it died, or hung for {limit} s" in ended[0].error
+    assert f"process 1 did not arrive: it died, or hung for {limit} s" in ended[0].error
     assert ended[1].exit_code == (3 if how is dying else None)
 
 

@@ -92,12 +92,12 @@ REFUSED = {
         "name,size\ncat,2\n",
         "no column prompt or caption or text, but 'name',",
     ),
-    "headless.csv": ("a cat\na dog\n", "or write one prompt a line into a .txt file"),
+    "headless.csv": ("a cat\na dog\n", "or write one prompt per line into a .txt file"),
     "commas.csv": ("prompt,n\na cat, sitting,1\n", "line 2 has 3 cells for 2 columns; put texts"),
     "quotes.csv": ('prompt\na cat\n"Hi" on a sign\n', "is not a table: line 3: "),
     "half_character.json": ('["a \\ud83d cat"]', "holds half a character"),
     "mac.txt": ("a cat\ra dog\r", "ends its lines in carriage returns alone"),
-    "list.yaml": ("- a cat\n", "is of a kind that is not read; write one prompt a line"),
+    "list.yaml": ("- a cat\n", "is of a kind that is not read; write one prompt per line"),
     "page.txt": ("\n<!DOCTYPE html><html>", "is a web page; download the file itself"),
     "pointer.txt": ("version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
     "nul.txt": ("a\0 \0c\0", "is not UTF-8 text: it holds NUL"),
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_text_says_what_it_is(tmp_path, data, problem):
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_file_holds_no_prompt(tmp_path, suffix, content):
     (tmp_path / f"a{suffix}").write_text(content)
-    with pytest.raises(ValueError, match=r"holds no prompt; write one a line"):
+    with pytest.raises(ValueError, match=r"holds no prompt; write one per line"):
         load_prompts(str(tmp_path / f"a{suffix}"))
 
 

@@ -42,7 +42,10 @@ def test_what_older_programs_did_not_write_is_empty(finished_run):
     data = json.loads(content(finished_run))
     del data["samples"]
     for policy in data["policies"]:
-        del policy["gain_over_base"], policy["gain_std_error"]
+        for name in [*policy]:
+            if "gain" in name or "by_prompt" in name:
+                del policy[name]
     record = FrontRecord.from_json(data)
     assert len(record.samples) == 0
     assert record.policies[0].gain_std_error is None
+    assert record.policies[0].report_std_error_by_prompt is None

@@ -1,4 +1,4 @@
-"""Opens pages in Debian's Chromium, and fails on whatever a page must not do."""
+"""Opens pages in Debian's Chromium, and fails if a page prints to its console or sends requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FLAGS = (
 
 @contextlib.contextmanager
 def launch() -> Iterator[Any]:
-    """A browser; the test is skipped, saying why, where there is none."""
+    """A browser; if there is none, the test is skipped with the reason."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
@@ -40,12 +40,12 @@ def launch() -> Iterator[Any]:
 def open_page(
     browser: Any, url: str, allowed: tuple[str, ...] = ("file:", "data:", "blob:")
 ) -> Iterator[Any]:
-    """A page in a fresh profile; afterwards: no console message, no request but the allowed.
+    """A page in a fresh profile; fails afterwards on console messages and forbidden requests.
 
     Args:
         browser: from `launch`.
-        url: to open.
-        allowed: how the addresses of requests may begin.
+        url: of the page.
+        allowed: prefixes of addresses that may be requested.
     """
     problems: list[str] = []
     context = browser.new_context(viewport={"width": 1280, "height": 900})

@@ -1,4 +1,4 @@
-"""Small checkpoints, and what a forger needs to change them unnoticed."""
+"""Small checkpoints, and functions that forge them: changed content with the right digests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def policy(seed):
 
 
 def state(generation):
-    """Of a run that samples ten images per generation."""
+    """The state of a run that samples ten images per generation."""
     points = (CurvePoint(10 * i, 0.1 * i) for i in range(generation + 1))
     return RunState(
         settings={"seed": 0},
@@ -53,12 +53,12 @@ def commit(store, generation, names):
 
 
 def entry(data):
-    """How a manifest describes a file of these bytes."""
+    """A manifest's entry for a file with these bytes."""
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
 def reseal(path, **changes):
-    """Give a manifest other content and the right digest of it: what a forger would write."""
+    """Give a manifest other content with the right digest, as a forger would."""
     manifest = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"} | changes
     content = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
     path.write_text(json.dumps({**manifest, "sha256": hashlib.sha256(content).hexdigest()}))

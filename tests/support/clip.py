@@ -18,7 +18,7 @@ SIZES = {
 
 
 def make_clip(folder, seed=22, **changes):
-    """A random CLIP of the real classes, in a folder: 56 px pictures in patches of 14."""
+    """Save a random CLIP of the real classes in a folder: 56 px pictures, patches of 14 px."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     torch.manual_seed(seed)
@@ -27,7 +27,7 @@ def make_clip(folder, seed=22, **changes):
     vision = {"image_size": 56, "patch_size": 14, **SIZES, **changes}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     with torch.no_grad():
-        # Initial weights are so small, and biases zero, that hardly anything depends on anything.
+        # Initial weights are tiny and biases zero: outputs would hardly depend on inputs.
         for parameter in model.parameters():
             parameter.add_(0.4 * torch.randn(parameter.shape))
         model.logit_scale.fill_(4.0)

@@ -1,8 +1,8 @@
-"""A process that dies at a chosen file operation: kill -9 at every point of a write, without one.
+"""A process that "dies" at a chosen file operation, as with kill -9, but without a real kill.
 
-From the chosen operation on every operation raises, so no clean-up code gets anything done: what is
-on disk is what a killed process leaves. The file being flushed at that moment loses its second
-half, as after a power cut.
+From that operation on, every file operation raises, so clean-up code cannot change the disk: it
+stays as a killed process would leave it. A file that is being flushed at that moment loses its
+second half, as after a power cut.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OPERATIONS = ("open", "mkdir", "rename", "replace", "unlink", "touch")
 
 
 class Dead(BaseException):
-    """No handler for `Exception` catches it."""
+    """The end of the process; handlers of `Exception` do not catch it."""
 
 
 class Disk:
@@ -23,7 +23,7 @@ class Disk:
 
     Args:
         monkeypatch: restores everything.
-        die_at: number of the operation; None never.
+        die_at: number of the operation; with None it never dies.
     """
 
     def __init__(self, monkeypatch, die_at=None):
@@ -44,7 +44,7 @@ class Disk:
         return operation
 
     def _rmtree(self, path, ignore_errors=False):
-        """One file after another, as `shutil.rmtree` does, so that half a folder can stay."""
+        """Remove one file after another, like `shutil.rmtree`, so that half a folder can stay."""
         if ignore_errors and not path.exists():
             return
         for child in path.iterdir():

@@ -11,7 +11,7 @@ THREE = ("colorfulness", "jpeg_compressibility", "jpeg_incompressibility")
 
 
 def family_rig(num_agents=3, pipe=None, num_objectives=2, **changes):
-    """A rig whose agents are members of one family, its B's not zero."""
+    """A rig whose agents are members of one family with non-zero B's."""
     rig = make_rig(
         num_agents,
         pipe,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def be_on_windows() -> None:
-    """Without the names and habits of POSIX, every module of the project is imported again."""
+    """Remove the names and habits of POSIX, then import every module of the project again."""
     for module in ("fcntl", "resource", "termios", "pwd", "grp"):
         sys.modules[module] = None
     for where, names in {
@@ -52,7 +52,7 @@ def be_on_windows() -> None:
 
 
 def never_reach_a_safe_point() -> None:
-    """The first picture takes for ever."""
+    """Let the first picture take for ever."""
     from ddpo.agents.slots import Agents
 
     def hang(*args: object) -> None:
@@ -64,7 +64,7 @@ def never_reach_a_safe_point() -> None:
 
 
 def signal_myself_at(words: str, count: int) -> None:
-    """SIGTERM at the start of a bar called `words`, for the `count`-th time."""
+    """Send SIGTERM when the bar called `words` starts for the `count`-th time, from 0."""
     from run.progress import Progress
 
     original, seen = Progress.steps, [0]
@@ -80,7 +80,7 @@ def signal_myself_at(words: str, count: int) -> None:
 
 
 def kill_at(operation: str, pattern: str) -> None:
-    """SIGKILL just before the first file operation on a path like `pattern`, as in a shell."""
+    """Send SIGKILL before the first file operation on a path that matches a shell pattern."""
     original = getattr(Path, operation)
 
     def deadly(self: Path, *arguments: object, **options: object) -> object:
@@ -93,7 +93,7 @@ def kill_at(operation: str, pattern: str) -> None:
 
 
 def kill_after(operations: int, folder: str) -> None:
-    """SIGKILL after so many file operations in a folder, just before the next."""
+    """Send SIGKILL after this many file operations in a folder, just before the next one."""
 
     def die(number: int) -> None:
         if number == operations:
@@ -103,11 +103,11 @@ def kill_after(operations: int, folder: str) -> None:
 
 
 def keep_every_state(folder: str, copies: str) -> None:
-    """Copy a folder before each file operation in it: all that a SIGKILL could leave of it.
+    """Copy a folder before each file operation in it: all states that a SIGKILL could leave.
 
     Args:
         folder: to copy.
-        copies: the copies are called this and a number.
+        copies: prefix of the copies' names; a number follows.
     """
 
     def keep(number: int) -> None:
@@ -122,9 +122,9 @@ _WRITING = os.O_WRONLY | os.O_RDWR
 
 
 def _before_each_change(folder: str, act: Callable[[int], None]) -> None:
-    """Call a function before whatever changes files in a folder, with the number of changes so far.
+    """Call a function before each change of files in a folder, with the number of changes so far.
 
-    What is written to an open file counts as part of opening it.
+    Writing to an open file counts as part of opening it.
     """
     count, is_acting = 0, False
 
@@ -134,7 +134,7 @@ def _before_each_change(folder: str, act: Callable[[int], None]) -> None:
         if is_acting or not is_change:
             return
         path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | Path) else ""
-        # shutil.rmtree names what it removes relative to a folder that it has opened
+        # shutil.rmtree names files relative to a folder that it has opened
         if path.startswith(folder) or (event in _CHANGES and not path.startswith("/")):
             is_acting = True
             act(count)
@@ -144,12 +144,12 @@ def _before_each_change(folder: str, act: Callable[[int], None]) -> None:
 
 
 def limit_file_size(kilobytes: int) -> None:
-    """No file may grow beyond this: a full disk, for whatever is larger."""
+    """Limit the size of files: to larger ones this is a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, resource.RLIM_INFINITY))
 
 
 def fill_disk_during(generations: list[int]) -> None:
-    """Writing any file of a checkpoint fails in these generations, after half of it."""
+    """Let writing any file of a checkpoint fail in these generations, after the first byte."""
     from run.checkpoint import CheckpointStore
 
     original = CheckpointStore.commit
@@ -168,7 +168,7 @@ def fill_disk_during(generations: list[int]) -> None:
 
 
 def run_out_of_memory_in(generation: int) -> None:
-    """A tensor that no machine can hold is asked for, and torch says so in its own words."""
+    """Ask for a tensor that no machine can hold, so that torch raises its own error."""
     import torch
 
     from ddpo.trainer import Trainer
@@ -184,14 +184,14 @@ def run_out_of_memory_in(generation: int) -> None:
 
 
 def impatient_with_trackers() -> None:
-    """One second instead of fifteen."""
+    """Wait one second for trackers instead of fifteen."""
     from run import trackers
 
     trackers.PATIENCE = 1.0
 
 
 def fill_disk_while_publishing() -> None:
-    """No file of the published front can be written."""
+    """Let writing any file of the published front fail."""
     from front.publish import FrontPublisher
 
     original = FrontPublisher.front
@@ -200,7 +200,7 @@ def fill_disk_while_publishing() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
         try:
             original(self, run)
-        finally:  # what is printed goes to a file as well
+        finally:  # the output goes to a file too
             resource.setrlimit(
                 resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
             )

@@ -1,4 +1,4 @@
-"""What a run that was interrupted must have in common with one that was not."""
+"""Compares an interrupted run with an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ _OF_THIS_RUN = {".lock", "config.json", "report.html"}  # they hold its name or 
 
 
 def content(run):
-    """What must not depend on how often a run was interrupted, path -> value."""
+    """Path -> content, for all content that must not depend on interruptions."""
     found = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
         if not path.is_file() or path.suffix == ".png" or name in _OF_THIS_RUN:
             continue
         found[name] = path.read_bytes()
-        if name.startswith("adapters/"):  # whose metadata is in no fixed order
+        if name.startswith("adapters/"):  # their metadata has no fixed order
             tensors = load(found[name])
             found[name] = {key: tensor.numpy().tobytes() for key, tensor in tensors.items()}
     found["metrics.jsonl"] = timeless_metrics(found["metrics.jsonl"].decode())
     for name in [name for name in found if name.startswith("checkpoints/")]:
-        del found[name]  # they hold the times' lengths and the settings, resume_from among them
+        del found[name]  # they hold lengths of times, and settings such as resume_from
     return found
 
 
 def differences(run, whole):
-    """What a run has otherwise than one that was never interrupted, a line each."""
+    """The differences between a run and one that was never interrupted, one line each."""
     mine, theirs = content(run), content(whole)
     return [
         f"{name}: {_difference(mine.get(name), theirs.get(name))}"
@@ -37,7 +37,7 @@ def differences(run, whole):
 
 
 def _difference(mine, theirs):
-    """In words, with the first place where two files, or lists of lines, part."""
+    """The difference in words, with the first place where two files or lists of lines differ."""
     if mine is None or theirs is None:
         return "missing" if mine is None else "one too many"
     if isinstance(mine, dict):

@@ -1,4 +1,4 @@
-"""Layers in their plain and in their faster form."""
+"""Layers in their plain and their faster forms."""
 
 from __future__ import annotations
 

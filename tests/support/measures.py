@@ -1,4 +1,4 @@
-"""What a computation costs: rows, kept bytes, footprints."""
+"""Costs of a computation: rows, kept bytes, footprints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.rig import make_settings
 
 
 def count_rows(trainer):
-    """Every row that the UNet is given from now on, as the UNet sees it."""
+    """A list that will hold the number of rows of every UNet pass from now on."""
     rows = []
     trainer.model.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     return rows
@@ -24,7 +24,7 @@ def footprint_of(model, *, speed="layers", **train):
 
 
 def kept(function):
-    """Bytes that a function's result keeps for its backward pass."""
+    """A function's result, and the bytes that it keeps for its backward pass."""
     storages = {}
 
     def pack(tensor):

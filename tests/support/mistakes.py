@@ -1,8 +1,8 @@
-"""Arguments of the command line that are wrong, and what their messages say."""
+"""Wrong arguments of the command line, and parts of their messages."""
 
 from __future__ import annotations
 
-# What the loader refuses.
+# Refused by the loader.
 UNREADABLE = {
     "--config.foo=1": "foo is not a setting",
     "--config.train.learnin_rate=1": "did you mean train.learning_rate?",
@@ -30,7 +30,7 @@ UNREADABLE = {
     "--config=nowhere.py": "is not a file, nor a recipe of config/; try aesthetic_compressibility",
     "--config=smok": "did you mean smoke?",
 }
-# A value that is wrong by itself.
+# Values that are wrong by themselves.
 OUT_OF_LIMITS = {
     "--config.train.learning_rate=nan": "train.learning_rate=nan must be a finite number",
     "--config.train.learning_rate=inf": "must be a finite number",

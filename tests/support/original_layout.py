@@ -62,7 +62,7 @@ def _replace(name: str, table: dict[str, str]) -> str:
 
 
 def unet_name(name: str, layers: int) -> str:
-    """The original name of a weight or layer of a UNet with `layers` layers a block."""
+    """The original name of a weight or layer of a UNet with `layers` layers per block."""
     match = re.match(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(\w+)\.(\d+)\.(.*)", name)
     if match is None:
         return _replace(name, _UNET_ENDS)

@@ -25,7 +25,7 @@ _UNET = {
     "attention_head_dim": 2,
     "norm_num_groups": 4,
 }
-# What the UNets of the three families have that the first does not.
+# Differences of the three families' UNets from the first.
 _UNET_CHANGES: dict[str, dict[str, Any]] = {
     "sd1": {},
     "sd2": {
@@ -55,7 +55,7 @@ def sd_scheduler(**changes: Any) -> Any:
 
 
 def make_tiny_pipe(kind: str = "sd1", **unet_changes: Any) -> Any:
-    """A pipeline with random weights, of the class and make of one of the `KINDS`."""
+    """A pipeline with random weights, of the same classes as one of the `KINDS`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def _sd(kind: str, parts: dict[str, Any]) -> Any:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel
 
-    is_v2 = kind == "sd2"  # whose text encoder comes from OpenCLIP
+    is_v2 = kind == "sd2"  # its text encoder comes from OpenCLIP
     config = _text_config(**({"hidden_act": "gelu", "num_hidden_layers": 2} if is_v2 else {}))
     return StableDiffusionPipeline(
         **parts,
@@ -136,7 +136,7 @@ def _text_config(**changes: Any) -> Any:
 def load_plain(folder: Any) -> Any:
     """A saved pipeline as plain diffusers loads it.
 
-    Weights in memory differ from loaded ones in alignment, and so in the last bit of a product.
+    Loaded weights are aligned differently in memory, which changes the last bit of a product.
     """
     from diffusers import DiffusionPipeline
 
@@ -153,12 +153,12 @@ def draw_without_and_with(
 
 
 def of_8_bits(images: torch.Tensor) -> torch.Tensor:
-    """The same pictures as they are saved, and as rewards see them."""
+    """The same pictures, rounded to 8 bits, as they are saved and as rewards see them."""
     return images.mul(255).round().div(255)
 
 
 def draw_with_diffusers(pipe: Any, texts: Any, seeds: Any, **changes: Any) -> torch.Tensor:
-    """Pictures (rows, 3, H, W) from diffusers' own sampling loop, one seed each.
+    """Pictures (rows, 3, H, W) from diffusers' own sampling loop, with one seed per picture.
 
     Prompts are encoded one by one: in a batch, the last bit of an embedding depends on the others.
     """

@@ -1,4 +1,4 @@
-"""Runs a function in several processes that meet over gloo, as a launcher would start them."""
+"""Runs a function in several processes connected by gloo, as a launcher would start them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FORK.set_forkserver_preload(["tests.support.processes", "run.session", "front.p
 
 @dataclass
 class Ended:
-    """How a process ended: what its function returned, or the error it raised, or neither."""
+    """The end of a process: its function's value, or the error it raised, or neither."""
 
     exit_code: int | None
     value: Any = None
@@ -37,14 +37,14 @@ def run_processes(
     wait_for: int | None = None,
     **settings: Any,
 ) -> list[Ended]:
-    """Call a function in several processes; those that are not awaited are killed at the end.
+    """Call a function in several processes; those still running at the end are killed.
 
     Args:
-        count: how many.
+        count: number of processes.
         function: of a module, so that it can be found by name.
-        arguments: for it.
-        settings: for it, by name.
-        wait_for: a rank to wait for; by default all.
+        arguments: for the function.
+        settings: for the function, by name.
+        wait_for: the only rank to wait for; by default all.
     """
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     workers, pipes = [], []
@@ -80,7 +80,7 @@ def _work(
     sender: Connection,
     function: Callable[[], Any],
 ) -> None:
-    """What each process does."""
+    """The work of each process."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -103,7 +103,7 @@ def _work(
 
 
 def values(ended: list[Ended]) -> list[Any]:
-    """What every process returned."""
+    """The value of every process; fails if one ended with an error."""
     assert not [each.error for each in ended if each.error]
     assert [each.exit_code for each in ended] == [0] * len(ended)
     return [each.value for each in ended]

@@ -1,9 +1,9 @@
-"""The real program in processes that can be killed, at a fraction of a second each.
+"""The real program in processes that can be killed, each started in a fraction of a second.
 
 Importing torch and diffusers takes seconds. So one helper process imports them once and forks a
-child for every run of the program; each child is `mo_train.py` with its own command line.
+child for every run of the program. Each child is `mo_train.py` with its own command line.
 
-Run as a script this file is that helper: it reads one JSON request a line and answers with one.
+Run as a script, this file is the helper: it reads one JSON request per line and answers with one.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Program:
     """Starts the program on a tiny model in a folder.
 
     Args:
-        folder: where logs and run directories go.
-        options: command line that every run gets.
+        folder: for logs and run directories.
+        options: command line of every run.
     """
 
     def __init__(self, folder: Path, options: list[str]) -> None:

@@ -15,7 +15,7 @@ from tests.support.pipelines import LETTERS, make_tiny_pipe
 def make_settings(speed: str = "layers", **changes: dict[str, Any]) -> base.Settings:
     """Default settings with sections changed: make_settings(sample={"num_steps": 4})."""
     config = ddpo.get_config()
-    # One kind of step and one kind of start, unless a test says otherwise.
+    # The same steps for training and evaluation, and a plain start, unless a test changes them.
     config.sample.num_steps = 10
     config.evaluation.num_steps = 0
     config.evolution.start = "even_weights"
@@ -37,7 +37,7 @@ class Rig:
     updater: Any
 
     def batch(self, num_agents: int, samples: int, first_agent: int = 0) -> Any:
-        """A prompt batch whose seeds depend on (agent, sample) only."""
+        """A prompt batch whose seeds depend only on (agent, sample)."""
         from ddpo.seeding import Stream
 
         texts = [LETTERS[i % 3] for _ in range(num_agents) for i in range(samples)]
@@ -55,7 +55,7 @@ class Rig:
         return Rollout.join(batch, list(self.sampler.chunks(self.agents, batch)))
 
     def perturb(self) -> None:
-        """Give every agent another, non-zero adapter."""
+        """Give every agent a different, non-zero adapter."""
         generator = torch.Generator().manual_seed(1)
         for slot in range(self.agents.num_agents):
             policy = self.agents.snapshot(slot)

@@ -1,4 +1,4 @@
-"""One small run of the real program, shared by the tests of what is done with a run."""
+"""One small run of the real program, shared by all tests that use a finished run."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def _make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session", name="finished_run")
 def _finished_run(make_run: Callable[..., Path]) -> Path:
-    """A finished run of three agents and three generations; not to be written to."""
+    """A finished run of three agents and three generations; tests must not change it."""
     return make_run("finished")
 
 
 @pytest.fixture(name="run_copy")
 def _run_copy(finished_run: Path, tmp_path: Path) -> Path:
-    """The same run, to be written to."""
+    """A copy of the finished run, which a test may change."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))

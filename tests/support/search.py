@@ -1,8 +1,9 @@
 """An analytic problem: policies are points below the unit sphere, training moves them towards it.
 
-The front is the part of the sphere in the positive orthant (concave: a linear scalarisation misses
-no point of it). Training along w goes towards w / |w|, the point where w . z is largest: by at most
-`STEP`, saturating near the front. Evaluation adds noise. Raw returns are any affine image of z.
+The front is the part of the sphere in the positive orthant. It is concave, so weighted sums reach
+all of its points. Training along w moves z towards w / |w|, where w . z is largest, by at most
+`STEP`; near the front the step shrinks. Evaluation adds noise. Raw returns are affine functions of
+z.
 """
 
 import numpy as np
@@ -34,7 +35,7 @@ def make_settings(**changes) -> EvolutionSettings:
 
 
 def make_objectives(num: int) -> tuple[Objective, ...]:
-    """Raw units unlike each other: one like a score, one like negative kilobytes, and so on."""
+    """Objectives with very different units: a score, negative kilobytes, and so on."""
     points = [(0.0, 1.0), (-120.0, -20.0), (3.0, 5.0), (-1e-3, 0.0), (200.0, 900.0)]
     return tuple(
         Objective(name=f"f{i}", unit="u", reference=r, ideal=s)

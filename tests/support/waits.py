@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Python's ways from a tensor to a number, and the operations that have to know values.
+# Methods that turn a tensor into numbers; below, operations that need its values.
 METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
 
 

@@ -11,13 +11,13 @@ from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe, of_8_bi
 
 
 def small_world(folder: Path) -> list[str]:
-    """A tiny model and prompt files in `folder`; the words that run the smoke recipe on them."""
+    """Make a tiny model and prompt files; returns the arguments that run the smoke recipe."""
     make_tiny_pipe().save_pretrained(folder / "model")
     return world_around(folder)
 
 
 def report_colorfulness(pipe: Any, guidance_scale: float = 1.0) -> float:
-    """How colourful the report set of `world_around` is, drawn by diffusers with a pipeline."""
+    """Mean colourfulness of the report set of `world_around`, drawn by diffusers."""
     from ddpo.evaluation import evaluation_set
     from ddpo.rewards.colorfulness import colorfulness
 
@@ -27,7 +27,7 @@ def report_colorfulness(pipe: Any, guidance_scale: float = 1.0) -> float:
 
 
 def world_around(folder: Path) -> list[str]:
-    """Prompt files beside the model in `folder`; the words that run the smoke recipe on them."""
+    """Make prompt files beside a model; returns the arguments that run the smoke recipe."""
     (folder / "train.txt").write_text("a\nb\nc\nd\n")
     (folder / "report.txt").write_text("e\nf\n")
     return [
@@ -43,7 +43,7 @@ def world_around(folder: Path) -> list[str]:
 
 
 def timeless_metrics(text: str) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl without what a clock has measured."""
+    """The lines of a metrics.jsonl without measured times."""
     timed = ("seconds", "overhead")
     return [
         {name: value for name, value in line.items() if not any(word in name for word in timed)}

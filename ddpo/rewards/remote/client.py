@@ -1,6 +1,6 @@
-"""A reward in another process or on another machine: the way a VLM judge is plugged in.
+"""A reward in another process or on another machine, such as a VLM judge.
 
-`tools/reward_server.py` is the other side; `wire.py` beside this file says what goes over the line.
+`tools/reward_server.py` is the other side, and `wire.py` beside this file defines the messages.
 Pictures travel as PNG, so that a reward scores the same bits wherever it runs.
 """
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 _MAX_ANSWER_BYTES = 1 << 20
 _ATTEMPT_SECONDS, _RETRIES = 60.0, 4
 _FIRST_DELAY_SECONDS, _MAX_DELAY_SECONDS = 0.5, 30.0
-_TRY_AGAIN = {408, 425, 429}  # and all of 5xx
+_TRY_AGAIN = {408, 425, 429}  # and all 5xx
 _HINT = "is a server running there? See docs/rewards.md"
 
 
@@ -48,21 +48,21 @@ class RemoteError(UserError):
 
 
 class _Passing(Exception):  # noqa: N818 - it never leaves this module
-    """A failure that may be over at the next attempt."""
+    """A failure that may have passed by the next attempt."""
 
 
 class RemoteReward(BatchReward):
-    """Scores that an HTTP server gives.
+    """A reward whose scores come from an HTTP server.
 
     Args:
-        url: http:// or https://; redirects and proxies are not followed.
-        attempt_seconds: after which one attempt is given up.
+        url: http:// or https://; redirects are not followed and proxies not used.
+        attempt_seconds: time limit of one attempt.
         retries: further attempts after a failure that may pass, with exponential back-off.
-        total_seconds: after which a call is given up whatever happens.
-        first_delay_seconds: before the first further attempt.
+        total_seconds: time limit of a call with all its attempts.
+        first_delay_seconds: wait before the second attempt.
 
     Raises:
-        RemoteError: if nothing there says that it is a reward.
+        RemoteError: if no reward answers at the URL.
     """
 
     def __init__(
@@ -88,20 +88,20 @@ class RemoteReward(BatchReward):
         """See `BatchReward`; NaN where the server has no score.
 
         Raises:
-            RemoteError: if no attempt got an answer.
+            RemoteError: if no attempt gets an answer.
             WireError: if the answer is not one number per picture.
         """
         return read_answer(self._ask("POST", request_body(batch, prompts)), len(batch))
 
     def _ask(self, method: str, body: bytes) -> bytes:
-        """The body of the answer, after as many attempts as are allowed."""
+        """The body of the answer, after one or more attempts."""
         deadline = time.monotonic() + self._total_seconds
         for attempt in range(self._retries + 1):
             seconds = min(self._attempt_seconds, deadline - time.monotonic())
             try:
                 return self._attempt(method, body, seconds)
             except _Passing as failure:
-                # Full delays of many clients would arrive together: each waits half to all of it.
+                # A random wait of half to all of the delay: many clients must not return together.
                 delay = min(_MAX_DELAY_SECONDS, self._first_delay_seconds * 2**attempt)
                 delay *= random.uniform(0.5, 1.0)
                 if attempt == self._retries or time.monotonic() + delay >= deadline:
@@ -126,7 +126,7 @@ class RemoteReward(BatchReward):
         started, is_late = time.monotonic(), threading.Event()
         try:
             connection.connect()
-            # The socket's own time limit starts again with every byte; this one does not.
+            # The socket's own time limit restarts with every byte; this one does not.
             left = max(0.0, started + seconds - time.monotonic())
             alarm = threading.Timer(left, _hang_up, [connection.sock, is_late])
             alarm.daemon = True
@@ -164,7 +164,7 @@ class RemoteReward(BatchReward):
 
 
 def _hang_up(sock: socket.socket, is_late: threading.Event) -> None:
-    """Close a connection under whoever waits for it."""
+    """Close a connection while another thread waits for it."""
     is_late.set()
     with contextlib.suppress(OSError):  # it is closed already
         sock.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""What a remote reward and its server say to each other: JSON both ways, nothing that can run.
+"""The messages between a remote reward and its server: JSON both ways, and never code.
 
 GET  URL   -> {"format": 1, "name": "clip_score", "unit": "100 x cosine"}
 POST URL   <- {"format": 1, "encoding": "png", "images": ["<base64>", ...], "prompts": [...]}
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from ddpo.rewards.image_batch import ImageBatch
 
 FORMAT = 1
-ENCODING = "png"  # loses nothing
-MAX_PIXELS = 4096 * 4096  # of one picture that a server opens
-_MAX_WORDS = 80  # characters of a name or unit that a server may send
+ENCODING = "png"  # lossless
+MAX_PIXELS = 4096 * 4096  # of one picture; a server opens no larger one
+_MAX_WORDS = 80  # characters kept of a name or unit from a server
 
 
 class WireError(ValueError):
-    """What came is not what the other side should have sent."""
+    """A message that does not follow the format."""
 
 
 def request_body(batch: ImageBatch, prompts: Sequence[str]) -> bytes:
@@ -42,7 +42,7 @@ def request_body(batch: ImageBatch, prompts: Sequence[str]) -> bytes:
 
 
 def read_request(body: bytes) -> tuple[torch.Tensor, list[str]]:
-    """Images (rows, 3, H, W) in [0, 1] and their prompts.
+    """Read a request: images (rows, 3, H, W) in [0, 1] and their prompts.
 
     Raises:
         WireError: saying what is wrong with the request.
@@ -63,13 +63,13 @@ def read_request(body: bytes) -> tuple[torch.Tensor, list[str]]:
 
 
 def answer_body(scores: torch.Tensor) -> bytes:
-    """Scores (rows,) as an answer; those that are not finite become null."""
+    """An answer with scores (rows,); scores that are not finite become null."""
     values = [value if math.isfinite(value) else None for value in scores.double().tolist()]
     return json.dumps({"scores": values}).encode()
 
 
 def read_answer(body: bytes, rows: int) -> torch.Tensor:
-    """Scores (rows,) float32; NaN where the server had none.
+    """Read an answer: scores (rows,) float32, NaN where the server had none.
 
     Raises:
         WireError: unless there is one number or null per picture.
@@ -89,10 +89,10 @@ def read_answer(body: bytes, rows: int) -> torch.Tensor:
 
 
 def read_description(body: bytes) -> tuple[str, str]:
-    """Name and unit of the reward that a server offers, without control characters.
+    """Read the name and unit of a server's reward, without control characters.
 
     Raises:
-        WireError: if the server is none of ours, or speaks another format.
+        WireError: if it is not a reward server, or it uses another format.
     """
     message = _read_object(body)
     name, unit = message.get("name"), message.get("unit")
@@ -104,7 +104,7 @@ def read_description(body: bytes) -> tuple[str, str]:
 
 
 def error_text(body: bytes) -> str:
-    """The sentence in an error's body, or the start of whatever it is."""
+    """The sentence in an error's body, or the start of the body."""
     try:
         return _plain(str(_read_object(body)["error"]), 500)
     except (WireError, KeyError):

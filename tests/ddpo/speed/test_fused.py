@@ -172,7 +172,7 @@ def test_without_a_compiler_layers_are_not_fused_and_it_is_said(caplog):
     kinds = set(map(type, rig.model.unet.modules()))
     assert FrozenResnetBlock2D in kinds
     assert not {FusedResnetBlock2D, FusedGroupNorm, FusedFeedForward} & kinds
-    told = "norms and activations could not be compiled, so this goes on uncompiled: "
+    told = "norms and activations could not be compiled; continuing uncompiled: "
     assert told in caplog.text
 
 
