@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config.settings.errors import UserError
-from config.settings.terminal import near, typed_command
+from config.settings.terminal import counted, near, typed_command
 from ddpo.agents.adapter import Adapter, adapter_of, policy_of
 from ddpo.cost.plan import Plan
 from ddpo.model.loading import configuration_source, read_lora
@@ -49,9 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from PIL.PngImagePlugin import PngInfo
-
     import torch
+    from PIL.PngImagePlugin import PngInfo
 
     from config.base import PretrainedSettings
     from ddpo.model.stable_diffusion import BaseModel
@@ -182,9 +181,9 @@ class FrontPublisher:
 
 def farewell(front: Front) -> list[str]:
     """What a run says at its end: what it found, what to open and what to do next."""
-    found = f"{len(front.policies)} policies"
+    found = counted(len(front.policies), "policy", "policies")
     if front.blends:
-        found += f" and {len(front.blends)} blends of neighbours"
+        found += f" and {counted(len(front.blends), 'blend', 'blends')} of neighbours"
     lines = [
         f"done        {found} on the front, {len(front.better)} of them better than the base model "
         "in every objective",

@@ -17,6 +17,7 @@ from diffusers.utils import logging as diffusers_logging
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from config.settings.terminal import counted
 from run.time_left import shown
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Progress:
         seconds = time.monotonic() - self._generation_started
         self.say(
             f"generation {generation.index + 1} of {self._num_generations} in {seconds:.0f} s: "
-            f"{int(metrics['morl/archive_size'])} policies on the front, "
+            f"{counted(int(metrics['morl/archive_size']), 'policy', 'policies')} on the front, "
             f"hypervolume {metrics['morl/hypervolume']:.3f}{self._left()}"
         )
 

@@ -44,6 +44,16 @@ def typed_command(program: str, *arguments: object) -> str:
     return shlex.join(str(word) for word in words)
 
 
+def counted(number: int, one: str, more: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "policy", "policies"), counted(3, "policy", "policies")
+        ('1 policy', '3 policies')
+    """
+    return f"{number} {one if number == 1 else more}"
+
+
 def near(path: str | Path) -> str:
     """A path as seen from the current folder, if it lies in it; else as it is."""
     path, here = Path(path), Path.cwd()
