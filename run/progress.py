@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 79  # columns of a bar, at most
 _QUIET = 15.0  # seconds without a line after which a log gets one
-_REFRESH = 1.0  # seconds between two estimates on a terminal
+_REFRESH = 1.0  # seconds between two looks at the time left
 _FORMAT = "{desc:<22}|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
@@ -138,7 +138,7 @@ class Progress:
 
     def _keep_log_alive(self) -> None:
         """Say where the run stands whenever nothing was said for a while; in a thread."""
-        while not self._closed.wait(1.0):
+        while not self._closed.wait(_REFRESH):
             if time.monotonic() - self._last_line >= _QUIET:
                 part = f" {self.fraction:.0%}" if self._total else ""
                 self.say(f"  {self._where}{self._name}{part}{self._left()}")
