@@ -6,7 +6,7 @@
 
 Numbers come from the cost model of `mo_train.py --dry_run`, which shows one recipe in detail. Hours
 are for one card that reaches the share `--utilisation` of its bfloat16 peak; `benchmarks.gpu`
-measures that share. Rewards are not included.
+measures that share.
 
 The last line is JSON: hours by recipe and card.
 """

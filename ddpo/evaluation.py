@@ -27,11 +27,16 @@ _MIN_IMAGES = 2  # with fewer, a mean has no standard error
 
 
 def evaluation_set(
-    purpose: str, prompts: Sequence[str], num_images: int, run_seed: int
+    purpose: str,
+    prompts: Sequence[str],
+    num_images: int,
+    run_seed: int,
+    guards: Sequence[str] = (),
 ) -> EvaluationSet:
     """Cycle through the prompts, with a new seed for each image.
 
-    With fewer images than prompts, evenly spaced prompts of the set are used.
+    With fewer images than prompts, evenly spaced prompts of the set are used. The guard `diversity`
+    compares pictures of one prompt, so it gets two of each.
 
     Args:
         purpose: "calibration", "selection" or "report"; sets of different purposes share no
@@ -39,8 +44,10 @@ def evaluation_set(
         prompts: the distinct prompts.
         num_images: N.
         run_seed: keys the seeds.
+        guards: that are measured on it.
     """
-    index, prompts = range(num_images), spread(prompts, num_images)
+    index, per_prompt = range(num_images), 2 if "diversity" in guards else 1
+    prompts = spread(prompts, num_images // per_prompt)
     stream = Stream[purpose.upper()]
     return EvaluationSet(
         prompts=tuple(prompts[i % len(prompts)] for i in index),

@@ -68,6 +68,13 @@ def _counting() -> Iterable[Prompt]:
 
 
 PROMPT_SETS: dict[str, PromptSet] = {
+    "varied": PromptSet(
+        prompts=lambda: _lines("varied"),
+        content="people, places, things, styles, counts, relations, lettering, ideas",
+    ),
+    "tags": PromptSet(
+        prompts=lambda: _lines("tags"), content="tags, as derivatives of SDXL are prompted"
+    ),
     "emoji_animals": PromptSet(
         prompts=lambda: _lines("emoji_animals"), content="animals that the embedded model knows"
     ),

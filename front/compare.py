@@ -11,7 +11,7 @@ import numpy as np
 
 from config.settings.flat import flatten
 from front.errors import ChoiceError, FrontError
-from front.labels import axis_label, plain_label
+from front.labels import label_axis, plain_label
 from morl.indicators import expected_utility, hypervolume, sparsity
 from morl.objectives import to_z
 from morl.pareto import non_dominated
@@ -252,8 +252,8 @@ def plot_comparison(path: Path, contenders: Sequence[Contender]) -> None:
                 markersize=4,
                 label=plain_label(contender.label),
             )
-        axis.set_xlabel(axis_label(objectives[i]))
-        axis.set_ylabel(axis_label(objectives[j]))
+        label_axis(axis, "x", objectives[i])
+        label_axis(axis, "y", objectives[j])
         axis.set_title("fronts, report set, ± 1 standard error")
     for axis, name, label in (
         (axes[-2], "images", "training images sampled"),

@@ -48,16 +48,14 @@ def _row(front: Front, member: FrontPolicy | Blend) -> list[str]:
     if isinstance(member, FrontPolicy):
         origin = ", ".join(f"{weight:.2f}" for weight in member.weights)
         size = file_size(member.size_bytes)
-        guards = member.guards
     else:
         origin, size = recipe(member), "(blend)"
-        guards = {}
     returns = _returns(member.report_returns, member.report_std_error)
-    return [member.id, origin, *returns, *_guards(front, guards), size]
+    return [member.id, origin, *returns, *_guards(front, member.guards), size]
 
 
 def _guards(front: Front, values: Mapping[str, GuardValue]) -> list[str]:
-    """A cell for every guard; empty where it was not measured, as on blends."""
+    """A cell for every guard; empty where it was not measured."""
     found = [values.get(guard.name) for guard in front.guards]
     return ["" if each is None else with_error(each.value, each.std_error) for each in found]
 

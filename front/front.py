@@ -138,6 +138,7 @@ class Front:
                 weights=blend.weights,
                 report_returns=blend.report_returns,
                 report_std_error=blend.report_std_error,
+                guards=blend.guards,
             )
             for blend in record.blends or ()
         ]

@@ -130,6 +130,7 @@ class Blend:
         weights: (M,) the preference it stands for.
         report_returns: (M,) measured on the report set, raw units; None if nobody measured.
         report_std_error: (M,) of `report_returns`, or None.
+        guards: by name; empty where they were not measured.
     """
 
     id: str
@@ -137,6 +138,7 @@ class Blend:
     weights: Array
     report_returns: Array | None = None
     report_std_error: Array | None = None
+    guards: Mapping[str, GuardValue] = field(default_factory=dict)
 
     @classmethod
     def of(cls, parts: tuple[tuple[FrontPolicy, float], ...], weights: Array) -> Blend:

@@ -36,27 +36,27 @@ from front.record import (
     Hypervolumes,
     ModelRecord,
     PolicyRecord,
+    if_known,
 )
 from front.report import write_report
 from front.view import FrontView
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
-from morl.types import BASE_POLICY
+from morl.types import BASE_POLICY, PolicyId
 from run.time_left import MOST_BLENDS, affordable_blends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from PIL.PngImagePlugin import PngInfo
 
     from config.base import PretrainedSettings
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading
     from ddpo.types import Evaluation
-    from morl.types import Array, Objective, Offspring, PolicyId
+    from morl.types import Objective, Offspring
     from run.directory import RunDir
     from run.records import Costs, CurvePoint, Samples
     from run.session import Session
@@ -142,7 +142,12 @@ class FrontPublisher:
             for name, each in recipes.items()
         }
         num_images = len(recipes) * run.settings.evaluation.report_images
-        publish_analysis(front, summarise(front, parts, evaluations, num_images), evaluations)
+        evaluator = run.evaluator
+        measured = {PolicyId(name): evaluations[name] for name in recipes}
+        readings = evaluator.guards(evaluator.report_set, measured, evaluations[BASE_POLICY])
+        guards = {str(name): _guard_values(reading) for name, reading in readings.items()}
+        analysis = summarise(front, parts, evaluations, guards, num_images)
+        publish_analysis(front, analysis, evaluations)
 
     def _finish(self, run: Session) -> None:
         """Write the page, and say what was found; in the first process."""
@@ -175,7 +180,7 @@ class FrontPublisher:
             guards.units if guards else {},
             model_record(run.trainer.model, run.settings.pretrained),
         )
-        write_front(run.directory, front, evolution.offspring, recorder.curve, report)
+        write_front(run.directory, front, recorder.curve, report)
         run.save_adapters()  # those that only the front before this one had are let go
 
 
@@ -252,7 +257,7 @@ def front_record(
         base=BaseRecord(
             report_returns=base.returns.numpy(),
             report_std_error=base.std_error.numpy(),
-            report_std_error_by_prompt=_if_known(base.std_error_by_prompt),
+            report_std_error_by_prompt=if_known(base.std_error_by_prompt),
             guards=guards.get(BASE_POLICY, {}),
         ),
         hypervolume=Hypervolumes(
@@ -314,24 +319,18 @@ def _policy_record(
         std_error=member.std_error,
         report_returns=report.returns.numpy(),
         report_std_error=report.std_error.numpy(),
-        report_std_error_by_prompt=_if_known(report.std_error_by_prompt),
+        report_std_error_by_prompt=if_known(report.std_error_by_prompt),
         gain_over_base=gain.mean.numpy(),
         gain_std_error=gain.std_error.numpy(),
-        gain_std_error_by_prompt=_if_known(gain.std_error_by_prompt),
+        gain_std_error_by_prompt=if_known(gain.std_error_by_prompt),
         adapter=f"adapters/{member.policy}",
         guards=guards,
     )
 
 
-def _if_known(error: torch.Tensor) -> Array | None:
-    """Clustered by prompt; a report set of one prompt has none."""
-    return error.numpy() if error.isfinite().all() else None
-
-
 def write_front(
     directory: RunDir,
     front: FrontRecord,
-    offspring: Sequence[Offspring],
     curve: Sequence[CurvePoint],
     report: Mapping[PolicyId, Evaluation],
 ) -> None:
@@ -342,7 +341,6 @@ def write_front(
     Args:
         directory: where to.
         front: from `front_record`.
-        offspring: of all generations, for the faint dots.
         curve: a point for the base model and for each generation.
         report: id -> evaluation with images.
     """
@@ -353,7 +351,7 @@ def write_front(
     for path in (run / ANALYSIS, run / DENSE_PLOT, *stale):
         path.unlink(missing_ok=True)
     view = FrontView.of_front(front)
-    plot_front(run / "front.png", view, offspring)
+    plot_front(run / "front.png", view)
     plot_hypervolume(run / "hypervolume.png", curve)
     rows = [("base model", report[BASE_POLICY].images)]
     for policy in view.policies:

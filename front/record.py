@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    import torch
+
     from morl.types import Array
 
 NAME = "front.json"
@@ -35,7 +37,12 @@ def _present(record: object, *names: str) -> dict[str, list[float]]:
     return {name: vector.tolist() for name, vector in vectors.items() if vector is not None}
 
 
-def _vectors(data: Mapping[str, Any], names: Iterable[str], size: int) -> dict[str, Array | None]:
+def if_known(error: torch.Tensor) -> Array | None:
+    """A standard error clustered by prompt; a report set of one prompt has none."""
+    return error.numpy() if error.isfinite().all() else None
+
+
+def _vectors(data: Mapping[str, Any], names: Iterable[str], size: int) -> dict[str, Any]:
     """The inverse of `_present`."""
     return {n: frozen_vector(n, data[n], size) if n in data else None for n in names}
 
@@ -116,6 +123,12 @@ class BlendRecord:
         weights: (M,) the preference it stands for.
         report_returns: (M,) on the report set, raw units.
         report_std_error: (M,) of `report_returns`.
+        report_std_error_by_prompt: (M,) clustered by prompt. This and the next three are None in
+            fronts analysed before they were noted.
+        gain_over_base: (M,) on the report set, image by image.
+        gain_std_error: (M,) of `gain_over_base`.
+        gain_std_error_by_prompt: (M,) of `gain_over_base`, clustered by prompt.
+        guards: by name; empty in a run without guards.
     """
 
     id: str
@@ -123,6 +136,11 @@ class BlendRecord:
     weights: Array
     report_returns: Array
     report_std_error: Array
+    report_std_error_by_prompt: Array | None = None
+    gain_over_base: Array | None = None
+    gain_std_error: Array | None = None
+    gain_std_error_by_prompt: Array | None = None
+    guards: Mapping[str, GuardValue] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As the file stores it."""
@@ -132,6 +150,8 @@ class BlendRecord:
             "weights": self.weights.tolist(),
             "report_returns": self.report_returns.tolist(),
             "report_std_error": self.report_std_error.tolist(),
+            **_present(self, *_NOTED_SINCE),
+            **_guards_to_json(self.guards),
         }
 
     @classmethod
@@ -147,6 +167,8 @@ class BlendRecord:
             weights=frozen_weights("weights", data["weights"]),
             report_returns=returns,
             report_std_error=error,
+            **_vectors(data, _NOTED_SINCE, num_objectives),
+            guards=_guards_from_json(data),
         )
 
 

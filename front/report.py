@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,14 @@ from PIL import Image
 from config.settings.errors import UserError
 from config.settings.flat import flatten
 from config.settings.runs import named_run, runs_beside
+from ddpo.assets import EMBEDDED_MODELS
 from ddpo.files import write_atomic
+from front.drawing_code import drawing_code, shared_name
 from front.front import Front
+from front.labels import Label
 from front.member import Blend
 from front.record import NAME, FrontRecord
-from front.tables import with_error
+from front.verdict import Gain, losses
 from front.view import FrontView
 from morl.types import BASE_POLICY, PolicyId
 from run.records import CONFIG, SEARCH, RunConfig, SearchRecord
@@ -34,13 +38,22 @@ from run.samples import encode, read_samples, sample_path
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from front.member import FrontPolicy, GuardValue
-    from morl.types import Array
+    from front.member import Guard, GuardValue
+    from morl.types import Array, Objective
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-_SCRIPTS = ("vendor/d3.min.js", "vendor/plot.min.js", "report.js")  # in the order of loading
+_SCRIPTS = (  # in the order of loading
+    "vendor/d3.min.js",
+    "vendor/plot.min.js",
+    "shared.js",
+    "charts.js",
+    "pictures.js",
+    "choice.js",
+    "report.js",
+)
 _LICENCES = ("vendor/LICENSE.d3", "vendor/LICENSE.plot")
 REFRESH_SECONDS = 30  # after which the page of a run that goes on reloads itself
+_ADAPTER = "ADAPTER"  # in code, until the page puts a folder there
 _TILE_SIZES = (512, 384, 256, 192, 128, 96, 64)  # pixels, tried until the pictures fit
 PICTURE_BYTES = 9_000_000  # of the pictures, encoded: a third more in the page
 _BYTES_PER_PIXEL = 0.12  # of WebP at our quality, for photographs
@@ -122,19 +135,19 @@ def write_report(run: Path, *, is_running: bool = False) -> Path:
 def report_data(files: RunFiles) -> dict[str, Any]:
     """What the page's script shows, as JSON values; snake_case keys are those of the records."""
     search, front = files.search, files.front
-    members, base = (
-        _front_members(Front.load(files.path), front) if front else _archive_members(search)
-    )
+    whole = Front.load(files.path) if front else None
+    members, base = _front_members(whole, front) if whole and front else _archive_members(search)
     pictured = {"selection": [str(policy.policy) for policy in search.policies]}
     if front:
         pictured["report"] = [BASE_POLICY, *(member["id"] for member in members)]
     return {
         "run": files.path.resolve().name,
         "set": "report" if front else "selection",
-        "objectives": [objective.to_json() for objective in search.objectives],
-        "guards": [guard.to_json() for guard in front.guards] if front else [],
+        "objectives": [_measure(objective) for objective in search.objectives],
+        "guards": [_measure(guard) for guard in front.guards] if front else [],
         "members": members,
         "base": base,
+        "best": _best_in_all(members),
         "policies": {record["policy"]: record for record in _with_predictions(search)},
         "generations": _generations(search),
         "report_volumes": _report_volumes(search, front) if front else [],
@@ -142,34 +155,57 @@ def report_data(files: RunFiles) -> dict[str, Any]:
             "selection": list(search.samples.prompts),
             "report": list(front.samples.prompts) if front else [],
         },
-        "pictures": _pictures(files, pictured),
+        **_pictures(files, pictured),
+        "code": _code(whole) if whole else "",
     }
+
+
+def _measure(measure: Objective | Guard) -> dict[str, Any]:
+    """An objective or a guard, with the words in which people read it."""
+    return {**measure.to_json(), "label": Label.of(measure).to_json()}
+
+
+def _code(front: Front) -> str:
+    """Python that draws as the adapter in the folder `_ADAPTER`; empty for a run that is too old.
+
+    The page is read on the machine that trained: its models are named as the run named them.
+    """
+    if front.model is None:
+        return ""
+    code = drawing_code(front, _ADAPTER, is_sdxl=False)
+    pretrained = front.settings["pretrained"]
+    for name in filter(None, (pretrained["model"], pretrained.get("vae"), pretrained.get("lora"))):
+        if name not in EMBEDDED_MODELS:
+            code = code.replace(json.dumps(shared_name(name)), json.dumps(name))
+    return code
 
 
 def _front_members(
     front: Front, published: FrontRecord
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Published policies and measured blends, and the base model, on the report set."""
-    entries = {policy.id: policy for policy in published.policies}
+    policies = {policy.id: policy for policy in published.policies}
+    blends = {blend.id: blend for blend in published.blends or ()}
     base = front.base.report_returns
     members = []
     for member in front.members:
         parts = member.parts if isinstance(member, Blend) else ()
-        policy = None if parts else entries[PolicyId(member.id)]
-        gain_error = policy.gain_std_error if policy else None
-        returns, error = _measured(member)
+        policy = None if parts else policies[PolicyId(member.id)]
+        entry = policy or blends[member.id]
+        own = (entry.report_returns, entry.report_std_error)
+        gain = Gain.published(entry, front.base)
+        lost = losses(own[0], base, front.objectives, front.guards, member.guards)
         members.append(
             {
                 "id": member.id,
                 "kind": "blend" if parts else "policy",
                 "weights": member.weights.tolist(),
-                "returns": returns.tolist(),
-                "std_error": error.tolist(),
-                "gain": (returns - base).tolist(),
-                "gain_std_error": None if gain_error is None else gain_error.tolist(),
+                **_measured(own, gain),
                 "generation": policy.generation if policy else None,
+                "adapter": policy.adapter if policy else None,
                 "parts": [[part.id, coefficient] for part, coefficient in parts],
-                "guards": _guard_values(policy.guards if policy else {}),
+                "guards": _guard_values(member.guards),
+                "losses": list(lost),
             }
         )
     record = {
@@ -182,11 +218,15 @@ def _front_members(
     return members, record
 
 
-def _measured(member: FrontPolicy | Blend) -> tuple[Array, Array]:
-    """Report returns and their errors; members of a front always have them."""
-    assert member.report_returns is not None
-    assert member.report_std_error is not None
-    return member.report_returns, member.report_std_error
+def _measured(returns: tuple[Array, Array], gain: Gain) -> dict[str, Any]:
+    """Returns and gains as the page has them."""
+    return {
+        "returns": returns[0].tolist(),
+        "std_error": returns[1].tolist(),
+        "gain": gain.value.tolist(),
+        "gain_std_error": gain.std_error.tolist(),
+        "improves_everything": gain.is_everywhere,
+    }
 
 
 def _guard_values(guards: Mapping[str, GuardValue]) -> dict[str, dict[str, float]]:
@@ -196,19 +236,22 @@ def _guard_values(guards: Mapping[str, GuardValue]) -> dict[str, dict[str, float
 def _archive_members(search: SearchRecord) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The archive so far, and the base model, on the selection set."""
     view = FrontView.of_search(search)
+    base_measured = (view.base.returns, view.base.std_error)
     generations = {policy.policy: policy.generation for policy in search.policies}
     members = [
         {
             "id": policy.id,
             "kind": "policy",
             "weights": policy.weights.tolist(),
-            "returns": policy.returns.tolist(),
-            "std_error": policy.std_error.tolist(),
-            "gain": (policy.returns - view.base.returns).tolist(),
-            "gain_std_error": None,
+            **_measured(
+                (policy.returns, policy.std_error),
+                Gain.unpaired((policy.returns, policy.std_error), base_measured),
+            ),
             "generation": generations[policy.id],
+            "adapter": None,
             "parts": [],
             "guards": {},
+            "losses": list(losses(policy.returns, view.base.returns, view.objectives, (), {})),
         }
         for policy in view.policies
     ]
@@ -263,10 +306,12 @@ def _report_volumes(search: SearchRecord, front: FrontRecord) -> list[dict[str, 
     ]
 
 
-def _pictures(
-    files: RunFiles, pictured: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, list[str]]]:
-    """Data URIs of the pictures: set -> policy -> one per prompt; small enough all together."""
+def _pictures(files: RunFiles, pictured: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The pictures, small enough all together.
+
+    Returns:
+        Data URIs, set -> policy -> one per prompt; and the width and height that was drawn.
+    """
     counts = {"selection": len(files.search.samples)}
     if files.front:
         counts["report"] = len(files.front.samples)
@@ -285,7 +330,8 @@ def _pictures(
         out[purpose][name] = [
             f"data:image/webp;base64,{base64.b64encode(data).decode()}" for data in grid
         ]
-    return out
+    drawn = next((grid[0].size for grid in tiles.values() if grid), (0, 0))
+    return {"pictures": out, "drawn_size": list(drawn)}
 
 
 def _affordable_sizes(tiles: Sequence[Image.Image]) -> list[int]:
@@ -321,7 +367,8 @@ def render(files: RunFiles, data: Mapping[str, Any], *, is_running: bool = False
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["measured"] = measured
+    labels = [Label.of(objective) for objective in files.search.objectives]
+    guards = [Label.of(guard) for guard in files.front.guards] if files.front else []
     scripts = [_own_text(name) for name in _SCRIPTS]
     settings = files.config.settings
     return environment.get_template("report.html.j2").render(
@@ -340,30 +387,43 @@ def render(files: RunFiles, data: Mapping[str, Any], *, is_running: bool = False
         costs=files.front.costs if files.front else files.search.costs,
         minutes=files.seconds / 60,
         front=files.front,
-        best=[_best(data["members"], index) for index in range(len(data["objectives"]))],
+        labels=labels,
+        guard_labels=guards,
+        headline=_headline(data),
     )
 
 
-def measured(value: float, error: float | None, sign: str = "") -> str:
-    """A number with the decimals that its standard error leaves meaningful.
+def _best_in_all(members: Sequence[Mapping[str, Any]]) -> str | None:
+    """Of the members that improve everything the one whose gains have the largest product.
 
-    Args:
-        value: the estimate.
-        error: its standard error; None or 0 where there is none.
-        sign: "+" to show the sign of gains.
-
-    Example:
-        >>> measured(0.71234, 0.0061), measured(-92.4, None), measured(0.25, 0.01, "+")
-        ('0.7123 ± 0.0061', '−92.4', '+0.250 ± 0.010')
+    The product ranks them alike whatever the units of the objectives (Nash 1950).
     """
-    text = with_error(value, error) if error else f"{value:.4g}"
-    return (f"+{text}" if sign and value > 0 else text).replace("-", "−")
+    improving = [member for member in members if member["improves_everything"]]
+    best = max(improving, key=lambda member: math.prod(member["gain"]), default={"id": None})
+    return best["id"]
+
+
+def _headline(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says first.
+
+    Returns:
+        How many members there are and how many improve everything; the best of these, or None;
+        for each objective the member that is best in it.
+    """
+    members, best = data["members"], data["best"]
+    trained = [member for member in members if member["id"] != BASE_POLICY]
+    num = len(members[0]["returns"])
+    return {
+        "total": len(trained),
+        "improving": sum(member["improves_everything"] for member in trained),
+        "best": next((member for member in members if member["id"] == best), None),
+        "extremes": [_best(members, index) for index in range(num)],
+    }
 
 
 def _best(members: Sequence[Mapping[str, Any]], index: int) -> Mapping[str, Any]:
-    """The policy with the largest return in one objective."""
-    policies = [member for member in members if member["kind"] == "policy"]
-    return max(policies, key=lambda member: member["returns"][index])
+    """The member with the largest return in one objective."""
+    return max(members, key=lambda member: member["returns"][index])
 
 
 def _payload(data: Mapping[str, Any]) -> Markup:

@@ -19,7 +19,7 @@ from config.settings.parse import Choices, parse
 from config.settings.terminal import print_any_character
 from ddpo.normalisations import NORMALISATIONS
 from ddpo.prompts import prompt_problems
-from ddpo.rewards.lookup import diversity_problems, guard_problems, reward_problems
+from ddpo.rewards.lookup import guard_problems, reward_problems
 from ddpo.rules import UPDATE_RULES
 from morl.selection import STRATEGIES
 from run.choice import choose_run
@@ -41,7 +41,7 @@ CHOICES: Choices = {
     "advantage.normalisation": NORMALISATIONS,
     "evolution.strategy": STRATEGIES,
 }
-RULES = (reward_problems, guard_problems, prompt_problems, diversity_problems)
+RULES = (reward_problems, guard_problems, prompt_problems)
 
 
 def start(train: Train, usage: str) -> None:

@@ -19,9 +19,11 @@ from ddpo.cost.plan import (
     Plan,
     expected_memory,
     hours,
+    reward_flops,
     rows_that_fit,
-    total_flops,
+    unet_flops,
 )
+from ddpo.cost.rewards import BESIDE, reward_models
 from ddpo.ddim import make_schedule
 from ddpo.lengths import MODEL, all_prompts, length_notes
 from ddpo.model.families import Frame, family_of
@@ -49,6 +51,11 @@ _WEIGHT_FILES = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
+}
+# LoRAs of the recipes: 67.5 and 197 million numbers of half precision, by their model cards.
+_LORA_BYTES = {
+    "latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors": 0.135e9,
+    "ByteDance/SDXL-Lightning/sdxl_lightning_4step_lora.safetensors": 0.394e9,
 }
 
 
@@ -211,15 +218,28 @@ def _model(settings: Settings, footprint: Footprint) -> Iterator[str]:
 def _memory(settings: Settings, plan: Plan, footprint: Footprint) -> Iterator[str]:
     memory = expected_memory(settings, plan, footprint)
     yield (
-        f"expected peak {_gb(memory.peak)}, the rewards' models apart: weights "
-        f"{_gb(memory.weights)} + adapters {_gb(memory.adapters)} + rollout {_gb(memory.rollout)}"
+        f"expected peak {_gb(memory.peak)}: weights {_gb(memory.weights)} + models of rewards "
+        f"{_gb(memory.rewards)} + adapters {_gb(memory.adapters)} + rollout {_gb(memory.rollout)}"
         + (f" + noise to learn from {_gb(memory.measures)}" if memory.measures else "")
     )
     yield (
-        f"+ the largest of sampling {_gb(memory.sampling)}, decoding {_gb(memory.decoding)}, "
-        f"training {_gb(memory.training)}, joining the rollout {_gb(memory.rollout)}"
+        f"+ the largest of sampling {_gb(memory.sampling)} or decoding {_gb(memory.decoding)} with "
+        f"scoring {_gb(memory.scoring)}, training {_gb(memory.training)}, joining the rollout "
+        f"{_gb(memory.rollout)}"
     )
+    yield from _not_counted(settings)
     yield from _fits(settings, memory, footprint)
+
+
+def _not_counted(settings: Settings) -> Iterator[str]:
+    """Which models' memory and time nobody knows here."""
+    rewards = settings.rewards
+    names = [*rewards.names, *settings.guards.names]
+    unknown = [each for each in names if ":" in each or each in rewards.remote_names]
+    if unknown:
+        yield f"not counted: {', '.join(unknown)}"
+    if rewards.device not in BESIDE:
+        yield f"not counted: rewards and guards, which run on {rewards.device}"
 
 
 def _gb(size: float) -> str:
@@ -234,10 +254,13 @@ def _fits(settings: Settings, memory: Memory, footprint: Footprint) -> Iterator[
 
 
 def _time(plan: Plan, footprint: Footprint) -> Iterator[str]:
-    flops = total_flops(plan, footprint)
+    scoring = reward_flops(plan, footprint.rewards)
+    flops = unet_flops(plan, footprint) + scoring
     needed = {card: hours(flops, peak, UTILISATION) for card, peak in CARDS.items()}
     shown = ", ".join(f"{card} {_duration(spent)}" for card, spent in needed.items())
-    yield f"{flops / 1e15:,.3g} PFLOP in UNet and VAE; rewards come on top"
+    yield (
+        f"{flops / 1e15:,.3g} PFLOP, {scoring / flops:.1%} of it in models of rewards and guards"
+    )
     yield f"one card at {UTILISATION:.0%} of its bfloat16 peak (an H100's share): {shown}"
 
 
@@ -264,7 +287,39 @@ def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
             yield "none for the LoRA: it is in the hub's cache"
         else:
             file = file or "its .safetensors file"
-            yield f"{repository}: {file}, the LoRA that is merged into the base model"
+            size = _LORA_BYTES.get(pretrained.lora)
+            known = f", {_gb(size)}" if size else ""
+            yield f"{repository}: {file}, the LoRA that is merged into the base model{known}"
+    yield from _reward_downloads(settings)
+
+
+def download_bytes(settings: Settings, footprint: Footprint) -> float:
+    """Of everything that a run downloads on a machine that has nothing but the project."""
+    if Path(resolve_model(settings.pretrained.model)).exists():
+        return 0
+    names = [*settings.rewards.names, *settings.guards.names]
+    rewards = sum(model.file_bytes for model in reward_models(names, settings.rewards).values())
+    lora = _LORA_BYTES.get(settings.pretrained.lora, 0)
+    return _model_bytes(settings.pretrained, footprint) + lora + rewards
+
+
+def _model_bytes(pretrained: PretrainedSettings, footprint: Footprint) -> float:
+    parts = footprint.unet_parameters + footprint.vae_parameters + footprint.text_parameters
+    return parts * (2 if pretrained.variant == "fp16" else 4)
+
+
+def _reward_downloads(settings: Settings) -> Iterator[str]:
+    """The models of rewards and guards that are not on this machine."""
+    names = [*settings.rewards.names, *settings.guards.names]
+    found = {}
+    for source, model in reward_models(names, settings.rewards).items():
+        if not Path(source).exists():
+            repository, file = repository_and_file(source)
+            if not _is_cached(repository, file or "model.safetensors", None):
+                found[source] = model.file_bytes
+    if found:
+        shown = ", ".join(f"{source} {_gb(size)}" for source, size in found.items())
+        yield f"for rewards and guards: {shown}; {_gb(sum(found.values()))} in all"
 
 
 def _model_download(pretrained: PretrainedSettings, footprint: Footprint) -> str:
@@ -276,9 +331,9 @@ def _model_download(pretrained: PretrainedSettings, footprint: Footprint) -> str
     missing = [file for file in files if not _is_cached(name, file, revision)]
     if not missing:
         return "none for the base model: it is in the hub's cache"
-    parts = footprint.unet_parameters + footprint.vae_parameters + footprint.text_parameters
-    size = parts * (2 if pretrained.variant == "fp16" else 4)
-    return f"{pretrained.model}: {', '.join(missing)}; {_gb(size)} in all"
+    size = _model_bytes(pretrained, footprint)
+    advice = "; pretrained.variant=fp16 halves it" if name in KNOWN_MODELS and not variant else ""
+    return f"{pretrained.model}: {', '.join(missing)}; {_gb(size)} in all{advice}"
 
 
 def _is_cached(model: str, file: str, revision: str | None) -> bool:

@@ -57,6 +57,7 @@ class Evaluator:
             self._trainer.prompts.selection,
             self._settings.evaluation.selection_images,
             self._settings.seed,
+            self._settings.guards.names,
         )
 
     @cached_property
@@ -67,6 +68,7 @@ class Evaluator:
             self._trainer.prompts.report,
             self._settings.evaluation.report_images,
             self._settings.seed,
+            self._settings.guards.names,
         )
 
     def samples(self, evaluation_set: EvaluationSet) -> Samples:
@@ -97,7 +99,7 @@ class Evaluator:
     def blends(self, policies: Sequence[Policy]) -> list[Evaluation]:
         """Judge blends on the report set; they are no part of what the run has cost."""
         num_kept = len(self.samples(self.report_set))
-        evaluations = self._trainer.evaluate(policies, self.report_set, num_kept, use_guards=False)
+        evaluations = self._trainer.evaluate(policies, self.report_set, num_kept)
         self._trainer.take_unet_rows()
         return evaluations
 

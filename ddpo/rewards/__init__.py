@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from config.base import RewardSettings
+    from ddpo.rewards.published import PublishedModel
 
 
 class Reward(Protocol):
@@ -41,14 +42,18 @@ class Part:
     Attributes:
         source: hub id, folder or file.
         licence: of the source; empty if unknown.
+        model: what it costs; None for a tokenizer, a file of some MB, or if unknown.
     """
 
     source: str
     licence: str = ""
+    model: PublishedModel | None = None
 
     def __str__(self) -> str:
-        """The source, with its licence in brackets."""
-        return f"{self.source} ({self.licence})" if self.licence else self.source
+        """The source, with its licence and the size of its download in brackets."""
+        size = f"{self.model.file_bytes / 1e9:.2f} GB" if self.model else ""
+        known = ", ".join(filter(None, (self.licence, size)))
+        return f"{self.source} ({known})" if known else self.source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

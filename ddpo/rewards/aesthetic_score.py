@@ -13,6 +13,7 @@ from torch import nn
 from ddpo.rewards import Part, RewardEntry
 from ddpo.rewards.clip import ClipTower, load_clip
 from ddpo.rewards.image_batch import BatchReward
+from ddpo.rewards.published import CLIP_L_14
 from ddpo.rewards.weights import load_into, load_tensors
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ REWARD = RewardEntry(
     meaning="do people find it beautiful: LAION's improved aesthetic predictor",
     published="Schuhmann 2022; DDPO 5.2 (Black et al. 2024)",
     parts={
-        "clip": Part(source="openai/clip-vit-large-patch14", licence="MIT"),
+        "clip": Part(source="openai/clip-vit-large-patch14", licence="MIT", model=CLIP_L_14),
         "head": Part(
             source="trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth", licence="Apache 2.0"
         ),

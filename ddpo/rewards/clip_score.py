@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ddpo.rewards import Part, RewardEntry
 from ddpo.rewards.clip import ClipTower, load_clip
 from ddpo.rewards.image_batch import BatchReward
+from ddpo.rewards.published import CLIP_L_14
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ REWARD = RewardEntry(
     meaning="does the picture show its prompt: CLIPScore, 100 max(cos, 0)",
     published="Hessel et al. 2021, eq. 1, with the weight 100",
     parts={
-        "clip": Part(source="openai/clip-vit-large-patch14", licence="MIT"),
+        "clip": Part(source="openai/clip-vit-large-patch14", licence="MIT", model=CLIP_L_14),
     },
     is_differentiable=True,
     build=build,

@@ -19,6 +19,7 @@ from ddpo.devices import DTYPES
 from ddpo.rewards import Part, RewardEntry
 from ddpo.rewards.clip import ClipTower
 from ddpo.rewards.image_batch import BatchReward
+from ddpo.rewards.published import HPS_V2
 from ddpo.rewards.weights import load_into, load_tensors, shown
 
 if TYPE_CHECKING:
@@ -142,7 +143,9 @@ REWARD = RewardEntry(
     meaning="which picture do people prefer for this prompt: HPS v2.1",
     published="Wu et al. 2023",
     parts={
-        "model": Part(source="xswu/HPSv2/HPS_v2.1_compressed.pt", licence="Apache 2.0"),
+        "model": Part(
+            source="xswu/HPSv2/HPS_v2.1_compressed.pt", licence="Apache 2.0", model=HPS_V2
+        ),
         "processor": Part(source="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", licence="MIT"),
     },
     is_differentiable=True,

@@ -21,6 +21,7 @@ from ddpo.rewards import Part, RewardEntry
 from ddpo.rewards.aesthetic_score import make_head
 from ddpo.rewards.clip import clip_pixels
 from ddpo.rewards.image_batch import BatchReward
+from ddpo.rewards.published import IMAGE_REWARD
 from ddpo.rewards.weights import load_into, load_tensors, shown
 
 if TYPE_CHECKING:
@@ -178,7 +179,9 @@ REWARD = RewardEntry(
     meaning="which picture do annotators rank higher for this prompt: ImageReward",
     published="Xu et al. 2023",
     parts={
-        "model": Part(source="THUDM/ImageReward/ImageReward.pt", licence="Apache 2.0"),
+        "model": Part(
+            source="THUDM/ImageReward/ImageReward.pt", licence="Apache 2.0", model=IMAGE_REWARD
+        ),
         "tokenizer": Part(source="google-bert/bert-base-uncased", licence="Apache 2.0"),
     },
     is_differentiable=True,

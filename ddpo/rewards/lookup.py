@@ -16,18 +16,15 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from config.base import PromptSettings
 from config.settings.derived import objective_name
 from config.settings.errors import UserError
 from config.settings.files import is_file, make_importable_beside
 from config.settings.limits import OneOf
-from ddpo.prompts import ROLES, split_prompts
 from ddpo.rewards import PICTURE_GUARDS, REWARDS, parts_of, reward_entry
 
 if TYPE_CHECKING:
@@ -81,25 +78,6 @@ def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"guards.names: {name!r} would be called {objective_name(name)}, which is another "
                 "guard; give the function another name"
-            )
-
-
-def diversity_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence for each evaluation set that is too small for the guard `diversity`."""
-    prompts: dict[str, Any] = {role: flat.get(f"prompts.{role}") for role in ROLES}
-    if "diversity" not in flat.get("guards.names", ()) or None in prompts.values():
-        return
-    try:
-        split = split_prompts(PromptSettings(**prompts))
-    except ValueError:  # reported where prompts are checked
-        return
-    for role, texts in (("selection", split.selection), ("report", split.report)):
-        images = flat.get(f"evaluation.{role}_images", math.inf)
-        if images < 2 * len(texts):
-            yield (
-                f"the guard 'diversity' compares pictures of one prompt: evaluation.{role}_images="
-                f"{images} must be at least {2 * len(texts)}, two for each prompt; raise it, or "
-                f"give prompts.{role} a smaller set"
             )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ddpo.rewards import Part, RewardEntry
 from ddpo.rewards.clip import ClipTower, load_clip
 from ddpo.rewards.image_batch import BatchReward
+from ddpo.rewards.published import PICK_SCORE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ REWARD = RewardEntry(
     meaning="which picture do people pick for this prompt: PickScore",
     published="Kirstain et al. 2023, eq. 2",
     parts={
-        "model": Part(source="yuvalkirstain/PickScore_v1", licence="MIT"),
+        "model": Part(source="yuvalkirstain/PickScore_v1", licence="MIT", model=PICK_SCORE),
         "processor": Part(source="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", licence="MIT"),
     },
     is_differentiable=True,

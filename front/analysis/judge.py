@@ -11,9 +11,11 @@ from ddpo.agents.slots import Agents
 from ddpo.evaluation import evaluate, evaluation_set
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.prompts import split_prompts
+from ddpo.rewards.guards import Guards
 from ddpo.rewards.scorer import Scorer
 from ddpo.sampler import Sampler
 from front.errors import FrontError
+from front.member import GuardValue
 from front.settings import device_of, settings_of
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Judge:
         self._num_kept = len(front.sample_prompts)
         diffusion = FrozenDiffusion.load(settings.pretrained, where)
         self._scorer = Scorer.build(settings.rewards, where)
+        self._guards = Guards.build(settings, where)
         rank = 2 * settings.policy_adapter.rank  # room for a blend of two
         adapter = dataclasses.replace(settings.adapter, rank=rank, alpha=float(rank))
         # As many at a time as in the run, unless a pass is to have fewer rows than that.
@@ -74,14 +77,29 @@ class Judge:
         for start in range(0, len(adapters), size):
             group = [policy_of(self._agents, each) for each in adapters[start : start + size]]
             out += evaluate(
-                group, self.report_set, self._sampler, self._scorer, self._agents, self._num_kept
+                group,
+                self.report_set,
+                self._sampler,
+                self._scorer,
+                self._agents,
+                self._num_kept,
+                guards=self._guards,
             )
             on_group(len(group))
         return out
 
+    def guard_values(self, policy: Evaluation, base: Evaluation) -> dict[str, GuardValue]:
+        """What the run's guards say of one evaluation beside the base model's."""
+        if self._guards is None:
+            return {}
+        reading = self._guards.read(self.report_set, policy, base)
+        return {name: GuardValue(**values) for name, values in reading.to_json().items()}
+
     def close(self) -> None:
         """Stop the reward threads."""
         self._scorer.close()
+        if self._guards is not None:
+            self._guards.close()
 
 
 def _report_set(settings: Settings, front: Front) -> EvaluationSet:
@@ -95,7 +113,8 @@ def _report_set(settings: Settings, front: Front) -> EvaluationSet:
     except ValueError as error:
         raise FrontError(f"the report set cannot be drawn again: {error}") from error
     num_images = settings.evaluation.report_images
-    report_set = evaluation_set("report", prompts, num_images, settings.seed)
+    guards = settings.guards.names
+    report_set = evaluation_set("report", prompts, num_images, settings.seed, guards)
     first = report_set.first(len(front.sample_prompts))
     if (first.prompts, first.seeds) != (front.sample_prompts, front.sample_seeds):
         raise FrontError(

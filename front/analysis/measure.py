@@ -23,6 +23,7 @@ from front.member import Blend
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
+from morl.types import BASE_POLICY
 from morl.weights import normalise
 from run.progress import named_bar
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from ddpo.types import Evaluation
     from front.front import Front
-    from front.member import FrontPolicy
+    from front.member import FrontPolicy, GuardValue
     from morl.types import Array, PolicyId
 
     Parts = tuple[tuple[FrontPolicy, float], ...]
@@ -50,7 +51,7 @@ def analyse(
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
 
     Returns:
-        The analysis, and the evaluation of every policy and blend by its id.
+        The analysis, and the evaluation of every policy and blend, and of the base model, by id.
 
     Raises:
         UserError: if there is one policy only, the run's parts cannot be used, or its policies are
@@ -63,6 +64,8 @@ def analyse(
     adapters = {str(name): adapter for name, adapter in read.items()}
     for name, parts in recipes.items():
         adapters[name] = Adapter.blend([(read[p.id], part) for p, part in parts])
+    nothing = (next(iter(read.values())), 0.0)  # of any policy's update: the base model
+    adapters.setdefault(BASE_POLICY, Adapter.blend([nothing]))
     judge = Judge(front, model, device, rows_per_pass)
     try:
         with named_bar("measuring blends", len(adapters)) as bar:
@@ -72,7 +75,9 @@ def analyse(
     evaluations = dict(zip(adapters, measured, strict=True))
     _check_same(front, evaluations)
     num_images = len(adapters) * len(judge.report_set.prompts)
-    return summarise(front, recipes, evaluations, num_images), evaluations
+    base = evaluations[BASE_POLICY]
+    guards = {name: judge.guard_values(evaluations[name], base) for name in recipes}
+    return summarise(front, recipes, evaluations, guards, num_images), evaluations
 
 
 def recipes_between(front: Front, points: Mapping[tuple[int, int], int]) -> dict[str, Parts]:
@@ -115,6 +120,7 @@ def summarise(
     front: Front,
     recipes: Mapping[str, Parts],
     evaluations: Mapping[str, Evaluation],
+    guards: Mapping[str, Mapping[str, GuardValue]],
     num_images: int,
 ) -> Analysis:
     """What measured blends say about a front.
@@ -122,7 +128,8 @@ def summarise(
     Args:
         front: whose neighbours were blended.
         recipes: name -> parts of a blend.
-        evaluations: on the report set, of the blends and of the policies, by name.
+        evaluations: on the report set, of blends, policies and the base model, by name.
+        guards: name -> what guards say of a blend.
         num_images: drawn for it.
     """
     blends = [
@@ -132,6 +139,7 @@ def summarise(
             weights=normalise(np.sum([part * policy.weights for policy, part in parts], axis=0)),
             report_returns=evaluations[name].returns.numpy(),
             report_std_error=evaluations[name].std_error.numpy(),
+            guards=guards.get(name, {}),
         )
         for name, parts in recipes.items()
     ]
@@ -190,6 +198,8 @@ def _links(
                 height_std_error=error.item(),
                 depth=depth_of_corner(*ends),
                 is_useful=bool(useful),
+                evaluation=evaluations[blend.id],
+                gain=evaluations[blend.id].gain_over(evaluations[BASE_POLICY]),
             )
         )
     pairs: dict[tuple[PolicyId, PolicyId], list[MeasuredBlend]] = {}

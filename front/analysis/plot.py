@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 
-from front.labels import axis_label
+from front.labels import DPI, label_axis
 
 mpl.use("Agg")
 
@@ -50,16 +50,15 @@ def plot_dense_front(path: Path, front: Front, analysis: Analysis) -> None:
         )
         base = front.base.report_returns
         axis.plot(base[i], base[j], "*", color="tab:red", markersize=14, label="base model")
-        for which, index in (("x", i), ("y", j)):
-            objective = front.objectives[index]
-            getattr(axis, f"set_{which}label")(axis_label(objective))
+        label_axis(axis, "x", front.objectives[i])
+        label_axis(axis, "y", front.objectives[j])
         axis.legend(loc="best")
         axis.grid(alpha=0.3)
     figure.suptitle(
         f"{len(front.policies)} policies and their blends (report set, ± 1 standard error)"
     )
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from front.record import BlendRecord
+from front.record import BlendRecord, if_known
 
 if TYPE_CHECKING:
+    from ddpo.types import Evaluation, Gain
     from front.front import Front
     from front.member import Blend, FrontPolicy
     from morl.types import PolicyId
@@ -31,6 +32,8 @@ class MeasuredBlend:
         height_std_error: of `height`, paired over the images.
         depth: of the corner below the chord, z-units.
         is_useful: no policy and no other blend dominates it on the report set.
+        evaluation: of the blend on the report set.
+        gain: over the base model, image by image.
     """
 
     blend: Blend
@@ -38,6 +41,8 @@ class MeasuredBlend:
     height_std_error: float
     depth: float
     is_useful: bool
+    evaluation: Evaluation
+    gain: Gain
 
     @property
     def record(self) -> BlendRecord:
@@ -51,6 +56,11 @@ class MeasuredBlend:
             weights=self.blend.weights,
             report_returns=returns,
             report_std_error=error,
+            report_std_error_by_prompt=if_known(self.evaluation.std_error_by_prompt),
+            gain_over_base=self.gain.mean.numpy(),
+            gain_std_error=self.gain.std_error.numpy(),
+            gain_std_error_by_prompt=if_known(self.gain.std_error_by_prompt),
+            guards=self.blend.guards,
         )
 
     @property

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from front.labels import axis_label
+from front.labels import Label
 from front.member import FrontPolicy
 
 if TYPE_CHECKING:
     from front.front import Front
     from front.member import Blend
-    from morl.types import Array
+    from morl.types import Array, Objective
 
 _PAGE_STYLE = Path(__file__).resolve().parents[1] / "templates" / "report.css"
 _WIDTH, _HEIGHT, _MARGIN = 420, 260, 34
@@ -51,7 +51,7 @@ def front_map(front: Front, chosen: FrontPolicy | Blend) -> str:
     x, y = place(here)
     ring = "ring" if chosen.report_returns is not None else "ring guessed"
     shapes.append(f'<circle class="{ring}" cx="{x:.1f}" cy="{y:.1f}" r="9"/>')
-    first, second = (escape(axis_label(objective)) for objective in front.objectives[:2])
+    first, second = (_axis(objective) for objective in front.objectives[:2])
     return (
         f'<svg class="front-map" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="The front; {escape(chosen.id)} is ringed">'
@@ -62,6 +62,12 @@ def front_map(front: Front, chosen: FrontPolicy | Blend) -> str:
         f"{second} →</text></svg>"
         '<p class="front-key">● policy &nbsp; ○ measured blend &nbsp; ★ base model</p>'
     )
+
+
+def _axis(objective: Objective) -> str:
+    """An objective's plain name and unit, larger being better as on the page's axes."""
+    label = Label.of(objective)
+    return escape(f"{label.text} [{objective.unit}]")
 
 
 def returns_of(member: FrontPolicy | Blend) -> Array:

@@ -110,7 +110,7 @@ def _panel(
         pictured: policies whose pictures are shown below the base model's.
     """
     title = f"{len(front.policies)} policies ({purpose} set, ± 1 standard error)"
-    images = {f"{area}/front": _drawn(lambda file: plot_front(file, front, [], title))}
+    images = {f"{area}/front": _drawn(lambda file: plot_front(file, front, title))}
     tiles = [
         (name, read_samples(run, purpose, name, len(samples))) for name in (BASE_POLICY, *pictured)
     ]

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from front.labels import axis_label
+from front.labels import DPI, label_axis
 
 mpl.use("Agg")
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from front.member import Guard
     from front.view import FrontView
-    from morl.types import Offspring
     from run.records import CurvePoint
 
 _TILE = 72  # pixels of one picture in samples.png
@@ -35,10 +34,9 @@ _HEADER = 18  # pixels of the row of prompts
 def plot_front(
     path: Path | BinaryIO,
     front: FrontView,
-    offspring: Sequence[Offspring],
     title: str = "",
 ) -> None:
-    """Draw every pair of objectives: published front with error bars, the search behind it faint.
+    """Draw every pair of objectives: the front with error bars, the base model, what was trained.
 
     Guards are drawn below, each against the first objective, so that one sees where a gain is
     over-optimisation.
@@ -46,7 +44,6 @@ def plot_front(
     Args:
         path: the PNG file.
         front: on one evaluation set.
-        offspring: every policy that was evaluated on the way.
         title: empty for that of a published front.
     """
     num, guards = len(front.objectives), front.guards
@@ -58,23 +55,18 @@ def plot_front(
     for axis in axes.flat:
         axis.set_visible(False)
     for axis, (i, j) in zip(axes[0], pairs, strict=False):
-        _plot_pair(axis, front, offspring, i, j)
+        _plot_pair(axis, front, i, j)
     for axis, guard in zip(axes[-1], guards, strict=False):
         _plot_guard(axis, front, guard)
     standard = f"Pareto front of {len(front.policies)} policies (report set, ± 1 standard error)"
     figure.suptitle(title or standard)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
 
-def _plot_pair(axis: Any, front: FrontView, offspring: Sequence[Offspring], i: int, j: int) -> None:
+def _plot_pair(axis: Any, front: FrontView, i: int, j: int) -> None:
     axis.set_visible(True)
-    if offspring:
-        returns = np.array([policy.returns for policy in offspring])
-        age = np.array([policy.generation for policy in offspring])
-        dots = axis.scatter(returns[:, i], returns[:, j], c=age, cmap="Greys", vmin=-3, s=14)
-        axis.figure.colorbar(dots, ax=axis, label="generation (selection set)")
     policies = sorted(front.policies, key=lambda policy: float(policy.returns[i]))
     means = np.array([policy.returns for policy in policies])
     errors = np.array([policy.std_error for policy in policies])
@@ -89,15 +81,24 @@ def _plot_pair(axis: Any, front: FrontView, offspring: Sequence[Offspring], i: i
     )
     base = front.base.returns
     axis.plot(base[i], base[j], "*", color="tab:red", markersize=14, label="base model")
+    axis.margins(0.1)  # room for arrows
     span = [np.ptp(axis.get_xlim()), np.ptp(axis.get_ylim())]
     for policy, mean in zip(policies, means, strict=True):
         direction = policy.weights[[i, j]]
         tip = (mean[i] + 0.06 * span[0] * direction[0], mean[j] + 0.06 * span[1] * direction[1])
         arrow = {"arrowstyle": "->", "color": "tab:orange"}
         axis.annotate("", xy=tip, xytext=(mean[i], mean[j]), arrowprops=arrow)
-    for which, index in (("x", i), ("y", j)):
-        objective = front.objectives[index]
-        getattr(axis, f"set_{which}label")(axis_label(objective))
+    axis.plot(
+        [],
+        [],
+        color="tab:orange",
+        marker=r"$\rightarrow$",
+        linestyle="none",
+        markersize=14,
+        label="weights that it was trained along",
+    )
+    label_axis(axis, "x", front.objectives[i])
+    label_axis(axis, "y", front.objectives[j])
     axis.legend(loc="best")
     axis.grid(alpha=0.3)
 
@@ -119,8 +120,8 @@ def _plot_guard(axis: Any, front: FrontView, guard: Guard) -> None:
     axis.plot(front.base.returns[0], base, "*", color="tab:red", markersize=14)
     if guard.max_drop is not None:
         axis.axhline(base - guard.max_drop, linestyle="--", color="tab:red", label="limit")
-    axis.set_xlabel(axis_label(objective))
-    axis.set_ylabel(f"guard {axis_label(guard)}")
+    label_axis(axis, "x", objective)
+    label_axis(axis, "y", guard, "guard: ")
     axis.legend(loc="best")
     axis.grid(alpha=0.3)
 
@@ -133,7 +134,7 @@ def plot_hypervolume(path: Path, curve: Sequence[CurvePoint]) -> None:
     axis.set_ylabel("hypervolume [z-units]")
     axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
 

@@ -48,6 +48,21 @@ SIZES = {
 }
 
 
+@pytest.mark.parametrize(("name", "least"), [("varied", 200), ("tags", 64)])
+def test_the_sets_for_people_are_split_into_roles(name, least):
+    prompts, parts = load_prompts(name), split(name)
+    assert len(prompts) >= least
+    assert [len(parts.selection), len(parts.report)] == [len(prompts) // 8] * 2
+    assert sorted(parts.train + parts.selection + parts.report) == sorted(prompts)
+    words = [prompt.split() for prompt in prompts]
+    assert all(2 <= len(each) <= 20 and len(" ".join(each)) < 100 for each in words)
+    for role in (parts.train, parts.selection, parts.report):
+        text = " ".join(role)
+        if name == "varied":  # things, styles, counts, lettering
+            for some in (" a ", "painting of|drawing of|photograph of", "two |three |four ", '"'):
+                assert any(each in text for each in some.split("|"))
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_sets_of_ddpo_have_their_sizes(name):
     assert len(load_prompts(name)) == SIZES[name]

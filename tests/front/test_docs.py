@@ -1,4 +1,4 @@
-"""docs/front.md says what is true: its Python runs, its commands parse."""
+"""Pages on fronts say what is true: their Python runs, their commands parse."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_command_of_the_page_is_understood():
     parser = mo_front.make_parser()
     commands = [
         line.partition("#")[0].removeprefix("python mo_front.py ")
-        for page in ("docs/front.md", "README.md")
+        for page in ("docs/front.md", "docs/your_model.md", "README.md")
         for block in blocks(page, "sh")
         for line in block.splitlines()
         if line.startswith("python mo_front.py")

@@ -29,7 +29,7 @@ def test_a_plot_shows_any_name_and_unit(finished_run, tmp_path):
     first, *rest = record.objectives
     odd = dataclasses.replace(first, unit=ODD)
     view = FrontView.of_front(dataclasses.replace(record, objectives=(odd, *rest)))
-    plot_front(tmp_path / "front.png", view, [], "")
+    plot_front(tmp_path / "front.png", view)
     front = dataclasses.replace(Front.load(finished_run), objectives=(odd, *rest))
     analysis = Analysis(links=(), hypervolume=0.1, dense_hypervolume=0.1, num_images=1)
     plot_dense_front(tmp_path / "dense.png", front, analysis)

@@ -15,10 +15,14 @@ from PIL import Image
 
 from front import report
 from front.front import Front
-from front.report import ReportError, RunFiles, measured, report_data, write_report
+from front.labels import measured
+from front.member import Guard, GuardValue
+from front.report import ReportError, RunFiles, report_data, write_report
+from front.verdict import losses
 from mo_front import main
 from morl.indicators import hypervolume
 from morl.objectives import to_z
+from morl.types import Objective
 from run.records import RecordError
 from run.samples import read_samples
 
@@ -74,7 +78,10 @@ def test_gains_and_their_errors_are_those_of_the_front(finished_run):
     members = {m["id"]: m for m in report_data(RunFiles.read(finished_run))["members"]}
     for policy in published:
         assert members[policy["id"]]["gain"] == pytest.approx(policy["gain_over_base"], abs=1e-12)
-        assert members[policy["id"]]["gain_std_error"] == policy["gain_std_error"]
+        error = policy["gain_std_error_by_prompt"]
+        assert members[policy["id"]]["gain_std_error"] == error
+        clear = [gain > 2 * e for gain, e in zip(policy["gain_over_base"], error, strict=True)]
+        assert members[policy["id"]]["improves_everything"] == all(clear)
 
 
 def test_nothing_is_asked_of_a_network(finished_run):
@@ -90,7 +97,7 @@ def test_nothing_is_asked_of_a_network(finished_run):
     for script in page.scripts[1:]:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
-    assert policy.count("sha256-") == len(page.scripts) - 1 == 3
+    assert policy.count("sha256-") == len(page.scripts) - 1 == 7
 
 
 def test_the_archive_of_every_generation_has_the_hypervolume_the_run_logged(finished_run):
@@ -177,6 +184,7 @@ def test_the_base_model_alone_is_a_report(run_copy):
 
     edit(run_copy / "search.json", forget)
     assert [member["id"] for member in build(run_copy).payload["members"]] == ["base"]
+    assert "Nothing is better than the base model yet." in (run_copy / "report.html").read_text()
 
 
 EVIL = '</script><img src="http://evil.example/x" onerror="alert(1)"><b>'
@@ -203,6 +211,7 @@ def test_guards_are_shown_where_they_were_measured(run_copy):
     edit(run_copy / "front.json", measure)
     page = build(run_copy)
     assert page.payload["members"][0]["guards"]["diversity"]["value"] == 0.5
+    assert page.payload["members"][0]["losses"] == ["“variety” is below its limit"]
     assert "guard-0" in {attributes.get("id") for _, attributes in page.elements}
     text = (run_copy / "report.html").read_text()
     assert "0.500 ± 0.010" in text
@@ -231,7 +240,47 @@ def test_blends_are_members_with_their_parts(run_copy):
     members = {member["id"]: member for member in build(run_copy).payload["members"]}
     assert members["blend-1"]["kind"] == "blend"
     assert members["blend-1"]["parts"] == [[first, 0.25], [second, 0.75]]
-    assert members["blend-1"]["gain_std_error"] is None
+    expected = np.hypot(0.1, Front.load(run_copy).base.report_std_error)  # nobody paired it
+    assert members["blend-1"]["gain_std_error"] == pytest.approx(expected.tolist())
+    assert "gain_over_base" not in json.loads((run_copy / "front.json").read_text())["blends"][0]
+
+
+def test_the_page_says_how_many_members_improve_everything_and_which_is_best(run_copy):
+    gains = {}
+
+    def gain(front):
+        for rank, policy in enumerate(front["policies"]):
+            policy["gain_over_base"] = [1.0 + rank, 1.0]
+            policy["gain_std_error"] = policy["gain_std_error_by_prompt"] = [0.4, 0.4]
+            gains[policy["id"]] = 1.0 + rank
+        front["policies"][0]["gain_std_error_by_prompt"] = [0.6, 0.4]  # not clear any more
+
+    edit(run_copy / "front.json", gain)
+    page = build(run_copy)
+    best, total = max(gains, key=gains.get), len([name for name in gains if name != "base"])
+    assert page.payload["best"] == best
+    text = " ".join((run_copy / "report.html").read_text().split())
+    assert f"{total - 1} of {total} members" in text or f"{total} of {total} members" in text
+    assert f'the best is <a class="point" href="#{best}">' in text
+
+
+def test_a_member_that_no_longer_shows_its_prompt_is_marked():
+    alignment = Objective(name="clip_alignment", unit="cosine", reference=0.0, ideal=1.0)
+    size = Objective(name="jpeg_compressibility", unit="-kB", reference=-2.0, ideal=-1.0)
+    base = np.array([0.5, -1.0])
+
+    def lost(*returns, guards=(), values=None):
+        objectives = (alignment, size)
+        return list(losses(np.array(returns), base, objectives, guards, values or {}))
+
+    assert lost(0.41, -3.0) == []
+    assert lost(0.39, -0.5) == ["“true to its prompt” is at 78 % of the base model's"]
+    guard = Guard(name="sharpness", unit="grey value^2", max_drop=5.0)
+    within, below = (GuardValue(value=9.0, std_error=1.0, drop=drop) for drop in (4.9, 5.1))
+    assert lost(0.5, -1.0, guards=[guard], values={"sharpness": within}) == []
+    assert lost(0.5, -1.0, guards=[guard], values={"sharpness": below}) == [
+        "“sharpness” is below its limit"
+    ]
 
 
 def test_analysing_writes_the_report_again(run_copy, capsys):

@@ -15,7 +15,6 @@ from ddpo.cost.footprint import (
     measure_footprint,
 )
 from ddpo.cost.plan import (
-    Footprint,
     Plan,
     expected_memory,
     hours,
@@ -23,7 +22,7 @@ from ddpo.cost.plan import (
     total_flops,
 )
 from run.command_line import read_settings
-from tests.support.measures import SD15, footprint_of
+from tests.support.measures import FOOTPRINT, SD15, footprint_of
 from tests.support.rig import make_settings
 
 
@@ -126,25 +125,6 @@ def test_an_unknown_model_is_named():
 def test_known_architectures_can_be_read():
     for name in ("sd-1.5", "sd-2.1", "sdxl"):
         assert {"unet", "vae", "text_encoder", "scheduler"} <= set(known_architecture(name))
-
-
-FOOTPRINT = Footprint(
-    unet_parameters=0,
-    vae_parameters=0,
-    text_parameters=0,
-    weight_bytes=1000,
-    adapter_parameters=10,
-    latent_entries=16,
-    image_entries=48,
-    sample_flops=100,
-    train_flops=220,
-    decode_flops=50,
-    sample_bytes=3,
-    train_bytes=30,
-    decode_bytes=7,
-    decode_back_flops=150,
-    decode_back_bytes=40,
-)
 
 
 @pytest.mark.parametrize(("rule", "num"), [("ddpo", 0), ("awm", 1), ("diffusion_nft", 2)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from config.settings.errors import ConfigError
+from ddpo.evaluation import evaluation_set
 from ddpo.processes import Processes
 from ddpo.rewards.guards import (
     Guards,
@@ -131,11 +133,15 @@ def test_a_missing_score_of_a_guard_is_left_out():
     assert guards.units == {"colorfulness": "Hasler-Suesstrunk M"}
 
 
-def test_diversity_needs_two_pictures_of_a_prompt():
-    arguments = ["--config.guards.names=diversity", "--config.prompts.train=simple_animals"]
-    with pytest.raises(ConfigError, match=r"evaluation\.selection_images=89 must be at least 90"):
-        read_settings([*arguments, "--config.evaluation.selection_images=89"])
-    read_settings([*arguments, "--config.evaluation.selection_images=90"])
+def test_diversity_gets_two_pictures_of_a_prompt_however_many_prompts_there_are():
+    prompts = [f"p{i}" for i in range(7)]
+    for num_images, used in ((14, 7), (9, 4), (6, 3), (2, 1)):
+        on = evaluation_set("report", prompts, num_images, 0, ("diversity",))
+        counts = Counter(on.prompts)
+        assert len(on.prompts) == num_images
+        assert len(counts) == used
+        assert min(counts.values()) >= 2
+    assert evaluation_set("report", prompts, 9, 0).prompts == (*prompts, "p0", "p1")
 
 
 def test_a_picture_that_is_not_finite_is_left_out():

@@ -101,7 +101,7 @@ def test_a_source_replaces_the_default_of_its_part_alone():
     parts = parts_of("aesthetic_score", sources)
     assert parts["head"].source == "a/b=c.pth"
     assert parts["clip"] == parts_of("aesthetic_score")["clip"]
-    assert str(parts["clip"]) == "openai/clip-vit-large-patch14 (MIT)"
+    assert str(parts["clip"]) == "openai/clip-vit-large-patch14 (MIT, 1.71 GB)"
     assert parts_of("diversity", ("diversity.clip=mine",))["clip"].source == "mine"
 
 

@@ -18,6 +18,7 @@ from front.analysis.measure import analyse, spread_points
 from front.analysis.values import Analysis, Link, MeasuredBlend
 from front.errors import FrontError
 from front.member import Blend
+from front.record import FrontRecord
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from run.samples import read_samples
@@ -27,8 +28,11 @@ from tests.support.worlds import report_colorfulness
 
 @pytest.fixture(scope="module", name="analysed")
 def _analysed(finished_run, tmp_path_factory):
-    """A run after `analyse --points 2`."""
+    """A run after `analyse --points 2`, with a guard."""
     run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("analysed") / "run"))
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["guards"] = {"names": ["brightness"], "max_drops": [0.01]}
+    (run / "config.json").write_text(json.dumps(config))
     assert mo_front.main(["analyse", str(run), "--points", "2"]) == 0
     return run
 
@@ -42,7 +46,10 @@ def test_measuring_the_policies_again_gives_the_published_numbers(finished_run):
         # a rounding may flip the last bit of a pixel, and with it bytes of a JPEG
         np.testing.assert_allclose(again.std_error, policy.report_std_error, rtol=0.05)
     assert len(analysis.links) == len(front.policies) - 1  # two objectives: a chain
-    assert analysis.num_images == 16 * (2 * len(front.policies) - 1)
+    names = {policy.id for policy in front.policies} | {"base"}
+    assert analysis.num_images == 16 * (len(names) + len(front.policies) - 1)
+    base = evaluations["base"]
+    np.testing.assert_allclose(base.returns, front.base.report_returns, rtol=1e-4)
 
 
 def test_a_run_ends_with_blends_that_are_worth_what_analyse_measures(make_run):
@@ -128,7 +135,24 @@ def test_useful_blends_are_added_to_the_front_and_raise_its_hypervolume(analysed
     assert front.dense_hypervolume > front.hypervolume
     stored = json.loads((analysed / "front.json").read_text())["hypervolume"]
     assert stored["report_with_blends"] == pytest.approx(front.dense_hypervolume)
+    record = FrontRecord.read(analysed)
+    for blend in record.blends:
+        gain = blend.report_returns - record.base.report_returns
+        np.testing.assert_allclose(blend.gain_over_base, gain, atol=1e-3 * np.abs(gain).max())
+        assert (blend.gain_std_error > 0).all()
+        assert (blend.gain_std_error_by_prompt > 0).all()
     assert (analysed / "dense_front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_guards_are_measured_on_blends_beside_the_base_model(analysed):
+    blends = Front.load(analysed).blends
+    readings = [blend.guards["brightness"] for blend in blends]
+    assert len({reading.value for reading in readings}) == len(blends)
+    assert all(0 < reading.value < 1 and reading.std_error > 0 for reading in readings)
+    base = readings[0].value + readings[0].drop
+    assert [reading.value + reading.drop for reading in readings] == pytest.approx(
+        [base] * len(blends), rel=1e-5
+    )
 
 
 def test_the_analysis_file_has_every_blend_with_its_height(analysed):
@@ -218,7 +242,15 @@ def link(first, second, *heights, error=0.01, depth=0.5):
     """A link whose blends lie at the given heights."""
     blend = Blend(id="b", parts=((first, 0.5), (second, 0.5)), weights=first.weights)
     measured = (
-        MeasuredBlend(blend=blend, height=h, height_std_error=error, depth=depth, is_useful=False)
+        MeasuredBlend(
+            blend=blend,
+            height=h,
+            height_std_error=error,
+            depth=depth,
+            is_useful=False,
+            evaluation=None,
+            gain=None,
+        )
         for h in heights
     )
     return Link(first=first, second=second, blends=tuple(measured))
