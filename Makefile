@@ -15,6 +15,7 @@ train: $(VENV)/.run-ready
 
 smoke: $(VENV)/.run-ready
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --quiet mo_train.py --config config/smoke.py $(ARGS)
+	@echo "The installation works. That was a smoke test, too short to learn anything: now 'make train'."
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)

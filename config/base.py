@@ -342,6 +342,8 @@ class EvaluationSettings:
     selection_images: Annotated[int, AtLeast(2)] = 64  # per policy and generation, for the search
     # Per policy of the final front: the returns that are published.
     report_images: Annotated[int, AtLeast(2), FREE] = 256
+    # What a run spends on blends between neighbours at its end, as a part of its UNet rows.
+    blends_fraction: Annotated[float, AtLeast(0), AtMost(1), FREE] = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,6 +130,11 @@ def check_writable(folder: Path) -> None:
     probe.unlink()
 
 
+def share(path: Path) -> None:
+    """Let everybody read a file, as programs' files usually are: mode 0644."""
+    path.chmod(0o644)
+
+
 def sync(path: Path) -> None:
     """Make a file's content durable, or the renames and deletions in a folder.
 

@@ -12,7 +12,9 @@ from config.settings.errors import StoppedError
 from ddpo import speed
 from ddpo.advantages import advantages
 from ddpo.agents.conditioned import make_agents
+from ddpo.agents.slots import Agents
 from ddpo.collect import collect
+from ddpo.cost.plan import Plan
 from ddpo.cost.stopwatch import Stopwatch
 from ddpo.evaluation import evaluate
 from ddpo.lengths import MODEL, all_prompts, length_notes
@@ -184,10 +186,21 @@ class Trainer:
 
     def step_notes(self) -> list[str]:
         """How pictures are drawn and which steps are trained, a sentence each."""
-        train, schedule = self.settings.train, self.sampler.schedule
-        has_pairs = find_rule(train.update_rule).cost(self.settings).learns_from_pairs
-        steps = trained_steps(schedule, train.max_sensitivity) if has_pairs else None
-        return described(schedule, steps)
+        return described(self.sampler.schedule, self.trained_steps)
+
+    @property
+    def trained_steps(self) -> list[int] | None:
+        """Steps that a policy gradient is taken on; None where none is taken."""
+        train = self.settings.train
+        if not find_rule(train.update_rule).cost(self.settings).learns_from_pairs:
+            return None
+        return trained_steps(self.sampler.schedule, train.max_sensitivity)
+
+    @property
+    def plan(self) -> Plan:
+        """What the run draws and trains in all."""
+        num_steps = len(self.trained_steps or ())
+        return Plan.of(self.settings, len(self.prompts.train), num_steps)
 
     def length_notes(self) -> list[str]:
         """One sentence for the model and for each reward that cuts off prompts."""
@@ -244,7 +257,7 @@ class Trainer:
         num_steps = _num_steps(self.sampler, len(samples), len(agents))
         on_step = self._denoising_bar("sampling", num_steps)
         with (
-            self.work,
+            self.work.part("sampling", num_agents * len(texts)),
             self.processes.fail_together(RewardError, StoppedError, torch.OutOfMemoryError),
         ):
             rollout, own_rewards = collect(
@@ -319,7 +332,10 @@ class Trainer:
             "num_samples": len(batch.texts),
         }
         num_passes = self.updater.num_passes(len(share.samples), len(share.agents))
-        with self.work, self.processes.fail_together(FloatingPointError, StoppedError):
+        with (
+            self.work.part("updating", batch.num_images),
+            self.processes.fail_together(FloatingPointError, StoppedError),
+        ):
             stats = self.updater.update(
                 self.agents,
                 batch.rollout,
@@ -358,7 +374,7 @@ class Trainer:
         per_pass = min(len(share.agents), self.agents.num_agents)
         num_steps = _num_steps(self.evaluation_sampler, len(share.samples), per_pass)
         on_step = self._denoising_bar("evaluating", groups * num_steps)
-        with self.work:
+        with self.work.part("evaluating", len(policies) * len(on.prompts)):
             return evaluate(
                 policies,
                 on,
@@ -370,6 +386,14 @@ class Trainer:
                 self.processes,
                 self.guards if use_guards else None,
             )
+
+    def make_room(self) -> None:
+        """Exchange the agents for slots that hold blends of two policies; training is over."""
+        rank = 2 * self.settings.policy_adapter.rank
+        adapter = dataclasses.replace(self.settings.adapter, rank=rank, alpha=float(rank))
+        self.agents.remove()
+        self.agents = Agents(self.model.unet, self.agents.num_agents, adapter, self.settings.train)
+        speed.apply(self.settings.speed, self.model, self.agents)
 
     def take_unet_rows(self) -> int:
         """UNet rows of all processes since the last call."""

@@ -17,6 +17,7 @@ from ddpo.files import ADAPTER_FILE
 from ddpo.model.source import source_of
 from front.drawing_code import drawing_code, is_on_hub, local_names, shared_name
 from front.member import FrontPolicy
+from front.pictures.parameters import DISTILLED, SCHEDULES, describe, png_text, sampler_of
 from front.pictures.plots import plot_samples
 from front.settings import settings_of
 from front.setups import policy_table, transfer_table
@@ -34,14 +35,6 @@ if TYPE_CHECKING:
 CARD = "README.md"
 SHEET = "samples.png"
 PLOT = "front.png"
-# Where the same steps lie: the scheduler of ComfyUI, the schedule type of A1111 and Forge.
-_SCHEDULES = {
-    "leading": ("ddim_uniform", "DDIM"),
-    "trailing": ("sgm_uniform", "SGM Uniform"),
-    "linspace": ("normal", "Normal"),
-}
-# The same sampler there; ComfyUI has none of TCD's name, whose steps at gamma 1 are LCM's.
-_SAMPLERS = {"lcm": ("lcm", "LCM"), "tcd": ("lcm", "TCD")}
 _WORDS = 50  # a prompt of more may have over 75 tokens
 _PLACE = "path/to/this/folder"
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -104,6 +97,9 @@ def write_adapter_card(
     header = ["objective", "this adapter", "base model"]
     elsewhere = policy_table(front.transfer, member.id, front.objectives)
     pictures = _write_pictures(folder, front, [member])
+    if pictures:  # where A1111 and Forge look for the picture of a LoRA
+        preview = f"{Path(weight_name).stem}.preview.png"
+        (folder / preview).write_bytes((folder / pictures[0]).read_bytes())
     _write(
         folder,
         front,
@@ -210,7 +206,7 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
     sample, pretrained = settings.evaluation_sample, settings.pretrained
     schedule = front.model.schedule if front.model else {}
     own = front.model.sampler if front.model else ""
-    sampler = _SAMPLERS.get(own, ("euler_ancestral", "Euler a"))
+    sampler = DISTILLED.get(own, ("euler_ancestral", "Euler a"))
     rows = [
         [f"put `{weight_name}` into", "`models/loras`", "`models/Lora`"],
         [
@@ -220,8 +216,8 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
         ],
         ["sampler", f"`{sampler[0]}`", sampler[1]],
     ]
-    spacing = "trailing" if own in _SAMPLERS else schedule.get("timestep_spacing", "")
-    if schedules := _SCHEDULES.get(spacing):
+    spacing = "trailing" if own in DISTILLED else schedule.get("timestep_spacing", "")
+    if schedules := SCHEDULES.get(spacing):
         rows.append(["scheduler", f"`{schedules[0]}`", schedules[1]])
     both = {"steps": str(sample.num_steps), "CFG": f"{sample.guidance_scale:g}"}
     if front.model:
@@ -231,7 +227,7 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
         "table": markdown_table(["", "ComfyUI", "A1111, Forge"], rows),
         "sample": sample,
         "scheduler": SAMPLERS[own or "ddim"],
-        "is_distilled": own in _SAMPLERS,
+        "is_distilled": own in DISTILLED,
         "predicts_v": schedule.get("prediction_type") == "v_prediction",
         "zero_snr": schedule.get("rescale_betas_zero_snr", False),
         "lora": shared_name(pretrained.lora),
@@ -281,6 +277,8 @@ def _write_pictures(
     num = len(front.sample_prompts)
     rows: list[tuple[str, torch.Tensor]] = []
     first: list[Image.Image] = []
+    drawer: FrontPolicy | Blend | None = None
+    by_id = {member.id: member for member in members}
     for identifier, label in [
         ("base", "base model"),
         *((m.id, m.id) for m in members if m.id != "base"),
@@ -290,14 +288,18 @@ def _write_pictures(
             images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
             rows.append((label, images.permute(0, 3, 1, 2)))
             if identifier != "base" and not first:
-                first = pictures
+                first, drawer = pictures, by_id[identifier]
     if not first:
         return []
-    plot_samples(folder / SHEET, front.sample_prompts, rows)
+    sampler = sampler_of(front)
+    drawn = zip(first, front.sample_prompts, front.sample_seeds, strict=True)
+    for picture, prompt, seed in drawn:
+        describe(picture, front, drawer, prompt, seed, sampler)
+    plot_samples(folder / SHEET, front.sample_prompts, rows, text=png_text(first[0]))
     (folder / "images").mkdir(exist_ok=True)
     paths = [f"images/{index}.png" for index in range(len(first))]
     for path, picture in zip(paths, first, strict=True):
-        picture.save(folder / path)
+        picture.save(folder / path, pnginfo=png_text(picture))
     return paths
 
 

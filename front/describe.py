@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from front.front import Front
     from front.member import Blend, GuardValue
+
+NOTABLE = 2.0  # standard errors that a loss must exceed to be warned of
 
 
 def front_text(front: Front) -> str:
@@ -158,3 +161,20 @@ def member_text(front: Front, member: FrontPolicy | Blend) -> str:
         lines.append(f"  adapter {member.adapter}, {file_size(member.size_bytes)}")
         lines.append(f"  pipe.load_lora_weights({str(member.adapter)!r})")
     return "\n".join(lines)
+
+
+def loss_warnings(front: Front, member: FrontPolicy | Blend) -> list[str]:
+    """A line for each objective that a member loses, beyond what chance explains."""
+    if member.report_returns is None or member.report_std_error is None:
+        return []
+    here = zip(member.report_returns, member.report_std_error, strict=True)
+    base = zip(front.base.report_returns, front.base.report_std_error, strict=True)
+    lines = []
+    for objective, now, before in zip(front.objectives, here, base, strict=True):
+        error = math.hypot(now[1], before[1])
+        if now[0] < before[0] - NOTABLE * error:
+            lines.append(
+                f"warning: {objective.name} is worse than the base model's: {with_error(*now)} "
+                f"{objective.unit}, not {with_error(*before)}"
+            )
+    return lines

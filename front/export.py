@@ -52,16 +52,7 @@ def write_folder(
     """
     adapter = (adapter or Adapter.of(member)).to(PRECISIONS[precision])
     try:
-        if file_format == "kohya":
-            name = f"{front.path.resolve().name}_{member.id}.safetensors"
-            schedule = front.model.schedule if front.model else {}
-            file = adapter.save_kohya(
-                folder / name,
-                prediction_type=schedule.get("prediction_type", ""),
-                zero_snr=schedule.get("rescale_betas_zero_snr", False),
-            )
-        else:
-            file = adapter.save(folder)
+        file = write_adapter(folder, front, member, adapter, file_format)
         write_adapter_card(
             folder,
             front,
@@ -75,3 +66,25 @@ def write_folder(
     except (OSError, SafetensorError) as problem:
         raise FrontError(f"{folder} could not be written: {problem}") from problem
     return file
+
+
+def write_adapter(
+    folder: Path, front: Front, member: FrontPolicy | Blend, adapter: Adapter, file_format: str
+) -> Path:
+    """Write an adapter alone, in the layout that another program reads.
+
+    Args:
+        folder: exists already.
+        front: the member belongs to.
+        member: whose adapter it is.
+        adapter: to write.
+        file_format: "diffusers", or "kohya" for ComfyUI, A1111 and Forge.
+    """
+    if file_format == "diffusers":
+        return adapter.save(folder)
+    schedule = front.model.schedule if front.model else {}
+    return adapter.save_kohya(
+        folder / f"{front.path.resolve().name}_{member.id}.safetensors",
+        prediction_type=schedule.get("prediction_type", ""),
+        zero_snr=schedule.get("rescale_betas_zero_snr", False),
+    )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from config.settings.runs import named_run, runs_beside
 from front.blend import affine_coefficients, coefficients
 from front.errors import ChoiceError, FrontError
 from front.member import Blend, FrontPolicy
@@ -87,20 +88,25 @@ class Front:
 
         Args:
             run: folder with `front.json`, `config.json` and `adapters/`; `history.json` is read if
-                it is there.
+                it is there. "latest" is the newest run in `logs`, "folder/latest" that in a folder.
 
         Raises:
             FrontError: if there is no run, it is not finished, or a file of it is damaged.
         """
-        path = Path(run)
+        path = named_run(Path(run))
         if not path.is_dir():
-            raise FrontError(f"{path} is not a folder; give the run directory that training made")
+            raise FrontError(
+                f"{path} is not a folder; give the run directory that training made"
+                f"{runs_beside(path)}"
+            )
         if not (path / CONFIG).is_file():
-            raise FrontError(f"{path} is not a run directory: it has no {CONFIG}")
+            raise FrontError(
+                f"{path} is not a run directory: it has no {CONFIG}{runs_beside(path / 'any')}"
+            )
         if not (path / NAME).is_file():
             raise FrontError(
                 f"the run {path} is not finished: {NAME} is written at its end; go on with "
-                f"mo_train.py --config.resume_from={path}"
+                f"mo_train.py --config.resume_from={path}, or see `mo_front.py report`"
             )
         try:
             config = RunConfig.read(path)
@@ -187,6 +193,11 @@ class Front:
         return hypervolume(
             to_z([_measured(member) for member in self.members], self.objectives),
         )
+
+    def gain(self, member: FrontPolicy | Blend) -> Array:
+        """(M,) what a member of the front has over the base model, report set, z-units."""
+        z, base = to_z([_measured(member), self.base.report_returns], self.objectives)
+        return np.asarray(z - base)
 
     @property
     def sparsity(self) -> float:

@@ -7,19 +7,27 @@ has other prompts and other seeds, and took no part in any decision.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from config.settings.errors import UserError
+from config.settings.terminal import counted, near, typed_command
+from ddpo.agents.adapter import Adapter, adapter_of, policy_of
 from ddpo.ddim import name_of
 from ddpo.model.loading import configuration_source, read_lora
 from ddpo.model.source import source_of
 from ddpo.model.stable_diffusion import FrozenDiffusion
+from front.analysis.measure import recipes_between, spread_points, summarise
+from front.analysis.publish import publish_analysis
 from front.analysis.values import ANALYSIS, DENSE_PLOT
 from front.drawing_code import shared_name
+from front.front import Front
 from front.member import Guard, GuardValue
+from front.pictures.generate import to_picture
 from front.pictures.panels import front_panel, generation_panel
+from front.pictures.parameters import describe, png_text, sampler_of
 from front.pictures.plots import plot_front, plot_hypervolume, plot_samples
 from front.record import (
     NAME,
@@ -32,39 +40,131 @@ from front.record import (
 )
 from front.report import write_report
 from front.tables import with_error
+from front.verdict import Gain
 from front.view import FrontView
 from morl.indicators import hypervolume
 from morl.objectives import to_z
 from morl.pareto import non_dominated
-from morl.types import BASE_POLICY
+from morl.types import BASE_POLICY, PolicyId
+from run.time_left import MOST_BLENDS, affordable_blends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from PIL.PngImagePlugin import PngInfo
 
     from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
     from ddpo.rewards.guards import GuardReading
     from ddpo.types import Evaluation
-    from morl.types import Objective, Offspring, PolicyId
+    from morl.types import Objective, Offspring
     from run.directory import RunDir
     from run.records import Costs, CurvePoint, Samples
     from run.session import Session
 
 logger = logging.getLogger(__name__)
 
+PAGE_SHARE = 0.05  # of a run's time, at most, goes to its page before the end
+
 
 class FrontPublisher:
-    """Publishes a run's front, and shows trackers every generation on the way."""
+    """Publishes a run's front; every generation it shows trackers and the page what there is."""
+
+    def __init__(self) -> None:
+        self._page_written = 0.0  # when, by the monotonic clock
+        self._page_seconds = 0.0  # it took
 
     def generation(self, run: Session) -> None:
-        """Show trackers the archive and the policies of the last generation."""
+        """Show trackers the archive and the policies of the last generation; write the page."""
         run.processes.by_first(run.recorder.show, generation_panel)
+        run.processes.by_first(self._write_page, run.directory.path)
+
+    def _write_page(self, path: Path) -> None:
+        """Write the page of a run that goes on, unless that would take too much of its time."""
+        began = time.monotonic()
+        if began - self._page_written < self._page_seconds / PAGE_SHARE:
+            return
+        try:
+            write_report(path, is_running=True)
+        except UserError as error:
+            logger.warning("report.html could not be written: %s", error)
+        self._page_written = time.monotonic()
+        self._page_seconds = self._page_written - began
 
     def front(self, run: Session) -> None:
         """Measure the archive again on the report set, and write what is published."""
+        run.recorder.announce("the front on the report set")
         run.processes.by_first(run.catch_up)
         report = run.evaluator.report(run.search.finalists())
         run.processes.by_first(self._write, run, report)
+        run.recorder.announce("blends between neighbours")
+        self._add_blends(run, report)
+        run.processes.by_first(self._finish, run)
+
+    def _add_blends(self, run: Session, report: Mapping[PolicyId, Evaluation]) -> None:
+        """Measure blends between the policies farthest apart, and add them to the front."""
+        recipes = run.processes.by_first(self._recipes, run)
+        if not recipes:
+            return
+        agents, policies = run.trainer.agents, run.search.policies
+        blends = [
+            Adapter.blend([(adapter_of(agents, policies[name]), share) for name, share in parts])
+            for parts in recipes.values()
+        ]
+        run.trainer.make_room()
+        measured = run.evaluator.blends([policy_of(run.trainer.agents, each) for each in blends])
+        evaluations = dict(zip(recipes, measured, strict=True))
+        run.processes.by_first(self._write_blends, run, recipes, {**report, **evaluations})
+
+    def _recipes(self, run: Session) -> dict[str, list[tuple[PolicyId, float]]]:
+        """Blends that the run can afford, and what each is made of; in the first process."""
+        front, settings = Front.load(run.directory.path), run.settings
+        fraction, rows = settings.evaluation.blends_fraction, run.recorder.costs.unet_rows
+        num = affordable_blends(run.trainer.plan, fraction, rows)
+        if num == 0 or len(front.policies) < 2:
+            return {}
+        recipes = recipes_between(front, spread_points(front, num, MOST_BLENDS))
+        return {
+            name: [(policy.id, share) for policy, share in parts] for name, parts in recipes.items()
+        }
+
+    def _write_blends(
+        self,
+        run: Session,
+        recipes: Mapping[str, Sequence[tuple[PolicyId, float]]],
+        evaluations: Mapping[str, Evaluation],
+    ) -> None:
+        """Publish blends beside the front; in the first process."""
+        front = Front.load(run.directory.path)
+        known = {policy.id: policy for policy in front.policies}
+        parts = {
+            name: tuple((known[policy], share) for policy, share in each)
+            for name, each in recipes.items()
+        }
+        num_images = len(recipes) * run.settings.evaluation.report_images
+        evaluator = run.evaluator
+        measured = {PolicyId(name): evaluations[name] for name in recipes}
+        readings = evaluator.guards(evaluator.report_set, measured, evaluations[BASE_POLICY])
+        guards = {str(name): _guard_values(reading) for name, reading in readings.items()}
+        analysis = summarise(front, parts, evaluations, guards, num_images)
+        publish_analysis(front, analysis, evaluations)
+
+    def _finish(self, run: Session) -> None:
+        """Write the page, and say what was found; in the first process."""
+        path, recorder = run.directory.path, run.recorder
+        try:
+            write_report(path)
+        except UserError as error:  # everything it shows is on disk already
+            logger.warning("report.html could not be written: %s", error)
+        overhead = run.trainer.work.overhead_fraction
+        front = Front.load(path)
+        last = {"report/hypervolume": front.hypervolume, "cost/overhead_fraction": overhead}
+        recorder.log({**last, "cost/seconds_left": 0.0})
+        recorder.show(front_panel)
+        run.finish()
+        for line in farewell(front):
+            recorder.say(line)
 
     def _write(self, run: Session, report: Mapping[PolicyId, Evaluation]) -> None:
         """Publish a front; in the first process."""
@@ -83,28 +183,53 @@ class FrontPublisher:
         )
         write_front(run.directory, front, recorder.curve, report)
         run.save_adapters()  # those that only the front before this one had are let go
-        volumes, overhead = front.hypervolume, run.trainer.work.overhead_fraction
-        recorder.log({"report/hypervolume": volumes.report, "cost/overhead_fraction": overhead})
-        recorder.show(front_panel)
-        run.finish()
-        if len(front.objectives) == 1:
-            (policy,), base, name = front.policies, front.base, front.objectives[0].name
-            now = with_error(policy.report_returns[0], policy.report_std_error[0])
-            then = with_error(base.report_returns[0], base.report_std_error[0])
-            recorder.say(
-                f"{policy.id} in {run.directory.path}; {name} on the report set {now} "
-                f"(base model {then})"
-            )
-        else:
-            recorder.say(
-                f"front of {len(front.policies)} policies in {run.directory.path}; hypervolume on "
-                f"the report set {volumes.report:.4f} (base model {volumes.report_base:.4f}, after "
-                f"warm-up {volumes.report_warmup:.4f})"
-            )
-        recorder.say(
-            f"{overhead:.1%} of the time went to search, files, logs and plots, all else to "
-            "drawing, scoring and updates"
-        )
+
+
+def farewell(front: Front) -> list[str]:
+    """What a run says at its end: what it found, what to open and what to do next."""
+    if len(front.objectives) == 1:
+        return _farewell_of_one(front)
+    found = counted(len(front.policies), "policy", "policies")
+    if front.blends:
+        found += f" and {counted(len(front.blends), 'blend', 'blends')} of neighbours"
+    record = FrontRecord.read(front.path)
+    entries = (*record.policies, *(record.blends or ()))
+    num_better = sum(Gain.published(entry, record.base).is_everywhere for entry in entries)
+    better = counted(num_better, "member", "members")
+    lines = [
+        f"done        {found} on the front; {better} clearly better than the base model in every "
+        "objective",
+        f"look        {near(front.path / 'report.html')}",
+    ]
+    if [policy.id for policy in front.policies] == [BASE_POLICY]:
+        lines[0] = "done        nothing beats the base model yet: this run was too short to learn"
+        return lines
+    trained = [member for member in front.members if member.id != BASE_POLICY]
+    balanced = max(trained, key=lambda member: front.gain(member).min())
+    return [*lines, *_next_steps(front, balanced.id)]
+
+
+def _farewell_of_one(front: Front) -> list[str]:
+    """Of a run with one objective: its policy and what it gains."""
+    (policy,), (objective,) = front.policies, front.objectives
+    now = with_error(policy.report_returns[0], policy.report_std_error[0])
+    then = with_error(front.base.report_returns[0], front.base.report_std_error[0])
+    return [
+        f"done        {policy.id}: {objective.name} {now}, the base model {then}",
+        f"look        {near(front.path / 'report.html')}",
+        *_next_steps(front, policy.id),
+    ]
+
+
+def _next_steps(front: Front, member: str) -> list[str]:
+    """Commands that draw one member and take it along."""
+    choice = (near(front.path), "--policy", member)
+    prompt = front.sample_prompts[0] if front.sample_prompts else "cat"
+    return [
+        f"draw        {typed_command('mo_front.py', 'generate', *choice, '--prompt', prompt)}",
+        f"take        {typed_command('mo_front.py', 'export', *choice, '--out', 'my_adapter')}",
+        f"play        {typed_command('mo_front.py', 'serve', near(front.path))}",
+    ]
 
 
 def front_record(
@@ -234,7 +359,7 @@ def write_front(
     curve: Sequence[CurvePoint],
     report: Mapping[PolicyId, Evaluation],
 ) -> None:
-    """Write `front.json`, `report.html`, the plots, `samples.png` and `samples/report/`.
+    """Write `front.json`, the plots, `samples.png` and `samples/report/`.
 
     What belongs to a front published before, its analysis and other pictures, is removed.
 
@@ -257,9 +382,16 @@ def write_front(
     for policy in view.policies:
         label = "\n".join([policy.id, *(f"{value:.4g}" for value in policy.returns.tolist())])
         rows.append((label, report[policy.id].images))
-    plot_samples(run / "samples.png", front.samples.prompts, rows)
+    plot_samples(run / "samples.png", front.samples.prompts, rows, text=_text(run, report))
     directory.write_samples("report", report)
-    try:
-        write_report(run)
-    except UserError as error:  # everything it shows is on disk already
-        logger.warning("report.html could not be written: %s", error)
+
+
+def _text(run: Path, report: Mapping[PolicyId, Evaluation]) -> PngInfo | None:
+    """What the first picture of the front was drawn from."""
+    front = Front.load(run)
+    member = front.policies[0]
+    images = report[member.id].images
+    if not len(images):
+        return None
+    keys = front.sample_prompts[0], front.sample_seeds[0]
+    return png_text(describe(to_picture(images[0]), front, member, *keys, sampler_of(front)))

@@ -21,6 +21,7 @@ from PIL import Image
 
 from config.settings.errors import UserError
 from config.settings.flat import flatten
+from config.settings.runs import named_run, runs_beside
 from ddpo.assets import EMBEDDED_MODELS
 from ddpo.files import write_atomic
 from front.drawing_code import drawing_code, shared_name
@@ -53,6 +54,7 @@ _SCRIPTS = (  # in the order of loading
     "report.js",
 )
 _LICENCES = ("vendor/LICENSE.d3", "vendor/LICENSE.plot")
+REFRESH_SECONDS = 30  # after which the page of a run that goes on reloads itself
 _ADAPTER = "ADAPTER"  # in code, until the page puts a folder there
 _TILE_SIZES = (512, 384, 256, 192, 128, 96, 64)  # pixels, tried until the pictures fit
 PICTURE_BYTES = 9_000_000  # of the pictures, encoded: a third more in the page
@@ -89,7 +91,7 @@ class RunFiles:
             UserError: if a file is missing or damaged.
         """
         if not (run / CONFIG).is_file():
-            raise ReportError(f"{run} is not a run directory: it has no {CONFIG}")
+            raise ReportError(f"{run} is not a run directory: it has no {CONFIG}{runs_beside(run)}")
         if not (run / SEARCH).is_file():
             raise ReportError(
                 f"{run} has no {SEARCH}: the base model is not measured yet, or the run was "
@@ -108,15 +110,20 @@ class RunFiles:
         )
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, *, is_running: bool = False) -> Path:
     """Write `report.html` into a run directory and return its path.
+
+    Args:
+        run: the run directory.
+        is_running: whether the run goes on, and writes the page again: then it reloads itself.
 
     Raises:
         UserError: if the folder holds no run, a file of it is damaged, or it cannot be written to.
     """
+    run = named_run(run)
     files = RunFiles.read(run)
     try:
-        page = render(files, report_data(files))
+        page = render(files, report_data(files), is_running=is_running)
     except (KeyError, IndexError, TypeError, ValueError, TemplateError) as error:
         raise ReportError(f"the records of {run} do not fit together: {error!r}") from error
     path = run / "report.html"
@@ -347,12 +354,13 @@ def _encode(tile: Image.Image, size: int) -> bytes:
     return encode(small, max(tile.size))
 
 
-def render(files: RunFiles, data: Mapping[str, Any]) -> str:
+def render(files: RunFiles, data: Mapping[str, Any], *, is_running: bool = False) -> str:
     """The page.
 
     Args:
         files: of the run, for what is not interactive.
         data: from `report_data`.
+        is_running: see `write_report`.
     """
     environment = Environment(
         autoescape=True,
@@ -367,6 +375,7 @@ def render(files: RunFiles, data: Mapping[str, Any]) -> str:
     settings = files.config.settings
     return environment.get_template("report.html.j2").render(
         data=data,
+        refresh_seconds=REFRESH_SECONDS if is_running else 0,
         payload=_payload(data),
         style=_own_text("report.css"),
         scripts=scripts,

@@ -114,7 +114,7 @@ def prediction_guided(context: SelectionContext, rng: np.random.Generator) -> tu
     parents = returns_in_z(context.population, objectives)
     history = context.history.changes(objectives, settings.iterations_per_generation)
     prediction = predict_changes(history, parents, owner, weights, settings.num_neighbours)
-    logger.info("models by number of policies: %s", dict(Counter(prediction.kinds)))
+    logger.debug("prediction models, and how many policies each: %s", Counter(prediction.kinds))
     children = parents[owner] + prediction.changes
     utility_gains = (weights * prediction.changes).sum(axis=1)
     chosen = choose_greedily(

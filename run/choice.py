@@ -21,6 +21,7 @@ from config.settings.resume import (
     run_meant_by,
     settings_in,
 )
+from config.settings.runs import runs_beside
 from ddpo.files import write_json
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def choose_run(settings: Settings) -> RunChoice:
         if not has_checkpoint(path):
             raise UserError(
                 f"resume_from={path} is not a run directory that can be continued: it has no "
-                "checkpoint"
+                f"checkpoint{runs_beside(path)}"
             )
         return _existing(path, settings)
     if not settings.run_name:

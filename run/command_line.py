@@ -109,6 +109,9 @@ def _train(train: Train, settings: Settings) -> None:
                 )
             return
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision
+        if _is_first():
+            sys.stdout.write("loading libraries and model\n")
+            sys.stdout.flush()
         stop = Stop()
         with stop.watching():
             train(settings, stop)

@@ -9,7 +9,7 @@ from ddpo.evaluation import evaluation_set
 from run.records import Costs, Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from config.base import Settings
     from ddpo.processes import Processes
@@ -95,6 +95,13 @@ class Evaluator:
     def report(self, policies: Mapping[PolicyId, Policy]) -> dict[PolicyId, Evaluation]:
         """Judge policies on the report set."""
         return self._evaluate("report", policies, self.report_set)
+
+    def blends(self, policies: Sequence[Policy]) -> list[Evaluation]:
+        """Judge blends on the report set; they are no part of what the run has cost."""
+        num_kept = len(self.samples(self.report_set))
+        evaluations = self._trainer.evaluate(policies, self.report_set, num_kept)
+        self._trainer.take_unet_rows()
+        return evaluations
 
     def measure_base(self, base: Policy) -> None:
         """Judge the base model again, for the guards of a resumed run: it was paid for before."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from config.settings.errors import ConfigError, StoppedError, UserError
+from config.settings.terminal import typed_command
 from ddpo.files import DISK_ERRORS
 
 if TYPE_CHECKING:
@@ -79,5 +80,5 @@ def _way_back(run_dir: RunDir) -> str:
     what = "The measured base model" if saved < 0 else f"Generation {saved}"
     return (
         f"{what} is saved; what was done since is done again when the run goes on: "
-        f"python mo_train.py --config.resume_from={run_dir.path}"
+        + typed_command("mo_train.py", f"--config.resume_from={run_dir.path}")
     )

@@ -55,7 +55,9 @@ class Recorder:
         """Log one iteration and what was spent so far."""
         self._progress.iteration()
         spent = {"cost/images": self.costs.train, "cost/unet_rows": self.costs.unet_rows}
-        self.log({**metrics, **spent})
+        left = self.seconds_left
+        clock = {} if left is None else {"cost/seconds_left": left}
+        self.log({**metrics, **spent, **clock})
 
     def archive(self, metrics: Mapping[str, float]) -> None:
         """Add the archive's hypervolume, one of the search's metrics, to the curve."""
@@ -63,7 +65,7 @@ class Recorder:
 
     def finished(self, generation: Generation, metrics: Mapping[str, float]) -> None:
         """Print the line of a finished generation, from the search's metrics."""
-        self._progress.finished(generation, metrics, self.costs.train)
+        self._progress.finished(generation, metrics)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to `metrics.jsonl` and to the trackers."""
@@ -73,6 +75,23 @@ class Recorder:
     def show(self, make: Callable[[Path], Panel]) -> None:
         """Show trackers what `make` makes of the run directory, if there is a tracker."""
         self._trackers.show(make, self._directory.path, self.costs.train)
+
+    def watch(self, time_left: Callable[[float], float | None]) -> None:
+        """Show what a run still takes.
+
+        Args:
+            time_left: seconds, from the fraction of the part that runs now that is done.
+        """
+        self._progress.time_left = lambda: time_left(self._progress.fraction)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the run is done, its report included; None before anything was measured."""
+        return self._progress.time_left()
+
+    def announce(self, name: str) -> None:
+        """Show what is going on beside the generations: the report set, blends, files."""
+        self._progress.stage(name)
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""

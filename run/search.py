@@ -95,6 +95,11 @@ class SharedSearch:
         """The archive's policies, those of the warm-up's archive, and the base model."""
         return {name: self.policies[name] for name in self._by_first(self._finalists)}
 
+    @property
+    def num_finalists(self) -> int:
+        """How many there would be now; in the first process."""
+        return len(self._finalists())
+
     def _finalists(self) -> list[PolicyId]:
         archive = (member.policy for member in self.evolution.archive)
         return sorted({*archive, *self.warmup_archive, BASE_POLICY})

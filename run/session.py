@@ -15,6 +15,7 @@ from run.failures import explained
 from run.parts import Parts, join_processes, open_parts
 from run.records import SEARCH, Costs, SearchRecord
 from run.state import RunState
+from run.time_left import Stand, TimeLeft, shown
 from run.versions import Versions
 
 if TYPE_CHECKING:
@@ -73,9 +74,43 @@ class Session(Parts):
             stack.enter_context(explained(directory, processes.is_first))
             begun = restore(parts, checkpoint, changes) if checkpoint else begin(parts)
             run = cls(**vars(parts), calibration=begun[0], search=begun[1])
+            run.introduce()
             if checkpoint is None:
                 processes.by_first(run.save_checkpoint)
             yield run
+
+    def introduce(self) -> None:
+        """Say in four lines what the run does and how long; from now on show the time left."""
+        evolution, recorder, num = self.search.evolution, self.recorder, self.settings.evolution
+        plan = self.trainer.plan
+        clock = TimeLeft(
+            plan,
+            num.num_generations,
+            evolution.num_generations_done,
+            recorder.costs,
+            self.trainer.work,
+            self.settings.evaluation.blends_fraction,
+        )
+
+        def time_left(fraction: float) -> float | None:
+            done, finalists = evolution.num_generations_done, self.search.num_finalists
+            return clock.seconds(Stand(generations=done, finalists=finalists, fraction=fraction))
+
+        recorder.watch(time_left)
+        height, width = self.trainer.model.image_size
+        units = self.trainer.scorer.units
+        goals = (f"{name} [{units[name]}]" for name in self.settings.rewards.objectives)
+        judged = plan.images - plan.train_images
+        for line in (
+            f"folder      {self.directory.path}",
+            f"model       {self.settings.pretrained.model}, {width} x {height} pixels, on "
+            f"{self.processes.device}",
+            f"objectives  {', '.join(goals)}",
+            f"budget      {num.num_generations} generations of {plan.num_agents} agents, "
+            f"{plan.train_images:,} pictures to learn from, some {judged:,} to judge by: about "
+            f"{shown(recorder.seconds_left)}",
+        ):
+            recorder.say(line)
 
     def record(self, batch: Batch, stats: UpdateStats) -> None:
         """Count and log one iteration."""

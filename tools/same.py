@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 
 TREE = Path(__file__).resolve().parent.parent
 KEPT = TREE / "runs" / "same"
-CLOCKS = ("seconds", "cost/overhead_fraction", "cost/reward_seconds_per_image")
+CLOCKS = (
+    "seconds",
+    "cost/seconds_left",
+    "cost/overhead_fraction",
+    "cost/reward_seconds_per_image",
+)
 
 _COMMON = ("--config.num_threads=1", "--config.run_name=run")
 _FAITHFUL = (

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.special import expit
 
+from config.settings.files import path
 from ddpo.rewards.answers import LEFT, RIGHT
 from ddpo.rewards.clip import load_clip
 from ddpo.rewards.image_batch import BatchReward
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=people)
     parser.add_argument("source", metavar="RUN_OR_MODEL")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=path, required=True)
     parser.add_argument("--num_answers", type=int, default=100)
     args = parser.parse_args(arguments)
     quiz = open_quiz(args.source, args.out)

@@ -8,7 +8,6 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.evidence import Point, Record, row_equivalents
-from ddpo.cost.footprint import plan_of
 from mo_train import train
 from run.session import Session
 
@@ -88,7 +87,7 @@ class ReportCurve:
                 if self._judge:
                     self.found[name] = self._judge(evaluation.images, on.prompts)
         run.trainer.take_unet_rows()
-        plan = plan_of(run.settings, len(run.trainer.prompts.train))
+        plan = run.trainer.plan
         gradient_rows = plan.train_rows * costs.train // plan.train_images
         before = self.points[-1].seconds if self.points else 0.0
         self.points.append(

@@ -13,6 +13,7 @@ from config.settings.errors import ConfigError
 from config.settings.files import exists
 from config.settings.flat import flatten, nested
 from config.settings.removed import REMOVED, carried_over
+from config.settings.runs import named_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,7 @@ def run_meant_by(resume_from: str) -> Path:
     So one of a run's checkpoints, or its front, stands for the run, which goes on from its last
     checkpoint.
     """
-    path = Path(resume_from)
+    path = named_run(Path(resume_from))
     inside = path.resolve().parents[:2] if exists(path) else ()
     return next((each for each in (path, *inside) if has_checkpoint(each)), path)
 

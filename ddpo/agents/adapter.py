@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from config.settings.errors import UserError
-from ddpo.files import ADAPTER_FILE, write_atomic
+from ddpo.files import ADAPTER_FILE, share, write_atomic
 from ddpo.layer_names import is_sdxl, original_names
 
 if TYPE_CHECKING:
@@ -247,6 +247,7 @@ class Adapter:
             unet_lora_layers=self.state_dict(),
             unet_lora_adapter_metadata=self._metadata(),
         )
+        share(folder / ADAPTER_FILE)  # safetensors lets nobody else read what it writes
         return folder / ADAPTER_FILE
 
     def _metadata(self) -> dict[str, object]:

@@ -130,6 +130,11 @@ class Agents:
         num_rows, self._num_rows = self._num_rows, 0
         return num_rows
 
+    def remove(self) -> None:
+        """Take the adapters out of the UNet, for other agents to be put in: these are done."""
+        for name, layer in self.layers.by_name.items():
+            self.unet.set_submodule(name, layer.base)
+
     def base_model(self) -> AbstractContextManager[None]:
         """Inside, the adapters are off: predictions are the base model's."""
         return self.layers.off()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ddpo.agents.adapter import Adapter
 from ddpo.types import standard_error
@@ -26,14 +25,17 @@ from morl.objectives import to_z
 from morl.pareto import non_dominated
 from morl.types import BASE_POLICY
 from morl.weights import normalise
+from run.progress import named_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ddpo.types import Evaluation
     from front.front import Front
-    from front.member import FrontPolicy
+    from front.member import FrontPolicy, GuardValue
     from morl.types import Array, PolicyId
+
+    Parts = tuple[tuple[FrontPolicy, float], ...]
 
 
 def analyse(
@@ -64,29 +66,87 @@ def analyse(
     """
     if len(front.policies) < 2:
         raise FrontError("the front is a single policy: there is nothing to interpolate")
-    pairs = [(front.policies[i], front.policies[j]) for i, j in neighbours(front.z)]
-    positions = [(i + 1) / (num_points + 1) for i in range(num_points)]
-    recipes = [((a, 1 - position), (b, position)) for a, b in pairs for position in positions]
+    recipes = recipes_between(front, dict.fromkeys(neighbours(front.z), num_points))
     read = {policy.id: Adapter.read(policy.file) for policy in front.policies}
     adapters = {str(name): adapter for name, adapter in read.items()}
-    for index, parts in enumerate(recipes):
-        adapters[f"b{index:03d}"] = Adapter.blend([(read[p.id], part) for p, part in parts])
+    for name, parts in recipes.items():
+        adapters[name] = Adapter.blend([(read[p.id], part) for p, part in parts])
     nothing = (next(iter(read.values())), 0.0)  # of any policy's update: the base model
     adapters.setdefault(BASE_POLICY, Adapter.blend([nothing]))
     judge = Judge(front, model, device, rows_per_pass)
     try:
-        mixed = [[(read[p.id], part) for p, part in parts] for parts in recipes]
+        mixed = [[(read[p.id], part) for p, part in parts] for parts in recipes.values()]
         mixed = mixed if with_predictions else []
         total = len(adapters) + len(mixed)
-        with tqdm(total=total, unit="policy", leave=False, disable=None) as bar:
+        with named_bar("measuring blends", total) as bar:
             measured = judge.measure(list(adapters.values()), bar.update)
             predicted = judge.measure_predictions(mixed, bar.update)
     finally:
         judge.close()
     evaluations = dict(zip(adapters, measured, strict=True))
     check_same(front, evaluations)
+    num_images = total * len(judge.report_set.prompts)
     base = evaluations[BASE_POLICY]
-    names = [name for name in adapters if name not in read and name != BASE_POLICY]
+    guards = {name: judge.guard_values(evaluations[name], base) for name in recipes}
+    in_predictions = dict(zip(recipes, predicted, strict=False))
+    analysis = summarise(front, recipes, evaluations, guards, num_images, in_predictions)
+    return analysis, evaluations
+
+
+def recipes_between(front: Front, points: Mapping[tuple[int, int], int]) -> dict[str, Parts]:
+    """What blends are made of, by their names: evenly spaced between pairs of policies.
+
+    Args:
+        front: whose policies are blended.
+        points: pair of indices into `front.policies` -> blends between the two.
+    """
+    found = []
+    for (i, j), num in points.items():
+        first, second = front.policies[i], front.policies[j]
+        shares = [(k + 1) / (num + 1) for k in range(num)]
+        found += [((first, 1 - share), (second, share)) for share in shares]
+    return {f"b{index:03d}": parts for index, parts in enumerate(found)}
+
+
+def spread_points(front: Front, num_blends: int, most: int) -> dict[tuple[int, int], int]:
+    """How many blends to put between which neighbours: always into the widest gap that is left.
+
+    Args:
+        front: with two policies at least.
+        num_blends: in all, at most.
+        most: between two neighbours.
+
+    Returns:
+        Pair of indices into `front.policies` -> blends, in the order of the front; none with 0.
+    """
+    pairs = neighbours(front.z)
+    widths = {(i, j): float(np.linalg.norm(front.z[i] - front.z[j])) for i, j in pairs}
+    points = dict.fromkeys(pairs, 0)
+    for _ in range(min(num_blends, most * len(pairs))):
+        open_pairs = [pair for pair in pairs if points[pair] < most]
+        widest = max(open_pairs, key=lambda pair: widths[pair] / (points[pair] + 1))
+        points[widest] += 1
+    return {pair: num for pair, num in points.items() if num}
+
+
+def summarise(
+    front: Front,
+    recipes: Mapping[str, Parts],
+    evaluations: Mapping[str, Evaluation],
+    guards: Mapping[str, Mapping[str, GuardValue]],
+    num_images: int,
+    in_predictions: Mapping[str, Evaluation] | None = None,
+) -> Analysis:
+    """What measured blends say about a front.
+
+    Args:
+        front: whose neighbours were blended.
+        recipes: name -> parts of a blend.
+        evaluations: on the report set, of blends, policies and the base model, by name.
+        guards: name -> what guards say of a blend.
+        num_images: drawn for it.
+        in_predictions: name -> evaluation of the same blend in the space of predictions.
+    """
     blends = [
         Blend(
             id=name,
@@ -94,19 +154,17 @@ def analyse(
             weights=normalise(np.sum([part * policy.weights for policy, part in parts], axis=0)),
             report_returns=evaluations[name].returns.numpy(),
             report_std_error=evaluations[name].std_error.numpy(),
-            guards=judge.guard_values(evaluations[name], base),
+            guards=guards.get(name, {}),
         )
-        for name, parts in zip(names, recipes, strict=True)
+        for name, parts in recipes.items()
     ]
-    in_predictions = dict(zip([blend.id for blend in blends], predicted, strict=False))
     dense = np.vstack([front.z, *(_z(front, blend) for blend in blends)])
-    analysis = Analysis(
-        links=_links(front, blends, evaluations, in_predictions),
+    return Analysis(
+        links=_links(front, blends, evaluations, in_predictions or {}),
         hypervolume=front.hypervolume,
         dense_hypervolume=hypervolume(dense),
-        num_images=total * len(judge.report_set.prompts),
+        num_images=num_images,
     )
-    return analysis, evaluations
 
 
 def _z(front: Front, blend: Blend) -> Array:

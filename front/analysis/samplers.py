@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from config.base import SampleSettings
     from ddpo.agents.slots import Agents
-    from ddpo.model.stable_diffusion import BaseModel
+    from ddpo.model.stable_diffusion import BaseModel, FrozenDiffusion
     from ddpo.types import Conditioning, PromptBatch
     from front.setups import Setup
 
@@ -30,7 +30,7 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # sampler -> class, chan
 }
 
 
-def scheduler_of(setup: Setup, model: BaseModel) -> Any:
+def scheduler_of(setup: Setup, model: FrozenDiffusion) -> Any:
     """Diffusers' scheduler of a setup, with the model's own noise schedule and spacing.
 
     Raises:
@@ -39,7 +39,7 @@ def scheduler_of(setup: Setup, model: BaseModel) -> Any:
     name, changes = _SCHEDULERS[setup.sampler]
     pixel = torch.zeros(1, 1, 1, 1)
     try:
-        scheduler = getattr(diffusers, name).from_config(model.scheduler.config, **changes)
+        scheduler = getattr(diffusers, name).from_config(model.scheduler().config, **changes)
         scheduler.set_timesteps(setup.steps)
         first = scheduler.timesteps[0]
         scheduler.step(pixel, first, scheduler.scale_model_input(pixel, first))
@@ -74,7 +74,7 @@ class SetupSampler:
         UserError: if the setup does not fit the model.
     """
 
-    def __init__(self, model: BaseModel, settings: SampleSettings, setup: Setup) -> None:
+    def __init__(self, model: FrozenDiffusion, settings: SampleSettings, setup: Setup) -> None:
         self._scheduler = scheduler_of(setup, model)
         self._steps, self._model = setup.steps, model
         self._arguments = {"eta": setup.eta} if setup.sampler == "ddim" else {}

@@ -72,7 +72,9 @@ _bound.__name__ = "bound such as aesthetic_score=5.8"
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The run directory."""
-    parser.add_argument("run", type=path, help="run directory, or a copy of its front")
+    parser.add_argument(
+        "run", type=path, help="run directory or a copy of its front; latest: the newest in logs"
+    )
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -153,10 +155,17 @@ def plot_file(text: str) -> Path:
 plot_file.__name__ = "name that ends in .png, .pdf or .svg"
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
+def add_out(parser: argparse.ArgumentParser, *, is_required: bool = False) -> None:
     """Where to write an adapter, if anywhere."""
     parser.add_argument(
-        "--out", type=path, metavar="DIR", help="write a ready adapter folder with a model card"
+        "--out",
+        type=path,
+        metavar="DIR",
+        required=is_required,
+        help="write an adapter with a model card and pictures into this new folder",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace an export that lies in --out, nothing else"
     )
 
 

@@ -6,7 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from front.commands.arguments import add_out, add_run, numbers, positive
-from front.commands.command import Command, empty_folder, say
+from front.commands.command import Command, say
+from front.commands.output import check_out, output_folder
 from front.describe import member_text
 from front.front import Front
 
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
     front = Front.load(args.run)
     member = front.blend(args.weights)
+    check_out(args)
     adapter, error = Adapter.of(member), 0.0
     if args.rank is not None:
         adapter, error = adapter.reduced(args.rank)
@@ -43,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         from front.export import write_folder
 
-        write_folder(empty_folder(args.out), front, member, adapter, error=error)
+        with output_folder(args) as folder:
+            write_folder(folder, front, member, adapter, error=error)
         say(f"wrote {args.out}: pipe.load_lora_weights({str(args.out)!r})")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from config.settings.files import path
-from front.commands.arguments import add_blend, add_choice, choose_or_blend
-from front.commands.command import Command, empty_folder, say
+from front.commands.arguments import add_blend, add_choice, add_out, choose_or_blend
+from front.commands.command import Command, say
+from front.commands.output import check_out, output_folder
+from front.describe import loss_warnings
 from front.front import Front
 from front.tables import file_size
 
@@ -24,7 +25,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="diffusers, or kohya's layout for ComfyUI, A1111 and Forge",
     )
     parser.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32")
-    parser.add_argument("--out", type=path, metavar="DIR", required=True, help="a new folder")
+    add_out(parser, is_required=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,9 +34,11 @@ def run(args: argparse.Namespace) -> None:
 
     front = Front.load(args.run)
     member = choose_or_blend(front, args)
-    file = write_folder(
-        empty_folder(args.out), front, member, file_format=args.format, precision=args.dtype
-    )
+    check_out(args)
+    for line in loss_warnings(front, member):
+        say(line)
+    with output_folder(args) as folder:
+        file = write_folder(folder, front, member, file_format=args.format, precision=args.dtype)
     size = file_size(file.stat().st_size)
     say(f"wrote {file}, {size}: {member.id} as {args.format}, {args.dtype}")
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> None:
     """Write `report.html` into the run directory: one page, readable from disk.
 
-    It can be written while the run goes on; then it shows what the selection set says so far.
+    A run writes it after every generation and at its end; this command writes it again. While the
+    run goes on it shows what the selection set says so far.
     """
     from front.report import write_report
 

@@ -8,12 +8,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from ddpo.files import check_writable
 from front.errors import FrontError
 from front.pictures.painter import Painter
+from front.pictures.parameters import describe, png_text, sampler_of
 from front.pictures.plots import plot_samples
+from run.progress import named_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,20 +69,22 @@ def draw_beside_base(
     texts = [prompt for prompt in prompts for _ in seeds]
     keys = [seed for _ in prompts for seed in seeds]
     rows = []
-    with tqdm(total=2 * len(texts), unit="image", leave=False, disable=None) as bar:
+    with named_bar("drawing", 2 * len(texts)) as bar:
         for label, drawn in (("base model", None), (member.id, member)):
             images = painter.draw(drawn, texts, keys, on_batch=bar.update, **changes)
             rows.append((label.replace("-", "\n") if len(label) > 20 else label, images))
-    settings = sorted(changes.items())
+    settings, sampler = sorted(changes.items()), sampler_of(front, **changes)
     files = [f"{_slug(prompt, *settings)}_{seed}.png" for prompt in prompts for seed in seeds]
     try:
         for name, (_, images) in zip(("base", member.id), rows, strict=True):
-            for file, image in zip(files, images, strict=True):
-                to_picture(image).save(out / f"{name}_{file}")
+            drawer = None if name == "base" else member
+            for file, image, text, key in zip(files, images, texts, keys, strict=True):
+                picture = describe(to_picture(image), front, drawer, text, key, sampler)
+                picture.save(out / f"{name}_{file}", pnginfo=png_text(picture))
         size = max(_SMALLEST_TILE, min(_LARGEST_TILE, images.shape[-1]))
         what = _slug(*prompts, *settings)
         sheet = out / f"sheet_{member.id}_{what}_{seeds[0]}-{seeds[-1]}.png"
-        plot_samples(sheet, texts, rows, size)
+        plot_samples(sheet, texts, rows, size, png_text(picture))
     except OSError as error:
         raise FrontError(f"{out} cannot be written to: {error}") from error
     return sheet

@@ -14,6 +14,7 @@ from ddpo.ddim import make_schedule
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.types import Conditioning
 from front.errors import ChoiceError
+from front.pictures.parameters import arguments_of
 from front.settings import device_of, settings_of
 
 if TYPE_CHECKING:
@@ -68,13 +69,12 @@ class Painter:
     @property
     def sampler(self) -> dict[str, Any]:
         """The run's sampler settings, under diffusers' names."""
-        return {
-            "num_inference_steps": self.sample.num_steps,
-            "guidance_scale": self.sample.guidance_scale,
-            "guidance_rescale": self.sample.guidance_rescale,
-            "eta": self.sample.eta,
-            "negative_prompt": self.sample.negative_prompt,
-        }
+        return arguments_of(self.sample)
+
+    @property
+    def picture_size(self) -> int:
+        """Pixels of a picture's longer side."""
+        return max(self._model.image_size)
 
     @torch.inference_mode()
     def draw(
@@ -106,7 +106,6 @@ class Painter:
             UserError: if the adapter is missing, damaged, or made for another model;
                 `ChoiceError` if the model has not so many steps.
         """
-        sample = self.sample
         settings = {**self.sampler, **changes}
         try:
             make_schedule(
@@ -116,7 +115,7 @@ class Painter:
             raise ChoiceError(str(error)) from error
         self._show(member)
         negative = self._model.encode_negative(settings.pop("negative_prompt") or "")
-        batch = max(1, sample.rows_per_pass // (1 if settings["guidance_scale"] <= 1 else 2))
+        batch = max(1, self.sample.rows_per_pass // (1 if settings["guidance_scale"] <= 1 else 2))
         images: list[torch.Tensor] = []
         for start in range(0, len(prompts), batch):
             texts = list(prompts[start : start + batch])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     import torch
+    from PIL.PngImagePlugin import PngInfo
 
     from front.member import Guard
     from front.view import FrontView
@@ -160,6 +161,7 @@ def plot_samples(
     prompts: Sequence[str],
     rows: Sequence[tuple[str, torch.Tensor]],
     tile_size: int = _TILE,
+    text: PngInfo | None = None,
 ) -> None:
     """Draw the same prompts and seeds for several policies, one row each.
 
@@ -168,6 +170,7 @@ def plot_samples(
         prompts: n column titles.
         rows: (label, images (n, 3, H, W) uint8) from the top down.
         tile_size: pixels from one picture to the next.
+        text: for the file to carry, see `png_text`.
     """
     size = (_LABEL + tile_size * len(prompts), _HEADER + tile_size * len(rows))
     sheet = Image.new("RGB", size, "white")
@@ -185,4 +188,4 @@ def plot_samples(
             resample = Image.Resampling.LANCZOS if is_large else Image.Resampling.NEAREST
             where = (_LABEL + column * tile_size, top)
             sheet.paste(tile.resize((tile_size - 2, tile_size - 2), resample), where)
-    sheet.save(path, "PNG")
+    sheet.save(path, "PNG", pnginfo=text)

@@ -340,7 +340,7 @@ def test_torchrun_starts_two_processes_of_which_one_speaks(folder):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("generation  1 evolutionary") == 1
+    assert done.stdout.count("generation 2 of 2 in") == 1
     assert "Traceback" not in done.stderr
     front = json.loads((folder / "logs" / "torchrun" / "front.json").read_text())
     assert front["images"]["train"] == 2 * 2 * 8  # of both processes

@@ -13,7 +13,7 @@ from tests.support.interrupted import differences
 def test_a_signal_ends_the_run_in_order_and_it_goes_on_bit_for_bit(program, whole, name):
     run = f"signal-{name}"
     process = program.start(f"run_name={run}")
-    process.wait_for("generation  1")
+    process.wait_for("generation 2 of")
     process.kill(getattr(signal, name))
     assert process.wait() == 75, process.output
     assert f"stopped by {name}. Generation" in process.output

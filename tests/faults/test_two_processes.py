@@ -30,7 +30,7 @@ def test_a_signal_to_one_process_ends_both_in_order_and_they_go_on_bit_for_bit(
 ):
     name = f"two-signal-{rank}"
     processes = program.start_together(2, f"run_name={name}")
-    processes[0].wait_for("generation  1")
+    processes[0].wait_for("generation 2 of")
     processes[rank].kill(signal.SIGTERM)
     assert [process.wait() for process in processes] == [75, 75], processes[0].output
     assert "stopped by SIGTERM. Generation 1 is saved" in processes[0].output
@@ -40,7 +40,7 @@ def test_a_signal_to_one_process_ends_both_in_order_and_they_go_on_bit_for_bit(
 
 def test_two_processes_killed_at_once_go_on_bit_for_bit(program, whole_of_two):
     processes = program.start_together(2, "run_name=two-killed")
-    processes[0].wait_for("generation  2")
+    processes[0].wait_for("generation 3 of")
     for process in processes:
         process.kill()
     assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2

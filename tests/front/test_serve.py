@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import shutil
 import sys
 import time
@@ -16,10 +18,14 @@ from safetensors.torch import load_file
 from front import serve as serving
 from front.errors import FrontError
 from front.front import Front
+from front.pictures.live import front_map
 from front.pictures.painter import Painter
 from front.serve import BLEND, BY_NAME, MAX_IMAGES, POLICY, Studio, told
 from mo_front import main
 from tests.support.browser import open_page
+from tests.support.paths import ROOT
+
+DOCS = ROOT / "docs" / "report.md"
 
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None,
@@ -103,6 +109,21 @@ def test_a_bad_request_is_explained(studio, prompt, seed, num, message):
         studio.draw(studio.front.policies[0], prompt, seed, num)
 
 
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ((0, 1.0, ""), "steps must be a whole number from 1"),
+        ((2.5, 1.0, ""), "steps must be a whole number"),
+        ((4, 0.5, ""), "guidance must be from 1"),
+        ((4, float("nan"), ""), "guidance must be from 1"),
+        ((4, 1.0, "a" * 3000), "3000 characters"),
+    ],
+)
+def test_a_bad_wish_is_explained(studio, wishes, message):
+    with pytest.raises(FrontError, match=message):
+        studio.draw(studio.front.policies[0], "cat", 0, 1, *wishes)
+
+
 class FakePainter:
     """Draws as it is told."""
 
@@ -123,7 +144,7 @@ def test_too_little_memory_is_explained(studio):
 def test_two_people_draw_one_after_the_other(studio):
     drawing, most = [], []
 
-    def slowly(member, prompts, seeds):
+    def slowly(member, prompts, seeds, **_):
         drawing.append(member)
         most.append(len(drawing))
         time.sleep(0.02)
@@ -132,10 +153,61 @@ def test_two_people_draw_one_after_the_other(studio):
 
     slow = Studio(studio.front, FakePainter(slowly))
     with ThreadPoolExecutor(4) as people:
-        for _ in range(4):
-            people.submit(slow.draw, studio.front.policies[0], "cat", 0, 1)
+        for seed in range(4):
+            people.submit(slow.draw, studio.front.policies[0], "cat", seed, 1)
     slow.close()
     assert most == [1] * 8
+
+
+def test_the_base_model_draws_the_same_request_once(studio):
+    drawn = []
+
+    def draw(member, prompts, seeds, **changes):
+        drawn.append((member, *seeds, changes))
+        return torch.zeros(len(prompts), 3, 4, 4, dtype=torch.uint8)
+
+    app, (first, second) = Studio(studio.front, FakePainter(draw)), studio.front.policies[:2]
+    app.draw(first, "cat", 0, 1)
+    app.draw(second, "cat", 0, 1)
+    app.draw(second, "cat", 0, 1, 3, 2.0, "blurry")
+    app.close()
+    wishes = {"num_inference_steps": 3, "guidance_scale": 2.0, "negative_prompt": "blurry"}
+    assert drawn == [
+        (None, 0, {}),
+        (first, 0, {}),
+        (second, 0, {}),
+        (None, 0, wishes),
+        (second, 0, wishes),
+    ]
+
+
+def test_pictures_say_what_they_were_drawn_from(studio):
+    policy = next(p for p in studio.front.policies if p.id != "base")
+    base, chosen = studio.draw(policy, "cat", 5, 2, 2, 3.0, "dog")
+    text = chosen[1].info["parameters"]
+    assert text.startswith("cat\nNegative prompt: dog\nSteps: 2, Sampler: Euler a, CFG scale: 3, ")
+    assert "Seed: 6" in text
+    assert f"Policy: {policy.id}" in text
+    assert "Policy: base model" in base[0].info["parameters"]
+
+
+def test_a_script_names_a_member_by_weights_or_by_name(studio):
+    front = studio.front
+    assert studio.named("").id == front.pick((0.5, 0.5)).id
+    assert studio.named("0.2,0.8").id == front.pick((0.2, 0.8)).id
+    assert studio.named(front.members[0].id).id == front.members[0].id
+    for wrong in ("gone", "0.2,0.8,0"):
+        with pytest.raises(FrontError):
+            studio.named(wrong)
+
+
+def test_the_map_rings_what_is_chosen(studio):
+    front = studio.front
+    for member in (front.policies[0], front.blend((0.5, 0.5))):
+        svg = front_map(front, member)
+        assert f"{member.id} is ringed" in svg
+        assert ("guessed" in svg) == (member.report_returns is None)
+        assert svg.count('class="policy"') == len(front.policies)
 
 
 def test_the_file_is_the_adapter(studio):
@@ -144,6 +216,10 @@ def test_the_file_is_the_adapter(studio):
     assert file.name == f"finished_{policy.id}.safetensors"
     ours, theirs = load_file(file), load_file(policy.file)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    kohya = studio.adapter_file(policy, "kohya")
+    assert any(name.endswith(".alpha") for name in load_file(kohya))
+    with pytest.raises(FrontError, match="no format; there are diffusers, kohya"):
+        studio.adapter_file(policy, "zip")
 
 
 def test_an_adapter_that_is_gone_is_explained(run_copy):
@@ -199,14 +275,14 @@ def _live(make_run):
     front = Front.load(run)
     studio = Studio(front, Painter(front, device="cpu"))
     app = build_app(studio)
-    yield start(app), front
+    yield start(app, css=studio.style()), front
     app.close()
     studio.close()
 
 
 @needs_gradio
 @pytest.mark.filterwarnings("default")
-def test_the_app_draws_with_the_embedded_model(live):
+def test_a_script_draws_with_the_embedded_model(live):
     from gradio_client import Client
     from gradio_client.exceptions import AppError
     from PIL import Image
@@ -214,31 +290,51 @@ def test_the_app_draws_with_the_embedded_model(live):
     address, front = live
     assert address.startswith("http://127.0.0.1:")
     client = Client(address, verbose=False, analytics_enabled=False)
-    name = front.members[0].id
-    base, chosen = client.predict("panda", 0, 2, POLICY, name, 0.5, api_name="/draw")
-    first, second = (Image.open(part[0]["image"]) for part in (base, chosen["value"]))
-    assert first.size == second.size == (32, 32)
+    code = re.search(r"```python\n(from gradio_client.*?)```", DOCS.read_text(), re.DOTALL)[1]
+    names = {}
+    exec(compile(code.replace("http://127.0.0.1:7860", address), str(DOCS), "exec"), names)
     policy = front.pick((0.5, 0.5)).id
-    assert chosen["label"] == policy
-    file = client.predict(POLICY, name, 0.5, api_name="/adapter")
-    assert f"embedded_{policy}.safetensors" in str(file)
+    assert names["chosen"]["label"] == policy
+    for part in (names["base"][0], names["chosen"]["value"][0]):
+        with Image.open(part["image"]) as picture:
+            assert picture.size == (32, 32)
+            assert picture.info["parameters"].startswith("panda\n")
+    assert f"embedded_{policy}.safetensors" in str(names["file"])
     with pytest.raises(AppError, match="write what to draw"):
-        client.predict(" ", 0, 1, POLICY, name, 0.5, api_name="/draw")
+        client.predict(" ", api_name="/draw")
     client.close()
 
 
 @needs_gradio
 @pytest.mark.browser
 @pytest.mark.filterwarnings("default")
-def test_the_page_draws_beside_the_base_model_and_asks_only_its_own_server(live, browser):
+def test_the_page_opens_with_pictures_and_asks_only_its_own_server(live, browser):
     address, front = live
     own = (address, "data:", "blob:")
+    pictures = "document.querySelectorAll('.grid-container img').length === {}"
     with open_page(browser, address, own) as page:
-        page.get_by_label("Prompt").fill("panda")
-        page.get_by_role("button", name="Draw", exact=True).click()
-        page.wait_for_function("document.querySelectorAll('.grid-container img').length === 8")
+        page.wait_for_function(pictures.format(8))
         policy = front.pick((0.5, 0.5)).id
         assert page.get_by_role("heading", name=policy).is_visible()
-        page.get_by_label("Prompt").fill("")
+        assert page.get_by_role("img", name=f"{policy} is ringed").is_visible()
+        first = page.locator(".grid-container img").first
+        assert first.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+        if folder := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/serve.png", full_page=True)
+
+        page.get_by_role("button", name=f"Make the file of {policy}").click()
+        page.get_by_text(f"embedded_{policy}").first.wait_for()
+        page.get_by_label("Prompt", exact=True).fill("")
         page.get_by_role("button", name="Draw", exact=True).click()
         page.get_by_text("write what to draw").first.wait_for()
+        page.wait_for_function(pictures.format(8))  # kept through the error, as is the file
+        assert page.get_by_text(f"embedded_{policy}").first.is_visible()
+
+        page.get_by_label("Prompt", exact=True).fill("cat")
+        slider = page.get_by_label("range slider for What matters to you?")
+        slider.fill("1")
+        slider.dispatch_event("pointerup")
+        end = front.pick((0.0, 1.0)).id
+        page.get_by_role("button", name=f"Make the file of {end}").wait_for()
+        if end != policy:
+            assert page.get_by_text(f"embedded_{policy}").count() == 0

@@ -36,6 +36,7 @@ def _make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             "evolution.num_agents=3",
             "evolution.evolutionary_generations=2",
             "num_threads=1",
+            "evaluation.blends_fraction=0.0",
             f"logdir={folder / 'logs'}",
             f"run_name={name}",
             *overrides,

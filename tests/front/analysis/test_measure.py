@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 import mo_front
 from front import Front
-from front.analysis.measure import analyse
+from front.analysis.measure import analyse, spread_points
 from front.analysis.values import Analysis, Link, MeasuredBlend
 from front.errors import FrontError
 from front.member import Blend
@@ -49,6 +50,41 @@ def test_measuring_the_policies_again_gives_the_published_numbers(finished_run):
     assert analysis.num_images == 16 * (len(names) + len(front.policies) - 1)
     base = evaluations["base"]
     np.testing.assert_allclose(base.returns, front.base.report_returns, rtol=1e-4)
+
+
+def test_a_run_ends_with_blends_that_are_worth_what_analyse_measures(make_run):
+    run = make_run("blended", "evaluation.blends_fraction=0.15")
+    front = Front.load(run)
+    record = json.loads((run / "analysis.json").read_text())
+    ended = {
+        tuple((part["policy"], round(part["coefficient"], 6)) for part in blend["parts"]): blend
+        for link in record["links"]
+        for blend in link["blends"]
+    }
+    budget = 0.15 * front.costs.unet_rows / (16 * 4)  # a blend is 16 pictures of 4 rows
+    assert 1 <= len(ended) <= budget
+    assert record["images"] == 16 * len(ended)
+    analysis, _ = analyse(front, max(len(link["blends"]) for link in record["links"]))
+    again = {
+        tuple((policy.id, round(share, 6)) for policy, share in each.blend.parts): each
+        for link in analysis.links
+        for each in link.blends
+    }
+    assert ended.keys() & again.keys()
+    for parts in ended.keys() & again.keys():
+        returns = again[parts].blend.report_returns
+        np.testing.assert_allclose(ended[parts]["report_returns"], returns, rtol=1e-4)
+    for blend in front.blends:
+        assert len(read_samples(run, "report", blend.id, 8)) == 8
+    assert (run / "dense_front.png").is_file()
+
+
+def test_blends_go_where_the_gap_is_widest():
+    front = SimpleNamespace(z=np.array([[0.0, 1.0], [0.1, 0.9], [1.0, 0.0]]))
+    assert spread_points(front, 0, 3) == {}
+    assert spread_points(front, 1, 3) == {(1, 2): 1}
+    assert spread_points(front, 3, 3) == {(1, 2): 3}
+    assert spread_points(front, 99, 3) == {(0, 1): 3, (1, 2): 3}
 
 
 def test_a_measured_blend_draws_the_pictures_its_numbers_come_from(analysed):

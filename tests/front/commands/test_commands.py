@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -149,7 +150,68 @@ def test_pick_writes_a_folder_that_draws_the_policy_in_a_fresh_pipeline(
     assert not torch.equal(images, draw_with_diffusers(make_tiny_pipe(), ["a"], [1]))
     status, _, err = run_command("pick", finished_run, "--weights", "1,0", "--out", tmp_path / "p")
     assert status == 1
-    assert "is not empty; give a new folder" in err
+    assert "is not empty; give a new folder, or --force" in err
+
+
+def parsed(path):
+    """What A1111 finds in a PNG file: prompt, negative prompt and the pairs of the last line."""
+    with Image.open(path) as file:
+        *lines, last = file.info["parameters"].split("\n")
+    pairs = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
+    negative = [line.removeprefix("Negative prompt: ") for line in lines[1:]]
+    return lines[0], negative, {name: value.strip('"') for name, value in pairs}
+
+
+def test_an_export_has_a_preview_that_says_what_it_was_drawn_from(
+    run_command, finished_run, tmp_path
+):
+    front = Front.load(finished_run)
+    policy = next(policy for policy in front.policies if policy.id != "base")
+    out = tmp_path / "out"
+    choice = ["export", finished_run, "--policy", policy.id, "--out", out]
+    status, _, err = run_command(*choice, "--format", "kohya")
+    assert status == 0, err
+    (file,) = out.glob("*.safetensors")
+    assert stat.filemode(file.stat().st_mode) == "-rw-r--r--"
+    prompt, negative, pairs = parsed(out / f"{file.stem}.preview.png")
+    assert (prompt, negative) == (front.sample_prompts[0], [])
+    assert pairs["Seed"] == str(front.sample_seeds[0])
+    assert (pairs["Steps"], pairs["CFG scale"], pairs["Size"]) == ("4", "1", "16x16")
+    assert (pairs["Sampler"], pairs["Schedule type"]) == ("Euler a", "DDIM")
+    assert pairs["Policy"] == policy.id
+    assert pairs["Policy weights"].startswith(f"colorfulness {policy.weights[0]:.2f}, jpeg_")
+    card = (out / "README.md").read_text()
+    assert card.index("## In ComfyUI") < card.index("## In Python")
+    for name in ("images/1.png", "samples.png"):
+        assert parsed(out / name)[2]["Policy"] == policy.id
+
+    assert run_command(*choice)[0] == 1  # a used folder
+    status, _, err = run_command(*choice, "--force", "--format", "diffusers")
+    assert status == 0, err
+    assert not file.exists()
+    assert (out / "pytorch_lora_weights.preview.png").is_file()
+    weights = out / "pytorch_lora_weights.safetensors"
+    assert stat.filemode(weights.stat().st_mode) == "-rw-r--r--"
+    for name in ("mine.txt", "README.md"):
+        (out / name).write_text("mine")
+        status, _, err = run_command(*choice, "--force")
+        assert (status, name in err) == (1, True)
+        assert (out / name).read_text() == "mine"
+        assert weights.exists()
+
+
+def test_pick_warns_of_an_objective_that_is_lost(run_command, run_copy):
+    record = json.loads((run_copy / "front.json").read_text())
+    base, policy = record["base"], record["policies"][0]
+    base["report_std_error"] = policy["report_std_error"] = [0.3, 0.3]
+    base["report_returns"] = [value + 0.7 for value in policy["report_returns"]]
+    (run_copy / "front.json").write_text(json.dumps(record))
+    choice = ["pick", run_copy, "--policy", policy["id"]]
+    assert "warning" not in run_command(*choice)[1]  # below two standard errors of the difference
+    base["report_returns"][1] += 0.3
+    (run_copy / "front.json").write_text(json.dumps(record))
+    (line,) = [line for line in run_command(*choice)[1].splitlines() if "warning" in line]
+    assert line.startswith("warning: jpeg_compressibility is worse than the base model's: ")
 
 
 def test_a_model_card_says_what_a_stranger_needs(run_command, finished_run, tmp_path):
@@ -277,6 +339,9 @@ def test_generate_draws_the_policy_and_the_base_model_from_the_same_seeds(
         expected = images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
         for image, key in zip(expected, ["a_5", "a_6", "b-c-*_5", "b-c-*_6"], strict=True):
             (file,) = folder.glob(f"{name}_{key}.png")
+            prompt, _, pairs = parsed(file)
+            assert prompt == ("a" if key.startswith("a") else "b c")
+            assert (pairs["Seed"], pairs["Policy"]) == (key[-1], name.replace("base", "base model"))
             np.testing.assert_array_equal(pixels(file), image)
 
 

@@ -1,0 +1,122 @@
+"""What a picture was drawn from, as the text that AUTOMATIC1111's web UI reads from a PNG file.
+
+Its form, from `modules/infotext_utils.py` there: the prompt, a line `Negative prompt: ...` if there
+is one, and last a line of `Name: value` pairs, a value with a comma, colon or line break as a JSON
+string. Names that it does not know, such as our `Policy`, are shown and otherwise ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL.PngImagePlugin import PngInfo
+
+from ddpo.model.source import source_of
+from front.settings import settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from PIL import Image
+
+    from config.base import SampleSettings
+    from front.front import Front
+    from front.member import Blend, FrontPolicy
+
+KEY = "parameters"  # of the text in the file
+# Where the same steps lie: the scheduler of ComfyUI, the schedule type of A1111 and Forge.
+SCHEDULES = {
+    "leading": ("ddim_uniform", "DDIM"),
+    "trailing": ("sgm_uniform", "SGM Uniform"),
+    "linspace": ("normal", "Normal"),
+}
+# The same sampler there; ComfyUI has none of TCD's name, whose steps at gamma 1 are LCM's.
+DISTILLED = {"lcm": ("lcm", "LCM"), "tcd": ("lcm", "TCD")}
+
+
+def arguments_of(sample: SampleSettings) -> dict[str, Any]:
+    """The sampler's settings as arguments of a pipeline."""
+    return {
+        "num_inference_steps": sample.num_steps,
+        "guidance_scale": sample.guidance_scale,
+        "guidance_rescale": sample.guidance_rescale,
+        "eta": sample.eta,
+        "negative_prompt": sample.negative_prompt,
+    }
+
+
+def sampler_of(front: Front, **changes: Any) -> dict[str, Any]:
+    """How the run's policies were judged, as arguments of a pipeline, with other values for some.
+
+    Args:
+        front: of the run.
+        changes: under diffusers' names.
+    """
+    return {**arguments_of(settings_of(front).evaluation_sample), **changes}
+
+
+def describe(
+    picture: Image.Image,
+    front: Front,
+    member: FrontPolicy | Blend | None,
+    prompt: str,
+    seed: int,
+    sampler: Mapping[str, Any],
+) -> Image.Image:
+    """The picture, carrying what it was drawn from wherever it is saved as PNG.
+
+    Args:
+        picture: drawn.
+        front: of the run.
+        member: that drew it; None for the base model.
+        prompt: of the picture.
+        seed: of the picture.
+        sampler: see `sampler_of`.
+    """
+    pretrained = settings_of(front).pretrained
+    own = front.model.sampler if front.model else ""
+    spacing = front.model.schedule.get("timestep_spacing", "") if front.model else ""
+    pairs: dict[str, Any] = {
+        "Steps": sampler["num_inference_steps"],
+        # Euler a takes the steps of DDIM with this eta.
+        "Sampler": DISTILLED[own][1] if own in DISTILLED else "Euler a",
+        "CFG scale": f"{sampler['guidance_scale']:g}",
+        "Seed": seed,
+        "Size": f"{picture.width}x{picture.height}",
+        "Model": Path(source_of(pretrained.model).name).stem,
+        "RNG": "CPU",
+    }
+    if spacing in SCHEDULES:
+        pairs["Schedule type"] = SCHEDULES[spacing][1]
+    if sampler["eta"] != 1:
+        pairs["Eta"] = f"{sampler['eta']:g}"
+    if pretrained.clip_skip:
+        pairs["Clip skip"] = pretrained.clip_skip + 1
+    pairs["Policy"] = "base model" if member is None else member.id
+    if member is not None:
+        weights = zip(front.names, member.weights, strict=True)
+        pairs["Policy weights"] = ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
+        if len(member.parts) > 1:
+            parts = (f"{policy.id} {part:.2f}" for policy, part in member.parts)
+            pairs["Policy parts"] = ", ".join(parts)
+    lines = [prompt]
+    if negative := sampler["negative_prompt"]:
+        lines.append(f"Negative prompt: {negative}")
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items()))
+    picture.info[KEY] = "\n".join(lines)
+    return picture
+
+
+def _quoted(value: str) -> str:
+    needs_it = any(character in value for character in ',:\n"')
+    return json.dumps(value, ensure_ascii=False) if needs_it else value
+
+
+def png_text(picture: Image.Image) -> PngInfo:
+    """What `describe` has noted, for `Image.save(..., pnginfo=...)`."""
+    info = PngInfo()
+    if text := picture.info.get(KEY):
+        info.add_text(KEY, text)
+    return info
