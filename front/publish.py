@@ -32,6 +32,7 @@ from front.pictures.plots import plot_front, plot_hypervolume, plot_samples
 from front.record import (
     NAME,
     BaseRecord,
+    BlendRecord,
     FrontRecord,
     Hypervolumes,
     ModelRecord,
@@ -193,7 +194,7 @@ def farewell(front: Front) -> list[str]:
     if front.blends:
         found += f" and {counted(len(front.blends), 'blend', 'blends')} of neighbours"
     record = FrontRecord.read(front.path)
-    entries = (*record.policies, *(record.blends or ()))
+    entries: list[PolicyRecord | BlendRecord] = [*record.policies, *(record.blends or ())]
     num_better = sum(Gain.published(entry, record.base).is_everywhere for entry in entries)
     better = counted(num_better, "member", "members")
     lines = [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from config.settings.files import path
-from front.commands.arguments import add_model, add_run
-from front.commands.command import Command, empty_folder, say
+from front.commands.arguments import add_model, add_out, add_run
+from front.commands.command import Command, say
+from front.commands.output import check_out, output_folder
 from front.errors import ChoiceError, FrontError
 from front.front import Front
 from front.member import FrontPolicy
@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="kohya",
         help="kohya's layout for ComfyUI, A1111 and Forge (default), or diffusers",
     )
-    parser.add_argument("--out", type=path, metavar="DIR", required=True, help="a new folder")
+    add_out(parser, is_required=True)
     add_model(parser)
 
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         raise ChoiceError("--from and --to name policies; a blend has no adapter of its own")
     if first.id == second.id:
         raise ChoiceError(f"a slider needs two policies; both ends are {first.id}")
-    folder = empty_folder(args.out)
+    check_out(args)
     slider = measure_slider(
         front,
         first,
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
             f"{slider.allowed:.3f} are allowed; choose policies nearer to each other with --from "
             "and --to (`analyse` says which ones interpolation connects)"
         )
-    files = write_slider(folder, front, slider, is_kohya=args.format == "kohya")
+    with output_folder(args) as folder:
+        files = write_slider(folder, front, slider, is_kohya=args.format == "kohya")
     say(f"wrote {files[0]} (strength 1) and {files[1]} (the slider, strength 0 to 1)")
     say(f"at most {worst.gap:.3f} below the front (z-units), at strength {worst.strength:g}")
 
