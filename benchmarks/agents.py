@@ -256,7 +256,7 @@ def main() -> None:
     images: Sequence[int] = IMAGES_PER_AGENT
     grouped = GROUPED_AGENTS
     if arguments.quick:
-        rounds, num_steps, models, agents, images, grouped = 1, 1, ("small",), (1, 2), (1,), 2
+        rounds, num_steps, models, agents, images, grouped = 1, 2, ("small",), (1, 2), (1,), 2
     common.print_header("Agents")
     headline = {}
     for name in models:

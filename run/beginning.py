@@ -36,6 +36,8 @@ def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
     """Measure the base model: scales, reference and ideal points, its own returns."""
     settings, trainer, evaluator = run.settings, run.trainer, run.evaluator
     by_first, recorder = run.processes.by_first, run.recorder
+    for line in trainer.prompts.summary():
+        recorder.say(line)
     for note in (*trainer.prompts.notes, *trainer.length_notes(), *trainer.step_notes()):
         recorder.say(f"note: {note}")
     by_first(run.directory.write_config, settings, str(run.processes.device))

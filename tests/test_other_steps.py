@@ -34,6 +34,7 @@ def _finished(words):
         "train.max_sensitivity=0",
         "evaluation.num_steps=3",
         "evaluation.report_images=8",
+        "evaluation.blends_fraction=0",
     )
     settings = read_settings([*words, *(f"--config.{change}" for change in changes)])
     with Session.open(settings) as run:

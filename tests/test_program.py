@@ -307,7 +307,7 @@ def test_a_run_along_gradients_of_rewards_resumes_bit_for_bit(
     monkeypatch.setattr("ddpo.rewards.gradients.MIN_CORRELATION", least)
     name = f"gradients{least:g}"
     logs = world(f"run_name={name}", *GRADIENTS)
-    told = capfd.readouterr().err
+    told = "".join(capfd.readouterr())
     assert said in told
     assert "colorfulness: its gradient is followed" in told
     parts = logs / f"{name}_parts"

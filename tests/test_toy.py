@@ -126,7 +126,9 @@ def test_no_arm_may_score_more_images_than_the_baseline(arm):
         plan = Plan.of(settings_of(name), len(HOURS), num_trained_steps=1)
         return plan.train_images + plan.calibration_images + plan.selection_images
 
-    assert 0.9 * images(BASELINE) < images(arm) <= images(BASELINE)
+    assert images(arm) <= images(BASELINE)
+    if settings_of(arm).train.update_rule != "reward_gradient":  # which needs far fewer
+        assert images(arm) > 0.9 * images(BASELINE)
 
 
 def test_it_learns_from_its_recommended_start():

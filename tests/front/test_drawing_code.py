@@ -373,7 +373,7 @@ def test_a_card_of_kohyas_layout_says_where_the_file_goes_and_how_it_was_measure
         in card
     )
     assert "| steps | 4 | 4 | | CFG | 3 | 3 | | size | 16 x 16 | 16 x 16 |" in card
-    assert "measured at strength 1 with diffusers' `DDIMScheduler` at eta 1.0" in card
+    assert "judged at strength 1 with diffusers' `DDIMScheduler` at eta 1.0" in card
     assert "The negative prompt was `c`" in card
     assert "LoRA `me/style` beside it, at strength 0.8" in card
     assert "predicts v, from pure noise on" in card

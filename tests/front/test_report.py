@@ -318,7 +318,7 @@ def test_records_that_do_not_fit_together_are_an_error_not_a_trace(run_copy, cap
 
 
 def test_a_report_that_fails_does_not_fail_the_run(make_run, monkeypatch, capsys):
-    def refuse(run):
+    def refuse(run, **_):
         raise ReportError("no paper")
 
     monkeypatch.setattr("front.publish.write_report", refuse)

@@ -49,7 +49,9 @@ def test_the_line_of_a_generation_says_how_far_it_is(capsys):
     bars = Progress(7)
     bars.time_left = lambda: 61.0
     bars.generation(GENERATION)
-    bars.finished(GENERATION, {"morl/archive_size": 1.0, "morl/hypervolume": 0.25})
+    bars.finished(
+        GENERATION, {"morl/archive_size": 1.0, "morl/hypervolume": 0.25, "morl/sparsity": 0.0}
+    )
     bars.close()
     line = capsys.readouterr().out
     end = "s: 1 policy on the front, hypervolume 0.250, about 70 s left\n"

@@ -41,7 +41,9 @@ class Simulated:
         )
         self.clock, self.num_agents, self.slowed = clock, num_agents, slowed
         self.evolution = settings.evolution
-        self.plan = Plan.of(settings, num_train_prompts=16, report_policies=report_policies)
+        self.plan = Plan.of(
+            settings, num_train_prompts=16, num_trained_steps=2, report_policies=report_policies
+        )
         self.watch = stopwatch.Stopwatch()
 
     def work(self, kind, num_images, factor=1.0):

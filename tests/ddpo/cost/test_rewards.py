@@ -77,7 +77,7 @@ def test_flops_and_memory_of_rewards_add_up():
         evolution={"num_agents": 2},
         rewards={"names": ("brightness", "colorfulness"), "batch_size": 3},
     )
-    plan = Plan.of(settings, num_train_prompts=2, report_policies=3)
+    plan = Plan.of(settings, num_train_prompts=2, num_trained_steps=0, report_policies=3)
     rewards = RewardFootprint(
         weight_bytes=500,
         score_flops=7,

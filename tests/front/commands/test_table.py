@@ -41,4 +41,4 @@ def test_a_command_of_one_more_file_is_listed_explained_and_run(tmp_path, monkey
 
 def test_every_file_of_the_folder_that_defines_a_command_is_in_the_table():
     files = {path.stem for path in (ROOT / "front" / "commands").glob("*.py")}
-    assert files - {"__init__", "arguments", "command"} == set(COMMANDS)
+    assert files - {"__init__", "arguments", "command", "output"} == set(COMMANDS)
