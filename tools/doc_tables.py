@@ -162,7 +162,7 @@ def _shown(overrides: Sequence[str]) -> str:
 
 def hardware_table() -> str:
     """One row per card: what to override in the first recipe, and what it then needs."""
-    head = ("Hardware", "Overrides", "Images an iteration", "Peak GB")
+    head = ("Hardware", "Overrides", "Images per iteration", "Peak GB")
     rows = []
     recipe = ROOT / "config" / "aesthetic_compressibility.py"
     for card, overrides in _HARDWARE.items():
