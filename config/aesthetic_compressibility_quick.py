@@ -1,8 +1,8 @@
 """Beautiful against small, Stable Diffusion 1.5, with gradients: 5 hours where DDPO takes 347.
 
-Objectives and prompts are those of `config/aesthetic_compressibility.py`; the method is that of
-`config/sd15_evening.py`, which needed about a tenth of the pictures on the embedded model
-(docs/evidence.md). Hours are those of one RTX 4090 by the dry run.
+Objectives and prompts are as in `config/aesthetic_compressibility.py`, the method as in
+`config/sd15_evening.py`. That method needed about a tenth of the pictures on the embedded model
+(docs/evidence.md). Hours are for one RTX 4090, by the dry run.
 
 Towards small: the animal fades into a flat ground. Towards beauty: a painted portrait of it.
 Over-optimised first: the aesthetic predictor, as one style for all animals. `image_reward` and

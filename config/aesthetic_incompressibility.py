@@ -1,9 +1,9 @@
 """Beautiful against large, Stable Diffusion 1.5: six agents with DDPO's hyperparameters.
 
-Trade-off: both rewards like detail, so the front is short near the base model and opens where
+Trade-off: both rewards like detail, so the front is short near the base model. It opens where
 texture turns into noise: the largest JPEG files are noise, which the aesthetic predictor dislikes.
 
-Objectives, sources, guards, memory and cost are those of `config/aesthetic_compressibility.py`.
+Sources, guards, memory and cost are as in `config/aesthetic_compressibility.py`.
 """
 
 import ml_collections

@@ -351,8 +351,8 @@ class EvolutionSettings:
     """What PGMORL does with the agents: stages, prediction model, selection."""
 
     num_agents: Annotated[int, AtLeast(1), FIXED] = 5  # policies trained at a time
-    # The weights that are wanted, one number per objective for each agent in turn: 0.7,0.3 for one
-    # agent, 0.9,0.1,0.5,0.5 for two. Empty: evenly over all trade-offs. One agent needs them, or
+    # The weights that are wanted, one number per objective, agent by agent: 0.7,0.3 for one agent,
+    # 0.9,0.1,0.5,0.5 for two. Empty: evenly over all trade-offs. One agent needs them, or
     # has one objective (docs/one_policy.md).
     weights: Annotated[tuple[float, ...], FIXED] = ()
     # even_weights: the warm-up trains all agents along even weights. soup: it trains one agent per

@@ -1,9 +1,9 @@
 """DDPO and PGMORL as published, on the embedded model: what everything else is compared with.
 
-Every denoising step that has noise is trained, agents learn from pictures of as many steps as they
-are judged by, and the warm-up trains all agents along even weights. Kept from this project are its
-units: rewards are normalised before they are weighted, and the search works in z. The learning rate
-is the best of a sweep, the number of images that of config/ddpo.py. docs/evidence.md says what each
+Every denoising step that has noise is trained. Agents learn from pictures of as many steps as they
+are judged by. The warm-up trains all agents along even weights. This project's units are kept:
+rewards are normalised before they are weighted, and the search works in z. The learning rate is the
+best of a sweep; the number of images is as in config/ddpo.py. docs/evidence.md says what each
 departure is worth.
 """
 

@@ -1,6 +1,6 @@
-"""Picked, beautiful and small at once, Stable Diffusion 1.5: a front that is a surface.
+"""Picked, beautiful and small, Stable Diffusion 1.5: a front that is a surface.
 
-Trade-off: `pick_score` and `aesthetic_score` rise together at first and fight bytes; far out the
+Trade-off: `pick_score` and `aesthetic_score` rise together at first and fight bytes. Far out the
 three corners are an over-painted scene that fits its prompt, a portrait that does not, and a flat
 ground.
 

@@ -5,7 +5,7 @@ For rewards that have no gradient: a judge on another machine, a classifier, a r
 reward and needs 3 instead of 125 GPU hours for DDPO's final aesthetic score.
 
 Towards small: empty grounds, few colours. Towards beauty: painterly texture. Scores alone learn
-slowly, so the ends are nearer the base model than those of gradients. Over-optimised first: small
+slowly, so the ends are nearer the base model than with gradients. Over-optimised first: small
 files, because subjects fade into their grounds; `image_reward`, not trained on, falls with them.
 
 Your own checkpoint: `--config.pretrained.model=my.safetensors`. One card of 24 GB; docs/recipes.md

@@ -4,7 +4,7 @@ Any reward of docs/rewards.md, or a function of yours, takes the place of the ae
 `--config.rewards.names=my_rewards.py:warmth`. Over-optimised, pictures of all prompts grow alike:
 `diversity` and `clip_score` are measured beside it.
 
-DDPO's hyperparameters, memory and costs per image are those of `aesthetic_compressibility`; one
+DDPO's hyperparameters, memory and costs per image are as in `aesthetic_compressibility`; one
 agent costs a sixth. With a few-step base or gradients of rewards it takes an evening.
 """
 

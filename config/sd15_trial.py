@@ -1,9 +1,9 @@
 """Beautiful against small, Stable Diffusion 1.5, in an evening: try this before a run of days.
 
-The trade-off is that of `aesthetic_compressibility`, on one card of 24 GB. The method is the one
-that needed the fewest images on the embedded model (docs/evidence.md): a soup start and the last
-steps untrained; 20 denoising steps instead of 50 and a thirtieth of the images make it short. It
-shows that model, rewards and memory fit, and which way the pictures go, not how far they would.
+The trade-off is the one of `aesthetic_compressibility`, on one card of 24 GB. Of DDPO's methods,
+this one needed the fewest images on the embedded model (docs/evidence.md): a soup start, and the
+last steps untrained. It is short because of 20 denoising steps instead of 50 and a thirtieth of the
+images. It shows that model, rewards and memory fit, and which way the pictures go, not how far.
 """
 
 import ml_collections

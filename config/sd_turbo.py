@@ -12,7 +12,7 @@ Your own Turbo checkpoint of SD 2.1: `--config.pretrained.model=my_turbo.safeten
 24 GB; docs/recipes.md says what a card of 12 GB needs.
 
 The last step with noise is left out of DDPO's part: its log-probability is 7 times as sensitive as
-that of the others.
+the other steps'.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """Shows its prompt against beautiful at 1024 pixels, Stable Diffusion XL, in a long evening.
 
-Ends and what is over-optimised first are those of `config/sd15_evening.py`; they come later, as the
-base model scores higher on both. Where PickScore has been pushed too far, skin and leaves look
+The ends, and what is over-optimised first, are as in `config/sd15_evening.py`. They come later, as
+the base model scores higher on both. Where PickScore has been pushed too far, skin and leaves look
 etched at full size: look at pictures, not thumbnails.
 
 Your own checkpoint of SDXL: `--config.pretrained.model=my.safetensors`. If it is prompted by tags:

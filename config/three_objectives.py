@@ -1,4 +1,4 @@
-"""Recognisable, small and colourful at once: a front that is a surface. Embedded model, offline."""
+"""Recognisable, small and colourful: a front that is a surface. Embedded model, offline."""
 
 import ml_collections
 

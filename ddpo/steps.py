@@ -33,7 +33,7 @@ def trained_steps(schedule: Schedule, max_sensitivity: float) -> list[int]:
     if num_steps == 1:
         raise UserError(
             "sample.num_steps=1 cannot be trained by a policy gradient: a single step ends in the "
-            "picture, so that no choice of noise follows from which it could learn; draw with 3 "
+            "picture, so there is no choice of noise to learn from; draw with 3 "
             "steps or more, or follow the gradients of rewards alone "
             "(train.update_rule=reward_gradient without black boxes, train.kl_coef=0)"
         )

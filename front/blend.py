@@ -48,10 +48,10 @@ def coefficients(z: Array, weights: Array) -> Array:
     """Coefficient of each policy in the blend that stands for a preference.
 
     A policy stands for the centre of the preferences under which it has the largest w . z, and for
-    every vertex of the simplex where it has. The coefficients are those of the convex combination
-    of these anchors that equals the preference and has the least spread about it: the simplex of
-    the anchors' Delaunay triangulation that holds the preference, found as the lower hull of the
-    lifted points.
+    every vertex of the simplex where it has. Of the convex combinations of these anchors that equal
+    the preference, the coefficients belong to the one with the least spread about it. That is the
+    simplex of the anchors' Delaunay triangulation that holds the preference. It is found as the
+    lower hull of the lifted points.
 
     Args:
         z: (n, M) returns of the policies.

@@ -201,7 +201,7 @@ def _write(folder: Path, front: Front, pictures: list[str], **content: Any) -> N
 
 
 def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
-    """What other programs are told: where the file goes, and how it was judged."""
+    """Notes for other programs: where the file goes, and how it was judged."""
     settings = settings_of(front)
     sample, pretrained = settings.evaluation_sample, settings.pretrained
     schedule = front.model.schedule if front.model else {}

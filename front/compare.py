@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from morl.types import Array, Objective
 
 _NUM_USERS = 101
-# What may differ between runs without a word: where they lie and how they were watched.
+# Settings that may differ between runs without a word: where they lie, how they were watched.
 _UNIMPORTANT = {"logdir", "run_name", "resume_from", "trackers", "num_threads"}
 
 
@@ -51,12 +51,12 @@ class Contender:
     """A run in the comparison, its numbers under the common points.
 
     Attributes:
-        label: shortest name that tells it from the others.
+        label: shortest name that distinguishes it from the others.
         front: of the run.
         z: (n, M) report returns in z-units.
         hypervolume: of the front on the report set.
-        sparsity: likewise.
-        expected_utility: likewise.
+        sparsity: of the front on the report set.
+        expected_utility: of the front on the report set.
         num_joint: policies of it that no policy of any run dominates on the report set.
         curve: None if the run's search or metrics are not there.
     """

@@ -80,7 +80,7 @@ def drawing_code(
 
 
 def local_names(front: Front) -> list[str]:
-    """What the code loads that is on no hub: files and folders of the machine that trained."""
+    """Files and folders of the machine that trained: the code loads them, and no hub has them."""
     model = front.model
     pretrained = front.settings["pretrained"]
     names = [pretrained["model"], model.config if model else "", pretrained.get("vae", "")]
@@ -104,7 +104,7 @@ def shared_name(name: str) -> str:
 
 
 def _model_of_old_run(front: Front, *, is_sdxl: bool) -> ModelRecord:
-    """What can be told of a run that did not note its model."""
+    """The model of a run that did not note it, as far as it can be inferred."""
     settings = front.settings["pretrained"]
     height, width = settings.get("height", 0), settings.get("width", 0)
     pictures = read_samples(front.path, "report", "base", len(front.sample_prompts))

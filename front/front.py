@@ -105,7 +105,7 @@ class Front:
             )
         if not (path / NAME).is_file():
             raise FrontError(
-                f"the run {path} is not finished: {NAME} is written at its end; go on with "
+                f"the run {path} is not finished: {NAME} is written at its end; resume it with "
                 f"mo_train.py --config.resume_from={path}, or see `mo_front.py report`"
             )
         try:
@@ -323,7 +323,7 @@ class Front:
     def member(self, weights: ArrayLike) -> Blend:
         """The member of a conditioned run's family at any weights, not only those archived.
 
-        The family is that of the newest generation whose policies on the front span the weights.
+        The newest generation whose policies on the front span the weights gives the family.
         Its members' updates are affine in the weights, so the blend is the member, up to rounding.
 
         Args:
@@ -385,7 +385,7 @@ class Front:
 
 
 def _measured(member: FrontPolicy | Blend) -> Array:
-    """Report returns of a member of the front; those of `front.json` are always measured."""
+    """Report returns of a member of the front; in `front.json` all members are measured."""
     assert member.report_returns is not None
     return member.report_returns
 

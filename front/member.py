@@ -38,7 +38,7 @@ class Guard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardValue:
-    """What a guard says of a policy on the report set, and how far that is below the base model."""
+    """A guard's value for a policy on the report set, and how far it is below the base model."""
 
     value: float
     std_error: float

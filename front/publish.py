@@ -82,7 +82,7 @@ class FrontPublisher:
         run.processes.by_first(self._write_page, run.directory.path)
 
     def _write_page(self, path: Path) -> None:
-        """Write the page of a run that goes on, unless that would take too much of its time."""
+        """Write the page during the run, unless that would take too much of its time."""
         began = time.monotonic()
         if began - self._page_written < self._page_seconds / PAGE_SHARE:
             return
@@ -388,7 +388,7 @@ def write_front(
 
 
 def _text(run: Path, report: Mapping[PolicyId, Evaluation]) -> PngInfo | None:
-    """What the first picture of the front was drawn from."""
+    """The settings that the first picture of the front was drawn with."""
     front = Front.load(run)
     member = front.policies[0]
     images = report[member.id].images

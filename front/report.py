@@ -2,7 +2,7 @@
 
 Everything is inside the page: pictures, charts, numbers. It works from disk, and its content
 security policy lets no request leave it. It is built from the run directory alone, so it can be
-built again at any time, also while the run goes on: then it shows the archive on the selection set.
+built again at any time. During the run it shows the archive on the selection set.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _SCRIPTS = (  # in the order of loading
     "report.js",
 )
 _LICENCES = ("vendor/LICENSE.d3", "vendor/LICENSE.plot")
-REFRESH_SECONDS = 30  # after which the page of a run that goes on reloads itself
+REFRESH_SECONDS = 30  # after which the page of an unfinished run reloads itself
 _ADAPTER = "ADAPTER"  # in code, until the page puts a folder there
 _TILE_SIZES = (512, 384, 256, 192, 128, 96, 64)  # pixels, tried until the pictures fit
 PICTURE_BYTES = 9_000_000  # of the pictures, encoded: a third more in the page
@@ -67,13 +67,13 @@ class ReportError(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFiles:
-    """What a run has written so far.
+    """The files that a run has written so far.
 
     Attributes:
         path: the run directory.
         config: its settings and versions.
         search: so far.
-        front: as published; None while the run goes on, also beyond an earlier end.
+        front: as published; None during the run, also if it was extended.
         seconds: wall-clock time so far.
     """
 
@@ -100,7 +100,7 @@ class RunFiles:
         search = SearchRecord.read(run)
         front = FrontRecord.read(run) if (run / NAME).is_file() else None
         if front and front.costs.train < search.costs.train:
-            front = None  # published before the run went on
+            front = None  # published before the run was extended
         return cls(
             path=run,
             config=RunConfig.read(run),
@@ -115,7 +115,7 @@ def write_report(run: Path, *, is_running: bool = False) -> Path:
 
     Args:
         run: the run directory.
-        is_running: whether the run goes on, and writes the page again: then it reloads itself.
+        is_running: whether the run will write the page again; the page then reloads itself.
 
     Raises:
         UserError: if the folder holds no run, a file of it is damaged, or it cannot be written to.
@@ -135,7 +135,7 @@ def write_report(run: Path, *, is_running: bool = False) -> Path:
 
 
 def report_data(files: RunFiles) -> dict[str, Any]:
-    """What the page's script shows, as JSON values; snake_case keys are those of the records."""
+    """The data of the page's script, as JSON values; records give the snake_case keys."""
     search, front = files.search, files.front
     whole = Front.load(files.path) if front else None
     members, base = _front_members(whole, front) if whole and front else _archive_members(search)

@@ -1,4 +1,4 @@
-"""`serve`: choose from a front and draw at once, in the browser; needs gradio (requires-serve.txt).
+"""`serve`: choose from a front and draw live, in the browser; needs gradio (requires-serve.txt).
 
 `Studio` is what the app does; `build_app` is how it looks. Nothing is sent anywhere: gradio's
 analytics are off, and the page asks only the server that it came from.
@@ -90,7 +90,7 @@ class Studio:
         raise FrontError(f"{way!r} is no way to choose; there are {', '.join(WAYS)}")
 
     def describe(self, member: FrontPolicy | Blend) -> str:
-        """What a member is and what was measured, as Markdown."""
+        """A member and its measured returns, as Markdown."""
         front = self.front
         parts = " + ".join(f"{part:.0%} {policy.id}" for policy, part in member.parts)
         title = f"### {member.id}" if isinstance(member, FrontPolicy) else f"### {parts}"
@@ -259,7 +259,7 @@ def told(gradio: Any, function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args)
         except UserError as error:
             raise gradio.Error(str(error), print_exception=False) from error
-        except Exception as error:  # the server goes on; whoever runs it finds the trace
+        except Exception as error:  # the server continues; whoever runs it finds the trace
             logger.exception("a request failed")
             message = f"that did not work: {type(error).__name__}; the server's log says more"
             raise gradio.Error(message, print_exception=False) from error

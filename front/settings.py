@@ -53,7 +53,7 @@ def settings_of(
 
 
 def device_of(name: str) -> torch.device:
-    """The device of this name; empty for that of training, see `own_device`.
+    """The device of this name; if empty, the one for training, see `own_device`.
 
     Raises:
         ChoiceError: if there is no such device.

@@ -1,4 +1,4 @@
-"""What is said of a front in words: who improves everything, and who is losing its subject."""
+"""A front in words: which members improve everything, and which lose their subject."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def losses(
     guards: Sequence[Guard],
     values: Mapping[str, GuardValue],
 ) -> Iterator[str]:
-    """What says that a member is losing its subject, one sentence each.
+    """The signs that a member is losing its subject, one sentence each.
 
     A guard says so below its limit; a measure of how true a picture is to its prompt, objective or
     guard, below four fifths of the base model's value.

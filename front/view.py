@@ -82,7 +82,7 @@ class FrontView:
 
     @classmethod
     def of_search(cls, search: SearchRecord) -> FrontView:
-        """The archive of a search that goes on, on the selection set."""
+        """The archive of an unfinished search, on the selection set."""
         policies = map(_measured, search.archive)
         return cls(
             objectives=search.objectives,

@@ -106,7 +106,7 @@ def restore(
 
 
 def read_checkpoint(directory: RunDir, settings: Settings) -> tuple[Checkpoint | None, list[str]]:
-    """What to go on from, if anything, and what has changed since the run began.
+    """The checkpoint to resume from, if any, and the changes since the run began.
 
     Raises:
         UserError: if no checkpoint is whole; `ConfigError` if settings or prompts have changed that

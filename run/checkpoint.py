@@ -1,13 +1,14 @@
 """Checkpoints: a generation is a commit.
 
     policies/<id>.safetensors      adapter, Adam's moments, step count, prompt statistics
-    checkpoints/<number>/search.json    state of the search: every generation told so far
+    checkpoints/<number>/search.json    state of the search: all generations so far
     checkpoints/<number>/run.json       what else the run needs, see `run.state`
     checkpoints/<number>/manifest.json  size and SHA-256 of these and of the policies needed
 
-A policy never changes, so it is stored once. Policies are written first, each atomically. Then a
-temporary folder gets its files and last its manifest, all flushed to the disk, and is renamed: a
-checkpoint that can be seen is whole. Nothing is a pickle, so nothing read can run.
+A policy never changes, so it is stored once. Policies are written first, each atomically. Then the
+other files are written into a temporary folder, the manifest last. They are flushed to the disk and
+the folder is renamed, so every checkpoint that has its name is whole. Nothing is a pickle, so no
+code can run when a file is read.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Everything a run needs to go on, verified and read.
+    """Everything a run needs to resume, verified and read.
 
     Attributes:
         generation: index of the last finished generation; -1 is the evaluated base model.

@@ -1,6 +1,6 @@
-"""Which run directory a start of the program means: a new one, or one to go on with.
+"""Which run directory a start of the program means: a new run, or one to resume.
 
-Nothing heavy is imported here: a run that is finished says so at once.
+Nothing heavy is imported here: a finished run is reported immediately.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class RunChoice:
 def choose_run(settings: Settings) -> RunChoice:
     """The run directory that the settings mean.
 
-    `resume_from` names it, or is `auto`: the run called `run_name`, or without that name the run
-    of `logdir` that was worked on last, those not finished first, and of the finished ones only
-    those with these settings. Where `auto` finds nothing to go on with, it begins a new run, so
-    that a job can be started again and again by one command.
+    `resume_from` names it, or is `auto`: then it is the run called `run_name`. Without that name
+    it is the run of `logdir` that was worked on last. Unfinished runs come first; finished runs
+    count only if they have these settings. Where `auto` finds no run to resume, it begins one. So
+    one command can start a job again and again.
 
     Raises:
         UserError: if there is nothing to continue, something would be overwritten, or a name leads
@@ -86,7 +86,7 @@ def choose_run(settings: Settings) -> RunChoice:
 
 
 def mark_finished(path: Path, num_generations: int) -> None:
-    """Note that a run has done so many generations and published its front."""
+    """Note that a run has done that many generations and published its front."""
     write_json(path / _FINISHED, {"format": 1, "num_generations": num_generations})
 
 
@@ -121,14 +121,14 @@ def _new(path: Path) -> RunChoice:
     left = [name for name in _RESULTS if (path / name).exists()]
     if left:
         raise UserError(
-            f"{path} holds {', '.join(left)} of another run, without a checkpoint to go on from; "
+            f"{path} holds {', '.join(left)} of another run, without a checkpoint to resume from; "
             "choose another run_name, or remove that folder"
         )
     return RunChoice(path=path, is_new=True)
 
 
 def _existing(path: Path, settings: Settings) -> RunChoice:
-    """A run to go on with, or one that has done all these settings ask for.
+    """A run to resume, or one that has done all that these settings ask for.
 
     Raises:
         ConfigError: if it is finished and was made with other settings.

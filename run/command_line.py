@@ -56,10 +56,10 @@ def start(train: Train, usage: str) -> None:
 
 
 def read_command(argv: Sequence[str], train: Train, usage: str = "") -> Callable[[], None]:
-    """What a command line asks for: to train, unless one of `_INSTEAD` is among its words.
+    """The function that a command line asks for: training, unless a word of it is in `_INSTEAD`.
 
-    What is returned ends the process where it fails, as this function does where the settings are
-    wrong or only help is wanted.
+    Where the function fails, it ends the process. So does this one, where the settings are wrong or
+    only help is wanted.
 
     Args:
         argv: the program's name and its arguments.
@@ -104,8 +104,8 @@ def _train(train: Train, settings: Settings) -> None:
         if choice.is_finished:
             if _is_first():
                 sys.stdout.write(
-                    f"{choice.path} is finished; raise evolution.evolutionary_generations to go "
-                    "on\n"
+                    f"{choice.path} is finished; raise evolution.evolutionary_generations to "
+                    "continue\n"
                 )
             return
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision

@@ -37,7 +37,7 @@ MAX_FAILURES = 3  # generations in a row that a full disk may leave unsaved
 
 
 def open_run_dir(settings: Settings, parts: ExitStack) -> RunDir:
-    """The run directory to write to, locked: that of `resume_from`, or a new one in `logdir`.
+    """The run directory to write to, locked: the one of `resume_from`, or a new one in `logdir`.
 
     Args:
         settings: of the run.
@@ -57,7 +57,7 @@ def open_run_dir(settings: Settings, parts: ExitStack) -> RunDir:
         ) from error
     if choice.is_new and has_checkpoint(choice.path):  # since the choice, before the lock
         raise UserError(
-            f"another process has run in {choice.path} just now; start again to go on from it"
+            f"another process has run in {choice.path} just now; start again to resume it"
         )
     return RunDir(choice.path, is_new=choice.is_new)
 
@@ -88,7 +88,7 @@ class RunDir:
 
     Args:
         path: the folder.
-        is_new: whether there is no checkpoint to go on from.
+        is_new: whether there is no checkpoint to resume from.
     """
 
     def __init__(self, path: Path, *, is_new: bool) -> None:
@@ -103,7 +103,7 @@ class RunDir:
 
     @contextlib.contextmanager
     def outlasting_a_full_disk(self, generation: int) -> Iterator[None]:
-        """Let training go on if the block cannot save a generation, a few times in a row.
+        """Let training continue if the block cannot save a generation, a few times in a row.
 
         Raises:
             UserError: at the last of `MAX_FAILURES` failures in a row.
@@ -119,7 +119,7 @@ class RunDir:
                     f"{self.path}"
                 ) from error
             logger.warning(
-                "%s; training goes on, and ends if %d more generations in a row cannot be saved. "
+                "%s; training continues, and ends if %d more generations in a row cannot be saved. "
                 "The last checkpoint is intact: free some space",
                 failed,
                 MAX_FAILURES - self._num_failures,
@@ -184,7 +184,7 @@ class RunDir:
         return self._metrics.stat().st_size if self._metrics.exists() else 0
 
     def truncate_metrics(self, length: int) -> None:
-        """Drop the lines after `length` bytes, those of a generation that was not finished."""
+        """Drop the lines after `length` bytes: they are of an unfinished generation."""
         if self._metrics_bytes() > length:
             with self._metrics.open("r+b") as file:
                 file.truncate(length)
@@ -207,8 +207,8 @@ class RunDir:
     def write_adapters(self, agents: Agents, archive: Mapping[PolicyId, Policy]) -> None:
         """Export every archive member's adapter; remove those that have left the archive.
 
-        What a published front names stays: it is whole until the next one takes its place. Unless a
-        policy of it was trained again from an earlier checkpoint and came out otherwise.
+        Adapters of a published front stay until the next front takes its place. The exception is a
+        policy that was trained again from an earlier checkpoint and came out differently.
         """
         adapters = self.path / "adapters"
         sweep(adapters)
@@ -218,8 +218,8 @@ class RunDir:
             is_another = path.exists() and not holds_adapter(agents, policy, path)
             if is_another and identifier in published:
                 logger.warning(
-                    "%s was trained again and came out otherwise: until this run is finished, "
-                    "that adapter is not the one that front.json tells of",
+                    "%s was trained again and came out differently: until this run is finished, "
+                    "front.json describes the earlier adapter",
                     identifier,
                 )
             if is_another:

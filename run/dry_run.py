@@ -169,7 +169,7 @@ def _check_lora(pretrained: PretrainedSettings) -> None:
 
 
 def _cut_by_model(settings: PretrainedSettings, prompts: Sequence[str]) -> Iterator[str]:
-    """What the model does not read, if its tokenizer is on this machine."""
+    """Notes on prompts that the model cuts, if its tokenizer is on this machine."""
     folder = Path(resolve_model(configuration_source(settings))) / "tokenizer"
     if folder.is_dir():
         tokenizer, reading = CLIPTokenizer.from_pretrained(folder), reading_of(settings)
@@ -182,16 +182,16 @@ def _counts(settings: Settings, plan: Plan) -> Iterator[str]:
     yield (
         f"{evolution.num_generations} generations of {evolution.iterations_per_generation} "
         f"iterations; {plan.num_agents} agents x {plan.images_per_agent:,} = "
-        f"{plan.images_per_iteration:,} images an iteration"
+        f"{plan.images_per_iteration:,} images per iteration"
     )
     yield (
         f"images: {plan.train_images:,} to train on, "
         f"{plan.calibration_images:,} to calibrate, "
-        f"{plan.selection_images:,} for selection, {plan.report_images_per_policy:,} a policy of "
-        f"the final front (about {plan.report_policies}, {plan.report_images:,})"
+        f"{plan.selection_images:,} for selection, {plan.report_images_per_policy:,} per policy "
+        f"of the final front (about {plan.report_policies}, {plan.report_images:,})"
     )
     yield (
-        f"UNet rows an image: {plan.sample_rows_per_image:,} to sample without gradient, "
+        f"UNet rows per image: {plan.sample_rows_per_image:,} to sample without gradient, "
         f"{plan.evaluation_rows_per_image:,} in evaluations, "
         f"{plan.train_rows_per_image:,} with gradient"
         + (f", {plan.base_rows_per_image:,} more" if plan.base_rows_per_image else "")
@@ -199,13 +199,13 @@ def _counts(settings: Settings, plan: Plan) -> Iterator[str]:
     yield f"UNet rows in all: {plan.sample_rows:,} to sample, {plan.train_rows:,} with gradient"
     per_iteration = plan.optimiser_steps // plan.num_iterations
     yield (
-        f"optimiser steps of an agent: {per_iteration} an iteration, "
+        f"optimiser steps of an agent: {per_iteration} per iteration, "
         f"{plan.optimiser_steps:,} in all"
     )
 
 
 def _taken_for(settings: Settings) -> str:
-    """What the model is taken for.
+    """The line that says what the model is taken for.
 
     Raises:
         UserError: if its files, as far as they are here, or its schedule cannot be used.
@@ -243,7 +243,7 @@ def _model(settings: Settings, footprint: Footprint) -> Iterator[str]:
     size = 4 * footprint.adapter_parameters / 1e6
     yield (
         f"adapter of rank {settings.policy_adapter.rank}: {footprint.adapter_parameters:,} "
-        f"parameters, {size:.1f} MB on disk, {4 * size:.1f} MB an agent while it trains"
+        f"parameters, {size:.1f} MB on disk, {4 * size:.1f} MB per agent while it trains"
     )
     yield (
         f"a UNet row: {footprint.sample_flops / 1e12:.3g} TFLOP forward, "

@@ -51,7 +51,7 @@ class Evaluator:
 
     @cached_property
     def selection_set(self) -> EvaluationSet:
-        """What the search is decided by."""
+        """The pictures that the search decides by."""
         return evaluation_set(
             "selection",
             self._trainer.prompts.selection,
@@ -62,7 +62,7 @@ class Evaluator:
 
     @cached_property
     def report_set(self) -> EvaluationSet:
-        """What the published front is measured on; no decision sees it."""
+        """The pictures of the published front's returns; no decision sees them."""
         return evaluation_set(
             "report",
             self._trainer.prompts.report,

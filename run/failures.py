@@ -1,4 +1,4 @@
-"""What ends a run, told in words: what happened, what to change, how to go on."""
+"""The end of a run in words: what happened, what to change, how to resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def explained(run_dir: RunDir, is_first: bool) -> Iterator[None]:
-    """Turn what a user can mend inside the block into a `UserError` that says how to go on.
+    """Turn errors that a user can mend into a `UserError` that says how to resume.
 
     Args:
         run_dir: of the run.
@@ -79,6 +79,6 @@ def _way_back(run_dir: RunDir) -> str:
         return "Nothing was saved yet: start the run again."
     what = "The measured base model" if saved < 0 else f"Generation {saved}"
     return (
-        f"{what} is saved; what was done since is done again when the run goes on: "
+        f"{what} is saved; what was done since is done again when the run resumes: "
         + typed_command("mo_train.py", f"--config.resume_from={run_dir.path}")
     )

@@ -89,7 +89,7 @@ def open_parts(
         stop: tells when a signal asks for an end.
         model: the base model; by default that of `settings.pretrained` is loaded.
         stack: closes the parts.
-        resumed_at: training images of the checkpoint that the run goes on from; None if it is new.
+        resumed_at: training images of the checkpoint that the run resumes from; None if it is new.
 
     Raises:
         UserError: if the model or a reward cannot be loaded, in this process or in another.

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: bars on a terminal, lines in a log.
+"""The progress of a run as a person sees it: bars on a terminal, lines in a log.
 
 A log is whatever is not a terminal. There the bars vanish; a line says where the run stands
 whenever none was printed for a while.
@@ -45,7 +45,7 @@ def named_bar(name: str, total: int, position: int = 0, *, is_shown: bool = True
 
 
 class Progress:
-    """Three bars: generations, iterations, and the steps of what is going on now.
+    """Three bars: generations, iterations, and the steps of the present work.
 
     Args:
         num_generations: length of the outer bar.
@@ -58,7 +58,7 @@ class Progress:
         self._is_shown = is_shown
         self._generation_started = self._last_line = self._estimated = time.monotonic()
         self._where, self._name = "", "loading"
-        self._done = self._total = 0  # steps of what is going on now
+        self._done = self._total = 0  # steps of the present work
         self._outer = named_bar("generations", num_generations, 0, is_shown=is_shown)
         self._middle = named_bar("iterations", 0, 1, is_shown=is_shown)
         self._inner = named_bar("loading", 0, 2, is_shown=is_shown)
@@ -68,7 +68,7 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """How much of what is going on now is done."""
+        """The part of the present work that is done."""
         return self._done / self._total if self._total else 0.0
 
     def generation(self, generation: Generation) -> None:
@@ -102,7 +102,7 @@ class Progress:
         self._middle.update()
 
     def steps(self, name: str, total: int) -> Callable[[], object]:
-        """Start the inner bar anew; call the result after every step."""
+        """Start the inner bar again; call the result after every step."""
         self._name, self._done, self._total = name, 0, total
         self._inner.set_description(name)
         self._inner.reset(total)

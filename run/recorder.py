@@ -90,7 +90,7 @@ class Recorder:
         return self._progress.time_left()
 
     def announce(self, name: str) -> None:
-        """Show what is going on beside the generations: the report set, blends, files."""
+        """Show work outside the generations: the report set, blends, files."""
         self._progress.stage(name)
 
     def say(self, line: str) -> None:

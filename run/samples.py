@@ -1,6 +1,6 @@
-"""Sample pictures on disk: the same prompts and seeds for every policy, one file a policy.
+"""Sample pictures on disk: the same prompts and seeds for every policy, one file per policy.
 
-`samples/<set>/<policy>.webp` holds the first pictures a policy drew of a set, as a grid.
+`samples/<set>/<policy>.webp` holds the first pictures that a policy drew of a set, as a grid.
 `report` pictures show the published front and its blends, `selection` pictures every policy of
 the search as it was found.
 """

@@ -92,7 +92,7 @@ class SharedSearch:
         return {member.policy: self.policies[member.policy] for member in self.evolution.archive}
 
     def finalists(self) -> dict[PolicyId, Policy]:
-        """The archive's policies, those of the warm-up's archive, and the base model."""
+        """The policies of the archive and of the warm-up's archive, and the base model."""
         return {name: self.policies[name] for name in self._by_first(self._finalists)}
 
     @property

@@ -18,7 +18,7 @@ SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signal
 
 
 class Stop:
-    """Remembers the first signal until `check` is called; a second one ends the process at once."""
+    """Remembers the first signal until `check` is called; a second one ends the process."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -45,9 +45,9 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         name = signal.Signals(number).name
         if self.signal_name is not None:
-            os.write(2, f"\n{name}: stopping at once\n".encode())
+            os.write(2, f"\n{name}: stopping immediately\n".encode())
             os._exit(128 + number)
         self.signal_name = name
         # print is not safe in a handler: it may have interrupted another print
-        words = "stopping after this optimiser step; once more stops at once"
+        words = "stopping after this optimiser step; a second signal stops immediately"
         os.write(2, f"\n{name}: {words}\n".encode())

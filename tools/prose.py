@@ -66,7 +66,7 @@ def long_lines(source: str) -> Iterator[tuple[int, str]]:
 def long_sentences(source: str) -> Iterator[tuple[int, str]]:
     """Sentences over 30 words. Code and what stands in brackets do not count."""
     for line, text in paragraphs(source):
-        for sentence in re.split(r"(?<=[.!?:;])\*{0,2} +(?=\*{0,2}[A-Z`])", text):
+        for sentence in re.split(r"(?<=[.!?:;])\*{0,2} +(?=[*\[]*[A-Z`])", text):
             words = len(re.findall(r"[A-Za-z]{2,}", _ASIDE.sub("", sentence)))
             if words > MAX_WORDS:
                 yield line, f"sentence of {words} words; make two of it: {sentence[:50]} ..."

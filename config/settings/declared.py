@@ -1,7 +1,7 @@
 """How a setting is declared, and the settings that a dataclass declares.
 
 A declaration is one line of `config/base.py`: `name: Annotated[type, limit, marker] = default`.
-Limits are those of `config/settings/limits.py`; the markers are here.
+Limits are in `config/settings/limits.py`; the markers are here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class OnResume(enum.Enum):
 
     FORCED = "only if resume_force names it"
     FREE = "yes: it changes nothing in what is learnt"
-    ROUNDING = "yes: it changes how results are computed, and them by rounding only"
+    ROUNDING = "yes: it changes results by rounding only"
     LONGER = "yes, if it is larger than before"
     FIXED = "never: policies, search and calibration are made of it"
 

@@ -6,7 +6,7 @@ import re
 
 
 def objective_name(reward_name: str) -> str:
-    """What an objective is called in metrics, labels and files; a plain name stays as it is.
+    """The name of an objective in metrics, labels and files; a plain name stays as it is.
 
     >>> objective_name("my_rewards.py:warmth"), objective_name("taste:people/ada/")
     ('warmth', 'ada')

@@ -128,7 +128,7 @@ def _pairs(
 
 
 def _advice(argument: str, flags: Collection[str]) -> str:
-    """What may be meant by an argument that is not understood."""
+    """A suggestion for an argument that is not understood."""
     word, equals, value = argument.partition("=")
     if word.lstrip("-") in defaults_of(base.Settings):
         return f"did you mean --config.{word.lstrip('-')}{equals}{value}?"

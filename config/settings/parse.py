@@ -67,7 +67,7 @@ def parse(config: ConfigDict, choices: Choices, rules: Sequence[Rule] = ()) -> S
 
 
 def _misplaced(values: Mapping[str, Any], declared: Mapping[str, Declared]) -> Iterator[str]:
-    """What is given but not a setting, and what is a setting but not given."""
+    """Given names that are no settings, and settings that are not given, a sentence each."""
     for name, value in values.items():
         if any(other.startswith(f"{name}.") for other in declared):
             yield f"{name}={value!r} must be a section of settings"

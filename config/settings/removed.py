@@ -134,7 +134,7 @@ REMOVED = {
         was="", instead="speed=fused compiles what gains by it", is_harmless=True
     ),
     "pretrained.crop_top_left": Removed(
-        was=(0, 0), instead="SDXL is told that a picture is whole", is_drawn=True
+        was=(0, 0), instead="SDXL reads that a picture is whole", is_drawn=True
     ),
     "pretrained.fuse": Removed(
         was=False, instead="write speed=fused", became=lambda *_: {"speed": "fused"}
@@ -144,7 +144,7 @@ REMOVED = {
     ),
     "pretrained.lora_revision": _pinned("lora"),
     "pretrained.original_size": Removed(
-        was=(), instead="SDXL is told the size that is drawn", is_drawn=True
+        was=(), instead="SDXL reads the size that is drawn", is_drawn=True
     ),
     "pretrained.revision": _pinned("model"),
     "pretrained.tf32": Removed(was=False, instead="write pretrained.dtype=tf32", became=_tf32),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 AUTO = "auto"  # of resume_from: whichever run of the log directory the settings mean
-# What runs did before there was such a setting, where today's default is something else.
+# Values that runs used before the setting existed, where today's default is another.
 _BEFORE = {
     "evaluation.num_steps": 0,
     "evolution.start": "even_weights",
@@ -56,7 +56,7 @@ def has_checkpoint(path: Path) -> bool:
 def run_meant_by(resume_from: str) -> Path:
     """The run directory that a path means: itself, or the one that it lies in.
 
-    So one of a run's checkpoints, or its front, stands for the run, which goes on from its last
+    So one of a run's checkpoints, or its front, stands for the run. The run resumes from its last
     checkpoint.
     """
     path = named_run(Path(resume_from))
@@ -82,15 +82,15 @@ def settings_in(run: Path) -> dict[str, Any] | None:
 
 
 def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]:
-    """What differs between a run and its continuation, a sentence each, if that is allowed.
+    """Allowed differences between a run and its continuation, a sentence each.
 
-    Allowed are the changes that `config/base.py` marks so, whatever `resume_force` names, and
-    settings that this version of the program has and that of then had not, as long as they say what
-    it did.
+    Allowed are the changes that `config/base.py` marks so, and whatever `resume_force` names. So is
+    a setting that the run's version of the program did not have, if its value does what that
+    version did.
 
     Args:
         before: `Settings.to_json()` of the run, or `settings_in` its directory.
-        settings: those of now.
+        settings: of the program now.
 
     Raises:
         ConfigError: listing what differs and is not allowed.
@@ -135,7 +135,7 @@ def check_prompts(before: Mapping[str, str], now: Mapping[str, str], settings: S
     Args:
         before: role -> digest, as read from its checkpoint; without roles of an older program.
         now: of all roles.
-        settings: those of now.
+        settings: of the program now.
 
     Raises:
         ConfigError: naming the roles.
@@ -145,7 +145,7 @@ def check_prompts(before: Mapping[str, str], now: Mapping[str, str], settings: S
     if refused:
         raise ConfigError(
             [f"{name}: its file holds other prompts than when the run began" for name in refused],
-            "Restore the file, or go on with the new prompts by "
+            "Restore the file, or continue with the new prompts by "
             f"--config.resume_force={','.join(refused)}",
         )
 

@@ -80,7 +80,7 @@ def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     ):
         yield (
             "pretrained.zero_snr=yes does not go with pretrained.prediction_type=epsilon: of pure "
-            "noise it cannot say what the picture is; set one of them otherwise"
+            "noise it cannot say what the picture is; change one of them"
         )
     config, model = flat.get("pretrained.single_file_config"), flat.get("pretrained.model") or ""
     if config and not re.search(r"\.safetensors(@[^/]+)?$", model):
@@ -161,7 +161,7 @@ def _update_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """What a gradient can be that is taken before rewards are known."""
+    """Rules for gradients that are taken before rewards are known."""
     if not flat.get("train.single_pass"):
         return
     needed = {
@@ -182,7 +182,7 @@ def _single_pass_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _reward_gradient_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """What goes with gradients that are taken at the policy that sampled."""
+    """Rules for gradients that are taken at the policy that sampled."""
     black_boxes, names = flat.get("rewards.black_boxes", ()), flat.get("rewards.names")
     is_chosen = flat.get("train.update_rule") == "reward_gradient"
     if black_boxes and not is_chosen:
@@ -222,7 +222,7 @@ def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     if flat.get("sample.num_steps") == 1 and rule != "reward_gradient":
         yield (
             f"sample.num_steps=1 does not go with train.update_rule={rule}: a single step ends in "
-            "the picture, so that no choice of noise follows from which it could learn; draw with "
+            "the picture, so there is no choice of noise to learn from; draw with "
             "3 steps or more, or set train.update_rule=reward_gradient"
         )
 
@@ -274,7 +274,7 @@ def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iter
 def _weights_problems(
     weights: tuple[float, ...], agents: int, num_objectives: int, flat: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What goes with weights that are named, or with the only ones there are."""
+    """Rules for weights that are named, or for the only weights there are."""
     if weights and len(weights) != agents * num_objectives:
         fits = len(weights) // num_objectives
         more = f", or evolution.num_agents={fits}" if fits * num_objectives == len(weights) else ""

@@ -1,4 +1,4 @@
-"""What is printed, and what is typed, in a terminal of any encoding."""
+"""Output to, and commands for, a terminal of any encoding."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def typed_command(program: str, *arguments: object) -> str:
 
     Args:
         program: such as "mo_front.py".
-        arguments: as they are; quoted where a shell would read them otherwise.
+        arguments: as they are; quoted where a shell would read them differently.
     """
     python = shutil.which("python")
     is_on_path = python is not None and Path(python) == Path(sys.executable)

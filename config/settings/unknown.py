@@ -1,4 +1,4 @@
-"""What to say of a name that is not a setting."""
+"""The message for a name that is not a setting."""
 
 from __future__ import annotations
 

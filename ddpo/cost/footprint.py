@@ -368,8 +368,8 @@ _FLOPS = {
 class Meter(TorchDispatchMode):
     """Counts FLOPs, and the peak of the bytes that are alive, of what runs inside it.
 
-    The formulas are those of torch's FlopCounterMode, which itself follows modules too, and so
-    keeps what gradient checkpointing computes again alive.
+    It uses the formulas of torch's FlopCounterMode. That class itself also follows modules, which
+    keeps alive what gradient checkpointing computes again.
 
     Args:
         module: its parameters, and the adapters in it, are not counted.

@@ -30,7 +30,7 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardFootprint:
-    """What the models of objectives and guards cost, per image; 0 where there are none.
+    """Cost of the models of objectives and guards, per image; 0 where there are none.
 
     Attributes:
         weight_bytes: of all of them.
@@ -105,7 +105,7 @@ class Plan:
         report_images_per_policy: of each policy of the final front.
         report_policies: how many there will be: an estimate, unlike all else here.
         sample_rows_per_image: UNet rows without gradient, of an image to learn from.
-        evaluation_rows_per_image: likewise, of every other image.
+        evaluation_rows_per_image: UNet rows without gradient, of every other image.
         train_rows_per_image: UNet rows with gradient, of an image to learn from.
         base_rows_per_image: UNet rows without gradient that the update adds to these (KL to the
             base model, measures of the policy that sampled).
@@ -287,7 +287,7 @@ class Memory:
 
     @property
     def lasting(self) -> float:
-        """What stays from one iteration to the next: all but what takes turns."""
+        """The parts that stay from one iteration to the next."""
         return self.weights + self.rewards + self.adapters + self.rollout + self.measures
 
     @property
@@ -297,7 +297,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """What lasts, and the largest of what takes turns.
+        """The lasting parts, and the largest of those that take turns.
 
         These are the three passes, and a second copy of the rollout while its chunks are joined.
         """

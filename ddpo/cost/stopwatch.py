@@ -71,7 +71,7 @@ class Stopwatch:
         return done + self._in_part(kind, fraction)[0]
 
     def seconds_per_image(self, kind: str, fraction: float = 0.0) -> float | None:
-        """What a picture takes in a kind of work, by its last parts; None before the first.
+        """Seconds per picture in a kind of work, by its last parts; None before the first.
 
         Args:
             kind: of work.

@@ -60,7 +60,7 @@ class Frame:
 
     @property
     def time_ids(self) -> torch.Tensor:
-        """(1, 6) what SDXL is told: original size, crop and target size of a whole picture.
+        """(1, 6) sizes that SDXL reads: original size, crop and target size of a whole picture.
 
         Podell et al. 2023, section 2.2, in the order of diffusers' pipeline.
         """

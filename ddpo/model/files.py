@@ -144,7 +144,7 @@ def _network_problems(folder: Path, stem: str, variant: str) -> Iterator[str]:
 
 
 def _other_weights(folder: Path, stem: str) -> str:
-    """What to do where the weights are there under another name."""
+    """A remedy where the weights are there under another name."""
     found = sorted(file.name for file in folder.iterdir())
     for name in found:
         if variant := re.fullmatch(rf"{stem}\.(\w+)\.safetensors", name):

@@ -144,7 +144,7 @@ def taken_for(
     scheduler: Mapping[str, Any],
     frame: Frame,
 ) -> str:
-    """What a run says at its start of the model that it was given.
+    """The line on the base model that a run prints at its start.
 
     Args:
         settings: of the model.
@@ -259,7 +259,7 @@ def _from_single_file(settings: PretrainedSettings, found: Found, file: Path) ->
         family = _family_of(config, revision)
     except LocalEntryNotFoundError as error:
         raise OSError(
-            f"its configuration files are those of {config!r}: "
+            f"it needs the configuration files of {config!r}: "
             f"{_OFFLINE_ADVICE.format(model=config)} as pretrained.single_file_config"
         ) from error
     pipe = family.pipeline_class.from_single_file(

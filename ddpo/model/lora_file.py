@@ -1,6 +1,6 @@
 """LoRAs that other people made: where one lies, what it changes, and its merge into a model.
 
-The formats are those of diffusers, PEFT, kohya's sd-scripts and LyCORIS. Every layer is merged at
+It reads the formats of diffusers, PEFT, kohya's sd-scripts and LyCORIS. Every layer is merged at
 its own strength, alpha / rank, whatever the other layers have.
 """
 
@@ -97,7 +97,7 @@ def _only(names: Iterable[str], place: str) -> str:
 
 
 def _repository_files(name: str, revision: str | None) -> list[str]:
-    """What lies at the top of a repository; without a network, what of it is in the cache."""
+    """Files at the top of a repository; without a network, those of them in the cache."""
     try:
         files = [found.filename for found in _snapshot(name, revision, dry_run=True)]
         return [file for file in files if "/" not in file]

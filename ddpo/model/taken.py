@@ -1,18 +1,18 @@
 """What a model is taken for: what its UNet predicts, on which noise schedule, at which timesteps.
 
-A folder says so in its scheduler's configuration. A single file has none, and the configuration
-that it is read with is that of the published model of its kind. Hence, the first that speaks:
+A folder says so in its scheduler's configuration. A single file has none, and is read with the
+configuration of the published model of its kind. So these are asked, and the first answer counts:
 
 1. the settings of `pretrained`,
 2. tensors that mark a file: `v_pred`, `ztsnr` (ComfyUI's supported_models.py reads them),
 3. its metadata: Stability's ModelSpec, and what ComfyUI and kohya's sd-scripts write,
 4. `NAME.yaml` beside it, as the authors' own scripts and the WebUI read it,
 5. for Stable Diffusion 2.x, a bias whose spread differs between its two kinds (ComfyUI),
-6. its name, and that of a LoRA, where these say that few steps are enough,
+6. its name, or the name of a LoRA, if one says that few steps are enough,
 7. the configuration.
 
-Refused is a file that only its name calls a v-prediction model, one whose weights contradict the
-configuration that was chosen for it, and whatever DDIM cannot sample.
+Three kinds of files are refused: a file that only its name calls a v-prediction model, a file whose
+weights contradict the configuration chosen for it, and whatever DDIM cannot sample.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
 _WIDTH_OF_SD2, _LATENT_CHANNELS = 1024, 4
 
 _WEIGHTS = "its weights"
-# Tensors of models whose noise is not that of a discrete schedule (EDM: Karras et al. 2022).
+# Tensors of models without a discrete noise schedule (EDM: Karras et al. 2022).
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _PREDICTIONS = {
     "epsilon": "epsilon",
@@ -56,7 +56,7 @@ _ARCHITECTURES = {
 _FEW_STEPS = re.compile(
     r"turbo|lightning|hyper[-_ ]?sd|(?<![a-z])(?:lcm|tcd|dmd2?)(?![a-z])", re.IGNORECASE
 )
-# What a scheduler's file did not say: diffusers leaves that out where another class takes over.
+# Entries that a scheduler's file lacks: diffusers leaves them out where another class takes over.
 _DEFAULTS = "_use_default_values"
 # Of these, what was distilled for a sampler of its own.
 _OWN_SAMPLER = {"lcm": "LCMScheduler", "tcd": "TCDScheduler"}
@@ -169,7 +169,7 @@ def _settings_claims(settings: PretrainedSettings) -> Claims:
 
 
 def _file_claims(path: Path, known: Claims) -> Claims:
-    """What a checkpoint says of itself; `known` are the claims that outrank it."""
+    """A checkpoint's claims about itself; `known` are the claims that outrank it."""
     with safe_open(path, framework="pt") as file:
         tensors, metadata = set(file.keys()), file.metadata() or {}
         spread = _spread(file, tensors)

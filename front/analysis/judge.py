@@ -166,7 +166,7 @@ class Judge:
 
 
 def check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:
-    """Refuse to stand beside policies what was measured otherwise than they were.
+    """Refuse a comparison with policies that were measured differently.
 
     Args:
         front: as published.
@@ -188,7 +188,7 @@ def check_same(front: Front, evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def _report_set(settings: Settings, front: Front) -> EvaluationSet:
-    """What the front was measured on.
+    """The prompts and seeds that the front was measured on.
 
     Raises:
         FrontError: if its prompts cannot be read, or are others now.
@@ -203,7 +203,7 @@ def _report_set(settings: Settings, front: Front) -> EvaluationSet:
     first = report_set.first(len(front.sample_prompts))
     if (first.prompts, first.seeds) != (front.sample_prompts, front.sample_seeds):
         raise FrontError(
-            f"the report set is not that of the run: prompts.report={settings.prompts.report!r} "
+            f"the report set has changed since the run: prompts.report={settings.prompts.report!r} "
             "holds other prompts now; restore it first"
         )
     return report_set

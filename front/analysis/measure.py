@@ -2,8 +2,8 @@
 
 PGMORL (Xu et al. 2020, section 3.5) turns a set of policies into a continuous front by
 interpolating parameters within a family of policies. Here every pair of neighbours on the front is
-blended at several places, and every blend is measured on the report set with the run's own model,
-rewards, prompts, seeds and sampler, as the policies were.
+blended at several places. Every blend is measured on the report set as the policies were: with the
+run's own model, rewards, prompts, seeds and sampler.
 """
 
 from __future__ import annotations

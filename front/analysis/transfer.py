@@ -47,7 +47,7 @@ def setup_of(front: Front) -> Setup:
 
 
 def usual_setups(own: Setup, guidance: float) -> tuple[Setup, ...]:
-    """What people draw with, one change of the run's own way at a time; that one comes first.
+    """The run's own setup, then others that people draw with: each changes one thing.
 
     Args:
         own: the run's.

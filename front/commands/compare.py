@@ -33,8 +33,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compare the fronts of several runs: a table, and a plot of fronts and hypervolume curves.
 
-    All hypervolumes share one reference and one ideal point: those of the runs, which must agree,
-    or --reference and --ideal.
+    All hypervolumes share one reference and one ideal point: --reference and --ideal, or else the
+    points of the runs, which must agree.
     """
     from front import compare as comparing
 

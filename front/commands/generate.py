@@ -42,8 +42,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw pictures of a policy or blend beside the base model's of the same seeds.
 
-    Picture i of a prompt has the seed --seed + i. Without --steps and --guidance the sampler is
-    that of the run. Writes every picture and one sheet of all.
+    Picture i of a prompt has the seed --seed + i. Without --steps and --guidance the run's own
+    sampler is used. Writes every picture and one sheet of all.
     """
     front = Front.load(args.run)
     member = choose_or_blend(front, args)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> None:
     """Write `report.html` into the run directory: one page, readable from disk.
 
-    A run writes it after every generation and at its end; this command writes it again. While the
-    run goes on it shows what the selection set says so far.
+    A run writes it after every generation and at its end; this command writes it again. During
+    the run the page shows the selection set's results so far.
     """
     from front.report import write_report
 

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> None:
     """Ask which of two pictures you like better, in a page, until Ctrl+C.
 
     Answer by click or arrow key: left, right, or down for neither; backspace takes an answer back.
-    Every answer is saved at once. When the page says that the taste is better than chance, train
-    towards it with --config.rewards.names=taste:DIR,clip_alignment (docs/taste.md).
+    Every answer is saved immediately. When the page says that the taste is better than chance,
+    train towards it with --config.rewards.names=taste:DIR,clip_alignment (docs/taste.md).
     """
     from front.taste.open import ask
     from run.progress import route_logs

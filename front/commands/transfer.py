@@ -42,8 +42,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE,...",
         help="measure this one instead of the usual ones; may be repeated. sampler: "
-        f"{', '.join(SAMPLER_NAMES)}; eta (of ddim), steps, guidance, strength. What is not named "
-        "is as the run had it",
+        f"{', '.join(SAMPLER_NAMES)}; eta (of ddim), steps, guidance, strength. The rest stays "
+        "as the run had it",
     )
     parser.add_argument(
         "--images",
@@ -66,7 +66,7 @@ def _checked(own: Setup, changes: dict[str, Any]) -> Setup:
     rules = {
         f"sampler={sampler} is not one of {', '.join(SAMPLER_NAMES)}": sampler in SAMPLER_NAMES,
         f"eta={setup.eta:g} must be from 0 to 1": 0 <= setup.eta <= 1,
-        f"eta={setup.eta:g} is of ddim alone; leave it out": sampler == "ddim" or not setup.eta,
+        f"eta={setup.eta:g} is for ddim only; leave it out": sampler == "ddim" or not setup.eta,
         f"steps={setup.steps} must be at least 1": setup.steps >= 1,
         f"guidance={setup.guidance:g} must be at least 1, which is none": 1
         <= setup.guidance

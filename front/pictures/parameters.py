@@ -1,4 +1,4 @@
-"""What a picture was drawn from, as the text that AUTOMATIC1111's web UI reads from a PNG file.
+"""The settings of a picture, as the text that AUTOMATIC1111's web UI reads from a PNG file.
 
 Its form, from `modules/infotext_utils.py` there: the prompt, a line `Negative prompt: ...` if there
 is one, and last a line of `Name: value` pairs, a value with a comma, colon or line break as a JSON

@@ -130,9 +130,9 @@ function fit(image) {
   let scale = 1;
   if (lightbox.size === "enlarged") {
     const figures = $("enlarged").children.length;
-    const isTall = innerWidth < 700; // there they are one above the other
+    const isNarrow = innerWidth < 700; // there they are one above the other
     const [wide, high] = [Math.min(0.96 * innerWidth, 1440) - 60, innerHeight - 190];
-    const room = isTall ? Math.min(wide, high / figures) : Math.min(wide / figures - 16, high);
+    const room = isNarrow ? Math.min(wide, high / figures) : Math.min(wide / figures - 16, high);
     const most = Math.max(room / image.naturalWidth, 1);
     scale = isSmall ? Math.floor(most) : Math.min(most, 2);
   }

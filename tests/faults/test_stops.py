@@ -31,7 +31,7 @@ def test_a_second_signal_ends_the_run_at_once(program):
     process.wait_for("SIGTERM: stopping after this optimiser step")
     process.kill(signal.SIGINT)
     assert process.wait() == 128 + signal.SIGINT
-    assert "SIGINT: stopping at once" in process.output
+    assert "SIGINT: stopping immediately" in process.output
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_afresh(program, whole):
@@ -47,7 +47,7 @@ def test_auto_on_a_finished_run_says_so_and_is_done(program, whole):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     code, output = program.run("run_name=whole", "resume_from=auto")
     assert (code, output.count("\n")) == (0, 1)
-    assert "whole is finished; raise evolution.evolutionary_generations to go on" in output
+    assert "whole is finished; raise evolution.evolutionary_generations to continue" in output
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 

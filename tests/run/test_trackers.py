@@ -77,8 +77,8 @@ def test_a_tracker_that_raises_or_hangs_is_left_out_with_one_warning(
     run(accelerator)
     expected = "no answer within 0.3 s" if fault == "hang" else str(fault)
     assert [record.message for record in caplog.records] == [
-        f"a tracker could not be {words} ({expected}); going on without, metrics.jsonl has "
-        "everything"
+        f"a tracker could not be {words} ({expected}); continuing without it, "
+        "metrics.jsonl has everything"
     ]
     assert len(accelerator.calls) == calls
 

@@ -103,7 +103,7 @@ def test_blends_are_not_measured_on_other_prompts_than_the_policies(run_copy, ca
     config["settings"]["prompts"]["report"] = str(edited)
     (run_copy / "config.json").write_text(json.dumps(config))
     assert mo_front.main(["analyse", str(run_copy), "--points", "1"]) == 1
-    assert "the report set is not that of the run" in capsys.readouterr().err
+    assert "the report set has changed since the run" in capsys.readouterr().err
 
 
 def test_blends_are_not_published_beside_policies_measured_otherwise(run_copy, capsys):

@@ -225,7 +225,7 @@ def test_wrong_setups_are_refused_together_before_a_model_loads(finished_run, ca
         assert part in message
     words = "sampler=euler,eta=0.5"
     assert mo_front.main(["transfer", str(finished_run), "--setup", words]) == 2
-    assert "eta=0.5 is of ddim alone" in capsys.readouterr().err
+    assert "eta=0.5 is for ddim only" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         mo_front.main(["transfer", str(finished_run), "--setup", "cfg=3"])
     assert "setup such as sampler=euler_a,steps=20" in capsys.readouterr().err
