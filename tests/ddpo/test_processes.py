@@ -323,6 +323,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_and_is_named(folder, how, 
     assert ended[1].exit_code == (3 if how is dying else None)
 
 
+@pytest.mark.slow  # two other tests start processes with the variables that torchrun sets
 def test_torchrun_starts_two_processes_of_which_one_speaks(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     settings = {
