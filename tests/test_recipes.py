@@ -135,8 +135,12 @@ def test_the_guide_names_recipes_and_settings_that_exist():
         assert setting in settings
 
 
+# One for each architecture that others share.
+DRY = {"aesthetic_compressibility", "sdxl_aesthetic_compressibility"}
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in QUICK else ()) for name in BIG]
+    "name", [pytest.param(name, marks=() if name in DRY else pytest.mark.slow) for name in BIG]
 )
 def test_a_dry_run_says_what_a_recipe_needs(name, monkeypatch):
     """On the card that its docstring names, with its rewards' models beside it."""
@@ -192,11 +196,11 @@ def _small(tmp_path_factory):
     sources.append(f"image_reward.model={folder / 'ImageReward.pt'}")
     sources.append(f"image_reward.tokenizer={folder / 'bert'}")
 
-    def overrides(pretrained, *, is_quick):
+    def overrides(pretrained, name):
         known = KNOWN_MODELS.get(pretrained.model, "")
         kind = {"sdxl": "sdxl", "sd-2.1-base": "sd2"}.get(known, "sd1")
         lora = [f"pretrained.lora={folder / 'lora.safetensors'}"] if pretrained.lora else []
-        few = ["evolution.num_agents=2"] if is_quick else []
+        few = [f"evolution.num_agents={2 if name in QUICK else 3}"] if name in BIG else []
         return [
             *lora,
             *few,
@@ -211,10 +215,13 @@ def _small(tmp_path_factory):
     return overrides
 
 
-# Each has a sibling among the others: the same models, rule and rewards' classes.
+# Others have the same kind of model, and the same rule and rewards' classes.
 SLOW = {
     "aesthetic_compressibility_quick",
     "aesthetic_incompressibility_quick",
+    "aesthetic_incompressibility",
+    "pick_aesthetic",
+    "sdxl_aesthetic_compressibility",
     "sdxl_evening",
     "sdxl_lightning",
 }
@@ -226,7 +233,7 @@ SLOW = {
 def test_a_recipe_trains_a_generation(name, small):
     pretrained = load_recipe(RECIPES[name]).pretrained
     words = [f"--config={RECIPES[name]}", f"--config.run_name={name}"]
-    changes = small(pretrained, is_quick=name in QUICK)
+    changes = small(pretrained, name)
     settings = read_settings([*words, *(f"--config.{change}" for change in changes)])
     mo_train.main(settings)
     front = json.loads((Path(settings.logdir) / name / "front.json").read_text())

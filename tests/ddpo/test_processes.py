@@ -195,15 +195,19 @@ def train(folder, num_tasks, num_agents, count, kind, update="ppo"):
 @pytest.mark.parametrize(
     ("num_tasks", "num_agents", "counts", "kind", "update"),
     [
-        (4, 4, (1, 4), "population", "ppo"),
+        pytest.param(4, 4, (1, 4), "population", "ppo", marks=pytest.mark.slow),
         (3, 3, (1, 2), "population", "ppo"),
         pytest.param(1, 1, (1, 2), "population", "ppo", marks=pytest.mark.slow),
         pytest.param(
             2, 3, (1, 2), "population", "ppo", marks=pytest.mark.slow
         ),  # a process for each agent now, one group later
-        (2, 4, (1, 4), "population", "ppo"),  # two processes share an agent now, none do later
-        (2, 2, (1, 4), "conditioned", "ppo"),  # two groups of two, all with the whole family
-        (3, 3, (1, 2), "population", "single_pass"),
+        pytest.param(
+            2, 4, (1, 4), "population", "ppo", marks=pytest.mark.slow
+        ),  # two processes share an agent now, none do later
+        pytest.param(
+            2, 2, (1, 4), "conditioned", "ppo", marks=pytest.mark.slow
+        ),  # two groups of two, all with the whole family
+        pytest.param(3, 3, (1, 2), "population", "single_pass", marks=pytest.mark.slow),
         pytest.param(2, 2, (1, 4), "population", "single_pass", marks=pytest.mark.slow),
         (3, 3, (1, 2), "population", "reward_gradient"),
     ],
@@ -319,6 +323,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_and_is_named(folder, how, 
     assert ended[1].exit_code == (3 if how is dying else None)
 
 
+@pytest.mark.slow  # two other tests start processes with the variables that torchrun sets
 def test_torchrun_starts_two_processes_of_which_one_speaks(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     settings = {

@@ -71,6 +71,7 @@ def test_a_run_killed_at_random_moments_equals_one_never_killed(program, whole):
     assert differences(whole.parent / "random", whole) == [], (output, starts)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_as_it_goes_on_equals_one_never_killed(program, whole):
     """After random numbers of file operations, which are the same however busy the machine is."""
     run, numbers, codes, outputs = whole.parent / "often", random.Random(0), [], []

@@ -9,7 +9,10 @@ import pytest
 from tests.support.interrupted import differences
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize(
+    "name",
+    ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGUSR1", "SIGINT"))],
+)
 def test_a_signal_ends_the_run_in_order_and_it_goes_on_bit_for_bit(program, whole, name):
     run = f"signal-{name}"
     process = program.start(f"run_name={run}")

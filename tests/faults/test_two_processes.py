@@ -24,7 +24,7 @@ def go_on(program, name):
     return program.folder / "logs" / name
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_process_ends_both_in_order_and_they_go_on_bit_for_bit(
     program, whole_of_two, rank
 ):
@@ -38,6 +38,7 @@ def test_a_signal_to_one_process_ends_both_in_order_and_they_go_on_bit_for_bit(
     assert differences(go_on(program, name), whole_of_two) == []
 
 
+@pytest.mark.slow
 def test_two_processes_killed_at_once_go_on_bit_for_bit(program, whole_of_two):
     processes = program.start_together(2, "run_name=two-killed")
     processes[0].wait_for("generation 3 of")

@@ -12,17 +12,26 @@ import pytest
 from ddpo.speed import allocator
 
 PROGRAM = """
-import resource, sys, torch
-from ddpo.speed.allocator import keep_freed_memory
+import ctypes, resource, runpy, sys
+
+libc, size = ctypes.CDLL(None), 2**23
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
-def work():
-    blocks = [torch.ones(2**21) for _ in range(4)]  # of 8 MB; freed together
+def block():  # as torch allocates a tensor of 8 MB; numpy asks for large pages
+    address = ctypes.c_void_p()
+    assert libc.posix_memalign(ctypes.byref(address), 64, ctypes.c_size_t(size)) == 0
+    libc.memset(address, 1, ctypes.c_size_t(size))
+    return address
 
+def work():
+    for address in [block() for _ in range(4)]:
+        libc.free(address)
+
+how, module = sys.argv[1:]
+if how == "keep":
+    assert runpy.run_path(module)["keep_freed_memory"]()  # its package takes seconds to import
 for _ in range(2):
     work()
 before = faults()
@@ -38,7 +47,7 @@ def test_memory_is_faulted_in_once():
     # glibc adapts the threshold to what is freed, as luck has it; fixed at its default it does not
     fixed = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
     for how in ("keep", "leave"):
-        command = [sys.executable, "-c", PROGRAM, how]
+        command = [sys.executable, "-c", PROGRAM, how, allocator.__file__]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=fixed)
         counts[how] = int(done.stdout)
     assert counts["leave"] > 15_000  # pages of 4 kB

@@ -26,7 +26,9 @@ def _sdxl_run(make_run, tmp_path_factory):
     return make_run("sdxl", f"pretrained.model={model}", *changes)
 
 
-@pytest.mark.parametrize("which", ["finished_run", "sdxl_run"])
+@pytest.mark.parametrize(
+    "which", ["finished_run", pytest.param("sdxl_run", marks=pytest.mark.slow)]
+)
 def test_every_policy_and_the_base_model_draw_their_stored_pictures(which, request):
     front = Front.load(request.getfixturevalue(which))
     painter = Painter(front, device="cpu")
