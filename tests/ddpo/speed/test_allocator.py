@@ -42,6 +42,7 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no glibc")
+@pytest.mark.slow  # imports the package twice
 def test_memory_is_faulted_in_once():
     counts = {}
     # glibc adapts the threshold to what is freed, as luck has it; fixed at its default it does not
