@@ -7,7 +7,7 @@ prompts grow alike: `diversity` and `clip_score` are measured beside the front.
 Objectives: z = 0 and z = 1 are measured when the run starts, the base model's mean -+ 3 standard
 deviations within a prompt. Run `mo_train.py --calibrate` to see them beforehand.
 
-From DDPO (Black et al. 2024, appendix; its LoRA form in kvablack/ddpo-pytorch): 256 images an
+From DDPO (Black et al. 2024, appendix; its LoRA form in kvablack/ddpo-pytorch): 256 images per
 iteration, 50 steps all of which are trained, guidance 5, 4 updates, learning rate 3e-4, weight
 decay 1e-4, clip range 1e-4, rank 4, 16 rewards remembered per prompt, the 45 animals. A lineage has
 100 iterations, as many as its JPEG experiments.

@@ -7,8 +7,8 @@ etched at full size: look at pictures, not thumbnails.
 Your own checkpoint of SDXL: `--config.pretrained.model=my.safetensors`. If it is prompted by tags:
 `--config.prompts.train=tags`. One card of 24 GB; docs/recipes.md says what a card of 12 GB needs.
 
-A picture costs seven times one of SD 1.5, so there are four agents and 1,536 pictures to learn
-from.
+A picture costs seven times a picture of SD 1.5, so there are four agents and 1,536 pictures to
+learn from.
 """
 
 import ml_collections

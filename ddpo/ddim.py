@@ -2,8 +2,8 @@
 
 Pure functions of tensors. Denoising is the MDP of DDPO (Black et al. 2024, section 4.2): the state
 is (prompt, t, x_t), the action x_{t-1}, and the policy the Gaussian of one step. That is a step of
-DDIM (Song et al. 2021, eq. 12 and 16), or of a sampler for few steps, which differs from it in the
-timesteps and the standard deviation.
+DDIM (Song et al. 2021, eq. 12 and 16), or of a sampler for few steps. Such a sampler has other
+timesteps and another standard deviation.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def make_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
         A `Schedule` on the CPU.
 
     Raises:
-        UserError: if the model has not T distinct timesteps, or its first step has no signal and it
+        UserError: if the model lacks T distinct timesteps, or its first step has no signal and it
             predicts noise (`rescale_betas_zero_snr`: Lin et al. 2024, section 3.3), or the sampler
             has no eta to set.
     """

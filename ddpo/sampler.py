@@ -36,7 +36,7 @@ def keyed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
 
 
 class Sampler:
-    """Draws rollouts with classifier-free guidance; one UNet pass a step carries all agents.
+    """Draws rollouts with classifier-free guidance; one UNet pass per step carries all agents.
 
     Args:
         model: the frozen parts.

@@ -202,7 +202,7 @@ def _curve(front: Front, objectives: Sequence[Objective]) -> Curve | None:
 def _found(front: Front) -> list[tuple[int, Array]]:
     """Generation and returns (M,) of every policy that the search has evaluated, if it is known.
 
-    The history, which does for copies without `search.json`, lacks what a soup start has blended.
+    Copies without `search.json` give their history, which lacks the blends of a soup start.
     """
     if (front.path / SEARCH).is_file():
         policies = SearchRecord.read(front.path).policies

@@ -1,4 +1,4 @@
-"""What a question to a front can fail with."""
+"""Errors of questions to a front."""
 
 from __future__ import annotations
 

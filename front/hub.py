@@ -97,9 +97,9 @@ def copy_front(front: Front, folder: Path) -> None:
 
 
 def _without_folders(value: Any) -> Any:
-    """A setting, or a section of them, where of every path of this machine the last part is left.
+    """A setting, or a section of settings, with every path of this machine cut to its last part.
 
-    That of `/home/me/rewards.py:warmth` is `rewards.py:warmth`.
+    `/home/me/rewards.py:warmth` becomes `rewards.py:warmth`.
     """
     if isinstance(value, dict):
         return {name: _without_folders(each) for name, each in value.items()}
@@ -130,7 +130,7 @@ def push(
         member: one policy or blend; None for the whole front.
         repo: `owner/name`; made if absent.
         is_private: make it private, if it is made now.
-        api: of another hub; by default that of the Hugging Face hub with the user's token.
+        api: of another hub; by default the Hugging Face hub with the user's token.
 
     Returns:
         Address of the commit.

@@ -339,7 +339,7 @@ class FrontRecord:
 
     @classmethod
     def read(cls, run: Path) -> FrontRecord:
-        """That of a run directory.
+        """Read from a run directory.
 
         Raises:
             FrontError: if it has another format.

@@ -268,7 +268,7 @@ def told(gradio: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kept(gradio: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with its errors as a message in the page, which stays as it is otherwise."""
+    """The function; an error becomes a message, and the page stays as it is."""
     explained = told(gradio, function)
 
     @functools.wraps(function)

@@ -203,7 +203,7 @@ def transferred(
     own: Mapping[PolicyId, Array],
     rewards: Mapping[PolicyId, Array],
 ) -> SetupRecord:
-    """What is left of a front under a setup.
+    """The gains of a front under a setup, compared with its own way of drawing.
 
     All is paired: the pictures of a row have one prompt and one seed.
 
@@ -212,7 +212,7 @@ def transferred(
         objectives: M of them.
         own: id -> rewards (N, M) of the pictures drawn as in training, the base model's among them;
             NaN where a score is missing.
-        rewards: likewise under `setup`.
+        rewards: the same for pictures drawn under `setup`.
     """
     names = [name for name in own if name != BASE_POLICY]
     base = rewards[BASE_POLICY]
@@ -300,8 +300,8 @@ def transfer_table(
     Args:
         records: as trained first.
         names: of the objectives.
-        policies: of the front. Its ends are those of the whole report set: chosen by the few
-            pictures of a short measurement, they would look better than they are.
+        policies: of the front. Its ends are chosen on the whole report set: chosen by the
+            few pictures of a short measurement, they would look better than they are.
     """
     own = records[0]
     policies = [policy for policy in policies if policy.id in own.policies]

@@ -29,7 +29,7 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def audit_file(logdir: Path, rewards: Sequence[str]) -> Path:
-    """Where the audit of these rewards lies, beside the runs: its page; its JSON has that suffix.
+    """The page of the audit of these rewards, beside the runs. Its JSON differs in the suffix.
 
     Example:
         >>> audit_file(Path("logs"), ("sharpness", "brightness")).as_posix()

@@ -72,7 +72,7 @@ def begin(run: Parts) -> tuple[Calibration, SharedSearch]:
 def restore(
     run: Parts, checkpoint: Checkpoint, changes: list[str]
 ) -> tuple[Calibration, SharedSearch]:
-    """Go on from a checkpoint.
+    """Resume from a checkpoint.
 
     Args:
         run: its parts.
@@ -80,7 +80,7 @@ def restore(
         changes: what differs since the run began, a sentence each.
 
     Raises:
-        ConfigError: if the prompts that this process trains on are not those of the run.
+        ConfigError: if this process trains on other prompts than the run.
     """
     state, recorder = checkpoint.state, run.recorder
     # also where another process reads other files, or they changed since this one looked

@@ -51,10 +51,11 @@ class Spread:
 
 
 def reward_spread(rewards: torch.Tensor, prompts: Sequence[str]) -> Spread:
-    """Split the variance of rewards (N, M) of N prompts into that within and that between prompts.
+    """Split the variance of rewards (N, M) of N prompts: within prompts, and between them.
 
-    The variance of the prompts' sample means holds the within-prompt variance over the number of
-    pictures of each, which is taken off (one-way analysis of variance).
+    The variance of the prompts' sample means includes a part of the within-prompt variance: that
+    variance over the number of pictures per prompt. It is subtracted (one-way analysis of
+    variance).
     """
     prompts, values = scored(prompts, rewards.double())
     groups = [

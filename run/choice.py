@@ -113,10 +113,10 @@ def _unnamed(logdir: Path) -> RunChoice:
 
 
 def _new(path: Path) -> RunChoice:
-    """A run to begin, where no other has left what could be taken for its results.
+    """A run to begin, if no earlier run left files that could be taken for its results.
 
     Raises:
-        UserError: if one has.
+        UserError: if one did.
     """
     left = [name for name in _RESULTS if (path / name).exists()]
     if left:

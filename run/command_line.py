@@ -1,6 +1,6 @@
 """The command line of `mo_train.py`: settings, what to do with them, exit codes.
 
-Nothing heavy is imported before the settings are right, so that a mistake is answered immediately.
+Nothing heavy is imported before the settings are right, so that a mistake is reported immediately.
 """
 
 from __future__ import annotations

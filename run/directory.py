@@ -41,7 +41,7 @@ def open_run_dir(settings: Settings, parts: ExitStack) -> RunDir:
 
     Args:
         settings: of the run.
-        parts: gets the lock; the directory is another's to use when they are closed.
+        parts: gets the lock, and releases it when it is closed.
 
     Raises:
         UserError: if there is nothing to continue, something would be overwritten, another process
@@ -146,7 +146,7 @@ class RunDir:
         write_json(self.path / name, value, for_people=for_people)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line to `metrics.jsonl`; what a full disk refuses is written with a later one.
+        """Append one line to `metrics.jsonl`; a line that a full disk refuses is written later.
 
         Args:
             step: images sampled for training so far.

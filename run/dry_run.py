@@ -103,12 +103,12 @@ def dry_run(settings: Settings) -> str:
 
 
 def reward_state(name: str, settings: RewardSettings, prompts: Sequence[str] = ()) -> str:
-    """Whether the reward can be built here and now: "ready", or what keeps it from it.
+    """Whether the reward can be built here and now: "ready", or the reason why not.
 
     Args:
         name: of the reward.
         settings: of all rewards.
-        prompts: a reward that is ready and does not read them to their ends says so.
+        prompts: the text also says which of these a ready reward cuts.
     """
     try:
         reward, _ = build_reward(name, settings, _CPU)
@@ -124,10 +124,10 @@ def reward_state(name: str, settings: RewardSettings, prompts: Sequence[str] = (
 
 
 def _objectives(run: Settings, prompts: Sequence[str]) -> list[str]:
-    """What can be said of objectives and guards before a run.
+    """The lines on objectives and guards.
 
     Raises:
-        UserError: naming those that a run could not build, either.
+        UserError: naming those that a run could not build.
     """
     settings = run.rewards
     guards = [name for name in run.guards.names if name not in PICTURE_GUARDS]
@@ -268,7 +268,7 @@ def _memory(settings: Settings, plan: Plan, footprint: Footprint) -> Iterator[st
 
 
 def _not_counted(settings: Settings) -> Iterator[str]:
-    """Which models' memory and time nobody knows here."""
+    """The models whose memory and time are unknown here."""
     rewards = settings.rewards
     names = [*rewards.names, *settings.guards.names]
     unknown = [each for each in names if ":" in each or each in rewards.remote_names]
@@ -341,7 +341,7 @@ def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
 
 
 def download_bytes(settings: Settings, footprint: Footprint) -> float:
-    """Of everything that a run downloads on a machine that has nothing but the project."""
+    """Bytes that a run downloads on a machine that has nothing but the project."""
     if Path(resolve_model(settings.pretrained.model)).exists():
         return 0
     names = [*settings.rewards.names, *settings.guards.names]

@@ -22,7 +22,7 @@ _NAME = ".lock"
 def lock(folder: Path) -> TextIO:
     """Lock a folder for this process, until it ends or closes what is returned.
 
-    The kernel lets go when the process dies, however it dies: there is no stale lock to remove.
+    The kernel releases the lock when the process dies, so there is never a stale lock to remove.
 
     Raises:
         UserError: if another process holds it, naming that process.

@@ -87,7 +87,7 @@ def open_parts(
         processes: that share it.
         directory: of the run.
         stop: tells when a signal asks for an end.
-        model: the base model; by default that of `settings.pretrained` is loaded.
+        model: the base model; by default `settings.pretrained` is loaded.
         stack: closes the parts.
         resumed_at: training images of the checkpoint that the run resumes from; None if it is new.
 

@@ -78,7 +78,7 @@ class RunConfig:
 
     @classmethod
     def read(cls, run: Path) -> RunConfig:
-        """That of a run directory.
+        """Read from a run directory.
 
         Raises:
             RecordError: if the file is missing or damaged.
@@ -279,7 +279,7 @@ class SearchRecord:
 
     @classmethod
     def read(cls, run: Path) -> SearchRecord:
-        """That of a run directory.
+        """Read from a run directory.
 
         Raises:
             RecordError: if the file is missing or damaged.

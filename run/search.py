@@ -24,7 +24,7 @@ class SharedSearch:
     """Asks and tells an `Evolution`, and keeps the policies that it may still ask for.
 
     Args:
-        evolution: decides; only that of the first process is ever told anything.
+        evolution: decides; only the one in the first process is used.
         policies: by name, the same in every process.
         warmup_archive: the archive as it stood after the warm-up: all there is without one.
         agents: know how to blend policies.

@@ -60,7 +60,7 @@ class Session(Parts):
         Args:
             settings: checked already.
             stop: tells when a signal asks for an end.
-            model: the base model; by default that of `settings.pretrained` is loaded.
+            model: the base model; by default `settings.pretrained` is loaded.
 
         Raises:
             UserError: if the processes, the directory, the model or the checkpoint cannot be used;

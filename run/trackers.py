@@ -35,7 +35,7 @@ _BEGUN = "trackers.json"
 
 
 def installed_trackers(names: Sequence[str]) -> list[str]:
-    """Those of the trackers whose package is there; the others are reported."""
+    """The trackers whose package is installed; the others are reported."""
     installed = [name for name in names if importlib.util.find_spec(name) is not None]
     for name in sorted(set(names) - set(installed)):
         logger.warning(

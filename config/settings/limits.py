@@ -21,7 +21,7 @@ class Limit(ABC):
 
 
 class _Bound(Limit):
-    """A number on the right side of another one."""
+    """A number on the right side of a bound."""
 
     words: str
     holds: Callable[[float, float], bool]

@@ -1,6 +1,6 @@
 """From a ConfigDict to typed settings, or to one message that lists every problem.
 
-Nothing heavy is imported here, so a wrong setting is met before any model loads.
+Nothing heavy is imported here, so a wrong setting is reported before any model loads.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def parse(config: ConfigDict, choices: Choices, rules: Sequence[Rule] = ()) -> S
         config: as made by `config/base.py`, with overrides applied.
         choices: dotted setting -> the names it may take, from the tables of `ddpo/` and `morl/`;
             for a tuple of names every member is checked.
-        rules: besides those of `config/settings/rules.py`: flat settings -> a sentence for each
-            problem.
+        rules: more rules than `config/settings/rules.py` has: flat settings -> a sentence for
+            each problem.
 
     Returns:
         The typed settings.

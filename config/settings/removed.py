@@ -32,7 +32,7 @@ class Removed:
     became: Callable[[Any, Mapping[str, Any]], dict[str, Any] | None] | None = None
 
     def advice(self, name: str) -> str:
-        """What to say to a recipe or a command line that sets it."""
+        """The message for a recipe or a command line that sets it."""
         return (
             f"{name} is not a setting any more: {self.instead}; {LAST_VERSION} is the last version "
             "that has it"

@@ -130,7 +130,7 @@ def changed_settings(before: Mapping[str, Any], settings: Settings) -> list[str]
 
 
 def check_prompts(before: Mapping[str, str], now: Mapping[str, str], settings: Settings) -> None:
-    """Refuse prompts that are not those the run began with, unless `resume_force` names them.
+    """Refuse prompts other than the run began with, unless `resume_force` names them.
 
     Args:
         before: role -> digest, as read from its checkpoint; without roles of an older program.
@@ -151,7 +151,7 @@ def check_prompts(before: Mapping[str, str], now: Mapping[str, str], settings: S
 
 
 def _absent() -> dict[str, Any]:
-    """What a run did that does not say, by the dotted name of each setting."""
+    """What a run did about settings that it does not have, by dotted name."""
     return {**defaults_of(Settings), **_BEFORE}
 
 

@@ -1,4 +1,4 @@
-"""Rules between settings: what no single value can be blamed for.
+"""Rules between settings: problems that no single value causes.
 
 Every rule takes the flat settings and yields a sentence for each problem: the setting, its value,
 the rule, what to do. A value that is wrong by itself is left out of the flat settings, so that it
@@ -61,7 +61,7 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _guidance_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """What has no effect without guidance."""
+    """Rules for settings that have no effect without guidance."""
     if flat.get("sample.guidance_scale") != 1:
         return
     without = "has no effect at sample.guidance_scale=1; raise the guidance or"
@@ -94,7 +94,7 @@ def process_problems(flat: Mapping[str, Any], count: int) -> Iterator[str]:
     """Rules between the settings and the number of processes, which only a launcher knows.
 
     Args:
-        flat: settings that are right otherwise.
+        flat: settings that are valid by themselves.
         count: P.
     """
     samples = flat["sample.prompts_per_iteration"] * flat["sample.images_per_prompt"]
@@ -217,7 +217,7 @@ def _reward_gradient_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _step_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """What a policy gradient can be taken on."""
+    """Rules for the steps that a policy gradient is taken on."""
     rule = flat.get("train.update_rule", "reward_gradient")
     if flat.get("sample.num_steps") == 1 and rule != "reward_gradient":
         yield (

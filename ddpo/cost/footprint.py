@@ -308,7 +308,7 @@ def _adapt(unet: torch.nn.Module, adapter: AdapterSettings) -> list[torch.Tensor
 
 
 def _unet_inputs(unet: Any, latents: torch.Tensor) -> dict[str, Any]:
-    """One row of what the UNet is called with; SDXL is also told of sizes and pooled embeddings."""
+    """One row of what the UNet is called with; SDXL also takes sizes and pooled embeddings."""
     config = unet.config
     inputs: dict[str, Any] = {
         "sample": latents,

@@ -48,8 +48,8 @@ def reward_footprint(settings: Settings) -> RewardFootprint:
 def reward_models(names: Iterable[str], settings: RewardSettings) -> dict[str, PublishedModel]:
     """Source -> the model there that rewards or guards are built from.
 
-    What comes from elsewhere than the default, and is no published model, is taken to be made as
-    the default is.
+    A model from another source than the default, if it is not published, is taken to be
+    built like the default.
     """
     found = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What the pipeline classes of Stable Diffusion do differently: the one seam between them.
+"""The differences between the pipeline classes of Stable Diffusion, in one place.
 
 A family says how its text encoders make a `Conditioning` and what its VAE needs. Everything else,
 adapters, sampling and training, is the same for all of them.

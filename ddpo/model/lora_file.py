@@ -97,7 +97,7 @@ def _only(names: Iterable[str], place: str) -> str:
 
 
 def _repository_files(name: str, revision: str | None) -> list[str]:
-    """Files at the top of a repository; without a network, those of them in the cache."""
+    """Files at the top of a repository; without a network, the cached ones."""
     try:
         files = [found.filename for found in _snapshot(name, revision, dry_run=True)]
         return [file for file in files if "/" not in file]

@@ -72,7 +72,7 @@ class BaseModel(Protocol):
         ...
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """One row a text."""
+        """One row per text."""
         ...
 
     def encode_negative(self, text: str) -> Conditioning:
@@ -176,7 +176,7 @@ class FrozenDiffusion:
         return make_schedule(scheduler, settings.num_steps, settings.eta).to(self.device)
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """One row a text; each distinct text is encoded once and remembered."""
+        """One row per text; each distinct text is encoded once and remembered."""
         return Conditioning.cat([self._encode_one(text) for text in texts])
 
     def encode_negative(self, text: str) -> Conditioning:
@@ -184,13 +184,13 @@ class FrozenDiffusion:
         return self.family.negative(self.pipe, text, self._encode_one(text))
 
     def cut(self, texts: Iterable[str]) -> list[str]:
-        """Those whose ends the model does not read."""
+        """The prompts whose ends the model does not read."""
         return [text for text in texts if self._reading.cuts(self.pipe.tokenizer, text)]
 
     def offload_text_encoders(self, texts: Iterable[str]) -> None:
         """Encode all these prompts, remember them for good and free the encoders' memory.
 
-        A prompt met later is encoded on the CPU.
+        A prompt that comes later is encoded on the CPU.
         """
         self._encode_one = lru_cache(maxsize=None)(self._encode)
         for text in texts:

@@ -68,7 +68,7 @@ _FLOW_NAME = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """What is said of a model beside its configuration, under the names of that configuration.
+    """Claims about a model beside its configuration, under the names of that configuration.
 
     Attributes:
         values: `prediction_type`, `rescale_betas_zero_snr`, `timestep_spacing`, and as
@@ -91,7 +91,7 @@ def _claim(source: str, **values: Any) -> Claims:
 
 
 def claims_on(settings: PretrainedSettings, file: Path | None) -> Claims:
-    """What the settings, the file and the names say.
+    """The claims of the settings, the file and the names.
 
     Args:
         settings: of the base model.
@@ -194,7 +194,7 @@ def _file_claims(path: Path, known: Claims) -> Claims:
 
 
 def _spread(file: Any, tensors: set[str]) -> float | None:
-    """By which the two kinds of Stable Diffusion 2.x differ; None for other models."""
+    """The spread by which the two kinds of Stable Diffusion 2.x differ; else None."""
     if not {_SPREAD_LAYER, _CROSS_ATTENTION, _FIRST_LAYER} <= tensors:
         return None
     width, channels = (file.get_slice(n).get_shape()[1] for n in (_CROSS_ATTENTION, _FIRST_LAYER))

@@ -63,12 +63,12 @@ class Pictures:
 
 
 class SetupSampler:
-    """Draws as diffusers' pipeline does with a setup's scheduler, a generator for every picture.
+    """Draws as diffusers' pipeline does with a setup's scheduler, one generator per picture.
 
     Args:
         model: the frozen parts.
         settings: of the run's evaluations; the setup's steps and guidance replace theirs.
-        setup: how to draw. Its strength is the adapters' affair.
+        setup: how to draw. Its strength is applied by the adapters.
 
     Raises:
         UserError: if the setup does not fit the model.

@@ -20,7 +20,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     ends = "default: the front's ends in its first objective"
     parser.add_argument("--from", dest="first", metavar="ID", help=f"policy at strength 0; {ends}")
-    parser.add_argument("--to", dest="second", metavar="ID", help="policy at strength 1; likewise")
+    parser.add_argument("--to", dest="second", metavar="ID", help=f"policy at strength 1; {ends}")
     parser.add_argument(
         "--format",
         choices=("diffusers", "kohya"),

@@ -88,7 +88,7 @@ class Painter:
     ) -> torch.Tensor:
         """Draw one picture for each prompt and seed.
 
-        A picture depends on its own seed only: it is that of
+        A picture depends on its own seed only: it equals
         `pipe(prompt, generator=torch.Generator().manual_seed(seed))`.
 
         Args:
@@ -104,7 +104,7 @@ class Painter:
 
         Raises:
             UserError: if the adapter is missing, damaged, or made for another model;
-                `ChoiceError` if the model has not so many steps.
+                `ChoiceError` if the model does not have that many steps.
         """
         settings = {**self.sampler, **changes}
         try:

@@ -44,7 +44,7 @@ def plot_front(
     Args:
         path: the PNG file.
         front: on one evaluation set.
-        title: empty for that of a published front.
+        title: empty for the title of a published front.
     """
     num, guards = len(front.objectives), front.guards
     pairs = [(i, j) for i in range(num) for j in range(i + 1, num)]

@@ -37,7 +37,7 @@ def open_quiz(
         source: run directory or model, see `Source.open`, as are the others.
         out: the folder.
         prompts: see above.
-        clip: that the taste is learnt on; empty for that of the answers, or the embedded one.
+        clip: that the taste is learnt on; if empty, the CLIP of the answers, or the embedded one.
         seed: of what is drawn by chance.
         model: see above.
         device: see above.
