@@ -36,7 +36,7 @@ HEADLINES = {
 }
 
 
-SLOW = ("processes", "peers", "soak", "gpu")  # what they run is tried by other tests too
+SLOW = ("agents", "processes", "peers", "soak", "gpu")  # what they run is tried by other tests too
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")

@@ -295,10 +295,8 @@ GRADIENTS = (
     ("least", "said"),
     [
         (0.5, "jpeg_compressibility: the gradient of its companion is followed"),
-        (
-            0.95,
-            "jpeg_compressibility is a black box",
-        ),  # on pictures of random weights the companion follows badly
+        # On pictures of random weights the companion follows badly.
+        pytest.param(0.95, "jpeg_compressibility is a black box", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_along_gradients_of_rewards_resumes_bit_for_bit(world, monkeypatch, least, said):

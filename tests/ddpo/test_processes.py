@@ -196,7 +196,7 @@ def train(folder, num_tasks, num_agents, count, kind, update="ppo"):
     ("num_tasks", "num_agents", "counts", "kind", "update"),
     [
         pytest.param(4, 4, (1, 4), "population", "ppo", marks=pytest.mark.slow),
-        (3, 3, (1, 2), "population", "ppo"),
+        pytest.param(3, 3, (1, 2), "population", "ppo", marks=pytest.mark.slow),
         pytest.param(1, 1, (1, 2), "population", "ppo", marks=pytest.mark.slow),
         pytest.param(
             2, 3, (1, 2), "population", "ppo", marks=pytest.mark.slow

@@ -64,6 +64,7 @@ def test_stable_diffusion_has_its_published_size():
     assert found.text_parameters == 123_060_480
 
 
+@pytest.mark.slow
 def test_stable_diffusion_costs_what_was_measured_on_a_gpu():
     """0.803 TFLOP and 0.714 GB a row (flash attention, bfloat16), 0.179 GB with checkpointing.
 
