@@ -170,17 +170,18 @@ class RewardGradients:
             values = function(ImageBatch(images, self._device), prompts).to(rewards)
         present = rewards.isfinite()
         slope, correlation = fit(values[present], rewards[present])
-        if abs(correlation) < MIN_CORRELATION:
+        strength = abs(correlation)  # a size and its negative are followed alike
+        if strength < MIN_CORRELATION:
             logger.warning(
                 "%s is a black box: on the base model's pictures its differentiable companion has "
                 "a correlation of %.3f with it, below %g",
                 name,
-                correlation,
+                strength,
                 MIN_CORRELATION,
             )
             return 0.0
         logger.info(
-            "%s: the gradient of its companion is followed (correlation %.3f)", name, correlation
+            "%s: the gradient of its companion is followed (correlation %.3f)", name, strength
         )
         return slope
 
