@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.paths import ROOT
 from tools.doc_tables import PAGES, with_tables
 
 
+@pytest.mark.slow  # it measures SDXL, operation by operation
 def test_the_tables_in_the_documentation_are_those_of_the_code():
     """Mend them with `python -m tools.doc_tables`. In one process: pages share what is measured."""
     for page in PAGES:

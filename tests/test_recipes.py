@@ -134,8 +134,8 @@ def test_the_guide_names_recipes_and_settings_that_exist():
         assert setting in settings
 
 
-# One for each architecture that others share.
-DRY = {"aesthetic_compressibility", "sdxl_aesthetic_compressibility"}
+# The others are slower, or alike.
+DRY = {"aesthetic_compressibility"}
 
 
 @pytest.mark.parametrize(
