@@ -312,7 +312,9 @@ def test_a_reward_that_fails_in_one_process_is_an_orderly_error_in_all(folder):
     assert f"--config.resume_from={folder / 'logs' / 'fails'}" in ended[0].error
 
 
-@pytest.mark.parametrize(("how", "limit"), [(dying, 1000), (hanging, 10)])
+@pytest.mark.parametrize(
+    ("how", "limit"), [(dying, 1000), pytest.param(hanging, 10, marks=pytest.mark.slow)]
+)
 def test_a_process_that_dies_or_hangs_ends_the_others_and_is_named(folder, how, limit):
     """A dead process is noticed at once: the test would not live to see the time limit."""
     ended = run_processes(

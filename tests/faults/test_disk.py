@@ -9,6 +9,8 @@ import pytest
 from run.checkpoint import CheckpointStore
 from tests.support.interrupted import content, differences
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_full_disk_costs_checkpoints_but_not_the_run(program, whole):
     code, output = program.run("run_name=full", fault="fill_disk_during", generations=[1, 2])

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.interrupted import differences
 
+pytestmark = pytest.mark.slow  # tests/ddpo/test_processes.py tries the same below the program
+
 
 @pytest.fixture(scope="module", name="whole_of_two")
 def _whole_of_two(program):
