@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 FAITHFUL = Path(__file__).parents[1] / "config" / "faithful.py"
+SECOND = "the pair's second objective"  # a value of a setting that stands for its name
 REMOVED = "7aaf014"  # the last commit with settings that were removed because they did not help
 NEVER = math.inf  # as a cost: more than any run had
 _NUM_USERS = 100
@@ -176,11 +177,13 @@ def command_line(settings: Mapping[str, str], seed: int, learning_rate: float) -
     """A run's arguments for `mo_train.py`: settings over the faithful recipe.
 
     Args:
-        settings: dotted name -> value.
+        settings: dotted name -> value, or `SECOND`; a pair of rewards among them.
         seed: of the run.
         learning_rate: of the run.
     """
     every = {**settings, "seed": str(seed), "train.learning_rate": str(learning_rate)}
+    _, second = every["rewards.names"].split(",")
+    every = {name: second if value == SECOND else value for name, value in every.items()}
     return [f"--config={FAITHFUL}", *(f"--config.{name}={value}" for name, value in every.items())]
 
 

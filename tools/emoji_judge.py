@@ -7,7 +7,9 @@ augmentation. It has one more answer, "nothing", for pictures without a subject.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +19,12 @@ from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ddpo.assets import ASSETS
 from tools import emoji_data
 from tools.emoji_training import Budget, TrainingRun, channels_last
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NOTHING = len(emoji_data.CAPTIONS)
 
@@ -51,6 +57,25 @@ def load_judge(path: Path) -> Judge:
     judge = Judge()
     judge.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return judge.eval()
+
+
+@torch.no_grad()
+def subjects_found(images: torch.Tensor, prompts: Sequence[str]) -> float:
+    """Share of pictures whose most likely caption is their prompt, by the judge that ships.
+
+    Args:
+        images: (n, 3, 32, 32) uint8.
+        prompts: one for each, all of them captions of the embedded model.
+    """
+    captions = list(emoji_data.CAPTIONS)
+    wanted = torch.tensor([captions.index(prompt) for prompt in prompts])
+    answers = _shipped_judge()(images.float() / 255).argmax(dim=1)
+    return float((answers == wanted).float().mean())
+
+
+@lru_cache
+def _shipped_judge() -> Judge:
+    return load_judge(ASSETS / "emoji-judge" / "judge.safetensors")
 
 
 def _disturb(picture: emoji_data.Picture, rng: np.random.Generator) -> emoji_data.Picture:

@@ -18,14 +18,12 @@ import torch
 from tqdm import tqdm
 
 from ddpo.advantages import within_prompt_std
-from ddpo.assets import ASSETS
 from ddpo.calibration import initial_statistics
 from ddpo.evaluation import evaluation_set
 from ddpo.processes import Processes
 from ddpo.trainer import Trainer
 from run.command_line import read_settings
-from tools import emoji_data
-from tools.emoji_judge import load_judge
+from tools.emoji_judge import subjects_found
 
 IMAGES_PER_CAPTION = 4
 DDPO = f"--config={Path(__file__).resolve().parents[1] / 'config' / 'ddpo.py'}"
@@ -44,9 +42,6 @@ def main() -> None:
     trainer = Trainer(settings, Processes.alone(), lambda *_: lambda: None)
     prompts = trainer.prompts.train
     on = evaluation_set("report", prompts, IMAGES_PER_CAPTION * len(prompts), settings.seed)
-    judge = load_judge(ASSETS / "emoji-judge" / "judge.safetensors")
-    captions = list(emoji_data.CAPTIONS)
-    labels = torch.tensor([captions.index(prompt) for prompt in on.prompts])
 
     initial = trainer.agents.initial_policy()
     base = trainer.evaluate([initial], on)[0].rewards
@@ -61,16 +56,14 @@ def main() -> None:
             trainer.update(batch, trainer.advantages(batch))
         if iteration % 5 == 0 or iteration == arguments.iterations:
             policy = trainer.agents.snapshot(0)
-            result = trainer.evaluate([policy], on, len(labels))[0]
-            with torch.no_grad():
-                answers = judge(result.images.float() / 255).argmax(dim=1)
+            result = trainer.evaluate([policy], on, len(on.prompts))[0]
             gains = ((result.rewards - base).mean(dim=0) / scales).tolist()
             lines.append(
                 {
                     "iteration": iteration,
                     "gain_clip_alignment": gains[0],
                     "gain_jpeg_compressibility": gains[1],
-                    "judge_finds_subject": (answers == labels).float().mean().item(),
+                    "judge_finds_subject": subjects_found(result.images, on.prompts),
                 }
             )
             tqdm.write(json.dumps(lines[-1]))

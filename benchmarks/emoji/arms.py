@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.evidence import REMOVED, command_line
+from benchmarks.evidence import REMOVED, SECOND, command_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,7 +94,6 @@ _SINGLE_PASS = {"train.single_pass": "True", "train.updates_per_epoch": "1"}
 _SMALL = {"sample.prompts_per_iteration": "2", "evolution.iterations_per_generation": "8"}
 _SKIP = {"train.max_sensitivity": "5"}
 _FIXED = {"evolution.strategy": "fixed_weights"}
-SECOND = "the pair's second objective"  # stands for its name
 # Four agents with four pictures each per update, and two of four steps with gradient. Policies are
 # still judged with ten steps. They change quickly, so fewer pictures are enough to compare them.
 _GRADIENT = {
@@ -242,6 +241,4 @@ def words(
     if commit := ARMS[arm].measured_at:
         raise ValueError(f"{arm} was measured at {commit}; this version has no settings for it")
     settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **(changes or {})}
-    second = PAIRS[pair]["rewards.names"].split(",")[1]
-    settings = {name: second if value == SECOND else value for name, value in settings.items()}
     return command_line(settings, seed, learning_rate)

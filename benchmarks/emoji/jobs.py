@@ -49,9 +49,9 @@ class Job:
 
 def do(job: Job) -> Record:
     """Do one run in this process, or the rest of it, and write its record."""
-    from benchmarks.emoji.judge import subjects_found  # noqa: PLC0415 - imports torch
-    from benchmarks.emoji.run import measured  # noqa: PLC0415
+    from benchmarks.emoji.run import measured  # noqa: PLC0415 - imports torch
     from run.command_line import read_settings  # noqa: PLC0415
+    from tools.emoji_judge import subjects_found  # noqa: PLC0415
 
     kind = "tuning-" if job.is_tuning else ""
     name = f"{kind}{job.pair}-{job.arm}-{job.learning_rate:g}-{job.seed}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.evidence import REMOVED, command_line
+from benchmarks.evidence import REMOVED, SECOND, command_line
 from benchmarks.toy import rewards
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ _SPECIALISTS = {
     "evolution.evolutionary_generations": "0",
     "evolution.iterations_per_generation": "9",
 }
-# One picture a prompt: there is nothing to compare it with. Learning from 4 steps, judged with 10.
+# One picture per prompt: it is compared with nothing. Learning from 4 steps, judged with 10.
 _GRADIENT = {
     "train.update_rule": "reward_gradient",
     "train.updates_per_epoch": "1",
@@ -108,7 +108,6 @@ _GRADIENT = {
     "sample.images_per_prompt": "1",
     "evaluation.num_steps": "10",
 }
-SECOND = "the pair's second objective"  # stands for its name
 # Its policy gradient compares pictures of a prompt, and wants steps to learn from.
 _HYBRID = {
     "rewards.black_boxes": SECOND,
@@ -184,6 +183,4 @@ def words(
     if commit := ARMS[arm].measured_at:
         raise ValueError(f"{arm} was measured at {commit}; this version has no settings for it")
     settings = {**COMMON, **PAIRS[pair], **ARMS[arm].overrides, **changes}
-    second = PAIRS[pair]["rewards.names"].split(",")[1]
-    settings = {name: second if value == SECOND else value for name, value in settings.items()}
     return command_line(settings, seed, learning_rate)

@@ -1,41 +1,30 @@
-"""Answers `benchmarks/peers.py` with TRL's AlignPropTrainer: no line of it is changed."""
+"""Answers `benchmarks/peers.py` with TRL's AlignPropTrainer, unchanged."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 import time
-import warnings
 from typing import Any
 
-import torch
-from accelerate import PartialState
-
-PartialState(cpu=True)  # TRL's pipeline logs before its trainer has made the state
-
-warnings.simplefilter("ignore")
-logging.disable(logging.WARNING)
-torch.set_num_threads(1)
-
-from trl import (  # noqa: E402
+from trl import (
     AlignPropConfig,
     AlignPropTrainer,
     DefaultDDPOStableDiffusionPipeline,
 )
 
-from benchmarks.workers.protocol import serve  # noqa: E402
-from ddpo.rewards.colorfulness import colorfulness  # noqa: E402
+from benchmarks.workers.protocol import serve
+from benchmarks.workers.trl_peer import TrlPeer, read_arguments
+from ddpo.rewards.colorfulness import colorfulness
 
 
-class Peer:
-    """One policy's trainer, kept between requests; its batch size may change from one to the next.
+class Peer(TrlPeer):
+    """Trains towards colourful pictures.
 
     Args:
         model: folder of the pipeline.
-        images: of an epoch.
+        images: per epoch.
         steps: denoising steps.
-        guidance: scale of it.
+        guidance: guidance scale.
         gradient_steps: K, the last steps that gradients go through.
     """
 
@@ -43,7 +32,7 @@ class Peer:
         self, model: str, images: int, steps: int, guidance: float, gradient_steps: int
     ) -> None:
         prompts = itertools.cycle("abcdefgh")
-        self.trainer = AlignPropTrainer(
+        trainer = AlignPropTrainer(
             AlignPropConfig(
                 sample_num_steps=steps,
                 sample_guidance_scale=guidance,
@@ -61,43 +50,19 @@ class Peer:
             lambda: (next(prompts), {}),
             DefaultDDPOStableDiffusionPipeline(model),
         )
-        self.trainer.sd_pipeline.set_progress_bar_config(disable=True)
-        self.images = images
-        self.rows = 0
-        self.trainer.sd_pipeline.unet.register_forward_pre_hook(self._count)
+        super().__init__(trainer, images)
 
     def epoch(self, batch: int) -> dict[str, Any]:
         """One optimiser step from all images, in passes of `batch`."""
-        trainer = self.trainer
-        trainer.config.train_batch_size = batch
-        passes = self.images // batch
-        trainer.config.train_gradient_accumulation_steps = passes
-        trainer.accelerator.gradient_accumulation_steps = passes
-        trainer.accelerator.step = 0  # passes so far: the last one of the epoch takes the step
-        self.rows = 0
         start = time.process_time()
-        trainer.step(epoch=0, global_step=0)
-        # it draws with its graph: drawing and training are one
-        return {
-            "sampling": 0.0,
-            "training": time.process_time() - start,
-            "unet_rows": self.rows,
-        }
-
-    def _count(self, unet: Any, arguments: tuple[Any, ...]) -> None:  # noqa: ARG002
-        self.rows += len(arguments[0])
+        self.step(batch)
+        training = time.process_time() - start  # it draws with its graph: both are one
+        return {"sampling": 0.0, "training": training, "unet_rows": self.rows}
 
 
 def main() -> None:
     """Serve."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("images", type=int)
-    parser.add_argument("steps", type=int)
-    parser.add_argument("guidance", type=float)
-    parser.add_argument("gradient_steps", type=int)
-    peer = Peer(**vars(parser.parse_args()))
-    serve({"epoch": peer.epoch})
+    serve({"epoch": Peer(**read_arguments("gradient_steps")).epoch})
 
 
 if __name__ == "__main__":

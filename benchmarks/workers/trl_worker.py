@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 import time
-import warnings
 from functools import partial
 from typing import Any
 
-import torch
-from accelerate import PartialState
-
-PartialState(cpu=True)  # TRL's pipeline logs before its trainer has made the state
-
-warnings.simplefilter("ignore")
-logging.disable(logging.WARNING)
-torch.set_num_threads(1)
-
-from trl import (  # noqa: E402
+from trl import (
     DDPOConfig,
     DDPOTrainer,
     DefaultDDPOStableDiffusionPipeline,
 )
 
-from benchmarks.workers.protocol import serve  # noqa: E402
-from ddpo.rewards.jpeg_compressibility import JpegSize  # noqa: E402
+from benchmarks.workers.protocol import serve
+from benchmarks.workers.trl_peer import TrlPeer, read_arguments
+from ddpo.rewards.jpeg_compressibility import JpegSize
 
 
-class Peer:
-    """One policy's trainer, kept between requests, which may change its batch size.
+class Peer(TrlPeer):
+    """Trains towards small JPEG files.
 
     Args:
         model: folder of the pipeline.
@@ -42,7 +31,7 @@ class Peer:
     def __init__(self, model: str, images: int, steps: int, guidance: float) -> None:
         prompts = itertools.cycle("abcdefgh")
         reward = JpegSize(sign=-1)
-        self.trainer = DDPOTrainer(
+        trainer = DDPOTrainer(
             DDPOConfig(
                 sample_num_steps=steps,
                 sample_guidance_scale=guidance,
@@ -61,30 +50,16 @@ class Peer:
             lambda: (next(prompts), {}),
             DefaultDDPOStableDiffusionPipeline(model),
         )
-        self.trainer.sd_pipeline.set_progress_bar_config(disable=True)
-        self.images = images
-        self.rows = 0
-        self.trainer.sd_pipeline.unet.register_forward_pre_hook(self._count)
+        super().__init__(trainer, images)
         self.sampling = self.training = 0.0
-        self.trainer._generate_samples = self._timed(self.trainer._generate_samples, "sampling")
-        self.trainer._train_batched_samples = self._timed(
-            self.trainer._train_batched_samples, "training"
-        )
+        trainer._generate_samples = self._timed(trainer._generate_samples, "sampling")
+        trainer._train_batched_samples = self._timed(trainer._train_batched_samples, "training")
 
     def epoch(self, batch: int) -> dict[str, Any]:
         """One epoch: sample, score, one update in passes of `batch` samples."""
-        trainer = self.trainer
-        trainer.config.train_batch_size = batch
-        accumulation = self.images // batch
-        trainer.config.train_gradient_accumulation_steps = accumulation
-        trainer.accelerator.gradient_accumulation_steps = accumulation * trainer.num_train_timesteps
-        trainer.accelerator.step = 0  # passes so far; the epoch's last one takes the step
-        self.rows, self.sampling, self.training = 0, 0.0, 0.0
-        trainer.step(epoch=0, global_step=0)
+        self.sampling = self.training = 0.0
+        self.step(batch, gradients_per_pass=self.trainer.num_train_timesteps)
         return {"sampling": self.sampling, "training": self.training, "unet_rows": self.rows}
-
-    def _count(self, unet: Any, arguments: tuple[Any, ...]) -> None:  # noqa: ARG002
-        self.rows += len(arguments[0])
 
     def _timed(self, function: Any, name: str) -> Any:
         return partial(self._run_timed, function, name)
@@ -98,13 +73,7 @@ class Peer:
 
 def main() -> None:
     """Serve."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("images", type=int)
-    parser.add_argument("steps", type=int)
-    parser.add_argument("guidance", type=float)
-    peer = Peer(**vars(parser.parse_args()))
-    serve({"epoch": peer.epoch})
+    serve({"epoch": Peer(**read_arguments()).epoch})
 
 
 if __name__ == "__main__":
