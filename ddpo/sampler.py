@@ -122,9 +122,7 @@ class Sampler:
             wanted: the weight of each step whose gradient is taken on the way, for
                 `Rollout.gradients`; by default none is.
         """
-        size = self.samples_per_pass(prompts.num_agents)
-        for start in range(0, prompts.samples_per_agent, size):
-            chunk = prompts.chunk(start, start + size)
+        for chunk in prompts.chunks(self.samples_per_pass(prompts.num_agents)):
             if wanted is None:
                 with torch.inference_mode():
                     rollout = self.denoise(agents, chunk, on_step)

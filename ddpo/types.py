@@ -18,7 +18,7 @@ import torch
 from ddpo.devices import pairs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ddpo.ddim import Schedule
 
@@ -160,6 +160,11 @@ class PromptBatch:
     def conditioning_of(self, rows: torch.Tensor) -> Conditioning:
         """The conditioning of the samples `rows`."""
         return self.encoded[self.which[rows]]
+
+    def chunks(self, size: int) -> Iterator[PromptBatch]:
+        """Parts of at most `size` samples per agent, one after another."""
+        for start in range(0, self.samples_per_agent, size):
+            yield self.chunk(start, start + size)
 
     def chunk(self, start: int, stop: int) -> PromptBatch:
         """Samples start to stop - 1 of every agent, again agent-major."""

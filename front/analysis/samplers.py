@@ -92,9 +92,7 @@ class SetupSampler:
         self, agents: Agents, prompts: PromptBatch, on_step: Callable[[], object] | None = None
     ) -> Iterator[Pictures]:
         """Pictures of as many samples per agent as fit a pass; see `Sampler.chunks`."""
-        size = self._sampler.samples_per_pass(prompts.num_agents)
-        for start in range(0, prompts.samples_per_agent, size):
-            chunk = prompts.chunk(start, start + size)
+        for chunk in prompts.chunks(self._sampler.samples_per_pass(prompts.num_agents)):
             with torch.inference_mode():
                 images = self._draw(agents, chunk, on_step)
             yield Pictures(prompts=chunk, images=images)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from ddpo.agents.adapter import Adapter
 from front.analysis.judge import Judge, check_same
@@ -22,6 +21,7 @@ from front.blend import depth_of_corner
 from front.errors import FrontError
 from front.tables import markdown_table, with_error
 from morl.objectives import to_z
+from run.progress import named_bar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,7 +146,7 @@ def measure_slider(
     adapters = [Adapter.blend([(ends[0], 1 - s), (ends[1], s)]) for s in STRENGTHS]
     judge = Judge(front, model, device, rows_per_pass)
     try:
-        with tqdm(total=len(adapters), unit="place", leave=False, disable=None) as bar:
+        with named_bar("measuring places", len(adapters)) as bar:
             measured = judge.measure(adapters, bar.update)
     finally:
         judge.close()

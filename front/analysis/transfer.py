@@ -7,8 +7,6 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ddpo.agents.adapter import Adapter
 from ddpo.files import write_json
 from front.analysis.judge import Judge, check_same
@@ -17,6 +15,7 @@ from front.record import NAME, FrontRecord
 from front.settings import settings_of
 from front.setups import Setup, transferred
 from morl.types import BASE_POLICY, PolicyId
+from run.progress import named_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,7 +129,7 @@ def _rewards(
     base = Adapter.blend([(next(iter(read.values())), 0.0)])
     found: dict[Setup, dict[PolicyId, Array]] = {}
     without: dict[Setup, Array] = {}  # the base model's, which has no strength
-    with tqdm(total=len(drawings) * len(read), unit="policy", leave=False, disable=None) as bar:
+    with named_bar("measuring setups", len(drawings) * len(read)) as bar:
         for setup, drawing in drawings.items():
             plain = replace(setup, strength=1.0)
             adapters = {
