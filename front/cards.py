@@ -17,7 +17,7 @@ from ddpo.files import ADAPTER_FILE
 from ddpo.model.source import source_of
 from front.drawing_code import drawing_code, is_on_hub, local_names, shared_name
 from front.member import FrontPolicy
-from front.pictures.parameters import DISTILLED, SCHEDULES, describe, png_text, sampler_of
+from front.pictures.parameters import describe, elsewhere, png_text, sampler_of
 from front.pictures.plots import plot_samples
 from front.settings import settings_of
 from front.setups import policy_table, transfer_table
@@ -206,7 +206,7 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
     sample, pretrained = settings.evaluation_sample, settings.pretrained
     schedule = front.model.schedule if front.model else {}
     own = front.model.sampler if front.model else ""
-    sampler = DISTILLED.get(own, ("euler_ancestral", "Euler a"))
+    names = elsewhere(front)
     rows = [
         [f"put `{weight_name}` into", "`models/loras`", "`models/Lora`"],
         [
@@ -214,11 +214,10 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
             "1 (`strength_model`; it has no layers of text encoders)",
             f"1: `<lora:{Path(weight_name).stem}:1>` in the prompt",
         ],
-        ["sampler", f"`{sampler[0]}`", sampler[1]],
+        ["sampler", f"`{names.sampler[0]}`", names.sampler[1]],
     ]
-    spacing = "trailing" if own in DISTILLED else schedule.get("timestep_spacing", "")
-    if schedules := SCHEDULES.get(spacing):
-        rows.append(["scheduler", f"`{schedules[0]}`", schedules[1]])
+    if names.schedule:
+        rows.append(["scheduler", f"`{names.schedule[0]}`", names.schedule[1]])
     both = {"steps": str(sample.num_steps), "CFG": f"{sample.guidance_scale:g}"}
     if front.model:
         both["size"] = f"{front.model.width} x {front.model.height}"
@@ -227,7 +226,7 @@ def _kohya(front: Front, weight_name: str) -> dict[str, Any]:
         "table": markdown_table(["", "ComfyUI", "A1111, Forge"], rows),
         "sample": sample,
         "scheduler": SAMPLERS[own or "ddim"],
-        "is_distilled": own in DISTILLED,
+        "is_distilled": names.is_distilled,
         "predicts_v": schedule.get("prediction_type") == "v_prediction",
         "zero_snr": schedule.get("rescale_betas_zero_snr", False),
         "lora": shared_name(pretrained.lora),

@@ -79,17 +79,14 @@ class FrontPublisher:
     def generation(self, run: Session) -> None:
         """Show trackers the archive and the policies of the last generation; write the page."""
         run.processes.by_first(run.recorder.show, generation_panel)
-        run.processes.by_first(self._write_page, run.directory.path)
+        run.processes.by_first(self._refresh_page, run.directory.path)
 
-    def _write_page(self, path: Path) -> None:
+    def _refresh_page(self, path: Path) -> None:
         """Write the page during the run, unless that would take too much of its time."""
         began = time.monotonic()
         if began - self._page_written < self._page_seconds / PAGE_SHARE:
             return
-        try:
-            write_report(path, is_running=True)
-        except UserError as error:
-            logger.warning("report.html could not be written: %s", error)
+        _write_page(path, is_running=True)
         self._page_written = time.monotonic()
         self._page_seconds = self._page_written - began
 
@@ -154,10 +151,7 @@ class FrontPublisher:
     def _finish(self, run: Session) -> None:
         """Write the page, and say what was found; in the first process."""
         path, recorder = run.directory.path, run.recorder
-        try:
-            write_report(path)
-        except UserError as error:  # everything it shows is on disk already
-            logger.warning("report.html could not be written: %s", error)
+        _write_page(path, is_running=False)
         overhead = run.trainer.work.overhead_fraction
         front = Front.load(path)
         last = {"report/hypervolume": front.hypervolume, "cost/overhead_fraction": overhead}
@@ -186,10 +180,29 @@ class FrontPublisher:
         run.save_adapters()  # those that only the front before this one had are let go
 
 
+def _write_page(path: Path, *, is_running: bool) -> None:
+    """Write `report.html`, or warn: everything it shows is on disk already."""
+    try:
+        write_report(path, is_running=is_running)
+    except UserError as error:
+        logger.warning("report.html could not be written: %s", error)
+
+
 def farewell(front: Front) -> list[str]:
     """What a run says at its end: what it found, what to open and what to do next."""
     if len(front.objectives) == 1:
-        return _farewell_of_one(front)
+        found, next_steps = _gain_of_one(front), _next_steps(front, front.policies[0].id)
+    elif [policy.id for policy in front.policies] == [BASE_POLICY]:
+        found, next_steps = "nothing beats the base model yet: this run was too short to learn", []
+    else:
+        trained = [member for member in front.members if member.id != BASE_POLICY]
+        balanced = max(trained, key=lambda member: front.gain(member).min())
+        found, next_steps = _members_found(front), _next_steps(front, balanced.id)
+    return [f"done        {found}", f"look        {near(front.path / 'report.html')}", *next_steps]
+
+
+def _members_found(front: Front) -> str:
+    """How many members a front has, and how many of them are better than the base model."""
     found = counted(len(front.policies), "policy", "policies")
     if front.blends:
         found += f" and {counted(len(front.blends), 'blend', 'blends')} of neighbours"
@@ -197,29 +210,15 @@ def farewell(front: Front) -> list[str]:
     entries: list[PolicyRecord | BlendRecord] = [*record.policies, *(record.blends or ())]
     num_better = sum(Gain.published(entry, record.base).is_everywhere for entry in entries)
     better = counted(num_better, "member", "members")
-    lines = [
-        f"done        {found} on the front; {better} clearly better than the base model in every "
-        "objective",
-        f"look        {near(front.path / 'report.html')}",
-    ]
-    if [policy.id for policy in front.policies] == [BASE_POLICY]:
-        lines[0] = "done        nothing beats the base model yet: this run was too short to learn"
-        return lines
-    trained = [member for member in front.members if member.id != BASE_POLICY]
-    balanced = max(trained, key=lambda member: front.gain(member).min())
-    return [*lines, *_next_steps(front, balanced.id)]
+    return f"{found} on the front; {better} clearly better than the base model in every objective"
 
 
-def _farewell_of_one(front: Front) -> list[str]:
-    """Of a run with one objective: its policy and what it gains."""
+def _gain_of_one(front: Front) -> str:
+    """What the policy of a run with one objective gains."""
     (policy,), (objective,) = front.policies, front.objectives
     now = with_error(policy.report_returns[0], policy.report_std_error[0])
     then = with_error(front.base.report_returns[0], front.base.report_std_error[0])
-    return [
-        f"done        {policy.id}: {objective.name} {now}, the base model {then}",
-        f"look        {near(front.path / 'report.html')}",
-        *_next_steps(front, policy.id),
-    ]
+    return f"{policy.id}: {objective.name} {now}, the base model {then}"
 
 
 def _next_steps(front: Front, member: str) -> list[str]:

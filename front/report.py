@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import TemplateError
 from markupsafe import Markup
 from PIL import Image
 
@@ -34,6 +34,7 @@ from front.verdict import Gain, losses
 from front.view import FrontView
 from morl.types import BASE_POLICY, PolicyId
 from run.audit_page import read_audit
+from run.pages import page_template
 from run.records import CONFIG, SEARCH, RunConfig, SearchRecord
 from run.samples import encode, read_samples, sample_path
 
@@ -362,18 +363,11 @@ def render(files: RunFiles, data: Mapping[str, Any], *, is_running: bool = False
         data: from `report_data`.
         is_running: see `write_report`.
     """
-    environment = Environment(
-        autoescape=True,
-        loader=FileSystemLoader(_TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     labels = [Label.of(objective) for objective in files.search.objectives]
     guards = [Label.of(guard) for guard in files.front.guards] if files.front else []
     scripts = [_own_text(name) for name in _SCRIPTS]
     settings = files.config.settings
-    return environment.get_template("report.html.j2").render(
+    return page_template(_TEMPLATES / "report.html.j2").render(
         data=data,
         refresh_seconds=REFRESH_SECONDS if is_running else 0,
         payload=_payload(data),

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ddpo.files import write_atomic, write_json
+from run.pages import page_template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,18 +51,11 @@ def write_audit(settings: Settings, audit: Audit) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     model = settings.pretrained.model
     write_json(path.with_suffix(".json"), {"model": model, **audit.to_json()})
-    environment = Environment(
-        autoescape=True,
-        loader=FileSystemLoader(_TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     thumbnails = {
         kind: [_thumbnail(picture) for picture in pictures[:_SHOWN]]
         for kind, pictures in audit.pictures.items()
     }
-    page = environment.get_template("audit.html.j2").render(
+    page = page_template(_TEMPLATES / "audit.html.j2").render(
         audit=audit, model=Path(model).name, thumbnails=thumbnails
     )
     write_atomic(path, page.encode(errors="backslashreplace"))

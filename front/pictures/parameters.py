@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL.PngImagePlugin import PngInfo
 
@@ -27,13 +27,38 @@ if TYPE_CHECKING:
 
 KEY = "parameters"  # of the text in the file
 # Where the same steps lie: the scheduler of ComfyUI, the schedule type of A1111 and Forge.
-SCHEDULES = {
+_SCHEDULES = {
     "leading": ("ddim_uniform", "DDIM"),
     "trailing": ("sgm_uniform", "SGM Uniform"),
     "linspace": ("normal", "Normal"),
 }
 # The same sampler there; ComfyUI has none of TCD's name, whose steps at gamma 1 are LCM's.
-DISTILLED = {"lcm": ("lcm", "LCM"), "tcd": ("lcm", "TCD")}
+_DISTILLED = {"lcm": ("lcm", "LCM"), "tcd": ("lcm", "TCD")}
+
+
+class Elsewhere(NamedTuple):
+    """What the run's sampler is called in ComfyUI, and in A1111 and Forge.
+
+    Attributes:
+        sampler: its two names.
+        schedule: the two names of where its steps lie; None where that has no name.
+        is_distilled: whether it is LCM's or TCD's.
+    """
+
+    sampler: tuple[str, str]
+    schedule: tuple[str, str] | None
+    is_distilled: bool
+
+
+def elsewhere(front: Front) -> Elsewhere:
+    """The names of a run's sampler in other programs."""
+    own = front.model.sampler if front.model else ""
+    is_distilled = own in _DISTILLED
+    schedule = front.model.schedule if front.model else {}
+    spacing = "trailing" if is_distilled else schedule.get("timestep_spacing", "")
+    # Euler a takes the steps of DDIM with the same eta.
+    sampler = _DISTILLED.get(own, ("euler_ancestral", "Euler a"))
+    return Elsewhere(sampler, _SCHEDULES.get(spacing), is_distilled)
 
 
 def arguments_of(sample: SampleSettings) -> dict[str, Any]:
@@ -76,20 +101,18 @@ def describe(
         sampler: see `sampler_of`.
     """
     pretrained = settings_of(front).pretrained
-    own = front.model.sampler if front.model else ""
-    spacing = front.model.schedule.get("timestep_spacing", "") if front.model else ""
+    names = elsewhere(front)
     pairs: dict[str, Any] = {
         "Steps": sampler["num_inference_steps"],
-        # Euler a takes the steps of DDIM with this eta.
-        "Sampler": DISTILLED[own][1] if own in DISTILLED else "Euler a",
+        "Sampler": names.sampler[1],
         "CFG scale": f"{sampler['guidance_scale']:g}",
         "Seed": seed,
         "Size": f"{picture.width}x{picture.height}",
         "Model": Path(source_of(pretrained.model).name).stem,
         "RNG": "CPU",
     }
-    if spacing in SCHEDULES:
-        pairs["Schedule type"] = SCHEDULES[spacing][1]
+    if names.schedule:
+        pairs["Schedule type"] = names.schedule[1]
     if sampler["eta"] != 1:
         pairs["Eta"] = f"{sampler['eta']:g}"
     if pretrained.clip_skip:
