@@ -98,6 +98,16 @@ class Settings:
         steps = self.evaluation.num_steps or self.sample.num_steps
         return dataclasses.replace(self.sample, num_steps=steps)
 
+    @property
+    def in_single_rows(self) -> Settings:
+        """The settings to count costs with where the UNet reads the guidance scale itself.
+
+        Guidance then takes no second row.
+        """
+        return dataclasses.replace(
+            self, sample=dataclasses.replace(self.sample, guidance_scale=1.0)
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Nested dictionaries of JSON values, as `config.json` stores them."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))

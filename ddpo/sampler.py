@@ -41,6 +41,9 @@ class Sampler:
     Args:
         model: the frozen parts.
         settings: steps, guidance, eta, negative prompt, rows per pass.
+
+    Attributes:
+        embeds_guidance: whether the UNet reads the guidance scale itself.
     """
 
     def __init__(self, model: BaseModel, settings: SampleSettings) -> None:
@@ -48,11 +51,13 @@ class Sampler:
         self.settings = settings
         self.schedule = model.schedule(settings)
         self.negative = model.encode_negative(settings.negative_prompt)
+        self._guidance = model.embed_guidance(settings.guidance_scale)
+        self.embeds_guidance = self._guidance is not None
 
     @property
     def rows_per_sample(self) -> int:
-        """UNet rows one sample needs at one step: two with guidance, one without."""
-        return self.settings.rows_per_sample
+        """UNet rows one sample needs at one step: two with guidance, one without or embedded."""
+        return 1 if self.embeds_guidance else self.settings.rows_per_sample
 
     def samples_per_pass(self, num_agents: int) -> int:
         """Samples per agent in one UNet pass."""
@@ -63,9 +68,12 @@ class Sampler:
     ) -> PromptBatch:
         """Encode prompts into a `PromptBatch` of agent-major rows."""
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        encoded = self.model.encode_prompts(list(place))
+        if self._guidance is not None:
+            encoded = replace(encoded, guidance=self._guidance.expand(len(encoded), -1))
         return PromptBatch(
             texts=tuple(texts),
-            encoded=self.model.encode_prompts(list(place)),
+            encoded=encoded,
             which=to_device(torch.tensor([place[text] for text in texts]), self.model.device),
             seeds=tuple(seeds),
             num_agents=num_agents,

@@ -199,8 +199,9 @@ class Trainer:
     @property
     def plan(self) -> Plan:
         """What the run draws and trains in all."""
-        num_steps = len(self.trained_steps or ())
-        return Plan.of(self.settings, len(self.prompts.train), num_steps)
+        settings = self.settings
+        counted = settings.in_single_rows if self.sampler.embeds_guidance else settings
+        return Plan.of(counted, len(self.prompts.train), len(self.trained_steps or ()))
 
     def length_notes(self) -> list[str]:
         """One sentence for the model and for each reward that cuts off prompts."""

@@ -40,15 +40,18 @@ class Conditioning:
         pooled: (rows, P) pooled text embeddings; None if the UNet takes none (SD 1.x and 2.x).
         time_ids: (rows, 6) sizes and crops in pixels (SDXL: Podell et al. 2023, section 2.2); None
             if the UNet takes none.
+        guidance: (rows, W) embedding of the guidance scale (Luo et al. 2023, section 4.2); None if
+            the UNet takes none.
     """
 
     text: torch.Tensor
     pooled: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
+    guidance: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         _check(self.text.ndim == 3, "text", "(rows, L, D)", tuple(self.text.shape))
-        for name in ("pooled", "time_ids"):
+        for name in ("pooled", "time_ids", "guidance"):
             value = getattr(self, name)
             _check(
                 value is None or (value.ndim == 2 and len(value) == len(self)),
@@ -75,6 +78,7 @@ class Conditioning:
             text=function(self.text, *(other.text for other in others)),
             pooled=one("pooled"),
             time_ids=one("time_ids"),
+            guidance=one("guidance"),
         )
 
     def expand(self, rows: int) -> Conditioning:
@@ -105,7 +109,7 @@ class Conditioning:
     def without_text(self) -> Conditioning:
         """The same with text embeddings of zero; sizes and crops stay as they are."""
         zero = self.map(torch.zeros_like)
-        return Conditioning(text=zero.text, pooled=zero.pooled, time_ids=self.time_ids)
+        return replace(zero, time_ids=self.time_ids, guidance=self.guidance)
 
     def unet_arguments(self, dtype: torch.dtype) -> dict[str, Any]:
         """Keyword arguments of a `UNet2DConditionModel`."""
@@ -115,6 +119,8 @@ class Conditioning:
                 "text_embeds": self.pooled.to(dtype),
                 "time_ids": self.time_ids.to(dtype),
             }
+        if self.guidance is not None:
+            arguments["timestep_cond"] = self.guidance.to(dtype)
         return arguments
 
 

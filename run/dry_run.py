@@ -15,6 +15,7 @@ from ddpo.assets import resolve_model
 from ddpo.cost.footprint import (
     KNOWN_MODELS,
     architecture_of,
+    counted,
     measure_footprint,
     plan_of,
     policy_gradient_steps,
@@ -91,7 +92,7 @@ def dry_run(settings: Settings) -> str:
         "Prompts": (*_prompts(prompts), *_cut_by_model(settings.pretrained, texts)),
         "Images and UNet rows": _counts(settings, plan),
         "Model": (taken, *steps, *_model(settings, footprint)),
-        "Memory of one device": _memory(settings, plan, footprint),
+        "Memory of one device": _memory(counted(settings), plan, footprint),
         "Time": _time(plan, footprint),
         "Downloads": _downloads(settings, footprint),
     }

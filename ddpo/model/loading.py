@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from config.settings.errors import UserError
 from ddpo.assets import resolve_model
 from ddpo.devices import DTYPES
-from ddpo.model.families import FAMILIES, Family, Frame
+from ddpo.model.families import FAMILIES, SAME_PARTS, Family, Frame
 from ddpo.model.files import (
     checkpoint_problems,
     folder_problems,
@@ -157,6 +157,8 @@ def taken_for(
     kind = kinds.get(unet.get("cross_attention_dim", 0), "Stable Diffusion")
     if unet.get("addition_embed_type") == "text_time":
         kind = "SDXL"
+    if unet.get("time_cond_proj_dim") is not None:
+        kind += " that reads its guidance scale"
     what = described(found.claims, scheduler)
     return f"{settings.model} is taken for {kind}: {what}, {frame.width} x {frame.height} pixels"
 
@@ -247,9 +249,10 @@ def _family_of(model: str, revision: str | None) -> Family:
     if not Path(model).is_dir():
         folder = snapshot_download(model, revision=revision, allow_patterns=["model_index.json"])
     name = DiffusionPipeline.load_config(folder)["_class_name"]
-    if name not in FAMILIES:
-        raise ValueError(f"it is a {name}; only {' and '.join(FAMILIES)} can be trained here")
-    return FAMILIES[name]
+    known = {**FAMILIES, **SAME_PARTS}
+    if name not in known:
+        raise ValueError(f"it is a {name}; only {' and '.join(known)} can be trained here")
+    return known[name]
 
 
 def _from_single_file(settings: PretrainedSettings, found: Found, file: Path) -> Any:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from config.base import PretrainedSettings, SampleSettings
 
 _REMEMBERED_PROMPTS = 4096
+NO_SECOND_ROW = (
+    "the UNet of this model reads the guidance scale, so its pictures have no second row that a "
+    "negative prompt or a rescaled guidance could change; leave them at their defaults"
+)
 _CLASSES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, TCDScheduler)
@@ -77,6 +81,10 @@ class BaseModel(Protocol):
 
     def encode_negative(self, text: str) -> Conditioning:
         """The one row that guidance leads away from."""
+        ...
+
+    def embed_guidance(self, scale: float) -> torch.Tensor | None:
+        """The guidance scale (1, W) as the UNet reads it; None where guidance takes two rows."""
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -170,8 +178,10 @@ class FrozenDiffusion:
         """The denoising steps, on the device.
 
         Raises:
-            UserError: if the model's noise schedule has no such steps.
+            UserError: if the model's noise schedule has no such steps, or the model does not read a
+                setting; see `check_guidance`.
         """
+        check_guidance(self.pipe.unet.config, settings)
         scheduler = self.scheduler(settings.sampler)
         return make_schedule(scheduler, settings.num_steps, settings.eta).to(self.device)
 
@@ -182,6 +192,17 @@ class FrozenDiffusion:
     def encode_negative(self, text: str) -> Conditioning:
         """The one row that guidance leads away from; "" is no negative prompt."""
         return self.family.negative(self.pipe, text, self._encode_one(text))
+
+    def embed_guidance(self, scale: float) -> torch.Tensor | None:
+        """The guidance scale (1, W) as the UNet reads it; None where guidance takes two rows."""
+        width = self.pipe.unet.config.time_cond_proj_dim
+        if width is None:
+            return None
+        # Luo et al. 2023 call 0 what is 1 here: no guidance.
+        embedded: torch.Tensor = self.pipe.get_guidance_scale_embedding(
+            torch.tensor([scale - 1.0]), width
+        )
+        return embedded.to(self.device)
 
     def cut(self, texts: Iterable[str]) -> list[str]:
         """The prompts whose ends the model does not read."""
@@ -223,6 +244,26 @@ def reading_of(settings: PretrainedSettings) -> Reading:
     return Reading(max_parts=settings.prompt_parts, clip_skip=settings.clip_skip)
 
 
+def check_guidance(unet: Mapping[str, Any], sample: SampleSettings) -> None:
+    """Refuse what only a second row could read, where the UNet reads the guidance scale itself.
+
+    Args:
+        unet: its configuration.
+        sample: how pictures are drawn.
+
+    Raises:
+        UserError: naming all such settings.
+    """
+    if unet.get("time_cond_proj_dim") is None:
+        return
+    given = {
+        "negative_prompt": sample.negative_prompt,
+        "guidance_rescale": sample.guidance_rescale,
+    }
+    if unread := [f"sample.{name}={value!r}" for name, value in given.items() if value]:
+        raise UserError(f"{' and '.join(unread)} cannot be used: {NO_SECOND_ROW}")
+
+
 def scheduler_of(
     scheduler: Mapping[str, Any],
     unet: Mapping[str, Any],
@@ -260,8 +301,6 @@ def scheduler_of(
             f"its UNet takes {taken} channels, its VAE makes {made}: it draws from a picture, not "
             "from text alone"
         )
-    if unet.get("time_cond_proj_dim") is not None:
-        problems.append("its UNet has guidance distilled into it")
     if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
         problems.append("its VAE shifts its latents")
     if not problems:

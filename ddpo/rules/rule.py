@@ -99,7 +99,8 @@ class Rule(ABC):
     def __init__(self, sampler: Sampler, settings: Settings) -> None:
         self.sampler = sampler
         self.settings = settings
-        self.rows_per_pair = self.cost(settings).rows_per_pair
+        counted = settings.in_single_rows if sampler.embeds_guidance else settings
+        self.rows_per_pair = self.cost(counted).rows_per_pair
 
     @staticmethod
     @abstractmethod

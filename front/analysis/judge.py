@@ -66,16 +66,16 @@ class Judge:
         self._guards = Guards.build(settings, where)
         rank = 2 * settings.policy_adapter.rank  # room for a blend of two
         adapter = dataclasses.replace(settings.adapter, rank=rank, alpha=float(rank))
+        self._settings = settings.evaluation_sample
+        self._sampler = Sampler(diffusion, self._settings)
         # As many at a time as in the run, unless a pass is to have fewer rows than that.
-        per_agent = settings.sample.rows_per_sample
+        per_agent = self._sampler.rows_per_sample
         self._group = min(
             settings.evolution.num_agents, max(1, settings.sample.rows_per_pass // per_agent)
         )
         num_slots = max(self._group, 2)  # for the parts of a blend
         self._agents = Agents(diffusion.unet, num_slots, adapter, settings.train)
         speed.apply(settings.speed, diffusion, self._agents)
-        self._settings = settings.evaluation_sample
-        self._sampler = Sampler(diffusion, self._settings)
 
     def drawing(self, setup: Setup) -> SetupSampler:
         """Draws under a setup, for `measure`.

@@ -11,7 +11,7 @@ from config.settings.errors import UserError
 from ddpo import speed
 from ddpo.agents.adapter import Adapter
 from ddpo.ddim import make_schedule
-from ddpo.model.stable_diffusion import FrozenDiffusion
+from ddpo.model.stable_diffusion import NO_SECOND_ROW, FrozenDiffusion
 from ddpo.types import Conditioning
 from front.errors import ChoiceError
 from front.pictures.parameters import arguments_of
@@ -104,7 +104,7 @@ class Painter:
 
         Raises:
             UserError: if the adapter is missing, damaged, or made for another model;
-                `ChoiceError` if the model does not have that many steps.
+                `ChoiceError` if the model does not have that many steps, or no negative prompt.
         """
         settings = {**self.sampler, **changes}
         try:
@@ -113,9 +113,14 @@ class Painter:
             )
         except UserError as error:
             raise ChoiceError(str(error)) from error
+        negative_prompt, guidance = settings.pop("negative_prompt") or "", settings["guidance_scale"]
+        embeds_guidance = self._model.embed_guidance(guidance) is not None
+        if negative_prompt and embeds_guidance:
+            raise ChoiceError(f"the negative prompt cannot be used: {NO_SECOND_ROW}")
         self._show(member)
-        negative = self._model.encode_negative(settings.pop("negative_prompt") or "")
-        batch = max(1, self.sample.rows_per_pass // (1 if settings["guidance_scale"] <= 1 else 2))
+        negative = self._model.encode_negative(negative_prompt)
+        is_guided = guidance > 1 and not embeds_guidance
+        batch = max(1, self.sample.rows_per_pass // (2 if is_guided else 1))
         images: list[torch.Tensor] = []
         for start in range(0, len(prompts), batch):
             texts = list(prompts[start : start + batch])
