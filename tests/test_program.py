@@ -140,6 +140,18 @@ def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
     assert metrics(logs / "parts") == metrics(finished)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["lcm", "tcd", "euler_a"])
+def test_a_run_with_a_sampler_for_few_steps_resumes_bit_for_bit(world, sampler):
+    drawn = f"sample.sampler={sampler}"
+    logs = world(f"run_name={sampler}", drawn)
+    world(f"run_name={sampler}_parts", drawn, "evolution.evolutionary_generations=1")
+    world(f"resume_from={logs / f'{sampler}_parts'}", drawn)
+    for name in ("front.json", "history.json", "search.json"):
+        assert read(logs / f"{sampler}_parts" / name) == read(logs / sampler / name)
+    assert metrics(logs / f"{sampler}_parts") == metrics(logs / sampler)
+
+
 def test_a_resumed_run_keeps_its_prompts(world, tmp_path):
     report = tmp_path / "report.txt"
     report.write_text("e\nf\n")

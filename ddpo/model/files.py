@@ -208,6 +208,11 @@ def checkpoint_problems(path: Path, *, has_vae: bool) -> Iterator[str]:
     if not has("model.diffusion_model.input_blocks."):
         yield _other_kind(has)
         return
+    if has("model.diffusion_model.time_embedding.cond_proj."):
+        yield (
+            "its UNet reads the guidance scale, and how is lost in a single file; give the folder "
+            "or hub id that it was made from"
+        )
     if not has("cond_stage_model.", "conditioner.embedders."):
         yield f"it has no text encoders, perhaps a UNet alone; {_WHOLE}"
     if not has_vae and not has("first_stage_model."):

@@ -88,6 +88,7 @@ def settings_for(
     kind="population",
     start="even_weights",
     update="ppo",
+    sampler="",
     **top,
 ):
     """A tiny run with two smooth rewards; 5 images an update, which 2 processes share unevenly.
@@ -106,6 +107,7 @@ def settings_for(
         agents={"kind": kind},
         sample={
             "num_steps": 3,
+            "sampler": sampler,
             "guidance_scale": 3.0,
             "rows_per_pass": 16,
             "prompts_per_iteration": 3 if is_one_step else 5,
@@ -136,7 +138,7 @@ def settings_for(
     return dataclasses.replace(settings, evolution=evolution, num_threads=1, **top)
 
 
-def train(folder, num_tasks, num_agents, count, kind, update="ppo"):
+def train(folder, num_tasks, num_agents, count, kind, update="ppo", sampler="ddim"):
     """Two iterations and an evaluation in float64: everything that a process knows afterwards.
 
     With fewer tasks than agents it is the warm-up of a soup.
@@ -148,7 +150,8 @@ def train(folder, num_tasks, num_agents, count, kind, update="ppo"):
     DTYPES["float32"] = torch.float64
 
     start = "even_weights" if num_tasks == num_agents else "soup"
-    settings = settings_for(folder, num_agents, kind=kind, start=start, update=update)
+    how = {"kind": kind, "start": start, "update": update, "sampler": sampler}
+    settings = settings_for(folder, num_agents, **how)
     reductions = []
     all_reduce = torch.distributed.all_reduce
 
@@ -193,31 +196,36 @@ def train(folder, num_tasks, num_agents, count, kind, update="ppo"):
 
 
 @pytest.mark.parametrize(
-    ("num_tasks", "num_agents", "counts", "kind", "update"),
+    ("num_tasks", "num_agents", "counts", "kind", "update", "sampler"),
     [
-        pytest.param(4, 4, (1, 4), "population", "ppo", marks=pytest.mark.slow),
-        pytest.param(3, 3, (1, 2), "population", "ppo", marks=pytest.mark.slow),
-        pytest.param(1, 1, (1, 2), "population", "ppo", marks=pytest.mark.slow),
+        pytest.param(4, 4, (1, 4), "population", "ppo", "ddim", marks=pytest.mark.slow),
+        pytest.param(3, 3, (1, 2), "population", "ppo", "ddim", marks=pytest.mark.slow),
+        pytest.param(1, 1, (1, 2), "population", "ppo", "ddim", marks=pytest.mark.slow),
         pytest.param(
-            2, 3, (1, 2), "population", "ppo", marks=pytest.mark.slow
+            2, 3, (1, 2), "population", "ppo", "ddim", marks=pytest.mark.slow
         ),  # a process for each agent now, one group later
         pytest.param(
-            2, 4, (1, 4), "population", "ppo", marks=pytest.mark.slow
+            2, 4, (1, 4), "population", "ppo", "ddim", marks=pytest.mark.slow
         ),  # two processes share an agent now, none do later
         pytest.param(
-            2, 2, (1, 4), "conditioned", "ppo", marks=pytest.mark.slow
+            2, 2, (1, 4), "conditioned", "ppo", "ddim", marks=pytest.mark.slow
         ),  # two groups of two, all with the whole family
-        pytest.param(3, 3, (1, 2), "population", "single_pass", marks=pytest.mark.slow),
-        pytest.param(2, 2, (1, 4), "population", "single_pass", marks=pytest.mark.slow),
-        (3, 3, (1, 2), "population", "reward_gradient"),
+        pytest.param(3, 3, (1, 2), "population", "single_pass", "ddim", marks=pytest.mark.slow),
+        pytest.param(2, 2, (1, 4), "population", "single_pass", "ddim", marks=pytest.mark.slow),
+        (3, 3, (1, 2), "population", "reward_gradient", "ddim"),
+        pytest.param(3, 3, (1, 2), "population", "ppo", "lcm", marks=pytest.mark.slow),
+        pytest.param(3, 3, (1, 2), "population", "ppo", "tcd", marks=pytest.mark.slow),
+        pytest.param(
+            3, 3, (1, 2), "population", "reward_gradient", "euler_a", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_result_does_not_depend_on_the_number_of_processes(
-    folder, num_tasks, num_agents, counts, kind, update
+    folder, num_tasks, num_agents, counts, kind, update, sampler
 ):
+    what = folder, num_tasks, num_agents
     (alone,), *several = (
-        values(run_processes(count, train, folder, num_tasks, num_agents, count, kind, update))
-        for count in counts
+        values(run_processes(count, train, *what, count, kind, update, sampler)) for count in counts
     )
     assert alone["adapters"].dtype == np.float64
     for one in (result for results in several for result in results):

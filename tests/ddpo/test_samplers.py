@@ -130,7 +130,11 @@ def test_agents_draw_alone_what_they_draw_together_and_their_ratio_is_one(sample
     changes = {"sampler": sampler, "guidance_scale": 1.0, "eta": 0.5 if sampler == "tcd" else 1.0}
     together = make_rig(2, pipe(), sample=changes)
     together.perturb()
-    rollout = together.rollout(together.batch(2, 2))
+    batch = together.batch(2, 2)
+    rollout = together.rollout(batch)
+    for sample in (0, 1):  # as two processes share them
+        part = together.rollout(batch.chunk(sample, sample + 1))
+        torch.testing.assert_close(part.latents, rollout.latents[sample::2], rtol=0, atol=1e-4)
     alone = make_rig(1, pipe(), sample=changes)
     alone.agents.load(0, together.agents.snapshot(1))
     own = alone.rollout(alone.batch(1, 2, first_agent=1))

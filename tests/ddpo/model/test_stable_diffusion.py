@@ -178,12 +178,8 @@ def test_models_that_are_no_chain_of_ddim_steps_are_refused():
         with pytest.raises(UserError, match="cannot be sampled by DDIM") as error:
             FrozenDiffusion(pipe)
         assert words in str(error.value)
-    for words, change in {
-        "draws from a picture": {"in_channels": 9},
-        "guidance distilled": {"time_cond_proj_dim": 8},
-    }.items():
-        with pytest.raises(UserError, match=words):
-            FrozenDiffusion(make_tiny_pipe(**change))
+    with pytest.raises(UserError, match="draws from a picture"):
+        FrozenDiffusion(make_tiny_pipe(in_channels=9))
     pipe = make_tiny_pipe("sdxl")
     pipe.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     with pytest.raises(UserError, match="shifts its latents"):
