@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from ddpo.ddim import Schedule
 
+DISTILLED = ("lcm", "tcd")  # samplers of models that were distilled to be drawn with them
 _SHOWN = 10  # timesteps of a longer schedule are left out in the middle
 
 
@@ -48,6 +49,24 @@ def trained_steps(schedule: Schedule, max_sensitivity: float) -> list[int]:
             "that begin at the first (pretrained.timestep_spacing=trailing)"
         )
     return steps
+
+
+def check_spacing(schedule: Schedule, spacing: str) -> None:
+    """Refuse a spacing of timesteps for a sampler that has its own.
+
+    Args:
+        schedule: of the pictures to learn from.
+        spacing: `pretrained.timestep_spacing`; empty: not set.
+
+    Raises:
+        UserError: if it would have no effect.
+    """
+    if spacing and schedule.sampler in DISTILLED:
+        raise UserError(
+            f"pretrained.timestep_spacing={spacing} has no effect: this model is drawn with "
+            f"{schedule.sampler}, which has timesteps of its own; leave it empty, or set "
+            "sample.sampler=ddim or euler_a"
+        )
 
 
 def described(schedule: Schedule, trained: Sequence[int] | None) -> list[str]:

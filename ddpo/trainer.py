@@ -25,12 +25,12 @@ from ddpo.rewards.collapse import CollapseWatch
 from ddpo.rewards.gradients import FIT_PICTURES, RewardGradients
 from ddpo.rewards.guards import Guards
 from ddpo.rewards.scorer import RewardError, Scorer, reward_device
-from ddpo.rules import find_rule, make_rule
+from ddpo.rules import find_rule, make_rule, policy_gradient_steps
 from ddpo.rules.ddpo import Ddpo
 from ddpo.sampler import Sampler
 from ddpo.seeding import Stream
 from ddpo.single_pass import SinglePassUpdate
-from ddpo.steps import described, trained_steps
+from ddpo.steps import check_spacing, described
 from ddpo.types import Evaluation, EvaluationSet, RewardBatch, UpdateStats
 from ddpo.update import PpoUpdate, Update
 
@@ -126,6 +126,7 @@ class Trainer:
             self.guards.check(*self.model.image_size, examples)
         # Samplers and the update.
         self.sampler = Sampler(self.model, settings.training_sample)
+        check_spacing(self.sampler.schedule, settings.pretrained.timestep_spacing)
         self.evaluation_sampler = self.sampler
         if settings.evaluation_sample != settings.training_sample:
             self.evaluation_sampler = Sampler(self.model, settings.evaluation_sample)
@@ -191,10 +192,7 @@ class Trainer:
     @property
     def trained_steps(self) -> list[int] | None:
         """Steps that a policy gradient is taken on; None where none is taken."""
-        train = self.settings.train
-        if not find_rule(train.update_rule).cost(self.settings).learns_from_pairs:
-            return None
-        return trained_steps(self.sampler.schedule, train.max_sensitivity)
+        return policy_gradient_steps(self.settings, self.sampler.schedule)
 
     @property
     def plan(self) -> Plan:

@@ -82,6 +82,12 @@ def _pretrained_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             "pretrained.zero_snr=yes does not go with pretrained.prediction_type=epsilon: of pure "
             "noise it cannot say what the picture is; change one of them"
         )
+    spacing, sampler = flat.get("pretrained.timestep_spacing"), flat.get("sample.sampler")
+    if spacing and sampler in {"lcm", "tcd"}:
+        yield (
+            f"pretrained.timestep_spacing={spacing} has no effect on sample.sampler={sampler}, "
+            "which has timesteps of its own; leave it empty, or set sample.sampler=ddim or euler_a"
+        )
     config, model = flat.get("pretrained.single_file_config"), flat.get("pretrained.model") or ""
     if config and not re.search(r"\.safetensors(@[^/]+)?$", model):
         yield (

@@ -19,6 +19,7 @@ from ddpo.ddim import PREDICTION_TYPES, SAMPLERS, Schedule, make_schedule
 from ddpo.devices import at_least_float32
 from ddpo.model.families import FAMILIES, Frame, Reading
 from ddpo.model.loading import load_pipeline
+from ddpo.steps import DISTILLED
 from ddpo.types import Conditioning
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _CLASSES: dict[str, Any] = {
     for kind in (DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, TCDScheduler)
 }
 # Of models that were distilled to be drawn with them, and with no other.
-_DISTILLED = {SAMPLERS[name]: name for name in ("lcm", "tcd")}
+_DISTILLED = {SAMPLERS[name]: name for name in DISTILLED}
 # Samplers of one and the same discrete noise schedule, which DDIM can take over.
 _SCHEDULERS = {each.name for each in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}
 _SCHEDULERS |= set(_DISTILLED)

@@ -8,8 +8,11 @@ from __future__ import annotations
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
+from ddpo.steps import trained_steps
+
 if TYPE_CHECKING:
     from config.base import Settings
+    from ddpo.ddim import Schedule
     from ddpo.rules.rule import Rule, UpdateRule
     from ddpo.sampler import Sampler
 
@@ -26,6 +29,17 @@ def find_rule(name: str) -> type[Rule]:
     """The class of a rule in `UPDATE_RULES`."""
     rule: type[Rule] = resolve_name(UPDATE_RULES[name])
     return rule
+
+
+def policy_gradient_steps(settings: Settings, schedule: Schedule) -> list[int] | None:
+    """The steps that a run trains one by one; None if it only follows gradients of rewards.
+
+    Raises:
+        UserError: see `trained_steps`.
+    """
+    if not find_rule(settings.train.update_rule).cost(settings).learns_from_pairs:
+        return None
+    return trained_steps(schedule, settings.train.max_sensitivity)
 
 
 def make_rule(sampler: Sampler, settings: Settings) -> UpdateRule:

@@ -25,6 +25,14 @@ def test_one_family_of_adapters_has_fixed_tasks():
             read_settings([kind, f"--config.evolution.{change}"])
 
 
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_a_sampler_with_timesteps_of_its_own_takes_no_spacing(sampler):
+    spacing = "--config.pretrained.timestep_spacing=trailing"
+    with pytest.raises(ConfigError, match=f"has no effect on sample.sampler={sampler}"):
+        read_settings([spacing, f"--config.sample.sampler={sampler}"])
+    assert read_settings([spacing, "--config.sample.sampler=euler_a"]).sample.sampler == "euler_a"
+
+
 @pytest.mark.parametrize("rule", ["ddpo", "awm", "diffusion_nft"])
 def test_one_step_is_for_gradients_of_rewards_alone(rule):
     few = ["--config.sample.num_steps=1", "--config.train.gradient_steps=1"]
