@@ -18,7 +18,6 @@ from ddpo.cost.footprint import (
     counted,
     measure_footprint,
     plan_of,
-    policy_gradient_steps,
     schedule_of,
 )
 from ddpo.cost.plan import (
@@ -41,6 +40,7 @@ from ddpo.prompts import split_prompts
 from ddpo.rewards import PICTURE_GUARDS, known_entry, parts_of
 from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.lookup import build_reward
+from ddpo.rules import policy_gradient_steps
 from ddpo.steps import described
 from run.progress import route_logs
 
@@ -232,7 +232,8 @@ def _steps(settings: Settings) -> list[str]:
     """
     pretrained, sample = settings.pretrained, settings.training_sample
     schedule_of(pretrained, settings.evaluation_sample)
-    return described(schedule_of(pretrained, sample), policy_gradient_steps(settings))
+    schedule = schedule_of(pretrained, sample)
+    return described(schedule, policy_gradient_steps(settings, schedule))
 
 
 def _model(settings: Settings, footprint: Footprint) -> Iterator[str]:

@@ -10,14 +10,13 @@ import dataclasses
 import json
 import weakref
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from config.settings.errors import UserError
@@ -31,13 +30,13 @@ from ddpo.model.families import own_sides
 from ddpo.model.loading import configuration_source, find_model
 from ddpo.model.source import source_of
 from ddpo.model.stable_diffusion import check_guidance, scheduler_of
-from ddpo.rules import find_rule
+from ddpo.rules import policy_gradient_steps
 from ddpo.speed.fused import fuse
 from ddpo.speed.layers import quicken
-from ddpo.steps import trained_steps
+from ddpo.steps import check_spacing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from config.base import AdapterSettings, PretrainedSettings, SampleSettings, Settings
     from ddpo.ddim import Schedule
@@ -153,19 +152,9 @@ def schedule_of(settings: PretrainedSettings, sample: SampleSettings) -> Schedul
         architecture["vae"],
         sampler=sample.sampler,
     )
-    return make_schedule(scheduler, sample.num_steps, sample.eta)
-
-
-def policy_gradient_steps(settings: Settings) -> list[int] | None:
-    """The steps that a run trains one by one; None if it only follows gradients of rewards.
-
-    Raises:
-        UserError: see `schedule_of` and `trained_steps`.
-    """
-    if not find_rule(settings.train.update_rule).cost(settings).learns_from_pairs:
-        return None
-    schedule = schedule_of(settings.pretrained, settings.training_sample)
-    return trained_steps(schedule, settings.train.max_sensitivity)
+    schedule = make_schedule(scheduler, sample.num_steps, sample.eta)
+    check_spacing(schedule, settings.timestep_spacing)
+    return schedule
 
 
 def plan_of(settings: Settings, num_train_prompts: int, report_policies: int | None = None) -> Plan:
@@ -177,9 +166,10 @@ def plan_of(settings: Settings, num_train_prompts: int, report_policies: int | N
         report_policies: see `Plan.of`.
 
     Raises:
-        UserError: see `policy_gradient_steps`.
+        UserError: see `schedule_of` and `policy_gradient_steps`.
     """
-    num_steps = len(policy_gradient_steps(settings) or ())
+    schedule = schedule_of(settings.pretrained, settings.training_sample)
+    num_steps = len(policy_gradient_steps(settings, schedule) or ())
     return Plan.of(counted(settings), num_train_prompts, num_steps, report_policies)
 
 
@@ -418,10 +408,10 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        key = (func, _layout(args), _layout(tuple(kwargs.items()))) if _is_pure(func) else None
+        key = (func, _layout(args), _layout(tuple(kwargs.items()))) if _repeats(func) else None
         if key in self._known:
-            flops, make = self._known[key]
-            out = make()
+            flops, again = self._known[key]
+            out = again(args)
         else:
             out = func(*args, **kwargs)
             is_convolution = func.overloadpacket is torch.ops.aten.convolution
@@ -430,8 +420,9 @@ class Meter(TorchDispatchMode):
             flops = 0
             if func.overloadpacket in _FLOPS:
                 flops = int(_FLOPS[func.overloadpacket](*args, **kwargs, out_val=out))
-            if key is not None and (make := _maker(out, (args, kwargs))) is not None:
-                self._known[key] = flops, make
+            is_same = key is not None and key[1] == _layout(args)  # `t_` turns its argument
+            if is_same and (again := _again(out, args)) is not None:
+                self._known[key] = flops, again
         self.flops += flops
         for tensor in out if isinstance(out, (list, tuple)) else [out]:
             if isinstance(tensor, torch.Tensor):
@@ -450,11 +441,13 @@ class Meter(TorchDispatchMode):
         self._live -= self._sizes.pop(key)
 
 
-@lru_cache(maxsize=None)
-def _is_pure(func: Any) -> bool:
-    """Whether an operation only makes new tensors: no views, nothing in place."""
+@cache
+def _repeats(func: Any) -> bool:
+    """Whether an operation makes no views: it returns new tensors, or works in place."""
     schema = func._schema
-    return all(each.alias_info is None for each in (*schema.arguments, *schema.returns))
+    first = schema.arguments[:1] if func.overloadpacket.__name__.endswith("_") else []
+    others = schema.arguments[len(first) :] + ([] if first else schema.returns)
+    return all(each.alias_info is None for each in others)
 
 
 def _layout(value: Any) -> Any:
@@ -466,23 +459,25 @@ def _layout(value: Any) -> Any:
     return type(value), value  # 1, 1.0 and True are the same key
 
 
-def _maker(out: Any, given: Any) -> Callable[[], Any] | None:
-    """Makes tensors like those that an operation has made; None if it cannot be repeated so.
+def _again(out: Any, given: Sequence[Any]) -> Callable[[Sequence[Any]], Any] | None:
+    """A function of an operation's arguments that returns what it would; None if there is none.
 
     Args:
-        out: what the operation returned: new meta tensors, or other things.
-        given: its arguments; `_unsafe_view` returns their storage.
+        out: what the operation has returned: new meta tensors, its first argument, or other things.
+        given: its arguments.
     """
     kind = type(out)
     if kind in {list, tuple}:
-        makers = [_maker(each, given) for each in out]
-        return None if None in makers else lambda: kind(make() for make in makers)
+        parts = [_again(each, given) for each in out]
+        return None if None in parts else lambda args: kind(part(args) for part in parts)
     if out is None:
-        return lambda: None
+        return lambda _: None
     if not isinstance(out, torch.Tensor) or not out.is_meta:
         return None
-    tensors = [each for each in tree_leaves(given) if isinstance(each, torch.Tensor)]
-    if out.untyped_storage()._cdata in {each.untyped_storage()._cdata for each in tensors}:
+    if given and out is given[0]:
+        return lambda args: args[0]
+    storages = {t.untyped_storage()._cdata for t in given if isinstance(t, torch.Tensor)}
+    if out.untyped_storage()._cdata in storages:  # `_unsafe_view`
         return None
-    like = {"dtype": out.dtype, "device": out.device}
-    return partial(torch.empty_strided, out.shape, out.stride(), **like)
+    shape, strides, dtype, device = out.shape, out.stride(), out.dtype, out.device
+    return lambda _: torch.empty_strided(shape, strides, dtype=dtype, device=device)

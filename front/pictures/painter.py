@@ -113,7 +113,8 @@ class Painter:
             )
         except UserError as error:
             raise ChoiceError(str(error)) from error
-        negative_prompt, guidance = settings.pop("negative_prompt") or "", settings["guidance_scale"]
+        negative_prompt = settings.pop("negative_prompt") or ""
+        guidance = settings["guidance_scale"]
         embeds_guidance = self._model.embed_guidance(guidance) is not None
         if negative_prompt and embeds_guidance:
             raise ChoiceError(f"the negative prompt cannot be used: {NO_SECOND_ROW}")
