@@ -468,8 +468,8 @@ def _again(out: Any, given: Sequence[Any]) -> Callable[[Sequence[Any]], Any] | N
     """
     kind = type(out)
     if kind in {list, tuple}:
-        parts = [_again(each, given) for each in out]
-        return None if None in parts else lambda args: kind(part(args) for part in parts)
+        parts = [part for each in out if (part := _again(each, given)) is not None]
+        return None if len(parts) < len(out) else lambda args: kind(part(args) for part in parts)
     if out is None:
         return lambda _: None
     if not isinstance(out, torch.Tensor) or not out.is_meta:
