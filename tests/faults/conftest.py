@@ -11,7 +11,7 @@ from tests.support.worlds import small_world
 @pytest.fixture(scope="session", name="program")
 def _program(tmp_path_factory):
     folder = tmp_path_factory.mktemp("program")
-    program = Program(
+    return Program(
         folder,
         [
             *small_world(folder),
@@ -20,8 +20,6 @@ def _program(tmp_path_factory):
             "--config.evaluation.report_images=8",
         ],
     )
-    yield program
-    program.close()
 
 
 @pytest.fixture(scope="session", name="whole")
