@@ -214,20 +214,21 @@ def _small(tmp_path_factory):
     return overrides
 
 
-# Others have the same kind of model, and the same rule and rewards' classes.
-SLOW = {
-    "aesthetic_compressibility_quick",
-    "aesthetic_incompressibility_quick",
-    "aesthetic_incompressibility",
-    "pick_aesthetic",
-    "sdxl_aesthetic_compressibility",
-    "sdxl_evening",
-    "sdxl_lightning",
+# One of each family of models, update rule, sampler and reward's class; the others are alike.
+TRAINED = {
+    "aesthetic_compressibility",
+    "base",
+    "faithful",
+    "sd15_evening",
+    "sd15_lcm",
+    "sd_turbo",
+    "sdxl_turbo",
 }
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RECIPES]
+    "name",
+    [pytest.param(name, marks=() if name in TRAINED else pytest.mark.slow) for name in RECIPES],
 )
 def test_a_recipe_trains_a_generation(name, small):
     pretrained = load_recipe(RECIPES[name]).pretrained

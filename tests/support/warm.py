@@ -6,6 +6,7 @@ put off until their first use. The server does both once.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import tempfile
@@ -35,3 +36,4 @@ def _use_everything() -> None:
 
 
 _use_everything()
+gc.freeze()  # collections in a fork would copy the server's memory
