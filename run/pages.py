@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
+@cache  # compiling takes longer than rendering, and a run renders its pages again and again
 def page_template(path: Path) -> Template:
     """A page's template: values are escaped, and a name that has none is an error.
 

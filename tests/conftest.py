@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if importlib.util.find_spec("gradio") is not None:
         for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):
             config.addinivalue_line("filterwarnings", f"default::{kind}")
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay until the end; going through them all, collecting garbage takes 0.4 s."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -33,6 +33,7 @@ CONDITIONED = (
     "train.num_inner_epochs=1",
     "adapter.rank=2",
     "adapter.alpha=3.0",
+    "evaluation.blends_fraction=0.1",
 )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import mo_train
 from run.command_line import read_settings
+from tests.support.cases import few
 from tests.support.pipelines import KINDS, load_plain, make_tiny_pipe
 from tests.support.worlds import report_colorfulness, world_around
 
@@ -25,7 +26,8 @@ def train(folder, *overrides):
     return folder / "logs" / "run"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# tests/test_program.py tries the same of 1.x, and tests/front/test_export.py of all below it.
+@pytest.mark.parametrize("kind", few(KINDS, ["sdxl"]))
 def test_the_program_trains_each_family_and_its_adapters_draw_what_was_judged(tmp_path, kind):
     make_tiny_pipe(kind).save_pretrained(tmp_path / "model")
     run = train(tmp_path, "pretrained.offload_text_encoders=True", "pretrained.vae_slicing=True")

@@ -29,8 +29,7 @@ def _world(tmp_path_factory):
     words = small_world(folder)
 
     def run(*overrides):
-        changes = ("evolution.evolutionary_generations=2", *overrides)
-        settings = read_settings([*words, *(f"--config.{change}" for change in changes)])
+        settings = read_settings([*words, *(f"--config.{change}" for change in overrides)])
         mo_train.main(settings)
         return folder / "logs"
 
@@ -45,9 +44,12 @@ def metrics(path):
     return timeless_metrics((path / "metrics.jsonl").read_text())
 
 
+FULL = ("evolution.evolutionary_generations=2", "evaluation.blends_fraction=0.1")
+
+
 @pytest.fixture(scope="module", name="finished")
 def _finished(world):
-    return world("run_name=whole") / "whole"
+    return world("run_name=whole", *FULL) / "whole"
 
 
 def test_a_run_leaves_what_the_readme_says(finished):
@@ -130,7 +132,7 @@ def test_an_exported_member_draws_the_pictures_it_was_judged_by(finished):
 
 
 def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
-    logs = world("run_name=parts", "evolution.evolutionary_generations=1")
+    logs = world("run_name=parts", *FULL, "evolution.evolutionary_generations=1")
     resume, longer = f"resume_from={logs / 'parts'}", "evolution.evolutionary_generations=2"
     mo_train.main(read_settings([f"--config.{resume}", f"--config.{longer}"]))  # its own recipe
     for name in ("front.json", "history.json", "search.json"):
@@ -180,12 +182,12 @@ def test_a_resumed_run_keeps_its_prompts(world, tmp_path):
 
 def test_a_resumed_run_keeps_its_settings(world, finished):
     with pytest.raises(ConfigError, match=r"learning_rate was 0\.1 and is 0\.2 now"):
-        world(f"resume_from={finished}", "train.learning_rate=0.2")
+        world(f"resume_from={finished}", *FULL, "train.learning_rate=0.2")
 
 
 def test_without_a_warm_up_the_base_model_is_what_it_found(world):
-    changes = ("evolution.warmup_generations=0", "evolution.evolutionary_generations=1")
-    volumes = read(world("run_name=cold", *changes) / "cold" / "front.json")["hypervolume"]
+    logs = world("run_name=cold", "evolution.warmup_generations=0")
+    volumes = read(logs / "cold" / "front.json")["hypervolume"]
     assert volumes["report_warmup"] == volumes["report_base"]
 
 
@@ -237,7 +239,8 @@ def test_a_tracker_that_fails_does_not_stop_the_run(world, monkeypatch, capsys):
     monkeypatch.setattr(Accelerator, "init_trackers", refuse)
     specs = {"wandb": object(), "tensorboard": None}
     monkeypatch.setattr("run.trackers.importlib.util.find_spec", specs.get)
-    logs = world("run_name=untracked", "trackers=wandb,tensorboard")
+    short = "evolution.evolutionary_generations=0"
+    logs = world("run_name=untracked", "trackers=wandb,tensorboard", short)
     assert (logs / "untracked" / "front.json").exists()
     shown = capsys.readouterr().err
     assert "a tracker could not be started (no network)" in shown
@@ -249,21 +252,25 @@ def test_three_objectives(world):
         "run_name=three",
         "rewards.names=colorfulness,jpeg_compressibility,jpeg_incompressibility",
         "evolution.num_agents=3",
-        "evolution.evolutionary_generations=1",
     )
     front = read(logs / "three" / "front.json")
     assert len(front["policies"][0]["report_returns"]) == 3
 
 
-def test_guards_are_published_and_keep_policies_out(world):
-    """No drop is allowed: only policies that draw as variedly as the base model are archived."""
-    logs = world(
-        "run_name=guarded",
-        "guards.names=base_similarity,diversity,jpeg_incompressibility",
-        "guards.max_drops=2,0,1000",
-        "evolution.evolutionary_generations=1",
-    )
-    front = read(logs / "guarded" / "front.json")
+# No drop is allowed: only policies that draw as variedly as the base model are archived.
+GUARDS = (
+    "guards.names=base_similarity,diversity,jpeg_incompressibility",
+    "guards.max_drops=2,0,1000",
+)
+
+
+@pytest.fixture(scope="module", name="guarded")
+def _guarded(world):
+    return world("run_name=guarded", *GUARDS) / "guarded"
+
+
+def test_guards_are_published_and_keep_policies_out(guarded):
+    front = read(guarded / "front.json")
     assert [guard["name"] for guard in front["guards"]] == [
         "base_similarity",
         "diversity",
@@ -276,8 +283,8 @@ def test_guards_are_published_and_keep_policies_out(world):
         assert set(policy["guards"]) == {guard["name"] for guard in front["guards"]}
         size = policy["guards"]["jpeg_incompressibility"]["value"]
         assert size == pytest.approx(-policy["report_returns"][1], rel=1e-5)
-    lines = [line for line in metrics(logs / "guarded") if "guard/num_excluded" in line]
-    excluded = read(logs / "guarded" / "search.json")["excluded"]
+    lines = [line for line in metrics(guarded) if "guard/num_excluded" in line]
+    excluded = read(guarded / "search.json")["excluded"]
     assert len(lines) == 2
     assert sum(line["guard/num_excluded"] for line in lines) == len(excluded) > 0
     assert not set(excluded) & {policy["id"] for policy in front["policies"]}
@@ -285,14 +292,13 @@ def test_guards_are_published_and_keep_policies_out(world):
     assert lost == [line["guard/num_excluded"] > 0 for line in lines]
 
 
-def test_a_guarded_run_resumes_as_if_never_stopped(world):
-    guards = ("guards.names=diversity", "guards.max_drops=0.001")
-    logs = world("run_name=guarded_whole", *guards)
-    world("run_name=guarded_parts", "evolution.evolutionary_generations=1", *guards)
-    world(f"resume_from={logs / 'guarded_parts'}", *guards)
+def test_a_guarded_run_resumes_as_if_never_stopped(world, guarded):
+    shorter = "evolution.evolutionary_generations=0"
+    parts = world("run_name=guarded_parts", *GUARDS, shorter) / "guarded_parts"
+    world(f"resume_from={parts}", *GUARDS)
     for name in ("front.json", "history.json", "search.json"):
-        assert read(logs / "guarded_parts" / name) == read(logs / "guarded_whole" / name)
-    assert metrics(logs / "guarded_parts") == metrics(logs / "guarded_whole")
+        assert read(parts / name) == read(guarded / name)
+    assert metrics(parts) == metrics(guarded)
 
 
 GRADIENTS = (
@@ -323,7 +329,7 @@ def test_a_run_along_gradients_of_rewards_resumes_bit_for_bit(world, monkeypatch
     assert any(line.startswith(said) for line in told)
     assert "colorfulness: its gradient is followed" in told
     parts = logs / f"{name}_parts"
-    world(f"run_name={parts.name}", "evolution.evolutionary_generations=1", *GRADIENTS)
+    world(f"run_name={parts.name}", "evolution.evolutionary_generations=0", *GRADIENTS)
     world(f"resume_from={parts}", *GRADIENTS)
     for file in ("front.json", "history.json", "search.json"):
         assert read(parts / file) == read(logs / name / file)
@@ -343,6 +349,6 @@ def test_a_soup_of_the_extremes_starts_the_other_agents(world):
     logs = world("run_name=soup", "evolution.start=soup", "evolution.num_agents=3")
     search = read(logs / "soup" / "search.json")
     stages = [entry["generation"]["stage"] for entry in search["generations"]]
-    assert stages == ["warmup", "soup", "evolutionary", "evolutionary"]
-    assert [len(entry["offspring"]) for entry in search["generations"]] == [2, 3, 3, 3]
-    assert read(logs / "soup" / "front.json")["images"]["train"] == (2 + 3 + 3) * 8
+    assert stages == ["warmup", "soup", "evolutionary"]
+    assert [len(entry["offspring"]) for entry in search["generations"]] == [2, 3, 3]
+    assert read(logs / "soup" / "front.json")["images"]["train"] == (2 + 3) * 8

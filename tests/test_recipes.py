@@ -22,6 +22,7 @@ from ddpo.cost.plan import expected_memory
 from ddpo.prompts import split_prompts
 from run.command_line import read_settings
 from run.dry_run import dry_run
+from tests.support.cases import few
 from tests.support.clip import make_clip
 from tests.support.image_reward import random_state, save_letter_tokenizer
 from tests.support.paths import ROOT
@@ -138,9 +139,7 @@ def test_the_guide_names_recipes_and_settings_that_exist():
 DRY = {"aesthetic_compressibility"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in DRY else pytest.mark.slow) for name in BIG]
-)
+@pytest.mark.parametrize("name", few(BIG, DRY))
 def test_a_dry_run_says_what_a_recipe_needs(name, monkeypatch):
     """On the card that its docstring names, with its rewards' models beside it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -214,21 +213,19 @@ def _small(tmp_path_factory):
     return overrides
 
 
-# Others have the same kind of model, and the same rule and rewards' classes.
-SLOW = {
-    "aesthetic_compressibility_quick",
-    "aesthetic_incompressibility_quick",
-    "aesthetic_incompressibility",
-    "pick_aesthetic",
-    "sdxl_aesthetic_compressibility",
-    "sdxl_evening",
-    "sdxl_lightning",
+# One of each family of models, update rule, sampler and reward's class; the others are alike.
+TRAINED = {
+    "aesthetic_compressibility",
+    "base",
+    "faithful",
+    "sd15_evening",
+    "sd15_lcm",
+    "sd_turbo",
+    "sdxl_turbo",
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RECIPES]
-)
+@pytest.mark.parametrize("name", few(RECIPES, TRAINED))
 def test_a_recipe_trains_a_generation(name, small):
     pretrained = load_recipe(RECIPES[name]).pretrained
     words = [f"--config={RECIPES[name]}", f"--config.run_name={name}"]

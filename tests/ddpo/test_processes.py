@@ -109,7 +109,7 @@ def settings_for(
             "num_steps": 3,
             "sampler": sampler,
             "guidance_scale": 3.0,
-            "rows_per_pass": 16,
+            "rows_per_pass": 32,
             "prompts_per_iteration": 3 if is_one_step else 5,
             "images_per_prompt": 3 if is_one_step else 2,
         },
@@ -122,7 +122,7 @@ def settings_for(
             "timestep_fraction": 1.0 if is_one_step else 0.67,
             "single_pass": update == "single_pass",
             "update_rule": "reward_gradient" if update == "reward_gradient" else "ddpo",
-            "rows_per_pass": 16,
+            "rows_per_pass": 32,
         },
         evaluation={"num_steps": 4, "selection_images": 8, "report_images": 8},
         evolution={

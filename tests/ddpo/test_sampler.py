@@ -13,7 +13,7 @@ from tests.support.rig import make_rig
 def test_a_sample_depends_on_neither_the_pass_size_nor_the_number_of_agents():
     wide = make_rig(3)
     rollout = wide.rollout(wide.batch(3, 5))
-    for agents, rows_per_pass in ((3, 8), (3, 24), (1, 8), (1, 64)):
+    for agents, rows_per_pass in ((3, 8), (1, 24)):
         rig = make_rig(agents, sample={"rows_per_pass": rows_per_pass})
         for k in range(3 // agents):
             images = rig.rollout(rig.batch(agents, 5, first_agent=k)).images

@@ -6,12 +6,14 @@ On a CPU nobody has to wait, so what is counted are the operations that would wa
 from __future__ import annotations
 
 import threading
+from itertools import product
 
 import pytest
 import torch
 
 from ddpo.collect import collect
 from ddpo.rewards.scorer import Scorer
+from tests.support.cases import few
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_rig
 from tests.support.waits import METHODS, counted_waits
@@ -37,8 +39,13 @@ def test_denoising_never_waits():
     assert not counts
 
 
-@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
-@pytest.mark.parametrize("rule", ["ddpo", "diffusion_nft", "awm"])
+@pytest.mark.parametrize(
+    ("rule", "kl_coef"),
+    few(
+        product(["ddpo", "diffusion_nft", "awm"], [0.0, 0.1]),
+        [("ddpo", 0.1), ("diffusion_nft", 0.0), ("awm", 0.1)],
+    ),
+)
 def test_an_update_waits_as_often_whatever_its_number_of_steps_and_passes(rule, kl_coef):
     totals = []
     for updates, rows in ((1, 64), (4, 8)):

@@ -11,17 +11,16 @@ from tests.support.worlds import small_world
 @pytest.fixture(scope="session", name="program")
 def _program(tmp_path_factory):
     folder = tmp_path_factory.mktemp("program")
-    program = Program(
+    return Program(
         folder,
         [
             *small_world(folder),
             "--config.evolution.evolutionary_generations=3",
+            "--config.evaluation.blends_fraction=0.1",
             "--config.evaluation.selection_images=8",
             "--config.evaluation.report_images=8",
         ],
     )
-    yield program
-    program.close()
 
 
 @pytest.fixture(scope="session", name="whole")

@@ -27,14 +27,21 @@ POINTS = (
     ("replace", "*/.front.json.tmp"),
     ("replace", "*/.finished.json.tmp"),
 )
+FEW_POINTS = (*POINTS[::3], POINTS[-2])  # tests/ddpo/test_files.py tries every operation
 MANY_STARTS = 60  # about ten do
 
 
-def test_a_run_killed_at_every_named_point_of_its_saving_equals_one_never_killed(program, whole):
+@pytest.mark.parametrize(
+    ("name", "points"),
+    [("killed", FEW_POINTS), pytest.param("killed-often", POINTS, marks=pytest.mark.slow)],
+)
+def test_a_run_killed_at_named_points_of_its_saving_equals_one_never_killed(
+    program, whole, name, points
+):
     missed = []
-    for operation, point in POINTS:
+    for operation, point in points:
         process = program.start(
-            "run_name=killed",
+            f"run_name={name}",
             "resume_from=auto",
             fault="kill_at",
             operation=operation,
@@ -43,10 +50,10 @@ def test_a_run_killed_at_every_named_point_of_its_saving_equals_one_never_killed
         code = process.wait()
         if code != -signal.SIGKILL:
             missed.append((point, code))
-    code, output = program.run("run_name=killed", "resume_from=auto")
+    code, output = program.run(f"run_name={name}", "resume_from=auto")
     assert code == 0, output
     assert missed == []
-    assert differences(whole.parent / "killed", whole) == []
+    assert differences(whole.parent / name, whole) == []
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ def _runs(finished_run, make_run):
     """Two runs whose reference and ideal points were measured alike, and one of other rewards."""
     other_seed = make_run("other", "train.learning_rate=0.1")
     three = "rewards.names=colorfulness,jpeg_incompressibility"
-    return finished_run, other_seed, make_run("strange", three)
+    strange = make_run("strange", three, "evolution.evolutionary_generations=0")
+    return finished_run, other_seed, strange
 
 
 def test_the_table_has_each_run_s_own_numbers_when_the_points_agree(runs, tmp_path, capsys):

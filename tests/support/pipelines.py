@@ -8,6 +8,7 @@ import torch
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 KINDS = ("sd1", "sd2", "sdxl")  # Stable Diffusion 1.x, 2.x with v-prediction, XL
+TWO_KINDS = ("sd1", "sdxl")  # 2.x has the layers of XL and the inputs of 1.x
 _WORDS = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(c + "</w>" for c in LETTERS)]
 _SCHEDULE = {
     "beta_start": 0.00085,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import traceback
 from dataclasses import dataclass
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed import TCPStore
 
+from tests.support.forks import FORK
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
-
-# One clean process imports torch once; the workers are forked from it.
-_FORK = multiprocessing.get_context("forkserver")
-_FORK.set_forkserver_preload(["tests.support.processes", "run.session", "front.publish"])
 
 
 @dataclass
@@ -49,9 +46,9 @@ def run_processes(
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     workers, pipes = [], []
     for rank in range(count):
-        receiver, sender = _FORK.Pipe(duplex=False)
+        receiver, sender = FORK.Pipe(duplex=False)
         job = (rank, count, store.port, sender, partial(function, *arguments, **settings))
-        workers.append(_FORK.Process(target=_work, args=job, daemon=True))
+        workers.append(FORK.Process(target=_work, args=job, daemon=True))
         workers[-1].start()
         sender.close()
         pipes.append(receiver)

@@ -1,40 +1,43 @@
 """The real program in processes that can be killed, each started in a fraction of a second.
 
-Importing torch and diffusers takes seconds. So one helper process imports them once and forks a
-child for every run of the program. Each child is `mo_train.py` with its own command line.
-
-Run as a script, this file is the helper: it reads one JSON request per line and answers with one.
+Each is `mo_train.py` with its own command line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import runpy
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.support.paths import ROOT
+from tests.support.forks import FORK
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 
 @dataclass
 class Process:
     """One run of the program."""
 
-    helper: Program
-    pid: int
+    process: BaseProcess
     log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def wait(self) -> int:
         """The exit code; negative if a signal ended it, as in `subprocess`."""
-        return os.waitstatus_to_exitcode(self.helper.ask(wait=self.pid)["status"])
+        self.process.join()
+        return self.process.exitcode
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
@@ -63,19 +66,6 @@ class Program:
         self.folder = folder
         self.options = options
         self._count = 0
-        self._helper = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )
-
-    def ask(self, **request: object) -> dict:
-        self._helper.stdin.write(json.dumps(request) + "\n")
-        self._helper.stdin.flush()
-        return json.loads(self._helper.stdout.readline())
 
     def start(
         self,
@@ -96,14 +86,11 @@ class Program:
         log = self.folder / f"output-{self._count}.txt"
         log.touch()
         arguments = {name: str(v) if isinstance(v, Path) else v for name, v in arguments.items()}
-        pid = self.ask(
-            command=[*self.options, *(f"--config.{override}" for override in overrides)],
-            log=str(log),
-            fault=fault,
-            environment=environment or {},
-            arguments=arguments,
-        )["pid"]
-        return Process(self, pid, log)
+        command = [*self.options, *(f"--config.{override}" for override in overrides)]
+        job = (command, str(log), environment or {}, fault, arguments)
+        process = FORK.Process(target=_become, args=job, daemon=True)
+        process.start()
+        return Process(process, log)
 
     def start_together(self, count: int, *overrides: str) -> list[Process]:
         """Start one run in several processes, as torchrun would."""
@@ -129,43 +116,26 @@ class Program:
         process = self.start(*overrides, **options)
         return process.wait(), process.output
 
-    def close(self) -> None:
-        self._helper.stdin.close()
-        self._helper.wait(timeout=10)
-        self._helper.stdout.close()
 
-
-def _serve() -> None:
-    for module in ("run.session", "front.publish"):
-        importlib.import_module(module)
-    importlib.import_module("torch").set_num_threads(1)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            answer = {"status": os.waitpid(request["wait"], 0)[1]}
-        elif pid := os.fork():
-            answer = {"pid": pid}
-        else:
-            _become(request)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-    os._exit(0)
-
-
-def _become(request: dict) -> None:
+def _become(
+    command: list[str],
+    output: str,
+    environment: dict[str, str],
+    fault: str,
+    arguments: dict[str, object],
+) -> None:
     """Be the program in this process; never returns."""
-    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for descriptor, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(descriptor, target)
+    log = os.open(output, os.O_WRONLY | os.O_APPEND)
+    for target in (1, 2):
+        os.dup2(log, target)
     sys.stdout.reconfigure(line_buffering=True)
-    sys.argv = ["mo_train.py", *request["command"]]
+    sys.argv = ["mo_train.py", *command]
     code = 1
     try:
-        os.environ.update(request["environment"])
-        if request["fault"]:
+        os.environ.update(environment)
+        if fault:
             injected = importlib.import_module("tests.support.injected")
-            getattr(injected, request["fault"])(**request["arguments"])
+            getattr(injected, fault)(**arguments)
         runpy.run_path("mo_train.py", run_name="__main__")
         code = 0
     except SystemExit as end:
@@ -177,7 +147,3 @@ def _become(request: dict) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
-
-
-if __name__ == "__main__":
-    _serve()

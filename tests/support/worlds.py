@@ -27,7 +27,10 @@ def report_colorfulness(pipe: Any, guidance_scale: float = 1.0) -> float:
 
 
 def world_around(folder: Path) -> list[str]:
-    """Make prompt files beside a model; returns the arguments that run the smoke recipe."""
+    """Make prompt files beside a model; returns the arguments that run the smoke recipe.
+
+    Without the blends at its end: a tenth of its time.
+    """
     (folder / "train.txt").write_text("a\nb\nc\nd\n")
     (folder / "report.txt").write_text("e\nf\n")
     return [
@@ -38,6 +41,7 @@ def world_around(folder: Path) -> list[str]:
         "--config.rewards.names=colorfulness,jpeg_compressibility",
         "--config.num_threads=1",
         "--config.train.learning_rate=0.1",
+        "--config.evaluation.blends_fraction=0",
         f"--config.logdir={folder / 'logs'}",
     ]
 

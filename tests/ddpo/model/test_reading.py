@@ -10,8 +10,15 @@ from ddpo.model.families import Reading
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.types import Conditioning
 from run.dry_run import dry_run
+from tests.support.cases import few
 from tests.support.drawing import draw
-from tests.support.pipelines import KINDS, draw_with_diffusers, load_plain, make_tiny_pipe
+from tests.support.pipelines import (
+    KINDS,
+    TWO_KINDS,
+    draw_with_diffusers,
+    load_plain,
+    make_tiny_pipe,
+)
 from tests.support.rig import make_rig, make_settings
 
 LONG = "abcdef ghijk"  # eleven tokens; the tiny models read six at a time
@@ -74,7 +81,7 @@ def test_prompts_that_are_cut_are_known():
     assert model_of("sd1", max_parts=3).cut(texts) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, TWO_KINDS))
 def test_prompts_that_differ_in_their_ends_are_drawn_differently(kind):
     one, other = draw(make_tiny_pipe(kind), [LONG, "abcdef xyzab"], [3, 3], {"prompt_parts": 2})
     assert not torch.allclose(one, other, atol=1e-3)
@@ -82,7 +89,7 @@ def test_prompts_that_differ_in_their_ends_are_drawn_differently(kind):
     assert torch.equal(same, as_it)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, TWO_KINDS))
 def test_a_picture_depends_on_no_other_prompts_length(kind):
     """1, 2 and 3 parts together are 6, each repeated, which attention does not see."""
     texts = ["a", LONG, "abcdef" * 3]
@@ -93,7 +100,7 @@ def test_a_picture_depends_on_no_other_prompts_length(kind):
 
 
 @pytest.mark.usefixtures("rounded_as_diffusers")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, TWO_KINDS))
 def test_a_long_prompt_is_drawn_as_diffusers_draws_its_embeddings(kind):
     pipe = make_tiny_pipe(kind)
     model = FrozenDiffusion(make_tiny_pipe(kind), reading=Reading(max_parts=2))
@@ -155,7 +162,7 @@ def test_more_layers_than_there_are_cannot_be_left_out(tmp_path):
 
 
 @pytest.mark.usefixtures("rounded_as_diffusers")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, TWO_KINDS))
 def test_rescaled_guidance_is_bitwise_that_of_diffusers(kind, tmp_path):
     make_tiny_pipe(kind).save_pretrained(tmp_path)
     expected = draw_with_diffusers(load_plain(tmp_path), ["a", "b"], [3, 4], guidance_rescale=0.7)

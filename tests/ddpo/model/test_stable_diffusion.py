@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -11,8 +13,10 @@ from ddpo.agents.slots import Agents
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.sampler import Sampler
 from ddpo.types import Rollout
+from tests.support.cases import few
 from tests.support.pipelines import (
     KINDS,
+    TWO_KINDS,
     draw_with_diffusers,
     load_plain,
     make_tiny_pipe,
@@ -45,19 +49,26 @@ def draw(pretrained, how="layers", **sample):
     return Rollout.join(batch, list(sampler.chunks(agents, batch))).images
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SAMPLES = {"": {}, "negative": {"negative_prompt": "b"}, "plain": {"guidance_scale": 1.0}}
+
+
 @pytest.mark.parametrize(
-    "sample", [{}, {"negative_prompt": "b"}, {"guidance_scale": 1.0}], ids=["", "negative", "plain"]
+    ("name", "kind"),
+    few(
+        product(SAMPLES, KINDS),
+        [("", "sd1"), ("", "sd2"), ("", "sdxl"), ("negative", "sdxl"), ("plain", "sd1")],
+    ),
 )
 @pytest.mark.usefixtures("rounded_as_diffusers")
-def test_pictures_are_bitwise_those_of_plain_diffusers(folders, kind, sample):
+def test_pictures_are_bitwise_those_of_plain_diffusers(folders, kind, name):
+    sample = SAMPLES[name]
     expected = draw_with_diffusers(load_plain(folders[kind]), TEXTS, SEEDS, **sample)
     for how in ("off", "layers"):
         assert torch.equal(draw({"model": folders[kind]}, how, **sample), expected)
 
 
 @pytest.mark.usefixtures("rounded_as_diffusers")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, TWO_KINDS))
 def test_sizes_other_than_the_models_own_draw_as_in_diffusers(folders, kind):
     changes = {"height": 24, "width": 32}
     expected = draw_with_diffusers(load_plain(folders[kind]), TEXTS, SEEDS, **changes)
@@ -66,7 +77,7 @@ def test_sizes_other_than_the_models_own_draw_as_in_diffusers(folders, kind):
     assert torch.equal(images, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, TWO_KINDS))
 def test_agents_drawing_together_draw_what_each_draws_alone(kind):
     together = make_rig(2, make_tiny_pipe(kind))
     together.perturb()

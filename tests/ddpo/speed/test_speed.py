@@ -17,9 +17,10 @@ from ddpo.speed.lora import FastLoRALinear
 from ddpo.speed.products import FrozenLinear
 from ddpo.speed.upsampling import FrozenUpsample2D
 from ddpo.types import Rollout
+from tests.support.cases import few
 from tests.support.layers import quickened
 from tests.support.measures import kept
-from tests.support.pipelines import KINDS, draw_without_and_with, make_tiny_pipe
+from tests.support.pipelines import KINDS, TWO_KINDS, draw_without_and_with, make_tiny_pipe
 from tests.support.rig import make_rig, random_advantages
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -40,7 +41,7 @@ def played(kind, how, dtype, **changes):
 @pytest.mark.parametrize(
     ("kind", "targets", "train"),
     [
-        ("sd1", ATTENTION, {}),
+        pytest.param("sd1", ATTENTION, {}, marks=pytest.mark.slow),
         ("sd1", ATTENTION + FEED_FORWARD, {"kl_coef": 0.5}),
         ("sd2", ATTENTION + FEED_FORWARD, {}),
         ("sdxl", ATTENTION, {"single_pass": True, "updates_per_epoch": 1}),
@@ -55,7 +56,7 @@ def test_a_rollout_and_an_update_are_the_same_in_float64(kind, targets, train):
     assert_close(fast, plain, 1e-8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, TWO_KINDS))
 def test_in_float32_and_with_onednn_they_differ_by_rounding(kind, monkeypatch):
     monkeypatch.setattr(products, "MKL_LAGS", True)
     monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 0)
@@ -112,7 +113,7 @@ def test_dropout_is_left_out():
     assert type(layers[0]) is nn.Identity
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, TWO_KINDS))
 def test_faster_layers_change_pictures_of_diffusers_by_rounding_only(tmp_path, kind):
     rig = make_rig(1, make_tiny_pipe(kind))
     rig.perturb()

@@ -183,7 +183,7 @@ def test_pictures_of_the_blends_are_stored_beside_the_policies(analysed):
 
 def test_analysing_again_replaces_the_blends(analysed, tmp_path, capsys):
     run = Path(shutil.copytree(analysed, tmp_path / "run"))
-    assert mo_front.main(["analyse", str(run), "--points", "1", "--rows_per_pass", "2"]) == 0
+    assert mo_front.main(["analyse", str(run), "--points", "1", "--rows_per_pass", "8"]) == 0
     front = Front.load(run)
     assert all(share == 0.5 for blend in front.blends for _, share in blend.parts)
     pictures = {path.stem for path in (run / "samples" / "report").glob("b0*")}
