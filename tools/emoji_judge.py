@@ -1,4 +1,4 @@
-"""A small convolutional classifier that says which caption a 32 x 32 picture shows.
+"""A small convolutional classifier that says which caption a 64 x 64 picture shows.
 
 The judge measures the embedded diffusion model and is used by tests. It is trained apart from the
 CLIP model that serves as a reward: another architecture, other random pictures, other
@@ -31,8 +31,9 @@ class Judge(nn.Module):
         layers: list[nn.Module] = []
         previous = 3
         for index, width in enumerate(widths):
+            size = 3 if index else 5
             layers += [
-                nn.Conv2d(previous, width, 3, stride=2 if index else 1, padding=1, bias=False),
+                nn.Conv2d(previous, width, size, stride=2, padding=size // 2, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
             ]
@@ -41,7 +42,7 @@ class Judge(nn.Module):
         self.answer = nn.Linear(previous, NOTHING + 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns logits (rows, captions + 1) for images (rows, 3, 32, 32) in [0, 1]."""
+        """Returns logits (rows, captions + 1) for images (rows, 3, 64, 64) in [0, 1]."""
         features = self.features(2 * images - 1)
         return torch.as_tensor(self.answer(features.amax((2, 3))))
 
@@ -56,14 +57,14 @@ def load_judge(path: Path) -> Judge:
 def _disturb(picture: emoji_data.Picture, rng: np.random.Generator) -> emoji_data.Picture:
     """Blurs, shifts in brightness, roughens or partly covers a picture, now and then."""
     if rng.random() < 0.5:
-        blur = ImageFilter.GaussianBlur(rng.uniform(0.3, 1.3))
+        blur = ImageFilter.GaussianBlur(rng.uniform(0.4, 2.0))
         picture = np.asarray(Image.fromarray(picture).filter(blur))
     values: npt.NDArray[np.float64] = picture.astype(np.float64)
     if rng.random() < 0.3:
         values += rng.normal(0, rng.uniform(2, 16), values.shape)
     if rng.random() < 0.2:
-        top, left = rng.integers(0, emoji_data.RESOLUTION - 8, 2)
-        height, width = rng.integers(4, 12, 2)
+        top, left = rng.integers(0, emoji_data.RESOLUTION - 16, 2)
+        height, width = rng.integers(8, 22, 2)
         values[top : top + height, left : left + width] = rng.integers(0, 256, 3)
     contrast = rng.uniform(0.75, 1.15)
     values = 128 + contrast * (values - 128) + rng.uniform(-15, 15)
@@ -92,19 +93,20 @@ def to_images(pictures: list[emoji_data.Picture]) -> torch.Tensor:
 
 
 def train_judge(
-    sprites: dict[str, list[Image.Image]],
+    sprites: dict[str, Image.Image],
     path: Path,
     budget: Budget,
     *,
     seed: int,
-    variants: int = 250,
-    batch: int = 96,
+    variants: int = 100,
+    batch: int = 64,
 ) -> Judge:
     """Trains the judge on pictures of its own; returns its averaged weights."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    rows = list(emoji_data.render_bank(sprites, variants, seed, smallest=0.4))
-    rows += [(NOTHING, _empty_picture(rng)) for _ in range(4 * variants)]
+    bank = emoji_data.render_bank(sprites, variants, seed, smallest=0.4)
+    rows = [(row.caption, row.picture) for row in bank]
+    rows += [(NOTHING, _empty_picture(rng)) for _ in range(6 * variants)]
     judge = channels_last(Judge())
     run = TrainingRun("judge", judge, path, budget, peak=4e-3, seed=seed, weight_decay=0.02)
     for generator in run:
@@ -119,12 +121,12 @@ def train_judge(
 
 @torch.no_grad()
 def held_out_accuracy(
-    judge: Judge, sprites: dict[str, list[Image.Image]], seed: int, variants: int = 20
+    judge: Judge, sprites: dict[str, Image.Image], seed: int, variants: int = 20
 ) -> float:
     """Returns how often the judge is right on new random pictures."""
     rows = list(emoji_data.render_bank(sprites, variants, seed))
-    answers = judge(to_images([picture for _, picture in rows])).argmax(1)
-    return float((answers == torch.tensor([label for label, _ in rows])).float().mean())
+    answers = judge(to_images([row.picture for row in rows])).argmax(1)
+    return float((answers == torch.tensor([row.caption for row in rows])).float().mean())
 
 
 def save_judge(judge: Judge, path: Path) -> None:

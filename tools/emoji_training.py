@@ -1,4 +1,4 @@
-"""A resumable training run: cosine learning rate, averaged weights, state file, progress bar."""
+"""A resumable training run: learning rate, averaged weights, state file, progress bar."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
+
+STEADY_FRACTION = 0.65  # of the budget, before the learning rate falls
+SAVE_SECONDS = 120.0
+AVERAGE_EVERY = 4  # steps
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -32,14 +36,17 @@ class Budget:
         return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
 
 
-def cosine_rate(peak: float, progress: float, step: int, warmup: int) -> float:
-    """Returns the learning rate: linear over `warmup` steps, then a cosine to 1 % of `peak`.
+def learning_rate(peak: float, progress: float, step: int, warmup: int) -> float:
+    """Returns the learning rate: linear over `warmup` steps, constant, at last falling to 1 %.
+
+    While it is constant, a run can be given a longer budget and goes on as if it always had it.
 
     Example:
-        >>> cosine_rate(1.0, 0.0, 99, 100)
-        1.0
+        >>> learning_rate(1.0, 0.6, 99, 100), learning_rate(1.0, 1.0, 99, 100)
+        (1.0, 0.01)
     """
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    fallen = max(0.0, progress - STEADY_FRACTION) / (1 - STEADY_FRACTION)
+    cosine = 0.5 * (1 + math.cos(math.pi * fallen))
     return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)
 
 
@@ -72,14 +79,13 @@ class TrainingRun:
     Args:
         name: Shown in the progress bar.
         module: What is trained, in place.
-        path: State file, written every `save_every` steps and at the end.
+        path: State file, written every two minutes and at the end.
         budget: When it ends.
         peak: Highest learning rate.
         seed: Of the generators.
         decay: Of the exponential average of the weights.
         warmup: Steps of linear warm-up.
         weight_decay: Of AdamW.
-        save_every: Steps between two states.
     """
 
     def __init__(
@@ -94,15 +100,14 @@ class TrainingRun:
         decay: float = 0.998,
         warmup: int = 100,
         weight_decay: float = 1e-3,
-        save_every: int = 500,
     ) -> None:
         self.name, self.module, self.path, self.budget = name, module, path, budget
-        self.peak, self.seed, self.warmup, self.save_every = peak, seed, warmup, save_every
-        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.peak, self.seed, self.warmup = peak, seed, warmup
+        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay**AVERAGE_EVERY))
         self.optimizer = torch.optim.AdamW(
-            module.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay
+            module.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self._saved = 0, 0.0, 0.0
         self._shown: dict[str, float] = {}
         if path.exists():
             state = torch.load(path, weights_only=True)
@@ -110,6 +115,7 @@ class TrainingRun:
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["step"], state["seconds"]
+            self._saved = self.seconds
 
     @property
     def progress(self) -> float:
@@ -128,19 +134,20 @@ class TrainingRun:
                 bar.n = round(100 * self.progress, 1)
                 if self.step % 25 == 0:
                     bar.set_postfix(step=self.step, **self._shown)
-                if self.step % self.save_every == 0 or self.progress >= 1:
+                if self.seconds - self._saved > SAVE_SECONDS or self.progress >= 1:
                     self._save()
 
     def update(self, loss: torch.Tensor, **shown: float) -> None:
         """Takes one optimiser step down the gradient of `loss`; shows running means."""
-        rate = cosine_rate(self.peak, self.progress, self.step, self.warmup)
+        rate = learning_rate(self.peak, self.progress, self.step, self.warmup)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        self.average.update_parameters(self.module)
+        if self.step % AVERAGE_EVERY == 0:
+            self.average.update_parameters(self.module)
         for key, value in {"loss": loss.item(), **shown}.items():
             self._shown[key] = 0.98 * self._shown.get(key, value) + 0.02 * value
 
@@ -157,3 +164,4 @@ class TrainingRun:
             "seconds": self.seconds,
         }
         save_state(self.path, state)
+        self._saved = self.seconds
