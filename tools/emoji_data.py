@@ -82,9 +82,7 @@ def _random_colour(rng: np.random.Generator) -> Floats:
     return np.asarray(value * (1 - saturation * shade), np.float32)
 
 
-def _blend(
-    first: Floats, second: Floats, kind: str, rng: np.random.Generator, size: int
-) -> Floats:
+def _blend(first: Floats, second: Floats, kind: str, rng: np.random.Generator, size: int) -> Floats:
     """Returns (size, size, 3), a mixture of two colours that varies with the place."""
     angle = rng.uniform(0, 2 * np.pi)
     rows, columns = np.mgrid[0:size, 0:size] / (size - 1)

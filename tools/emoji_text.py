@@ -52,9 +52,10 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Returns a CLIP tokenizer in which each word of a caption is one token; other words fall to pieces.
+    """Returns a CLIP tokenizer in which each word of a caption is one token.
 
-    Every byte has a token, alone and at the end of a word, so that any text can be encoded.
+    Other words fall to pieces. Every byte has a token, alone and at the end of a word, so that any
+    text can be encoded.
     """
     phrases = [*CAPTIONS, *GROUNDS, OTHER_WORDS, GROUND_WORDS]
     words = {word for phrase in phrases for word in phrase.split()}

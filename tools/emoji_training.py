@@ -57,6 +57,16 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
+def kept_path(path: Path, step: int) -> Path:
+    """Returns where a run with this state file keeps its averaged weights after `step`.
+
+    Example:
+        >>> kept_path(Path("work/unet.pt"), 500).name
+        'unet-500.pt'
+    """
+    return path.with_name(f"{path.stem}-{step}{path.suffix}")
+
+
 def channels_last(module: ModuleType) -> ModuleType:
     """Returns the module with its weights in channels-last order, half as fast again on CPU."""
     for parameter in module.parameters():
@@ -86,6 +96,7 @@ class TrainingRun:
         decay: Of the exponential average of the weights.
         warmup: Steps of linear warm-up.
         weight_decay: Of AdamW.
+        keep: Steps after which the averaged weights are kept in a file of their own.
     """
 
     def __init__(
@@ -100,10 +111,13 @@ class TrainingRun:
         decay: float = 0.998,
         warmup: int = 100,
         weight_decay: float = 1e-3,
+        keep: tuple[int, ...] = (),
     ) -> None:
         self.name, self.module, self.path, self.budget = name, module, path, budget
-        self.peak, self.seed, self.warmup = peak, seed, warmup
-        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay**AVERAGE_EVERY))
+        self.peak, self.seed, self.warmup, self.keep = peak, seed, warmup, keep
+        self.average = AveragedModel(
+            module, multi_avg_fn=get_ema_multi_avg_fn(decay**AVERAGE_EVERY)
+        )
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
@@ -148,6 +162,8 @@ class TrainingRun:
         self.step += 1
         if self.step % AVERAGE_EVERY == 0:
             self.average.update_parameters(self.module)
+        if self.step in self.keep:
+            save_state(kept_path(self.path, self.step), self.averaged())
         for key, value in {"loss": loss.item(), **shown}.items():
             self._shown[key] = 0.98 * self._shown.get(key, value) + 0.02 * value
 

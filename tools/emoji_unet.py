@@ -25,6 +25,7 @@ from tools.emoji_training import Budget, TrainingRun, channels_last
 EMPTY_FRACTION = 0.1  # captions left out, for classifier-free guidance
 GROUND_FRACTION = 0.6  # captions that mention the ground, where it has a name
 SNR_LIMIT = 5.0
+KEPT_STEPS = (1000, 2000, 4000)  # unfinished models, shown to the judge of beauty
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -126,7 +127,17 @@ def train_unet(
     both = nn.ModuleList([unet, encoder]).train()
     phrases = Captions(tokenizer)
     alphas = build_scheduler().alphas_cumprod
-    run = TrainingRun("unet", both, path, budget, peak=1.2e-3, seed=seed, warmup=300, decay=0.999)
+    run = TrainingRun(
+        "unet",
+        both,
+        path,
+        budget,
+        peak=1.2e-3,
+        seed=seed,
+        warmup=300,
+        decay=0.999,
+        keep=KEPT_STEPS,
+    )
     for generator in run:
         rows = torch.randint(len(latents), (batch,), generator=generator)
         clean = latents[rows].float()

@@ -82,8 +82,8 @@ class GrowingDecoder(nn.Module):
     """The decoder of an autoencoder, with a rough answer at every resolution.
 
     From random weights a deep decoder takes thousands of steps to pass on more than mean colours.
-    Here every stage also answers by itself, by a linear map to the pixels of its cells, so that the
-    cheap stages can be trained before the dear ones, and the first layers learn as fast as the last.
+    Here every stage also answers by itself, by a linear map to the pixels of its cells: the cheap
+    stages are trained before the dear ones, and the first layers learn as fast as the last.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
