@@ -71,7 +71,7 @@ def _disturb(picture: emoji_data.Picture, rng: np.random.Generator) -> emoji_dat
     return np.asarray(values.clip(0, 255), np.uint8)
 
 
-def _empty_picture(rng: np.random.Generator) -> emoji_data.Picture:
+def empty_picture(rng: np.random.Generator) -> emoji_data.Picture:
     """Returns a picture without a subject: a background, or noise, or colour patches."""
     background = emoji_data.draw_background(rng)
     kind = rng.integers(3)
@@ -106,7 +106,7 @@ def train_judge(
     rng = np.random.default_rng(seed)
     bank = emoji_data.render_bank(sprites, variants, seed, smallest=0.4)
     rows = [(row.caption, row.picture) for row in bank]
-    rows += [(NOTHING, _empty_picture(rng)) for _ in range(6 * variants)]
+    rows += [(NOTHING, empty_picture(rng)) for _ in range(6 * variants)]
     judge = channels_last(Judge())
     run = TrainingRun("judge", judge, path, budget, peak=4e-3, seed=seed, weight_decay=0.02)
     for generator in run:
