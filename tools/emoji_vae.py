@@ -19,7 +19,7 @@ from tools.emoji_bank import LATENT_CHANNELS, PatchComponents, to_unit
 from tools.emoji_training import Budget, TrainingRun, channels_last
 
 DECODER_NOISE = 0.1  # at most; the latents that the diffusion model draws are a little off
-SHARPNESS_WEIGHT = 0.1
+SHARPNESS_WEIGHT = 1.0
 STAGE_STEPS = (500, 900, 1300)  # when the second, third and last stage join
 
 

@@ -40,10 +40,10 @@ ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
 PARTS = ("decoder", "encoder", "unet", "judge", "clip", "beauty")
 
 # Number of steps and batch size of each part.
-DECODER_STEPS, DECODER_BATCH = 6000, 8
-ENCODER_STEPS, ENCODER_BATCH = 1500, 8
+DECODER_STEPS, DECODER_BATCH = 4000, 8
+ENCODER_STEPS, ENCODER_BATCH = 800, 8
 UNET_STEPS, UNET_BATCH = 14_000, 32
-CLIP_STEPS, CLIP_BATCH = 3000, 48
+CLIP_STEPS, CLIP_BATCH = 2000, 48
 JUDGE_STEPS = 1200
 BEAUTY_STEPS = 2000
 VARIANTS = 400
