@@ -10,8 +10,11 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from ddpo.assets import ASSETS
 from tools import emoji_data
+from tools.emoji_beauty import beauty, load_beauty
 from tools.emoji_clip import similarity
+from tools.emoji_damage import DAMAGES
 from tools.emoji_judge import load_judge
+from tools.emoji_measures import ground_colours
 from tools.measure_emoji_sd import Sampling, draw
 
 CAPTIONS = list(emoji_data.CAPTIONS)
@@ -49,14 +52,19 @@ def labels():
     return torch.tensor([CAPTIONS.index(caption) for caption in DRAWN for _ in range(2)])
 
 
+@pytest.fixture(scope="module")
+def head():
+    return load_beauty(ASSETS / "emoji-beauty" / "head.safetensors")
+
+
 def own_cosines(clip, images, tokens, labels):
     with torch.no_grad():
         return similarity(clip, images, tokens).gather(1, labels[:, None])[:, 0]
 
 
-def test_models_take_at_most_16_megabytes():
+def test_models_take_at_most_24_megabytes():
     files = [path for path in ASSETS.glob("emoji-*/**/*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 16e6
+    assert sum(path.stat().st_size for path in files) <= 24e6
 
 
 def test_a_plain_load_gives_float32(pipeline, clip):
@@ -64,7 +72,7 @@ def test_a_plain_load_gives_float32(pipeline, clip):
     assert {p.dtype for module in modules for p in module.parameters()} == {torch.float32}
 
 
-def test_scheduler_has_the_settings_of_stable_diffusion_15(pipeline):
+def test_scheduler_has_the_noise_levels_of_stable_diffusion_and_predicts_velocity(pipeline):
     expected = {
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
@@ -73,7 +81,7 @@ def test_scheduler_has_the_settings_of_stable_diffusion_15(pipeline):
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,
-        "prediction_type": "epsilon",
+        "prediction_type": "v_prediction",
     }
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     assert {key: pipeline.scheduler.config[key] for key in expected} == expected
@@ -81,9 +89,9 @@ def test_scheduler_has_the_settings_of_stable_diffusion_15(pipeline):
 
 def test_the_image_processor_maps_bytes_to_plus_minus_one():
     processor = CLIPImageProcessor.from_pretrained(ASSETS / "emoji-clip", local_files_only=True)
-    white = torch.full((32, 32, 3), 255, dtype=torch.uint8).numpy()
+    white = torch.full((64, 64, 3), 255, dtype=torch.uint8).numpy()
     pixels = processor(white, return_tensors="pt").pixel_values
-    assert pixels.shape == (1, 3, 32, 32)
+    assert pixels.shape == (1, 3, 64, 64)
     torch.testing.assert_close(pixels, torch.ones_like(pixels))
 
 
@@ -92,12 +100,15 @@ def test_prompt_files_are_the_known_captions_and_do_not_overlap():
     report = (ASSETS / "prompts" / "emoji_report.txt").read_text().split("\n")[:-1]
     assert train == list(emoji_data.TRAIN_CAPTIONS)
     assert report == list(emoji_data.REPORT_CAPTIONS)
-    assert not set(train) & set(report)
+    things = (ASSETS / "prompts" / "emoji_things.txt").read_text().split("\n")[:-1]
+    assert [*train, *report, *things] == CAPTIONS
+    assert len(set(CAPTIONS)) == len(CAPTIONS)
 
 
-def test_each_caption_is_one_token_and_any_text_can_be_encoded(pipeline):
-    assert all(len(pipeline.tokenizer.tokenize(caption)) == 1 for caption in CAPTIONS)
+def test_each_word_of_a_caption_is_one_token_and_any_text_can_be_encoded(pipeline):
     tokenizer = pipeline.tokenizer
+    for caption in (*CAPTIONS, "an angry face on an orange ground"):
+        assert len(tokenizer.tokenize(caption)) == len(caption.split())
     ids = tokenizer("Zürich 3%!", add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
 
@@ -123,14 +134,14 @@ def test_the_clip_score_falls_as_a_picture_is_degraded(clip, tokens, drawn, labe
         if way == "fade":
             return torch.lerp(drawn, drawn.mean((2, 3), keepdim=True).expand_as(drawn), amount)
         if way == "blur":
-            cells = round(32 * (1 - amount)) + 2
+            cells = round(64 * (1 - amount)) + 2
             small = F.interpolate(drawn, (cells, cells), mode="area")
-            return F.interpolate(small, (32, 32), mode="bilinear")
+            return F.interpolate(small, (64, 64), mode="bilinear")
         if way == "noise":
             noise = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0))
             return (drawn + 0.7 * amount * noise).clamp(0, 1)
         covered = drawn.clone()
-        covered[:, :, :, : round(32 * amount)] = 0.5
+        covered[:, :, :, : round(64 * amount)] = 0.5
         return covered
 
     scores = [
@@ -142,6 +153,39 @@ def test_the_clip_score_falls_as_a_picture_is_degraded(clip, tokens, drawn, labe
 
 
 def test_an_empty_picture_shows_no_caption(clip, tokens):
-    greys = torch.linspace(0, 1, 8).view(8, 1, 1, 1).expand(8, 3, 32, 32)
+    greys = torch.linspace(0, 1, 8).view(8, 1, 1, 1).expand(8, 3, 64, 64)
     with torch.no_grad():
         assert similarity(clip, greys, tokens).max() < 0.5
+
+
+def test_grounds_can_be_asked_for(pipeline):
+    grounds = list(emoji_data.GROUNDS)
+    prompts = [
+        f"a {DRAWN[i % len(DRAWN)]} on a {ground} ground" for i, ground in enumerate(grounds)
+    ]
+    images = draw(pipeline, prompts, list(range(len(prompts))), Sampling(steps=10))
+    right = ground_colours(images) == torch.arange(len(grounds))
+    assert right.float().mean() >= 0.7
+
+
+@pytest.mark.parametrize("way", [*DAMAGES, "white noise", "flat colour"])
+def test_beauty_falls_when_a_picture_is_damaged(clip, head, drawn, way):
+    generator = torch.Generator().manual_seed(0)
+    if way == "white noise":
+        worse = torch.rand(drawn.shape, generator=generator)
+    elif way == "flat colour":
+        worse = torch.rand(len(drawn), 3, 1, 1, generator=generator).expand_as(drawn)
+    else:
+        rows = range(len(drawn))
+        damaged = [DAMAGES[way](drawn[i], drawn[i - 2], 0.7, generator) for i in rows]
+        worse = torch.stack(damaged).clamp(0, 1)
+    with torch.no_grad():
+        fall = beauty(clip, head, drawn) - beauty(clip, head, worse)
+    assert fall.mean() > 1
+    assert fall.gt(0).float().mean() >= 0.8
+
+
+def test_beauty_has_gradients_and_takes_any_size(clip, head, drawn):
+    images = F.interpolate(drawn[:2], (96, 96), mode="bilinear").requires_grad_()
+    beauty(clip, head, images).sum().backward()
+    assert images.grad.abs().sum() > 0
