@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 STEADY_FRACTION = 0.65  # of the budget, before the learning rate falls
@@ -48,6 +48,16 @@ def learning_rate(peak: float, progress: float, step: int, warmup: int) -> float
     fallen = max(0.0, progress - STEADY_FRACTION) / (1 - STEADY_FRACTION)
     cosine = 0.5 * (1 + math.cos(math.pi * fallen))
     return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)
+
+
+def averaging(decay: float) -> Callable[..., None]:
+    """Returns how `AveragedModel` averages: exponentially, over a tenth of the steps at most."""
+
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], count: int) -> None:
+        weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averaged, current, weight)
+
+    return average
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -115,9 +125,7 @@ class TrainingRun:
     ) -> None:
         self.name, self.module, self.path, self.budget = name, module, path, budget
         self.peak, self.seed, self.warmup, self.keep = peak, seed, warmup, keep
-        self.average = AveragedModel(
-            module, multi_avg_fn=get_ema_multi_avg_fn(decay**AVERAGE_EVERY)
-        )
+        self.average = AveragedModel(module, multi_avg_fn=averaging(decay**AVERAGE_EVERY))
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
