@@ -36,6 +36,11 @@ class Budget:
         return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
 
 
+def fallen(progress: float) -> float:
+    """Returns how much of the part of a run is over in which the learning rate falls, 0 to 1."""
+    return max(0.0, progress - STEADY_FRACTION) / (1 - STEADY_FRACTION)
+
+
 def learning_rate(peak: float, progress: float, step: int, warmup: int) -> float:
     """Returns the learning rate: linear over `warmup` steps, constant, at last falling to 1 %.
 
@@ -45,8 +50,7 @@ def learning_rate(peak: float, progress: float, step: int, warmup: int) -> float
         >>> learning_rate(1.0, 0.6, 99, 100), learning_rate(1.0, 1.0, 99, 100)
         (1.0, 0.01)
     """
-    fallen = max(0.0, progress - STEADY_FRACTION) / (1 - STEADY_FRACTION)
-    cosine = 0.5 * (1 + math.cos(math.pi * fallen))
+    cosine = 0.5 * (1 + math.cos(math.pi * fallen(progress)))
     return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)
 
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from tools import emoji_data
 from tools.emoji_bank import LATENT_CHANNELS, PatchComponents, to_unit
-from tools.emoji_training import Budget, TrainingRun, channels_last
+from tools.emoji_training import Budget, TrainingRun, channels_last, fallen
 
 DECODER_NOISE = 0.1  # at most; the latents that the diffusion model draws are a little off
-SHARPNESS_WEIGHT = 1.0
+SHARPNESS_WEIGHTS = (1.0, 3.0)  # at first, and at the end, when the learning rate falls
 STAGE_STEPS = (500, 900, 1300)  # when the second, third and last stage join
 
 
@@ -59,12 +59,14 @@ def sharpness_loss(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return F.l1_loss(strength(output), strength(images))
 
 
-def reconstruction_loss(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def reconstruction_loss(
+    output: torch.Tensor, images: torch.Tensor, sharpness_weight: float
+) -> torch.Tensor:
     """Returns L1 + L2 + half the L1 distance of neighbouring differences + sharpness."""
     error = output - images
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     distance = error.abs().mean() + error.square().mean() + 0.5 * edges
-    return distance + SHARPNESS_WEIGHT * sharpness_loss(output, images)
+    return distance + sharpness_weight * sharpness_loss(output, images)
 
 
 def noisy_latents(
@@ -136,7 +138,9 @@ def train_decoder(
         answers = decoder(noisy_latents(images, components, generator), stages)
         error = (answers[-1] - images).square().mean().item()
         sharper = laplacian(answers[-1].detach()).var() / laplacian(images).var()
-        loss = reconstruction_loss(answers[-1], images)
+        first, last = SHARPNESS_WEIGHTS
+        weight = first + (last - first) * fallen(run.progress)
+        loss = reconstruction_loss(answers[-1], images, weight)
         for answer in answers[:-1]:
             loss = loss + 0.2 * F.l1_loss(answer, images)
         run.update(loss, mse=error, sharpness=sharper.item(), stages=stages)
