@@ -131,13 +131,20 @@ class GroundPhrases:
 
 
 def train_clip(
-    bank: Bank, tokenizer: CLIPTokenizer, path: Path, budget: Budget, *, seed: int, batch: int
+    bank: Bank,
+    tokenizer: CLIPTokenizer,
+    path: Path,
+    budget: Budget,
+    *,
+    seed: int,
+    batch: int,
+    device: str = "cpu",
 ) -> CLIPModel:
     """Trains a CLIP model, first on clear, then on degraded pictures; returns averaged weights."""
     torch.manual_seed(seed)
     model = build_clip(tokenizer).train()
     quality_head = nn.Sequential(nn.Linear(PROJECTION, 32), nn.GELU(), nn.Linear(32, 1))
-    both = nn.ModuleList([model, quality_head])
+    both = nn.ModuleList([model, quality_head]).to(device)
     table, on_ground = prompt_table(tokenizer), GroundPhrases(tokenizer)
     run = TrainingRun(
         "clip", both, path, budget, peak=1.5e-3, seed=seed, decay=0.995, weight_decay=0.02
@@ -152,11 +159,12 @@ def train_clip(
             visibility = visibility * still_visible
         spoilt_rows = torch.randint(len(bank.quality), (batch // 3,), generator=generator)
         spoilt = to_unit(bank.spoilt[spoilt_rows]) / 2 + 0.5
-        images_embedded = embed_images(model, torch.cat([images, spoilt]))
+        images_embedded = embed_images(model, torch.cat([images, spoilt]).to(device))
         phrases = torch.randint(table.shape[1], (len(table),), generator=generator)
         tokens, right = on_ground.draw(captions, bank.grounds[rows], generator)
         tokens = torch.cat([table[torch.arange(len(table)), phrases], tokens])
-        texts = embed_texts(model, tokens)
+        texts = embed_texts(model, tokens.to(device))
+        captions, visibility, right = (x.to(device) for x in (captions, visibility, right))
         cosines = images_embedded[:batch] @ texts[: len(table)].T
         with_ground = (images_embedded[:batch] * texts[len(table) :]).sum(1)
         clear = visibility > 0.9
@@ -167,7 +175,7 @@ def train_clip(
         logits = SCALE * with_ground + BIAS
         loss = loss + 8 * F.binary_cross_entropy_with_logits(logits, target)
         made = quality_head(images_embedded[batch:])[:, 0]
-        error = F.mse_loss(made, bank.quality[spoilt_rows])
+        error = F.mse_loss(made, bank.quality[spoilt_rows].to(device))
         run.update(loss + 10 * error, right=accuracy, quality=error.item())
-    both.load_state_dict(run.averaged())
+    both.cpu().load_state_dict(run.averaged())
     return model.eval()

@@ -100,6 +100,7 @@ def train_judge(
     seed: int,
     variants: int = 100,
     batch: int = 64,
+    device: str = "cpu",
 ) -> Judge:
     """Trains the judge on pictures of its own; returns its averaged weights."""
     torch.manual_seed(seed)
@@ -107,15 +108,17 @@ def train_judge(
     bank = emoji_data.render_bank(sprites, variants, seed, smallest=0.4)
     rows = [(row.caption, row.picture) for row in bank]
     rows += [(NOTHING, empty_picture(rng)) for _ in range(6 * variants)]
-    judge = channels_last(Judge())
+    judge = channels_last(Judge()).to(device)
     run = TrainingRun("judge", judge, path, budget, peak=4e-3, seed=seed, weight_decay=0.02)
     for generator in run:
         chosen = [rows[index] for index in torch.randint(len(rows), (batch,), generator=generator)]
         step_rng = np.random.default_rng([seed, run.step])
         images = to_images([_disturb(picture, step_rng) for _, picture in chosen])
         labels = torch.tensor([label for label, _ in chosen])
-        run.update(F.cross_entropy(judge(images), labels, label_smoothing=0.05))
-    judge.load_state_dict(run.averaged())
+        run.update(
+            F.cross_entropy(judge(images.to(device)), labels.to(device), label_smoothing=0.05)
+        )
+    judge.cpu().load_state_dict(run.averaged())
     return judge.eval()
 
 

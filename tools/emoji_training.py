@@ -102,7 +102,7 @@ class TrainingRun:
 
     Args:
         name: Shown in the progress bar.
-        module: What is trained, in place.
+        module: What is trained, in place, on the device it is on.
         path: State file, written every two minutes and at the end.
         budget: When it ends.
         peak: Highest learning rate.
@@ -136,7 +136,7 @@ class TrainingRun:
         self.step, self.seconds, self._saved = 0, 0.0, 0.0
         self._shown: dict[str, float] = {}
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location="cpu")
             self.module.load_state_dict(state["module"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -180,8 +180,8 @@ class TrainingRun:
             self._shown[key] = 0.98 * self._shown.get(key, value) + 0.02 * value
 
     def averaged(self) -> dict[str, torch.Tensor]:
-        """Returns the averaged weights, named as those of the module."""
-        return dict(self.average.module.state_dict())
+        """Returns the averaged weights, named as those of the module, on the CPU."""
+        return {name: value.cpu() for name, value in self.average.module.state_dict().items()}
 
     def _save(self) -> None:
         state = {

@@ -108,6 +108,7 @@ def train_unet(
     *,
     seed: int,
     batch: int,
+    device: str = "cpu",
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Trains denoiser and text encoder; returns their averaged weights.
 
@@ -120,11 +121,12 @@ def train_unet(
         budget: When training ends.
         seed: Of weights, batches and noise.
         batch: Latents per step.
+        device: Where the training computes.
     """
     torch.manual_seed(seed)
     unet = channels_last(build_unet())
     encoder = build_text_encoder(tokenizer)
-    both = nn.ModuleList([unet, encoder]).train()
+    both = nn.ModuleList([unet, encoder]).to(device).train()
     phrases = Captions(tokenizer)
     alphas = build_scheduler().alphas_cumprod
     run = TrainingRun(
@@ -149,10 +151,10 @@ def train_unet(
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         tokens = phrases.draw(captions[rows], grounds[rows], generator)
-        states = encoder(tokens).last_hidden_state
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
-        predicted = unet(noisy, timesteps, encoder_hidden_states=states).sample
-        errors = (predicted - velocity).square().mean((1, 2, 3))
-        run.update((velocity_weight(alphas[timesteps]) * errors).mean())
-    both.load_state_dict(run.averaged())
+        states = encoder(tokens.to(device)).last_hidden_state
+        noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
+        predicted = unet(noisy, timesteps.to(device), encoder_hidden_states=states).sample
+        errors = (predicted - velocity.to(device)).square().mean((1, 2, 3))
+        run.update((velocity_weight(alphas[timesteps]).to(device) * errors).mean())
+    both.cpu().load_state_dict(run.averaged())
     return unet, encoder

@@ -126,16 +126,18 @@ def train_decoder(
     *,
     seed: int,
     batch: int,
+    device: str = "cpu",
 ) -> None:
     """Trains the decoder of `vae`, in place, on pictures (rows, H, W, 3) in bytes."""
-    decoder = channels_last(GrowingDecoder(vae))
+    decoder = channels_last(GrowingDecoder(vae)).to(device)
     run = TrainingRun("decoder", decoder, path, budget, peak=1.5e-3, seed=seed, weight_decay=1e-4)
     for generator in run:
         stages = 1 + sum(run.step >= start for start in STAGE_STEPS)
         size = batch * (2 if stages == 1 else 1)
         rows = torch.randint(len(pictures), (size,), generator=generator)
         images = to_unit(pictures[rows])
-        answers = decoder(noisy_latents(images, components, generator), stages)
+        latents, images = noisy_latents(images, components, generator), images.to(device)
+        answers = decoder(latents.to(device), stages)
         error = (answers[-1] - images).square().mean().item()
         sharper = laplacian(answers[-1].detach()).var() / laplacian(images).var()
         first, last = SHARPNESS_WEIGHTS
@@ -144,7 +146,7 @@ def train_decoder(
         for answer in answers[:-1]:
             loss = loss + 0.2 * F.l1_loss(answer, images)
         run.update(loss, mse=error, sharpness=sharper.item(), stages=stages)
-    decoder.load_state_dict(run.averaged())
+    decoder.cpu().load_state_dict(run.averaged())
 
 
 def train_encoder(
@@ -156,14 +158,15 @@ def train_encoder(
     *,
     seed: int,
     batch: int,
+    device: str = "cpu",
 ) -> None:
     """Trains the encoder of `vae`, in place, to give the latents of pictures in bytes."""
-    encoder = channels_last(nn.Sequential(vae.encoder, vae.quant_conv))
+    encoder = channels_last(nn.Sequential(vae.encoder, vae.quant_conv)).to(device)
     run = TrainingRun("encoder", encoder, path, budget, peak=2e-3, seed=seed, weight_decay=1e-4)
     for generator in run:
         rows = torch.randint(len(pictures), (batch,), generator=generator)
         images = to_unit(pictures[rows])
-        mean, log_variance = encoder(images).chunk(2, dim=1)
-        loss = F.mse_loss(mean, components.project(images))
+        mean, log_variance = encoder(images.to(device)).chunk(2, dim=1)
+        loss = F.mse_loss(mean, components.project(images).to(device))
         run.update(loss + 1e-3 * (log_variance + 8).square().mean())
-    encoder.load_state_dict(run.averaged())
+    encoder.cpu().load_state_dict(run.averaged())

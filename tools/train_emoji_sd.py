@@ -59,12 +59,14 @@ class Builder:
         sprites: One picture per caption.
         seed: Of everything.
         scale: Times all numbers of steps.
+        device: Where the trainings compute.
     """
 
     def __init__(
-        self, work: Path, sprites: dict[str, Image.Image], seed: int, scale: float
+        self, work: Path, sprites: dict[str, Image.Image], seed: int, scale: float, device: str
     ) -> None:
         self.work, self.sprites, self.seed, self.scale = work, sprites, seed, scale
+        self.device = device
         self.tokenizer = emoji_text.build_tokenizer()
         self.bank = emoji_bank.load_bank(sprites, work / "bank.npz", self._few(VARIANTS), seed)
         self.components = emoji_bank.components_of(self.bank, work / "components.pt")
@@ -89,6 +91,7 @@ class Builder:
                 self._budget(DECODER_STEPS),
                 seed=self.seed,
                 batch=DECODER_BATCH,
+                device=self.device,
             )
         if "encoder" in parts:
             emoji_vae.train_encoder(
@@ -99,6 +102,7 @@ class Builder:
                 self._budget(ENCODER_STEPS),
                 seed=self.seed,
                 batch=ENCODER_BATCH,
+                device=self.device,
             )
         return vae.eval()
 
@@ -114,6 +118,7 @@ class Builder:
             self._budget(UNET_STEPS),
             seed=self.seed,
             batch=UNET_BATCH,
+            device=self.device,
         )
         return nn.ModuleList([unet, encoder])
 
@@ -136,7 +141,11 @@ class Builder:
     def judge(self) -> emoji_judge.Judge:
         """Returns the judge that says what a picture shows."""
         return emoji_judge.train_judge(
-            self.sprites, self.work / "judge.pt", self._budget(JUDGE_STEPS), seed=self.seed + 1000
+            self.sprites,
+            self.work / "judge.pt",
+            self._budget(JUDGE_STEPS),
+            seed=self.seed + 1000,
+            device=self.device,
         )
 
     def clip(self) -> CLIPModel:
@@ -156,6 +165,7 @@ class Builder:
             self._budget(CLIP_STEPS),
             seed=self.seed,
             batch=CLIP_BATCH,
+            device=self.device,
         )
 
     def beauty(self) -> emoji_beauty.BeautyHead:
@@ -206,6 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=ASSETS, help="where the models go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="times all numbers of steps")
+    parser.add_argument("--device", default="cpu", help="where the trainings compute")
     parser.add_argument("--threads", type=int, help="CPU threads [all]")
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, help="train only these, write no models"
@@ -222,7 +233,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     sprites = emoji_data.load_sprites(arguments.data or emoji_data.install_packages(work / "npm"))
-    builder = Builder(work, sprites, arguments.seed, arguments.scale)
+    builder = Builder(work, sprites, arguments.seed, arguments.scale, arguments.device)
     for part in arguments.parts or ():
         builder.vae(part) if part in {"decoder", "encoder"} else getattr(builder, part)()
     if not arguments.parts:
