@@ -65,8 +65,8 @@ def velocity_weight(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     the last, nearly clean steps from dominating (Hang et al. 2023).
 
     Example:
-        >>> velocity_weight(torch.tensor([0.5, 0.9])).tolist()
-        [1.0, 0.5]
+        >>> velocity_weight(torch.tensor([0.5, 0.875])).tolist()
+        [1.0, 0.625]
     """
     return (SNR_LIMIT * (1 - alphas_cumprod)).clamp(max=1)
 
