@@ -42,7 +42,7 @@ PARTS = ("decoder", "encoder", "unet", "judge", "clip", "beauty")
 # Number of steps and batch size of each part.
 DECODER_STEPS, DECODER_BATCH = 4000, 8
 ENCODER_STEPS, ENCODER_BATCH = 800, 8
-UNET_STEPS, UNET_BATCH = 14_000, 32
+UNET_STEPS, UNET_BATCH = 18_000, 32
 CLIP_STEPS, CLIP_BATCH = 2000, 48
 JUDGE_STEPS = 2500
 BEAUTY_STEPS = 2000
