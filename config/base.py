@@ -132,9 +132,9 @@ class ProcessSettings:
 class PretrainedSettings:
     """The frozen base model."""
 
-    # Hub id (owner/name@revision pins one), folder, .safetensors checkpoint, or "emoji-sd", which
-    # ships with the project.
-    model: Annotated[str, PATH] = "emoji-sd"
+    # Hub id (owner/name@revision pins one), folder, .safetensors checkpoint, or a model that ships:
+    # "emoji64-sd", or "emoji-sd", whose pictures have 32 pixels and which the evidence is from.
+    model: Annotated[str, PATH] = "emoji64-sd"
     variant: str = ""  # file variant on the hub, e.g. "fp16"
     # A .safetensors checkpoint has no configuration: folder or hub id of a model of the same kind.
     single_file_config: Annotated[str, PATH] = ""  # empty: the hub model that diffusers infers
@@ -196,7 +196,7 @@ class RewardSettings:
 
     # Two or more of docs/rewards.md, which include taste:FOLDER and classifier:MODEL#LABEL, or
     # functions of your own as module:function or path/to/file.py:function.
-    names: Annotated[tuple[str, ...], FIXED, PATH] = ("clip_alignment", "jpeg_compressibility")
+    names: Annotated[tuple[str, ...], FIXED, PATH] = ("emoji_beauty", "colorfulness")
     # Rewards behind a server, as "name=http://host:port/path"; rewards.names uses the name.
     remotes: Annotated[tuple[str, ...], FREE] = ()
     reference: Annotated[tuple[float, ...], FIXED] = ()  # one number per objective, raw units
@@ -205,7 +205,11 @@ class RewardSettings:
     scales: Annotated[tuple[float, ...], FIXED] = ()
     # Where rewards and guards get their models instead of the default, as "REWARD.PART=SOURCE": a
     # hub id, a folder or a file. docs/rewards.md lists the parts and their defaults.
-    sources: Annotated[tuple[str, ...], PATH] = ()
+    # Of the CLIPs that ship, "emoji64-clip" knows what emoji64-sd draws; the default "emoji-clip"
+    # knows emoji-sd's pictures.
+    sources: Annotated[tuple[str, ...], PATH] = tuple(
+        f"{name}.clip=emoji64-clip" for name in ("clip_alignment", "base_similarity", "diversity")
+    )
     # Objectives whose gradient train.update_rule=reward_gradient does not follow, though they have
     # one; a name as in rewards.names.
     black_boxes: tuple[str, ...] = ()
@@ -237,11 +241,11 @@ class GuardSettings:
     """What over-optimisation shows in: measured at evaluation and never trained on."""
 
     # Rewards, "base_similarity", "diversity" or "agreement" (docs/guards.md).
-    names: Annotated[tuple[str, ...], PATH] = ()
+    names: Annotated[tuple[str, ...], PATH] = ("clip_alignment",)
     # How far below the base model's value each may fall, in its own unit; a policy that has lost
     # more is neither archived nor picked as a parent (but an agent of the warm-up or of
     # fixed_weights continues its own last policy). Empty: guards are shown only.
-    max_drops: tuple[float, ...] = ()
+    max_drops: tuple[float, ...] = (0.1,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +268,7 @@ class SampleSettings:
 
     num_steps: Annotated[int, AtLeast(1)] = 4  # denoising steps of the pictures to learn from
     # Classifier-free guidance; 1 is none, at half the cost.
-    guidance_scale: Annotated[float, AtLeast(1)] = 1.0
+    guidance_scale: Annotated[float, AtLeast(1)] = 3.0
     # How much of the contrast that guidance adds is taken back (Lin et al. 2024, eq. 16).
     guidance_rescale: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     # ddim; euler_a: Euler ancestral, as DDIM with eta 1, but its last step has no noise; lcm and
@@ -299,7 +303,7 @@ class TrainSettings:
     update_rule: str = "reward_gradient"
     # Of reward_gradient: denoising steps, counted from the end, that a gradient flows through.
     gradient_steps: Annotated[int, AtLeast(1)] = 2
-    learning_rate: Annotated[float, Above(0)] = 1.2e-2
+    learning_rate: Annotated[float, Above(0)] = 5e-3
     adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
     adam_epsilon: Annotated[float, Above(0)] = 1e-8
@@ -349,9 +353,9 @@ class EvaluationSettings:
     num_steps: Annotated[int, AtLeast(0)] = 10
     # At most; the base model draws 4 pictures of each prompt to measure scales and points.
     calibration_prompts: Annotated[int, AtLeast(2)] = 64
-    selection_images: Annotated[int, AtLeast(2)] = 64  # per policy and generation, for the search
+    selection_images: Annotated[int, AtLeast(2)] = 32  # per policy and generation, for the search
     # Per policy of the final front: the returns that are published.
-    report_images: Annotated[int, AtLeast(2), FREE] = 256
+    report_images: Annotated[int, AtLeast(2), FREE] = 128
     # What a run spends on blends between neighbours at its end, as a part of its UNet rows.
     blends_fraction: Annotated[float, AtLeast(0), AtMost(1), FREE] = 0.1
 
@@ -391,5 +395,5 @@ class EvolutionSettings:
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Default settings: `clip_alignment` against `jpeg_compressibility` on the emoji model."""
+    """Default settings: beauty against colour on the embedded model, offline."""
     return ml_collections.ConfigDict(nested(defaults_of(Settings)))

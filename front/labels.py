@@ -23,6 +23,7 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "hps_v2": ("liked by people (HPS v2)", "liked by people"),
     "image_reward": ("liked by people (ImageReward)", "liked by people"),
     "aesthetic_score": ("beauty", "beautiful"),
+    "emoji_beauty": ("beauty", "beautiful"),
     "jpeg_compressibility": ("file size", "a small file"),
     "jpeg_incompressibility": ("detail (file size)", "rich in detail"),
     "colorfulness": ("colourfulness", "colourful"),

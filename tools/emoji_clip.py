@@ -1,42 +1,41 @@
-"""Trains the embedded CLIP: its cosine falls steadily as a picture shows less of its caption.
+"""Trains the embedded CLIP: its cosine similarity falls steadily as a picture loses its caption.
 
-Each picture is degraded by a known amount: faded into its background, pixelated, roughened,
-covered, shrunk, or emptied. So its subject has a known visibility in [0, 1]. The loss is a sigmoid
-loss over all pairs of picture and caption, as in SigLIP (Zhai et al. 2023), with fixed scale and
-bias:
+A picture is degraded in a known measure (`emoji_visibility`), which gives each a visibility in
+[0, 1]. For every pair of picture and caption a sigmoid loss as in SigLIP (Zhai et al. 2023), with
+fixed scale and bias, asks that `sigmoid(SCALE * cosine + BIAS)` be that visibility where the
+caption is right, and about zero where it is not. Fixed scale and bias spread the cosine: 0.1 for a
+wrong caption or an empty picture, 0.5 for a half visible subject, 0.9 for a clear one. A caption
+with the wrong ground ("a cat on a green ground" for a blue one) counts as half right.
 
-    sigmoid(SCALE * cosine + BIAS)  should be  the visibility for the right caption,
-                                               about 0 for any other
-
-Fixed scale and bias spread the cosine: 0.1 for a wrong caption or an empty picture, 0.5 for a half
-visible subject, 0.9 for a clear one.
+Beside that the image embedding is asked how well made the picture is (`emoji_damage`), so that a
+judge of beauty can be built on it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from PIL import Image
-from tqdm import tqdm
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from tools import emoji_data
+from tools.emoji_bank import to_unit
+from tools.emoji_text import CONTEXT_LENGTH, GROUND_TEMPLATES, ground_table, prompt_table
 from tools.emoji_training import Budget, TrainingRun
-from tools.emoji_unet import CONTEXT_LENGTH, prompt_table
-from tools.emoji_vae import to_unit
+from tools.emoji_visibility import Bank, degrade, side_visibility
 
 SCALE, BIAS = 10.0, -5.0
 LOWEST = 0.02
-CLEAR_FRACTION = 0.3  # of the training with clear pictures, before any are degraded
+CLEAR_FRACTION = 0.3  # of the training, before pictures are degraded
+WRONG_GROUND = 0.5  # of the visibility
+PROJECTION = 64
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Returns an untrained CLIPModel for 32 x 32 pictures."""
+    """Returns an untrained CLIPModel for 64 x 64 pictures."""
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -54,143 +53,43 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "image_size": emoji_data.RESOLUTION,
-        "patch_size": 4,
+        "patch_size": 8,
         "hidden_act": "gelu",
     }
     config = CLIPConfig(
         text_config=text,
         vision_config=vision,
-        projection_dim=64,
+        projection_dim=PROJECTION,
         logit_scale_init_value=float(np.log(SCALE)),
     )
     return CLIPModel(config)
 
 
-@dataclass(frozen=True, slots=True)
-class Bank:
-    """Pictures, with everything needed to degrade them; each field has `rows` entries."""
-
-    pictures: torch.Tensor  # (rows, H, W, 3) bytes
-    backgrounds: torch.Tensor  # (rows, H, W, 3) bytes, the same without subjects
-    captions: torch.Tensor  # (rows,) index
-    sides: torch.Tensor  # (rows,) longer side of the subject as a fraction of the frame
+def embed_images(model: CLIPModel, images: torch.Tensor) -> torch.Tensor:
+    """Returns unit vectors (rows, PROJECTION) of images (rows, 3, 64, 64) in [0, 1]."""
+    vision = model.vision_model(pixel_values=2 * images - 1).pooler_output
+    return F.normalize(model.visual_projection(vision), dim=-1)
 
 
-def render_bank(sprites: dict[str, list[Image.Image]], variants: int, seed: int) -> Bank:
-    """Returns `variants` pictures per caption; a third of them have subjects of any size."""
-    pictures, backgrounds, captions, sides = [], [], [], []
-    for index, styles in enumerate(sprites.values()):
-        rng = np.random.default_rng([seed, index])
-        for _ in range(variants):
-            smallest = 0.15 if rng.random() < 0.35 else 0.5
-            placement = emoji_data.random_placement(rng, smallest)
-            background = emoji_data.draw_background(rng)
-            sprite = styles[rng.integers(len(styles))]
-            pictures.append(emoji_data.render(sprite, placement, background))
-            backgrounds.append((255 * background.clip(0, 1)).astype(np.uint8))
-            captions.append(index)
-            sides.append(placement.side / emoji_data.RESOLUTION)
-    return Bank(
-        pictures=torch.from_numpy(np.stack(pictures)),
-        backgrounds=torch.from_numpy(np.stack(backgrounds)),
-        captions=torch.tensor(captions),
-        sides=torch.tensor(sides),
-    )
-
-
-@torch.no_grad()
-def reconstruct_half(pictures: torch.Tensor, vae: AutoencoderKL, seed: int) -> None:
-    """Passes half of the pictures through the autoencoder, in place, as CLIP will see them."""
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
-    for rows in tqdm(order[: len(order) // 2].split(256), desc="reconstruct"):
-        latents = vae.encode(to_unit(pictures[rows])).latent_dist.mean
-        images = vae.decode(latents).sample.clamp(-1, 1)
-        pictures[rows] = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def side_visibility(sides: torch.Tensor) -> torch.Tensor:
-    """Returns the visibility of subjects by their longer side; 1 from 0.55 of the frame."""
-    return ((sides - 0.1) / 0.45).clamp(0, 1) ** 0.7
-
-
-def _fade(image: torch.Tensor, background: torch.Tensor, amount: float) -> torch.Tensor:
-    return torch.lerp(image, background, amount)
-
-
-def _pixelate(image: torch.Tensor, amount: float, mode: str) -> torch.Tensor:
-    size = image.shape[-1]
-    cells = max(2, round(size * 0.5 ** (4 * amount)))
-    small = F.interpolate(image[None], (cells, cells), mode="area")
-    return F.interpolate(small, (size, size), mode=mode)[0]
-
-
-def _cover(image: torch.Tensor, patch: torch.Tensor, amount: float, side: int) -> torch.Tensor:
-    size = image.shape[-1]
-    covered = round(size * amount)
-    area = torch.zeros(size, size, dtype=torch.bool)
-    area[slice(0, covered) if side % 2 else slice(size - covered, size)] = True
-    return torch.where(area if side < 2 else area.T, patch, image)
-
-
-def degrade(
-    images: torch.Tensor, backgrounds: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Degrades most of the images, each in one way, and returns how visible the subjects still are.
-
-    Args:
-        images: (rows, 3, H, W) in [0, 1].
-        backgrounds: The same without subjects.
-        generator: Decides the way and the amount.
-
-    Returns:
-        The degraded images, and their visibility (rows,) in [0, 1].
-    """
-    rows = len(images)
-    visibility = torch.ones(rows)
-    images = images.clone()
-    kinds = torch.randint(8, (rows,), generator=generator).tolist()  # 0 and 1: unchanged
-    sides = torch.randint(4, (rows,), generator=generator).tolist()
-    colours = torch.rand(rows, 3, 1, 1, generator=generator)
-    amounts, choices = torch.rand(2, rows, generator=generator).tolist()
-    for row, (kind, amount, choice) in enumerate(zip(kinds, amounts, choices, strict=True)):
-        image = images[row]
-        if kind in {2, 3}:
-            images[row] = _fade(image, backgrounds[row], amount)
-            visibility[row] = min(1.0, ((1 - amount) / 0.7) ** 0.8)
-        elif kind == 4:
-            images[row] = _pixelate(image, amount, "nearest" if choice < 0.3 else "bilinear")
-            visibility[row] = 1 - (amount - 0.15) / 0.5
-        elif kind == 5:
-            noise = torch.randn(image.shape, generator=generator)
-            images[row] = image + 0.7 * amount * noise
-            visibility[row] = 1.1 - amount
-        elif kind == 6:
-            patch = backgrounds[row - 1] if choice < 0.5 else colours[row].expand_as(image)
-            images[row] = _cover(image, patch, amount, sides[row])
-            visibility[row] = 1.15 - amount
-        elif kind == 7 and choice < 0.4:
-            images[row] = backgrounds[row]
-            visibility[row] = 0.0
-    brightness = 0.85 + 0.3 * torch.rand(rows, 1, 1, 1, generator=generator)
-    return (images * brightness).clamp(0, 1), visibility.clamp(0, 1)
+def embed_texts(model: CLIPModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Returns unit vectors (texts, PROJECTION) of token ids."""
+    text = model.text_model(input_ids=tokens).pooler_output
+    return F.normalize(model.text_projection(text), dim=-1)
 
 
 def similarity(model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Returns cosines (rows, texts) of images (rows, 3, 32, 32) in [0, 1] and token ids."""
-    vision = model.vision_model(pixel_values=2 * images - 1).pooler_output
-    text = model.text_model(input_ids=tokens).pooler_output
-    vision = F.normalize(model.visual_projection(vision), dim=-1)
-    return vision @ F.normalize(model.text_projection(text), dim=-1).T
+    """Returns cosines (rows, texts) of images (rows, 3, 64, 64) in [0, 1] and token ids."""
+    return embed_images(model, images) @ embed_texts(model, tokens).T
 
 
 def visibility_loss(
     cosines: torch.Tensor, captions: torch.Tensor, visibility: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the sigmoid loss over all pairs; a right pair counts eight times.
+    """Returns the sigmoid loss of all pairs; a right pair counts eight times.
 
     Args:
         cosines: (rows, captions).
-        captions: (rows,) index of the right caption.
+        captions: (rows,) index of the right one.
         visibility: (rows,) in [0, 1].
     """
     right = F.one_hot(captions, cosines.shape[1]).float()
@@ -203,24 +102,52 @@ def visibility_loss(
 def choice_loss(
     cosines: torch.Tensor, captions: torch.Tensor, visibility: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the cross-entropy of the right caption, for pictures whose subject is visible.
+    """Returns the cross-entropy of the right caption where the subject can be seen.
 
-    With the sigmoid loss alone, training answers "no caption fits" for a long time.
+    The sigmoid loss alone takes long to leave the answer "no caption fits".
     """
     losses = F.cross_entropy(2 * SCALE * cosines, captions, reduction="none")
     seen = (visibility > 0.3).float()
     return (losses * seen).sum() / seen.sum().clamp(min=1)
 
 
+class GroundPhrases:
+    """Phrases that name the ground of a picture, rightly or wrongly."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self._table = ground_table(tokenizer)
+
+    def draw(
+        self, captions: torch.Tensor, grounds: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns token ids (rows, length), and how right the ground is: 1 or `WRONG_GROUND`."""
+        rows, count = len(captions), self._table.shape[1]
+        own = torch.rand(rows, generator=generator) < 0.5
+        others = torch.randint(count, (rows,), generator=generator)
+        named = torch.where(own & (grounds < count), grounds, others)
+        template = torch.randint(len(GROUND_TEMPLATES), (rows,), generator=generator)
+        right = torch.where(named == grounds, 1.0, WRONG_GROUND)
+        return self._table[captions, named, template], right
+
+
 def train_clip(
-    bank: Bank, tokenizer: CLIPTokenizer, path: Path, budget: Budget, *, seed: int, batch: int
+    bank: Bank,
+    tokenizer: CLIPTokenizer,
+    path: Path,
+    budget: Budget,
+    *,
+    seed: int,
+    batch: int,
+    device: str = "cpu",
 ) -> CLIPModel:
     """Trains a CLIP model, first on clear, then on degraded pictures; returns averaged weights."""
     torch.manual_seed(seed)
     model = build_clip(tokenizer).train()
-    table = prompt_table(tokenizer)
+    quality_head = nn.Sequential(nn.Linear(PROJECTION, 32), nn.GELU(), nn.Linear(32, 1))
+    both = nn.ModuleList([model, quality_head]).to(device)
+    table, on_ground = prompt_table(tokenizer), GroundPhrases(tokenizer)
     run = TrainingRun(
-        "clip", model, path, budget, peak=1.5e-3, seed=seed, decay=0.995, weight_decay=0.02
+        "clip", both, path, budget, peak=1.5e-3, seed=seed, decay=0.995, weight_decay=0.02
     )
     for generator in run:
         rows = torch.randint(len(bank.captions), (batch,), generator=generator)
@@ -230,12 +157,25 @@ def train_clip(
             backgrounds = to_unit(bank.backgrounds[rows]) / 2 + 0.5
             images, still_visible = degrade(images, backgrounds, generator)
             visibility = visibility * still_visible
+        spoilt_rows = torch.randint(len(bank.quality), (batch // 3,), generator=generator)
+        spoilt = to_unit(bank.spoilt[spoilt_rows]) / 2 + 0.5
+        images_embedded = embed_images(model, torch.cat([images, spoilt]).to(device))
         phrases = torch.randint(table.shape[1], (len(table),), generator=generator)
-        cosines = similarity(model, images, table[torch.arange(len(table)), phrases])
+        tokens, right = on_ground.draw(captions, bank.grounds[rows], generator)
+        tokens = torch.cat([table[torch.arange(len(table)), phrases], tokens])
+        texts = embed_texts(model, tokens.to(device))
+        captions, visibility, right = (x.to(device) for x in (captions, visibility, right))
+        cosines = images_embedded[:batch] @ texts[: len(table)].T
+        with_ground = (images_embedded[:batch] * texts[len(table) :]).sum(1)
         clear = visibility > 0.9
         accuracy = (cosines.argmax(1) == captions)[clear].float().mean().item()
         loss = visibility_loss(cosines, captions, visibility)
         loss = loss + choice_loss(cosines, captions, visibility)
-        run.update(loss, right=accuracy)
-    model.load_state_dict(run.averaged())
+        target = LOWEST + (1 - 2 * LOWEST) * right * visibility
+        logits = SCALE * with_ground + BIAS
+        loss = loss + 8 * F.binary_cross_entropy_with_logits(logits, target)
+        made = quality_head(images_embedded[batch:])[:, 0]
+        error = F.mse_loss(made, bank.quality[spoilt_rows].to(device))
+        run.update(loss + 10 * error, right=accuracy, quality=error.item())
+    both.cpu().load_state_dict(run.averaged())
     return model.eval()

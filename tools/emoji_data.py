@@ -1,8 +1,9 @@
 """Emoji pictures with captions, drawn at random sizes and places on random backgrounds.
 
-Three public npm packages give three drawing styles of the same animals. A *sprite* is one such
-picture, cropped to its subject; `render` places a sprite on a background. Pictures vary on purpose:
-a model trained on one fixed picture per caption leaves reinforcement learning nothing to explore.
+A public npm package gives one drawing of each subject, shaded and with soft edges. A *sprite* is
+such a drawing, cropped to its subject; `render` places a sprite on a background. Variety is the
+point: a model trained on one fixed picture per caption leaves reinforcement learning nothing to
+explore. Half of the backgrounds have a colour with a name, so that captions can ask for it.
 """
 
 from __future__ import annotations
@@ -17,137 +18,58 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tools.emoji_names import CAPTIONS, GROUNDS, REPORT_CAPTIONS, TRAIN_CAPTIONS
+
+__all__ = ["CAPTIONS", "GROUNDS", "REPORT_CAPTIONS", "TRAIN_CAPTIONS"]
+
 Picture = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-RESOLUTION = 32
+RESOLUTION = 64
+NO_GROUND = len(GROUNDS)  # the background's colour has no name
+NAMED_FRACTION = 0.5
 
-# Pinned versions, installed by `npm install` when no data directory is given.
-PACKAGES = {
-    "emoji-datasource-twitter": "16.0.0",
-    "emoji-datasource-google": "16.0.0",
-    "@lobehub/fluent-emoji-3d": "1.1.0",
-}
-
-# Folder below `node_modules` and file ending of each drawing style.
-STYLES = {
-    "twemoji": ("emoji-datasource-twitter/img/twitter/64", ".png"),
-    "noto": ("emoji-datasource-google/img/google/64", ".png"),
-    "fluent": ("@lobehub/fluent-emoji-3d/assets", ".webp"),
-}
-
-# DDPO's `simple_animals` that have an emoji; the face if there is one, as it is clearer at 32 px.
-TRAIN_CAPTIONS = {
-    "cat": "1f431",
-    "dog": "1f436",
-    "horse": "1f434",
-    "monkey": "1f435",
-    "rabbit": "1f430",
-    "zebra": "1f993",
-    "spider": "1f577-fe0f",
-    "bird": "1f426",
-    "sheep": "1f411",
-    "deer": "1f98c",
-    "cow": "1f42e",
-    "goat": "1f410",
-    "lion": "1f981",
-    "tiger": "1f42f",
-    "bear": "1f43b",
-    "raccoon": "1f99d",
-    "fox": "1f98a",
-    "wolf": "1f43a",
-    "lizard": "1f98e",
-    "beetle": "1fab2",
-    "ant": "1f41c",
-    "butterfly": "1f98b",
-    "fish": "1f41f",
-    "shark": "1f988",
-    "whale": "1f433",
-    "dolphin": "1f42c",
-    "squirrel": "1f43f-fe0f",
-    "mouse": "1f42d",
-    "rat": "1f400",
-    "snake": "1f40d",
-    "turtle": "1f422",
-    "frog": "1f438",
-    "chicken": "1f414",
-    "duck": "1f986",
-    "goose": "1fabf",
-    "bee": "1f41d",
-    "pig": "1f437",
-    "turkey": "1f983",
-    "fly": "1fab0",
-    "llama": "1f999",
-    "camel": "1f42b",
-    "bat": "1f987",
-    "gorilla": "1f98d",
-    "hedgehog": "1f994",
-    "kangaroo": "1f998",
-}
-
-# Further captions that the model knows; the default prompt set leaves them for the report.
-REPORT_CAPTIONS = {
-    "elephant": "1f418",
-    "panda": "1f43c",
-    "penguin": "1f427",
-    "koala": "1f428",
-    "octopus": "1f419",
-    "owl": "1f989",
-    "crab": "1f980",
-    "snail": "1f40c",
-    "giraffe": "1f992",
-    "unicorn": "1f984",
-    "parrot": "1f99c",
-    "flamingo": "1f9a9",
-    "hamster": "1f439",
-    "sloth": "1f9a5",
-    "crocodile": "1f40a",
-    "ladybug": "1f41e",
-}
-
-CAPTIONS = TRAIN_CAPTIONS | REPORT_CAPTIONS
+# Pinned version, installed by `npm install` when no data directory is given.
+PACKAGE, VERSION = "@lobehub/fluent-emoji-3d", "1.1.0"
+FOLDER = f"{PACKAGE}/assets"
 
 
 def install_packages(cache: Path) -> Path:
-    """Installs the pinned npm packages below `cache` (once) and returns their `node_modules`."""
+    """Installs the pinned npm package below `cache` (once) and returns its `node_modules`."""
     modules = cache / "node_modules"
-    if all((modules / folder).is_dir() for folder, _ in STYLES.values()):
+    if (modules / FOLDER).is_dir():
         return modules
     npm = shutil.which("npm")
     if npm is None:
         raise RuntimeError(
-            "the emoji pictures come from npm packages and `npm` was not found; install Node.js, "
-            "or pass --data with a node_modules folder holding " + ", ".join(PACKAGES)
+            "the emoji pictures come from an npm package and `npm` was not found; install "
+            f"Node.js, or pass --data with a node_modules folder that holds {PACKAGE}"
         )
     cache.mkdir(parents=True, exist_ok=True)
-    specs = [f"{name}@{version}" for name, version in PACKAGES.items()]
-    subprocess.run([npm, "install", "--ignore-scripts", "--prefix", str(cache), *specs], check=True)
+    command = [npm, "install", "--ignore-scripts", "--prefix", str(cache), f"{PACKAGE}@{VERSION}"]
+    subprocess.run(command, check=True)
     return modules
 
 
-def load_sprites(modules: Path) -> dict[str, list[Image.Image]]:
-    """Returns caption -> one RGBA picture per drawing style, cropped to its subject.
+def load_sprites(modules: Path) -> dict[str, Image.Image]:
+    """Returns one RGBA picture per caption, cropped to its subject.
 
     Args:
-        modules: A `node_modules` folder with the packages of `PACKAGES`.
+        modules: A `node_modules` folder with the package `PACKAGE`.
 
     Raises:
-        FileNotFoundError: Fewer than two styles have a picture for some caption.
+        FileNotFoundError: Some caption has no picture.
     """
-    sprites: dict[str, list[Image.Image]] = {}
+    sprites: dict[str, Image.Image] = {}
     for caption, code in CAPTIONS.items():
-        found = []
-        for folder, suffix in STYLES.values():
-            names = (code, code.removesuffix("-fe0f"))
-            paths = [modules / folder / f"{name}{suffix}" for name in names]
-            path = next((path for path in paths if path.is_file()), None)
-            if path is not None:
-                picture = Image.open(path).convert("RGBA")
-                solid = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 24))
-                found.append(picture.crop(solid.getbbox()))
-        if len(found) < 2:
-            raise FileNotFoundError(f"caption {caption!r} ({code}) has fewer than two pictures")
-        sprites[caption] = found
+        names = (code, code.removesuffix("-fe0f"), f"{code}-fe0f")
+        paths = [modules / FOLDER / f"{name}.webp" for name in names]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"caption {caption!r} has no picture {paths[0]}")
+        picture = Image.open(path).convert("RGBA")
+        solid = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 24))
+        sprites[caption] = picture.crop(solid.getbbox())
     return sprites
 
 
@@ -160,29 +82,54 @@ def _random_colour(rng: np.random.Generator) -> Floats:
     return np.asarray(value * (1 - saturation * shade), np.float32)
 
 
-def draw_background(rng: np.random.Generator, size: int = RESOLUTION) -> Floats:
-    """Returns a background (size, size, 3) in [0, 1]: plain, gradient, striped or textured."""
-    kind = rng.choice(4, p=[0.37, 0.23, 0.2, 0.2])
-    first = _random_colour(rng)
-    if kind == 0:
-        return np.full((size, size, 3), first, np.float32)
-    second = _random_colour(rng)
+def _blend(first: Floats, second: Floats, kind: str, rng: np.random.Generator, size: int) -> Floats:
+    """Returns (size, size, 3), a mixture of two colours that varies with the place."""
     angle = rng.uniform(0, 2 * np.pi)
     rows, columns = np.mgrid[0:size, 0:size] / (size - 1)
     along = (rows - 0.5) * np.sin(angle) + (columns - 0.5) * np.cos(angle)
-    if kind == 1:
+    if kind == "gradient":
         mix = np.clip(along + 0.5, 0, 1)
-    elif kind == 2:
-        second = first + rng.uniform(0.2, 0.7) * (second - first)
+    elif kind == "stripes":
         mix = 0.5 + 0.5 * np.clip(
-            3 * np.sin(2 * np.pi * (rng.uniform(2, 5) * along + rng.random())), -1, 1
+            3 * np.sin(2 * np.pi * (rng.uniform(1.5, 4) * along + rng.random())), -1, 1
         )
     else:
-        second = first + rng.uniform(0.2, 0.6) * (second - first)
-        cells = int(rng.choice([4, 8, 16]))
+        cells = int(rng.choice([3, 5, 8]))
         coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), np.uint8))
-        mix = np.asarray(coarse.resize((size, size), Image.Resampling.BILINEAR)) / 255.0
+        mix = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)) / 255.0
     return np.asarray(first + mix[..., None] * (second - first), np.float32)
+
+
+def draw_background(
+    rng: np.random.Generator, size: int = RESOLUTION, ground: int = NO_GROUND
+) -> Floats:
+    """Returns a background (size, size, 3) in [0, 1]: plain, gradient, striped or textured.
+
+    Args:
+        rng: Decides what it looks like.
+        size: Its side in pixels.
+        ground: Index of a named colour; without one any colours may be.
+    """
+    if ground < NO_GROUND:
+        colour = np.array(list(GROUNDS.values())[ground], np.float32)
+        first = (colour + rng.normal(0, 0.03, 3) + rng.normal(0, 0.03)).astype(np.float32)
+        if rng.random() < 0.6:
+            return np.full((size, size, 3), first.clip(0, 1), np.float32)
+        second = first * np.float32(rng.uniform(0.7, 0.9))
+        return _blend(first.clip(0, 1), second.clip(0, 1), "gradient", rng, size)
+    kind = rng.choice(4, p=[0.4, 0.36, 0.08, 0.16])
+    first, second = _random_colour(rng), _random_colour(rng)
+    if kind == 0:
+        return np.full((size, size, 3), first, np.float32)
+    if kind == 1:
+        return _blend(first, second, "gradient", rng, size)
+    second = first + np.float32(rng.uniform(0.2, 0.6)) * (second - first)
+    return _blend(first, second, "stripes" if kind == 2 else "spots", rng, size)
+
+
+def random_ground(rng: np.random.Generator) -> int:
+    """Returns the index of a named ground, or `NO_GROUND` half of the time."""
+    return int(rng.integers(len(GROUNDS))) if rng.random() < NAMED_FRACTION else NO_GROUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +144,18 @@ class Placement:
     brightness: float
 
 
-def random_placement(rng: np.random.Generator, smallest: float = 0.55) -> Placement:
-    """Returns a random placement; the longer side is `smallest` to 1 of the frame."""
+def random_placement(
+    rng: np.random.Generator, smallest: float = 0.6, mirrored: float = 0.0
+) -> Placement:
+    """Returns a random placement; the longer side is `smallest` to 1 of the frame.
+
+    Places near the centre are likelier: a small model takes long to learn scattered subjects.
+    """
     return Placement(
         side=round(RESOLUTION * rng.uniform(smallest, 1.0)),
-        left=rng.random(),
-        top=rng.random(),
-        mirror=bool(rng.random() < 0.5),
+        left=rng.beta(2, 2),
+        top=rng.beta(2, 2),
+        mirror=bool(rng.random() < mirrored),
         hue=rng.uniform(-0.2, 0.2),
         brightness=rng.uniform(0.85, 1.1),
     )
@@ -251,19 +203,23 @@ def render(sprite: Image.Image, placement: Placement, background: Floats) -> Pic
     return np.asarray(np.round(255 * np.clip(canvas, 0, 1)), np.uint8)
 
 
-def render_random(
-    sprites: list[Image.Image], rng: np.random.Generator, smallest: float = 0.55
-) -> Picture:
-    """Returns one random picture of a caption: style, size, place, colours and background."""
-    sprite = sprites[rng.integers(len(sprites))]
-    return render(sprite, random_placement(rng, smallest), draw_background(rng))
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A picture with the indices of its caption and of its ground's colour."""
+
+    picture: Picture
+    caption: int
+    ground: int
 
 
 def render_bank(
-    sprites: dict[str, list[Image.Image]], variants: int, seed: int, smallest: float = 0.55
-) -> Iterator[tuple[int, Picture]]:
-    """Yields (caption index, picture), caption by caption, with `variants` per caption."""
-    for index, pictures in enumerate(sprites.values()):
+    sprites: dict[str, Image.Image], variants: int, seed: int, smallest: float = 0.6
+) -> Iterator[Example]:
+    """Yields random pictures, `variants` of each caption, caption by caption."""
+    for index, sprite in enumerate(sprites.values()):
         rng = np.random.default_rng([seed, index])
         for _ in range(variants):
-            yield index, render_random(pictures, rng, smallest)
+            ground = random_ground(rng)
+            placement = random_placement(rng, smallest)
+            background = draw_background(rng, ground=ground)
+            yield Example(render(sprite, placement, background), index, ground)

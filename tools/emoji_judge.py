@@ -1,4 +1,4 @@
-"""A small convolutional classifier that says which caption a 32 x 32 picture shows.
+"""A small convolutional classifier that says which caption a picture shows.
 
 The judge measures the embedded diffusion model and is used by tests. It is independent of the CLIP
 model that serves as a reward: it has another architecture, other random pictures and other
@@ -30,32 +30,41 @@ NOTHING = len(emoji_data.CAPTIONS)
 
 
 class Judge(nn.Module):
-    """Four convolution stages, average pooling and a linear answer (captions + "nothing")."""
+    """Four convolution stages, pooling and a linear answer (captions + "nothing").
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
+    Args:
+        resolution: 64 pixels; or 32, as the model `emoji-sd` draws: its first stage halves nothing.
+        captions: How many it knows.
+    """
+
+    WIDTHS = (32, 64, 96, 128)
+
+    def __init__(self, resolution: int = 64, captions: int = NOTHING) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        previous = 3
-        for index, width in enumerate(widths):
+        previous, size, stride = 3, *((5, 2) if resolution == 64 else (3, 1))
+        for width in self.WIDTHS:
             layers += [
-                nn.Conv2d(previous, width, 3, stride=2 if index else 1, padding=1, bias=False),
+                nn.Conv2d(previous, width, size, stride=stride, padding=size // 2, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
             ]
-            previous = width
+            previous, size, stride = width, 3, 2
         self.features = nn.Sequential(*layers)
-        self.answer = nn.Linear(previous, NOTHING + 1)
+        self.answer = nn.Linear(previous, captions + 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns logits (rows, captions + 1) for images (rows, 3, 32, 32) in [0, 1]."""
+        """Returns logits (rows, captions + 1) for images (rows, 3, H, W) in [0, 1]."""
         features = self.features(2 * images - 1)
         return torch.as_tensor(self.answer(features.amax((2, 3))))
 
 
 def load_judge(path: Path) -> Judge:
     """Returns the trained judge, in float32 and evaluation mode."""
-    judge = Judge()
-    judge.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    state = {name: value.float() for name, value in load_file(path).items()}
+    resolution = 64 if state["features.0.weight"].shape[-1] == 5 else 32
+    judge = Judge(resolution, captions=len(state["answer.bias"]) - 1)
+    judge.load_state_dict(state)
     return judge.eval()
 
 
@@ -64,38 +73,39 @@ def subjects_found(images: torch.Tensor, prompts: Sequence[str]) -> float:
     """Share of pictures whose most likely caption is their prompt, by the judge that ships.
 
     Args:
-        images: (n, 3, 32, 32) uint8.
+        images: (n, 3, 64, 64) or (n, 3, 32, 32) uint8.
         prompts: one for each, all of them captions of the embedded model.
     """
     captions = list(emoji_data.CAPTIONS)
     wanted = torch.tensor([captions.index(prompt) for prompt in prompts])
-    answers = _shipped_judge()(images.float() / 255).argmax(dim=1)
+    answers = _shipped_judge(images.shape[-1])(images.float() / 255).argmax(dim=1)
     return float((answers == wanted).float().mean())
 
 
 @lru_cache
-def _shipped_judge() -> Judge:
-    return load_judge(ASSETS / "emoji-judge" / "judge.safetensors")
+def _shipped_judge(resolution: int) -> Judge:
+    name = "emoji64-judge" if resolution == 64 else "emoji-judge"
+    return load_judge(ASSETS / name / "judge.safetensors")
 
 
 def _disturb(picture: emoji_data.Picture, rng: np.random.Generator) -> emoji_data.Picture:
     """Sometimes blurs, roughens or partly covers a picture; always changes its brightness."""
     if rng.random() < 0.5:
-        blur = ImageFilter.GaussianBlur(rng.uniform(0.3, 1.3))
+        blur = ImageFilter.GaussianBlur(rng.uniform(0.4, 2.0))
         picture = np.asarray(Image.fromarray(picture).filter(blur))
     values: npt.NDArray[np.float64] = picture.astype(np.float64)
     if rng.random() < 0.3:
         values += rng.normal(0, rng.uniform(2, 16), values.shape)
     if rng.random() < 0.2:
-        top, left = rng.integers(0, emoji_data.RESOLUTION - 8, 2)
-        height, width = rng.integers(4, 12, 2)
+        top, left = rng.integers(0, emoji_data.RESOLUTION - 16, 2)
+        height, width = rng.integers(8, 22, 2)
         values[top : top + height, left : left + width] = rng.integers(0, 256, 3)
     contrast = rng.uniform(0.75, 1.15)
     values = 128 + contrast * (values - 128) + rng.uniform(-15, 15)
     return np.asarray(values.clip(0, 255), np.uint8)
 
 
-def _empty_picture(rng: np.random.Generator) -> emoji_data.Picture:
+def empty_picture(rng: np.random.Generator) -> emoji_data.Picture:
     """Returns a picture without a subject: a background, or noise, or colour patches."""
     background = emoji_data.draw_background(rng)
     kind = rng.integers(3)
@@ -117,39 +127,43 @@ def to_images(pictures: list[emoji_data.Picture]) -> torch.Tensor:
 
 
 def train_judge(
-    sprites: dict[str, list[Image.Image]],
+    sprites: dict[str, Image.Image],
     path: Path,
     budget: Budget,
     *,
     seed: int,
-    variants: int = 250,
-    batch: int = 96,
+    variants: int = 100,
+    batch: int = 64,
+    device: str = "cpu",
 ) -> Judge:
     """Trains the judge on its own pictures; returns it with averaged weights."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    rows = list(emoji_data.render_bank(sprites, variants, seed, smallest=0.4))
-    rows += [(NOTHING, _empty_picture(rng)) for _ in range(4 * variants)]
-    judge = channels_last(Judge())
+    bank = emoji_data.render_bank(sprites, variants, seed, smallest=0.4)
+    rows = [(row.caption, row.picture) for row in bank]
+    rows += [(NOTHING, empty_picture(rng)) for _ in range(6 * variants)]
+    judge = channels_last(Judge()).to(device)
     run = TrainingRun("judge", judge, path, budget, peak=4e-3, seed=seed, weight_decay=0.02)
     for generator in run:
         chosen = [rows[index] for index in torch.randint(len(rows), (batch,), generator=generator)]
         step_rng = np.random.default_rng([seed, run.step])
         images = to_images([_disturb(picture, step_rng) for _, picture in chosen])
         labels = torch.tensor([label for label, _ in chosen])
-        run.update(F.cross_entropy(judge(images), labels, label_smoothing=0.05))
-    judge.load_state_dict(run.averaged())
+        run.update(
+            F.cross_entropy(judge(images.to(device)), labels.to(device), label_smoothing=0.05)
+        )
+    judge.cpu().load_state_dict(run.averaged())
     return judge.eval()
 
 
 @torch.no_grad()
 def held_out_accuracy(
-    judge: Judge, sprites: dict[str, list[Image.Image]], seed: int, variants: int = 20
+    judge: Judge, sprites: dict[str, Image.Image], seed: int, variants: int = 20
 ) -> float:
     """Returns the share of new random pictures on which the judge is right."""
     rows = list(emoji_data.render_bank(sprites, variants, seed))
-    answers = judge(to_images([picture for _, picture in rows])).argmax(1)
-    return float((answers == torch.tensor([label for label, _ in rows])).float().mean())
+    answers = judge(to_images([row.picture for row in rows])).argmax(1)
+    return float((answers == torch.tensor([row.caption for row in rows])).float().mean())
 
 
 def save_judge(judge: Judge, path: Path) -> None:

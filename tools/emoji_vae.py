@@ -1,130 +1,172 @@
-"""The autoencoder of the embedded model: 32 x 32 pictures <-> 8 x 8 x 4 latents.
+"""The autoencoder of the embedded model: 64 x 64 pictures <-> 8 x 8 x 12 latents.
 
-It is trained in two parts:
-
-1. Encoder and decoder together. For the first few hundred steps the encoder must also give the
-   principal components of the 4 x 4 patches. From random weights alone, it would take thousands of
-   steps to learn more than the mean colour.
-2. The decoder alone, on the latents that the diffusion model will learn. The latents stay as they
-   are while the pictures become sharper.
+Its latents are fixed from the start (`emoji_bank.PatchComponents`). The decoder learns to draw the
+picture that belongs to them, first by distance, then also against a critic that looks for blurred
+edges. The encoder learns to give the latents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
-from tqdm import tqdm
 
 from tools import emoji_data
-from tools.emoji_training import Budget, TrainingRun, channels_last
+from tools.emoji_bank import LATENT_CHANNELS, PatchComponents, to_unit
+from tools.emoji_training import Budget, TrainingRun, channels_last, fallen
 
-LATENT_NOISE = 0.08  # while the encoder is guided
-DECODER_NOISE = 0.03  # because the diffusion model's latents are slightly off
-KL_WEIGHT = 1e-5
+DECODER_NOISE = 0.1  # at most; the latents that the diffusion model draws are a little off
+SHARPNESS_WEIGHTS = (1.0, 3.0)  # at first, and at the end, when the learning rate falls
+STAGE_STEPS = (500, 900, 1300)  # when the second, third and last stage join
 
 
 def build_vae() -> AutoencoderKL:
-    """Returns an untrained autoencoder (0.8 M parameters), with little posterior noise."""
+    """Returns an untrained autoencoder (2.8 M parameters), with little posterior noise."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         sample_size=emoji_data.RESOLUTION,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
         layers_per_block=1,
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
     with torch.no_grad():
-        vae.quant_conv.bias[4:] = -5
-        vae.quant_conv.weight[4:] *= 0.1
+        vae.quant_conv.bias[LATENT_CHANNELS:] = -8
+        vae.quant_conv.weight[LATENT_CHANNELS:] *= 0.01
     return vae
 
 
-def to_unit(pictures: torch.Tensor) -> torch.Tensor:
-    """Turns bytes (rows, H, W, 3) into floats (rows, 3, H, W) in [-1, 1]."""
-    return pictures.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+def laplacian(images: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of the four differences to neighbours, of grey values; H and W lose 2."""
+    grey = images.mean(1, keepdim=True)
+    inner = grey[..., 1:-1, 1:-1]
+    across = grey[..., 1:-1, :-2] + grey[..., 1:-1, 2:]
+    return across + grey[..., :-2, 1:-1] + grey[..., 2:, 1:-1] - 4 * inner
 
 
-def principal_latents(pictures: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Returns the map from images to the four principal components of their 4 x 4 patches."""
-    patches = F.pixel_unshuffle(to_unit(pictures[::20]), 4).permute(0, 2, 3, 1).reshape(-1, 48)
-    mean = patches.mean(0)
-    variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
-    scale = variances[-4:].sqrt()
-    basis = directions[:, -4:] / scale.clamp(min=scale.max().item() / 4)
+def sharpness_loss(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Returns how far the strength of edges is off, place by place: it may not be averaged away."""
 
-    def project(images: torch.Tensor) -> torch.Tensor:
-        patches = F.pixel_unshuffle(images, 4).permute(0, 2, 3, 1)
-        components: torch.Tensor = (patches - mean) @ basis
-        return components.permute(0, 3, 1, 2)
+    def strength(batch: torch.Tensor) -> torch.Tensor:
+        return (F.avg_pool2d(laplacian(batch).square(), 6, 4) + 1e-4).sqrt()
 
-    return project
+    return F.l1_loss(strength(output), strength(images))
 
 
-def reconstruction_loss(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Returns L1 + L2 + half the L1 error of differences between neighbours, to keep edges."""
+def reconstruction_loss(
+    output: torch.Tensor, images: torch.Tensor, sharpness_weight: float
+) -> torch.Tensor:
+    """Returns L1 + L2 + half the L1 distance of neighbouring differences + sharpness."""
     error = output - images
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return error.abs().mean() + error.square().mean() + 0.5 * edges
+    distance = error.abs().mean() + error.square().mean() + 0.5 * edges
+    return distance + sharpness_weight * sharpness_loss(output, images)
 
 
-def train_vae(
-    pictures: torch.Tensor, path: Path, budget: Budget, seed: int, batch: int, guided_steps: int
-) -> AutoencoderKL:
-    """Trains encoder and decoder on pictures (rows, H, W, 3) in bytes; returns them."""
-    torch.manual_seed(seed)
-    vae = channels_last(build_vae())
-    project = principal_latents(pictures)
-    run = TrainingRun("vae", vae, path, budget, peak=1e-3, seed=seed, weight_decay=1e-4)
-    for generator in run:
-        rows = torch.randint(len(pictures), (batch,), generator=generator)
-        images = to_unit(pictures[rows]).contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(images).latent_dist
-        latents = posterior.sample(generator)
-        loss = KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
-        if run.step < guided_steps:
-            target = project(images)
-            loss = loss + F.mse_loss(posterior.mean, target)
-            latents = target + LATENT_NOISE * torch.randn(target.shape, generator=generator)
-        run.update(loss + reconstruction_loss(vae.decode(latents).sample, images))
-    vae.load_state_dict(run.averaged())
-    return vae.eval()
+def noisy_latents(
+    images: torch.Tensor, components: PatchComponents, generator: torch.Generator
+) -> torch.Tensor:
+    """Returns latents of images in [-1, 1] with random errors."""
+    latents = components.project(images)
+    noise = torch.randn(latents.shape, generator=generator)
+    amount = DECODER_NOISE / components.factor * torch.rand(len(images), generator=generator)
+    noisy = latents + amount.view(-1, 1, 1, 1) * noise
+    return noisy.contiguous(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
-def encode_bank(vae: AutoencoderKL, pictures: torch.Tensor, path: Path) -> torch.Tensor:
-    """Returns the latents (rows, 4, 8, 8) of all pictures, and keeps them in `path`."""
-    if not path.exists():
-        parts = tqdm(pictures.split(256), desc="encode")
-        latents = torch.cat([vae.encode(to_unit(part)).latent_dist.mean for part in parts])
-        torch.save({"latents": latents}, path)
-    return torch.as_tensor(torch.load(path, weights_only=True)["latents"])
+class GrowingDecoder(nn.Module):
+    """The decoder of an autoencoder, with a rough answer at every resolution.
+
+    From random weights a deep decoder takes thousands of steps to pass on more than mean colours.
+    Here every stage also answers by itself, by a linear map to the pixels of its cells: the cheap
+    stages are trained before the dear ones, and the first layers learn as fast as the last.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(vae.post_quant_conv, vae.decoder.conv_in, vae.decoder.mid_block)
+        self.stages = vae.decoder.up_blocks
+        self.leave = nn.Sequential(
+            vae.decoder.conv_norm_out, vae.decoder.conv_act, vae.decoder.conv_out
+        )
+        widths = [self.enter[1].out_channels, *(s.resnets[-1].out_channels for s in self.stages)]
+        self.cells = (8, 4, 2)
+        self.heads = nn.ModuleList(
+            nn.Conv2d(width, 3 * cell**2, 1)
+            for width, cell in zip(widths, self.cells, strict=False)
+        )
+
+    def forward(self, latents: torch.Tensor, stages: int) -> list[torch.Tensor]:
+        """Returns the answers of the first `stages` stages of four, images (rows, 3, H, W)."""
+        features = self.enter(latents)
+        answers = []
+        for index in range(stages):
+            if index == len(self.cells):
+                break
+            answers.append(F.pixel_shuffle(self.heads[index](features), self.cells[index]))
+            if index + 1 < stages:
+                features = self.stages[index](features)
+        if stages > len(self.cells):
+            answers.append(self.leave(self.stages[-1](features)))
+        return answers
 
 
 def train_decoder(
     vae: AutoencoderKL,
-    latents: torch.Tensor,
+    components: PatchComponents,
     pictures: torch.Tensor,
     path: Path,
     budget: Budget,
+    *,
     seed: int,
     batch: int,
+    device: str = "cpu",
 ) -> None:
-    """Trains the decoder of `vae`, in place, on fixed latents and their pictures."""
-    decoder = channels_last(nn.Sequential(vae.post_quant_conv, vae.decoder))
+    """Trains the decoder of `vae`, in place, on pictures (rows, H, W, 3) in bytes."""
+    decoder = channels_last(GrowingDecoder(vae)).to(device)
     run = TrainingRun("decoder", decoder, path, budget, peak=1.5e-3, seed=seed, weight_decay=1e-4)
     for generator in run:
+        stages = 1 + sum(run.step >= start for start in STAGE_STEPS)
+        size = batch * (2 if stages == 1 else 1)
+        rows = torch.randint(len(pictures), (size,), generator=generator)
+        images = to_unit(pictures[rows])
+        latents, images = noisy_latents(images, components, generator), images.to(device)
+        answers = decoder(latents.to(device), stages)
+        error = (answers[-1] - images).square().mean().item()
+        sharper = laplacian(answers[-1].detach()).var() / laplacian(images).var()
+        first, last = SHARPNESS_WEIGHTS
+        weight = first + (last - first) * fallen(run.progress)
+        loss = reconstruction_loss(answers[-1], images, weight)
+        for answer in answers[:-1]:
+            loss = loss + 0.2 * F.l1_loss(answer, images)
+        run.update(loss, mse=error, sharpness=sharper.item(), stages=stages)
+    decoder.cpu().load_state_dict(run.averaged())
+
+
+def train_encoder(
+    vae: AutoencoderKL,
+    components: PatchComponents,
+    pictures: torch.Tensor,
+    path: Path,
+    budget: Budget,
+    *,
+    seed: int,
+    batch: int,
+    device: str = "cpu",
+) -> None:
+    """Trains the encoder of `vae`, in place, to give the latents of pictures in bytes."""
+    encoder = channels_last(nn.Sequential(vae.encoder, vae.quant_conv)).to(device)
+    run = TrainingRun("encoder", encoder, path, budget, peak=2e-3, seed=seed, weight_decay=1e-4)
+    for generator in run:
         rows = torch.randint(len(pictures), (batch,), generator=generator)
-        noise = torch.randn(latents[rows].shape, generator=generator)
-        noisy = (latents[rows] + DECODER_NOISE * noise).contiguous(
-            memory_format=torch.channels_last
-        )
-        run.update(reconstruction_loss(decoder(noisy), to_unit(pictures[rows])))
-    decoder.load_state_dict(run.averaged())
+        images = to_unit(pictures[rows])
+        mean, log_variance = encoder(images.to(device)).chunk(2, dim=1)
+        loss = F.mse_loss(mean, components.project(images).to(device))
+        run.update(loss + 1e-3 * (log_variance + 8).square().mean())
+    encoder.cpu().load_state_dict(run.averaged())

@@ -1,13 +1,12 @@
 """Measures the embedded diffusion model and CLIP; prints tables and one JSON line.
 
-For every caption some pictures are drawn with fixed seeds. A judge, an independent classifier (see
-`emoji_judge`), says which of all captions each picture shows.
+For every caption some pictures are drawn with fixed seeds, and a judge (a classifier trained apart,
+see `emoji_judge`) says which of all captions each shows.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -23,13 +22,15 @@ from transformers import CLIPModel, CLIPTokenizer
 from config.settings.files import path
 from tools import emoji_data
 from tools.emoji_judge import NOTHING, Judge, load_judge
+from tools.emoji_measures import ground_colours, jpeg_kilobytes, sharpness, training_sharpness
+from tools.emoji_names import with_article
 
 ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Settings of the sampler."""
+    """How pictures are drawn."""
 
     steps: int
     eta: float = 1.0
@@ -43,7 +44,7 @@ def draw(
     sampling: Sampling,
     rows: int = 64,
 ) -> torch.Tensor:
-    """Returns one picture per prompt, (prompts, 3, H, W) in [0, 1]; each has its own seed."""
+    """Returns one picture a prompt, (prompts, 3, H, W) in [0, 1]; each has its own seed."""
     pictures = []
     for start in tqdm(range(0, len(prompts), rows), desc=f"draw, {sampling.steps} steps"):
         part = slice(start, start + rows)
@@ -69,7 +70,7 @@ def clip_cosines(
     texts: list[str],
     rows: int = 256,
 ) -> torch.Tensor:
-    """Returns cosine similarities (images, texts); images (rows, 3, 32, 32) in [0, 1]."""
+    """Returns cosine similarities (images, texts); images (rows, 3, 64, 64) in [0, 1]."""
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     text = model.text_projection(model.text_model(input_ids=ids).pooler_output)
     pixels = 2 * images - 1
@@ -83,14 +84,6 @@ def clip_cosines(
     return normalize(vision, dim=-1) @ normalize(text, dim=-1).T
 
 
-def jpeg_kilobytes(image: torch.Tensor) -> float:
-    """Returns the size of an image (3, H, W) in [0, 1] as JPEG of quality 95, in kB."""
-    buffer = io.BytesIO()
-    array = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(array).save(buffer, "JPEG", quality=95)
-    return len(buffer.getvalue()) / 1000
-
-
 @torch.no_grad()
 def measure(
     pipeline: StableDiffusionPipeline,
@@ -99,7 +92,7 @@ def measure(
     sampling: Sampling,
     seeds_per_caption: int,
 ) -> tuple[dict[str, object], torch.Tensor]:
-    """Returns measures of quality for one way of sampling, and the pictures."""
+    """Returns the quality reached with one way of sampling, and the pictures."""
     names = list(emoji_data.CAPTIONS)
     labels = torch.arange(len(names)).repeat_interleave(seeds_per_caption)
     prompts = [names[label] for label in labels]
@@ -120,6 +113,7 @@ def measure(
         "clip_cosine_right": round(own.mean().item(), 3),
         "clip_cosine_right_within_sd": round(own.view(len(names), -1).std(1).mean().item(), 3),
         "clip_cosine_wrong": round(others.nanmean().item(), 3),
+        "sharpness": round(sharpness(images), 1),
         "jpeg_kb": round(float(kilobytes.mean()), 3),
         "jpeg_kb_within_sd": round(float(kilobytes.std(1, ddof=1).mean()), 3),
         "worst": {
@@ -130,6 +124,24 @@ def measure(
 
 
 @torch.no_grad()
+def composed(
+    pipeline: StableDiffusionPipeline, judge: Judge, sampling: Sampling
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Returns how often subject and ground of "a cat on a green ground" are right; the pictures."""
+    names, grounds = list(emoji_data.CAPTIONS), list(emoji_data.GROUNDS)
+    colours = torch.arange(len(names)) % len(grounds)
+    prompts = [
+        f"{with_article(name)} on {with_article(grounds[colour])} ground"
+        for name, colour in zip(names, colours.tolist(), strict=True)
+    ]
+    images = draw(pipeline, prompts, list(range(len(prompts))), sampling)
+    subject = judge(images)[:, :NOTHING].argmax(1) == torch.arange(len(names))
+    ground = ground_colours(images) == colours
+    shares = {"subject": subject, "ground": ground, "both": subject & ground}
+    return {key: round(hits.float().mean().item(), 3) for key, hits in shares.items()}, images
+
+
+@torch.no_grad()
 def variety(
     pipeline: StableDiffusionPipeline,
     judge: Judge,
@@ -137,7 +149,7 @@ def variety(
     captions: list[str],
     pictures: int = 64,
 ) -> dict[str, dict[str, float]]:
-    """Returns for each caption how JPEG sizes vary, and whether small files still show it."""
+    """Returns per caption how the JPEG size varies, and whether small files still show it."""
     table = {}
     for caption in captions:
         images = draw(pipeline, [caption] * pictures, list(range(pictures)), sampling)
@@ -177,14 +189,15 @@ def save_grid(images: torch.Tensor, columns: int, path: Path, zoom: int = 2) -> 
 def main() -> None:
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=path, default=ASSETS / "emoji-sd")
-    parser.add_argument("--clip", type=path, default=ASSETS / "emoji-clip")
-    parser.add_argument("--judge", type=path, default=ASSETS / "emoji-judge/judge.safetensors")
+    parser.add_argument("--model", type=path, default=ASSETS / "emoji64-sd")
+    parser.add_argument("--clip", type=path, default=ASSETS / "emoji64-clip")
+    parser.add_argument("--judge", type=path, default=ASSETS / "emoji64-judge/judge.safetensors")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 10])
     parser.add_argument("--eta", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, default=4, help="pictures per caption")
     parser.add_argument("--variety", nargs="*", default=["cat", "spider", "fish", "zebra"])
+    parser.add_argument("--data", type=path, help="node_modules: also measure training pictures")
     parser.add_argument("--grid", type=path, default=ASSETS / "img/emoji_samples.png")
     args = parser.parse_args()
     pipeline = StableDiffusionPipeline.from_pretrained(args.model, local_files_only=True)
@@ -211,9 +224,20 @@ def main() -> None:
         Sampling(steps=args.steps[-1], eta=args.eta, guidance=args.guidance),
         args.variety,
     )
+    composition, images = composed(
+        pipeline, judge, Sampling(steps=args.steps[0], eta=args.eta, guidance=args.guidance)
+    )
+    if args.grid:
+        save_grid(images, 14, args.grid.with_stem(f"{args.grid.stem}_grounds"))
+    sys.stdout.write(f"on named grounds: {composition}\n")
+    if args.data:
+        real = training_sharpness(emoji_data.load_sprites(args.data))
+        sys.stdout.write(f"sharpness of training pictures: {real:.1f}\n")
     for caption, row in table.items():
         sys.stdout.write(f"{caption:10} " + "  ".join(f"{k} {v}" for k, v in row.items()) + "\n")
-    sys.stdout.write(json.dumps({"quality": results, "variety": table}) + "\n")
+    sys.stdout.write(
+        json.dumps({"quality": results, "composed": composition, "variety": table}) + "\n"
+    )
 
 
 if __name__ == "__main__":

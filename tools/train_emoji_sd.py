@@ -1,114 +1,210 @@
-"""Builds the embedded models from public emoji pictures: diffusion model, CLIP, judge.
+"""Builds the embedded models from public emoji pictures: diffusion model, CLIP, judges.
 
     python -m tools.train_emoji_sd --work /tmp/emoji
 
 The parts are trained one after another. The command may be stopped at any time; with the same
-`--work` it resumes. Everything is seeded.
+`--work` it resumes. Everything is seeded. `unet`, `decoder`, `encoder` and `judge` need nothing of
+each other, so `--parts` may share them among several processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import math
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from tqdm import tqdm
-from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from torch import nn
+from transformers import CLIPModel
 
 from config.settings.files import path
-from tools import emoji_clip, emoji_data, emoji_judge, emoji_unet, emoji_vae, older_transformers
-from tools.emoji_training import Budget
+from tools import (
+    emoji_bank,
+    emoji_beauty,
+    emoji_beauty_data,
+    emoji_clip,
+    emoji_data,
+    emoji_export,
+    emoji_judge,
+    emoji_text,
+    emoji_unet,
+    emoji_vae,
+    emoji_visibility,
+)
+from tools.emoji_training import Budget, kept_path, save_state
 
 ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
+PARTS = ("decoder", "encoder", "unet", "judge", "clip", "beauty")
 
-
-# Number of steps and batch size of each part: about two hours on two cores.
-VAE_STEPS, VAE_BATCH, VAE_GUIDED_STEPS = 5000, 8, 600
-DECODER_STEPS, DECODER_BATCH = 5000, 16
-UNET_STEPS, UNET_BATCH = 12_000, 64
-CLIP_STEPS, CLIP_BATCH = 6000, 64
+# Number of steps and batch size of each part.
+DECODER_STEPS, DECODER_BATCH = 4000, 8
+ENCODER_STEPS, ENCODER_BATCH = 800, 8
+UNET_STEPS, UNET_BATCH = 18_000, 32
+CLIP_STEPS, CLIP_BATCH = 2000, 48
 JUDGE_STEPS = 2500
-VARIANTS = 500
-CLIP_VARIANTS = 200
+BEAUTY_STEPS = 2000
+VARIANTS = 400
+CLIP_VARIANTS = 100
+BEAUTY_VARIANTS = 40
 
 
-def load_bank(
-    sprites: dict[str, list[Image.Image]], path: Path, variants: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns random pictures (rows, H, W, 3) in bytes and caption indices, kept in `path`."""
-    if not path.exists():
-        bank = emoji_data.render_bank(sprites, variants, seed)
-        rows = list(tqdm(bank, total=len(sprites) * variants, desc="render"))
-        np.savez(
-            path,
-            captions=np.array([caption for caption, _ in rows]),
-            pictures=np.stack([picture for _, picture in rows]),
-        )
-    with np.load(path) as arrays:
-        return torch.from_numpy(arrays["pictures"]), torch.from_numpy(arrays["captions"])
-
-
-def _store_as_float32(config: Path) -> None:
-    """Makes transformers load a model in float32 although it is stored in float16."""
-    settings = json.loads(config.read_text())
-    settings["dtype"] = "float32"
-    config.write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def save_pipeline(
-    folder: Path,
-    *,
-    vae: AutoencoderKL,
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    scaling_factor: float,
-) -> None:
-    """Writes a complete pipeline; weights are stored in float16 and load as float32.
+class Builder:
+    """The parts of the embedded models; each is trained when it is first asked for.
 
     Args:
-        folder: Gets the pipeline.
-        vae: Autoencoder.
-        unet: Denoiser.
-        text_encoder: Text encoder trained with the denoiser.
-        tokenizer: Its tokenizer.
-        scaling_factor: Brings latents to unit standard deviation.
+        work: Folder for states.
+        sprites: One picture per caption.
+        seed: Of everything.
+        scale: Times all numbers of steps.
+        device: Where the trainings compute.
     """
-    vae.register_to_config(scaling_factor=scaling_factor)
-    pipeline = StableDiffusionPipeline(
-        vae=vae.half(),
-        text_encoder=text_encoder.half(),
-        tokenizer=tokenizer,
-        unet=unet.half(),
-        scheduler=emoji_unet.build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    older_transformers.adapt(folder)
-    _store_as_float32(folder / "text_encoder" / "config.json")
 
+    def __init__(
+        self, work: Path, sprites: dict[str, Image.Image], seed: int, scale: float, device: str
+    ) -> None:
+        self.work, self.sprites, self.seed, self.scale = work, sprites, seed, scale
+        self.device = device
+        self.tokenizer = emoji_text.build_tokenizer()
+        self.bank = emoji_bank.load_bank(sprites, work / "bank.npz", self._few(VARIANTS), seed)
+        self.components = emoji_bank.components_of(self.bank, work / "components.pt")
 
-def save_clip(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    """Writes a CLIP model with its processor (the variant that needs no torchvision)."""
-    size = emoji_data.RESOLUTION
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    model.half().save_pretrained(folder, safe_serialization=True)
-    CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
-    _store_as_float32(folder / "config.json")
+    def _few(self, variants: int) -> int:
+        return math.ceil(min(1, self.scale) * variants)
+
+    def _budget(self, steps: int) -> Budget:
+        return Budget(math.ceil(self.scale * steps))
+
+    def vae(self, *parts: str) -> AutoencoderKL:
+        """Returns the autoencoder with these parts trained: "decoder", "encoder"."""
+        torch.manual_seed(self.seed)
+        vae = emoji_vae.build_vae()
+        pictures = self.bank.pictures
+        if "decoder" in parts:
+            emoji_vae.train_decoder(
+                vae,
+                self.components,
+                pictures,
+                self.work / "decoder.pt",
+                self._budget(DECODER_STEPS),
+                seed=self.seed,
+                batch=DECODER_BATCH,
+                device=self.device,
+            )
+        if "encoder" in parts:
+            emoji_vae.train_encoder(
+                vae,
+                self.components,
+                pictures,
+                self.work / "encoder.pt",
+                self._budget(ENCODER_STEPS),
+                seed=self.seed,
+                batch=ENCODER_BATCH,
+                device=self.device,
+            )
+        return vae.eval()
+
+    def unet(self) -> nn.ModuleList:
+        """Returns denoiser and text encoder."""
+        latents = emoji_bank.encode_bank(self.bank, self.components, self.work / "latents.pt")
+        unet, encoder = emoji_unet.train_unet(
+            latents,
+            self.bank.captions,
+            self.bank.grounds,
+            self.tokenizer,
+            self.work / "unet.pt",
+            self._budget(UNET_STEPS),
+            seed=self.seed,
+            batch=UNET_BATCH,
+            device=self.device,
+        )
+        return nn.ModuleList([unet, encoder])
+
+    def pipeline(self, kept_step: int | None = None) -> StableDiffusionPipeline:
+        """Returns the diffusion model, or what it was after a step whose weights were kept."""
+        both = self.unet()
+        if kept_step is not None:
+            path = kept_path(self.work / "unet.pt", kept_step)
+            both.load_state_dict(torch.load(path, weights_only=True))
+        unet, encoder = both
+        assert isinstance(unet, UNet2DConditionModel)
+        return emoji_export.build_pipeline(
+            vae=self.vae("decoder", "encoder"),
+            unet=unet,
+            text_encoder=encoder,
+            tokenizer=self.tokenizer,
+            scaling_factor=self.components.factor,
+        )
+
+    def judge(self) -> emoji_judge.Judge:
+        """Returns the judge that says what a picture shows."""
+        return emoji_judge.train_judge(
+            self.sprites,
+            self.work / "judge.pt",
+            self._budget(JUDGE_STEPS),
+            seed=self.seed + 1000,
+            device=self.device,
+        )
+
+    def clip(self) -> CLIPModel:
+        """Returns the CLIP model."""
+        path = self.work / "clip_bank.pt"
+        if not path.exists():
+            made = emoji_visibility.render_bank(
+                self.sprites, self._few(CLIP_VARIANTS), self.seed + 2000
+            )
+            fields = dataclasses.fields(made)
+            save_state(path, {field.name: getattr(made, field.name) for field in fields})
+        bank = emoji_visibility.Bank(**torch.load(path, weights_only=True))
+        return emoji_clip.train_clip(
+            bank,
+            self.tokenizer,
+            self.work / "clip.pt",
+            self._budget(CLIP_STEPS),
+            seed=self.seed,
+            batch=CLIP_BATCH,
+            device=self.device,
+        )
+
+    def beauty(self) -> emoji_beauty.BeautyHead:
+        """Returns the judge of beauty."""
+        path = self.work / "beauty_bank.pt"
+        if not path.exists():
+            kept = [
+                self.pipeline(step)
+                for step in emoji_unet.KEPT_STEPS
+                if kept_path(self.work / "unet.pt", step).exists()
+            ]
+            drawn = emoji_beauty_data.drawn_examples(self.pipeline(), kept, self.seed)
+            made = emoji_beauty_data.made_examples(
+                self.sprites, self._few(BEAUTY_VARIANTS), self.seed + 3000
+            )
+            clip = self.clip()
+            parts = [emoji_beauty_data.embed(clip, images) for images, _ in (made, drawn)]
+            qualities = torch.cat([made[1], drawn[1]])
+            save_state(path, {"embeddings": torch.cat(parts), "quality": qualities})
+        state = torch.load(path, weights_only=True)
+        return emoji_beauty.train_beauty(
+            state["embeddings"],
+            state["quality"],
+            self.work / "beauty.pt",
+            self._budget(BEAUTY_STEPS),
+            seed=self.seed,
+        )
+
+    def export(self, output: Path) -> None:
+        """Writes all models."""
+        judge = self.judge()
+        emoji_judge.save_judge(judge, output / "emoji64-judge" / "judge.safetensors")
+        emoji_beauty.save_beauty(self.beauty(), output / "emoji64-beauty" / "head.safetensors")
+        emoji_export.save_clip(output / "emoji64-clip", self.clip(), self.tokenizer)
+        emoji_export.save_pipeline(output / "emoji64-sd", self.pipeline())
+        emoji_export.save_prompts(output / "prompts")
+        accuracy = emoji_judge.held_out_accuracy(judge, self.sprites, self.seed + 1001)
+        sys.stdout.write(f"judge: right on {accuracy:.1%} of new pictures\n")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -121,70 +217,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=path, default=ASSETS, help="where the models go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="times all numbers of steps")
+    parser.add_argument("--device", default="cpu", help="where the trainings compute")
     parser.add_argument("--threads", type=int, help="CPU threads [all]")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, help="train only these, write no models"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Trains the parts that are not trained yet and writes the models."""
+    """Trains what is not trained yet and writes the models."""
     arguments = parse_arguments()
-    work, output, seed = arguments.work, arguments.output, arguments.seed
+    work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-
-    def budget(steps: int) -> Budget:
-        return Budget(math.ceil(arguments.scale * steps))
-
     sprites = emoji_data.load_sprites(arguments.data or emoji_data.install_packages(work / "npm"))
-    pictures, captions = load_bank(
-        sprites, work / "bank.npz", math.ceil(min(1, arguments.scale) * VARIANTS), seed
-    )
-    vae = emoji_vae.train_vae(
-        pictures, work / "vae.pt", budget(VAE_STEPS), seed, VAE_BATCH, VAE_GUIDED_STEPS
-    )
-    latents = emoji_vae.encode_bank(vae, pictures, work / "latents.pt")
-    emoji_vae.train_decoder(
-        vae, latents, pictures, work / "decoder.pt", budget(DECODER_STEPS), seed, DECODER_BATCH
-    )
-    tokenizer = emoji_unet.build_tokenizer()
-    factor = 1 / latents.std().item()
-    unet, text_encoder = emoji_unet.train_unet(
-        factor * latents,
-        captions,
-        tokenizer,
-        work / "unet.pt",
-        budget(UNET_STEPS),
-        seed=seed,
-        batch=UNET_BATCH,
-    )
-    bank = emoji_clip.render_bank(
-        sprites, math.ceil(min(1, arguments.scale) * CLIP_VARIANTS), seed + 2000
-    )
-    emoji_clip.reconstruct_half(bank.pictures, vae, seed)
-    clip = emoji_clip.train_clip(
-        bank, tokenizer, work / "clip.pt", budget(CLIP_STEPS), seed=seed, batch=CLIP_BATCH
-    )
-    judge = emoji_judge.train_judge(
-        sprites, work / "judge.pt", budget(JUDGE_STEPS), seed=seed + 1000
-    )
-    save_pipeline(
-        output / "emoji-sd",
-        vae=vae,
-        unet=unet,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scaling_factor=factor,
-    )
-    save_clip(output / "emoji-clip", clip, tokenizer)
-    emoji_judge.save_judge(judge, output / "emoji-judge" / "judge.safetensors")
-    accuracy = emoji_judge.held_out_accuracy(judge, sprites, seed + 1001)
-    sys.stdout.write(f"judge: right on {accuracy:.1%} of new pictures\n")
-    prompts = output / "prompts"
-    prompts.mkdir(parents=True, exist_ok=True)
-    (prompts / "emoji_animals.txt").write_text("\n".join(emoji_data.TRAIN_CAPTIONS) + "\n")
-    (prompts / "emoji_report.txt").write_text("\n".join(emoji_data.REPORT_CAPTIONS) + "\n")
+    builder = Builder(work, sprites, arguments.seed, arguments.scale, arguments.device)
+    for part in arguments.parts or ():
+        builder.vae(part) if part in {"decoder", "encoder"} else getattr(builder, part)()
+    if not arguments.parts:
+        builder.export(arguments.output)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ REWARDS: dict[str, str] = {  # name -> module that has it as `REWARD`
     "hps_v2": "ddpo.rewards.hps_v2",
     "image_reward": "ddpo.rewards.image_reward",
     "aesthetic_score": "ddpo.rewards.aesthetic_score",
+    "emoji_beauty": "ddpo.rewards.emoji_beauty",
     "jpeg_compressibility": "ddpo.rewards.jpeg_compressibility",
     "jpeg_incompressibility": "ddpo.rewards.jpeg_incompressibility",
     "colorfulness": "ddpo.rewards.colorfulness",

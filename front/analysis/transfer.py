@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _STRENGTHS = (0.75, 0.5)
 _STEPS = (20, 30)  # the first that the run does not have itself
-_GUIDANCE = {"emoji-sd": 3.0}  # models whose own differs from their pipeline's default
+_GUIDANCE = {"emoji64-sd": 3.0, "emoji-sd": 3.0}  # models whose own differs from their pipeline's default
 
 
 def setup_of(front: Front) -> Setup:

@@ -1,0 +1,142 @@
+"""Trains the recipes of docs/gallery.md on the embedded model and writes that page.
+
+    python -m tools.gallery                # trains what is not trained yet, some minutes each
+    python -m tools.gallery --logdir DIR   # where the runs are, `logs` by default
+
+Every front is shown by its plot and by pictures along it. The base model's pictures of the same
+prompts and noise stand above them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from config.settings.files import path
+from front import Front
+from front.labels import Label
+from front.pictures.plots import plot_front, plot_samples
+from front.record import FrontRecord
+from front.verdict import Gain
+from front.view import FrontView
+from morl.types import BASE_POLICY
+from run.samples import read_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from front.member import Member
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "gallery.md"
+PICTURES = ROOT / "docs" / "img"
+RECIPES = ("base", "emoji_compressibility", "emoji_incompressibility", "three_objectives")
+SHOWN = 5  # members of a front
+COLUMNS = 8  # prompts
+TILE = 100  # pixels
+
+_HEAD = """# Gallery
+
+Fronts of four recipes on the embedded model, each with pictures along it. A row is one policy; a
+column has the same prompt and noise. No policy was trained on these animals.
+
+`python -m tools.gallery` trains them and writes this page.
+"""
+
+
+def trained(recipe: str, logdir: Path) -> Path:
+    """The finished run of a recipe; it is begun or resumed where there is none."""
+    run = logdir / f"gallery_{recipe}"
+    if not (run / "front.json").is_file():
+        command = [sys.executable, "mo_train.py", "--config", f"config/{recipe}.py"]
+        if run.is_dir():
+            command = [sys.executable, "mo_train.py", f"--config.resume_from={run}"]
+        else:
+            command += [f"--config.logdir={logdir}", f"--config.run_name={run.name}"]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return run
+
+
+def along(members: Sequence[Member], number: int) -> list[Member]:
+    """At most `number` members in the order of the first objective, both ends among them."""
+    ordered = sorted(members, key=lambda member: float(member.returns[0]))
+    indices = np.linspace(0, len(ordered) - 1, min(number, len(ordered))).round().astype(int)
+    return [ordered[index] for index in dict.fromkeys(indices.tolist())]
+
+
+def pictures(run: Path, name: str, number: int) -> torch.Tensor:
+    """The first report pictures of a policy or blend, (number, 3, H, W) uint8."""
+    tiles = read_samples(run, "report", name, number)
+    return torch.stack([torch.from_numpy(np.array(tile)).permute(2, 0, 1) for tile in tiles])
+
+
+def section(recipe: str, run: Path) -> str:
+    """Draw a front's pictures below docs/img; return its part of the page."""
+    front, record = Front.load(run), FrontRecord.read(run)
+    labels = [Label.of(objective) for objective in front.objectives]
+    prompts = record.samples.prompts[:COLUMNS]
+    rows = [("base model", pictures(run, BASE_POLICY, len(record.samples))[: len(prompts)])]
+    for member in along(front.members, SHOWN):
+        numbers = [
+            f"{label.text} {label.brief(value, error)}"
+            for label, value, error in zip(
+                labels, member.returns, front.base.report_std_error, strict=True
+            )
+        ]
+        images = pictures(run, member.id, len(record.samples))
+        rows.append(("\n".join([member.id, *numbers]), images[: len(prompts)]))
+    PICTURES.mkdir(exist_ok=True)
+    sheet, plot = (PICTURES / f"gallery_{recipe}{end}.png" for end in ("", "_front"))
+    plot_samples(sheet, prompts, rows, TILE)
+    plot_front(plot, FrontView.of_front(record))
+    with Image.open(plot) as drawn:  # a page needs no more than half of a print's resolution
+        drawn.convert("P", palette=Image.Palette.ADAPTIVE).reduce(2).save(plot, optimize=True)
+    entries = [*record.policies, *(record.blends or ())]
+    better = sum(Gain.published(entry, front.base).is_everywhere for entry in entries)
+    ends = [
+        max(entries, key=lambda entry, i=index: float(entry.report_returns[i]))
+        for index in range(len(labels))
+    ]
+    gains = "; ".join(
+        f"{label.text} from {label.brief(front.base.report_returns[i], error)} to "
+        f"{label.brief(end.report_returns[i], error)}"
+        for i, (label, end, error) in enumerate(
+            zip(labels, ends, front.base.report_std_error, strict=True)
+        )
+    )
+    return f"""
+## {" against ".join(label.praise for label in labels)}
+
+`python mo_train.py --config config/{recipe}.py`: {record.costs.train:,} pictures to learn from.
+{better} of {len(entries)} members improve everything by more than two standard errors.
+At the ends: {gains}.
+
+![Pictures along the front](img/{sheet.name})
+![The front](img/{plot.name})
+"""
+
+
+def main() -> None:
+    """Train and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--logdir", type=path, default=ROOT / "logs", help="folder of the runs")
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    arguments = parser.parse_args()
+    runs = {recipe: trained(recipe, arguments.logdir) for recipe in arguments.recipes}
+    parts = [section(recipe, run) for recipe, run in runs.items()]
+    PAGE.write_text(_HEAD + "".join(parts), encoding="utf-8")
+    sys.stdout.write(json.dumps({recipe: str(run) for recipe, run in runs.items()}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
