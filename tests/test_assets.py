@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors import safe_open
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from ddpo.assets import ASSETS
@@ -71,6 +75,20 @@ def drawn(pipeline):
     """Two pictures of each caption, as the reinforcement learner samples them."""
     prompts = [caption for caption in DRAWN for _ in range(2)]
     return draw(pipeline, prompts, list(range(len(prompts))), Sampling(steps=10))
+
+
+@both
+def test_the_embedded_model_has_what_transformers_4_asks_for(size):
+    """A vocabulary with merges, and text encoder weights below text_model."""
+    folder = size.part("sd")
+    model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    assert json.loads((folder / "tokenizer" / "vocab.json").read_text()) == model["vocab"]
+    version, *merges = (folder / "tokenizer" / "merges.txt").read_text().splitlines()
+    assert version == "#version: 0.2"
+    assert [tuple(merge.split(" ")) for merge in merges] == [tuple(m) for m in model["merges"]]
+    weights = folder / "text_encoder" / "model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
 
 
 @pytest.fixture(scope="module")
