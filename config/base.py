@@ -196,7 +196,7 @@ class RewardSettings:
 
     # Two or more of docs/rewards.md, which include taste:FOLDER and classifier:MODEL#LABEL, or
     # functions of your own as module:function or path/to/file.py:function.
-    names: Annotated[tuple[str, ...], FIXED, PATH] = ("emoji_beauty", "colorfulness")
+    names: Annotated[tuple[str, ...], FIXED, PATH] = ("clip_alignment", "colorfulness")
     # Rewards behind a server, as "name=http://host:port/path"; rewards.names uses the name.
     remotes: Annotated[tuple[str, ...], FREE] = ()
     reference: Annotated[tuple[float, ...], FIXED] = ()  # one number per objective, raw units
@@ -241,11 +241,11 @@ class GuardSettings:
     """What over-optimisation shows in: measured at evaluation and never trained on."""
 
     # Rewards, "base_similarity", "diversity" or "agreement" (docs/guards.md).
-    names: Annotated[tuple[str, ...], PATH] = ("clip_alignment",)
+    names: Annotated[tuple[str, ...], PATH] = ()
     # How far below the base model's value each may fall, in its own unit; a policy that has lost
     # more is neither archived nor picked as a parent (but an agent of the warm-up or of
     # fixed_weights continues its own last policy). Empty: guards are shown only.
-    max_drops: tuple[float, ...] = (0.1,)
+    max_drops: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +268,7 @@ class SampleSettings:
 
     num_steps: Annotated[int, AtLeast(1)] = 4  # denoising steps of the pictures to learn from
     # Classifier-free guidance; 1 is none, at half the cost.
-    guidance_scale: Annotated[float, AtLeast(1)] = 3.0
+    guidance_scale: Annotated[float, AtLeast(1)] = 1.0
     # How much of the contrast that guidance adds is taken back (Lin et al. 2024, eq. 16).
     guidance_rescale: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     # ddim; euler_a: Euler ancestral, as DDIM with eta 1, but its last step has no noise; lcm and
@@ -303,7 +303,7 @@ class TrainSettings:
     update_rule: str = "reward_gradient"
     # Of reward_gradient: denoising steps, counted from the end, that a gradient flows through.
     gradient_steps: Annotated[int, AtLeast(1)] = 2
-    learning_rate: Annotated[float, Above(0)] = 5e-3
+    learning_rate: Annotated[float, Above(0)] = 8e-3
     adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
     adam_epsilon: Annotated[float, Above(0)] = 1e-8
@@ -353,9 +353,9 @@ class EvaluationSettings:
     num_steps: Annotated[int, AtLeast(0)] = 10
     # At most; the base model draws 4 pictures of each prompt to measure scales and points.
     calibration_prompts: Annotated[int, AtLeast(2)] = 64
-    selection_images: Annotated[int, AtLeast(2)] = 32  # per policy and generation, for the search
+    selection_images: Annotated[int, AtLeast(2)] = 48  # per policy and generation, for the search
     # Per policy of the final front: the returns that are published.
-    report_images: Annotated[int, AtLeast(2), FREE] = 128
+    report_images: Annotated[int, AtLeast(2), FREE] = 192
     # What a run spends on blends between neighbours at its end, as a part of its UNet rows.
     blends_fraction: Annotated[float, AtLeast(0), AtMost(1), FREE] = 0.1
 
@@ -395,5 +395,5 @@ class EvolutionSettings:
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Default settings: beauty against colour on the embedded model, offline."""
+    """Default settings: `clip_alignment` against `colorfulness` on the embedded model."""
     return ml_collections.ConfigDict(nested(defaults_of(Settings)))

@@ -16,8 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.pretrained.model = "emoji-sd"
     config.rewards.names = ("clip_alignment", "jpeg_compressibility")
     config.rewards.sources = ()
-    config.guards.names = config.guards.max_drops = ()
-    config.sample.guidance_scale = 1.0
     config.sample.num_steps = 6
     config.sample.prompts_per_iteration = 12
     config.sample.images_per_prompt = 4

@@ -34,7 +34,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.rewards.names = ("pick_score", "aesthetic_score")
     config.rewards.batch_size = 8
     config.guards.names = ("image_reward", "base_similarity", "diversity")
-    config.guards.max_drops = ()
     config.rewards.sources = (f"base_similarity.clip={CLIP}", f"diversity.clip={CLIP}")
     config.prompts.train = "varied"
     config.prompts.report = ""  # a part of the same set

@@ -1,4 +1,4 @@
-"""Beautiful, small and colourful: a front that is a surface. Embedded model, offline."""
+"""Recognisable, small and colourful: a front that is a surface. Embedded model, offline."""
 
 import ml_collections
 
@@ -6,9 +6,9 @@ from config import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`emoji_beauty`, `jpeg_compressibility` and `colorfulness`, six agents."""
+    """`clip_alignment`, `jpeg_compressibility` and `colorfulness`, six agents."""
     config = base.get_config()
-    config.rewards.names = ("emoji_beauty", "jpeg_compressibility", "colorfulness")
+    config.rewards.names = ("clip_alignment", "jpeg_compressibility", "colorfulness")
     config.evolution.num_agents = 6
     config.evolution.evolutionary_generations = 5
     return config
