@@ -378,7 +378,7 @@ class EvolutionSettings:
     warmup_generations: Annotated[int, AtLeast(0)] = 1  # agents keep the weights they start with
     # The prediction model chooses policies and weights.
     evolutionary_generations: Annotated[int, AtLeast(0), LONGER] = 5
-    iterations_per_generation: Annotated[int, AtLeast(1)] = 4  # sample, then update
+    iterations_per_generation: Annotated[int, AtLeast(1)] = 3  # sample, then update
     num_weight_candidates: Annotated[int, AtLeast(1)] = 7  # weights tried per policy
     # How much an even front counts against hypervolume.
     sparsity_coef: Annotated[float, AtLeast(0)] = 0.1
