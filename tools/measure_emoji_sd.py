@@ -1,5 +1,8 @@
 """Measures the embedded diffusion model and CLIP; prints tables and one JSON line.
 
+    python -m tools.measure_emoji_sd
+    python -m tools.measure_emoji_sd --lora LORA --sampler lcm --steps 4 --guidance 1
+
 For every caption some pictures are drawn with fixed seeds. A judge, an independent classifier (see
 `emoji_judge`), says which of all captions each picture shows.
 """
@@ -13,6 +16,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
@@ -21,10 +25,10 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
 from config.settings.files import path
+from ddpo.assets import ASSETS
+from ddpo.ddim import SAMPLERS
 from tools import emoji_data
 from tools.emoji_judge import NOTHING, Judge, load_judge
-
-ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +182,8 @@ def main() -> None:
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=path, default=ASSETS / "emoji-sd")
+    parser.add_argument("--lora", type=path, help="added to the model")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
     parser.add_argument("--clip", type=path, default=ASSETS / "emoji-clip")
     parser.add_argument("--judge", type=path, default=ASSETS / "emoji-judge/judge.safetensors")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 10])
@@ -185,10 +191,14 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, default=4, help="pictures per caption")
     parser.add_argument("--variety", nargs="*", default=["cat", "spider", "fish", "zebra"])
-    parser.add_argument("--grid", type=path, default=ASSETS / "img/emoji_samples.png")
+    parser.add_argument("--grid", type=path, help="gets a picture of samples")
     args = parser.parse_args()
     pipeline = StableDiffusionPipeline.from_pretrained(args.model, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
+    if args.lora:
+        pipeline.load_lora_weights(args.lora)
+    sampler = getattr(diffusers, SAMPLERS[args.sampler])
+    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
     judge = load_judge(args.judge)
     clip = CLIPModel.from_pretrained(args.clip, local_files_only=True).eval()
     results = []
