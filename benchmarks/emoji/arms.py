@@ -113,8 +113,9 @@ _GRADIENT = {
 }
 _TEN_STEPS = {"sample.num_steps": "10"}
 # The embedded model distilled for four steps with guidance 3 folded in. Its policies are judged as
-# they are used, in four steps. They start higher than the others: the points of the pair were
-# measured on the base model without guidance. The guided arms show how much that alone is worth.
+# they are used, in four steps. The points of the pair were measured on the base model without
+# guidance. So these arms start elsewhere, with better subjects and larger files: lower on the first
+# pair and higher on the second. The guided arms show how much guidance alone is worth.
 _FEW_STEP_BASE = {
     "pretrained.lora": "emoji-lcm",
     "sample.sampler": "lcm",
