@@ -329,7 +329,7 @@ def _downloads(settings: Settings, footprint: Footprint) -> Iterator[str]:
         yield _model_download(pretrained, footprint)
     if pretrained.vae and not Path(resolve_model(source_of(pretrained.vae).name)).exists():
         yield f"{pretrained.vae}: the VAE"
-    if pretrained.lora and not Path(pretrained.lora).exists():
+    if pretrained.lora and not Path(resolve_model(pretrained.lora)).exists():
         source = source_of(pretrained.lora)
         repository, file = repository_and_file(source.name)
         if file is not None and _is_cached(repository, file, source.revision):

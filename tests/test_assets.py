@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from ddpo.assets import ASSETS
+from ddpo.model.loading import load_pipeline
 from ddpo.rewards.emoji_beauty import load_beauty
+from tests.support.rig import make_settings
 from tools import emoji_data
 from tools.emoji_beauty import beauty
 from tools.emoji_clip import similarity
@@ -244,3 +246,36 @@ def test_beauty_has_gradients_and_takes_any_size(clip, head, drawn):
     images = F.interpolate(drawn[:2], (96, 96), mode="bilinear").requires_grad_()
     beauty(clip, head, images).sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+@pytest.fixture(scope="module")
+def few_step_pipeline():
+    """As a run loads it, by its name."""
+    return load_pipeline(make_settings(pretrained={"lora": "emoji-lcm"}).pretrained)
+
+
+def test_the_few_step_lora_is_small_and_brings_its_sampler(few_step_pipeline):
+    (file,) = (ASSETS / "emoji-lcm").glob("*.safetensors")
+    assert file.stat().st_size <= 0.8e6
+    assert isinstance(few_step_pipeline.scheduler, LCMScheduler)
+
+
+def test_the_few_step_model_draws_what_is_asked_for_without_guidance(few_step_pipeline, labels):
+    prompts = [ANIMALS[label] for label in labels]
+    sampling = Sampling(steps=4, guidance=1.0)
+    images = draw(few_step_pipeline, prompts, list(range(len(prompts))), sampling)
+    judge = load_judge(SMALL.part("judge") / "judge.safetensors")
+    with torch.no_grad():
+        answers = judge(images).argmax(1)
+    assert (answers == labels).float().mean() >= 0.8
+
+
+def test_diffusers_merges_the_few_step_lora_to_the_same_weights(few_step_pipeline):
+    folder = SMALL.part("sd")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.load_lora_weights(ASSETS / "emoji-lcm")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    theirs = pipeline.unet.state_dict()
+    for name, weight in few_step_pipeline.unet.state_dict().items():
+        torch.testing.assert_close(weight, theirs[name], msg=name)

@@ -53,6 +53,11 @@ class Judge(nn.Module):
         self.features = nn.Sequential(*layers)
         self.answer = nn.Linear(previous, captions + 1)
 
+    @property
+    def captions(self) -> list[str]:
+        """Those that it knows, in the order of its answers; the last answer is "nothing"."""
+        return list(emoji_data.CAPTIONS)[: self.answer.out_features - 1]
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns logits (rows, captions + 1) for images (rows, 3, H, W) in [0, 1]."""
         features = self.features(2 * images - 1)

@@ -1,7 +1,10 @@
 """Measures the embedded diffusion model and CLIP; prints tables and one JSON line.
 
-For every caption some pictures are drawn with fixed seeds, and a judge (a classifier trained apart,
-see `emoji_judge`) says which of all captions each shows.
+    python -m tools.measure_emoji_sd
+    python -m tools.measure_emoji_sd --name emoji --lora LORA --sampler lcm --steps 4 --guidance 1
+
+For every caption some pictures are drawn with fixed seeds. A judge, an independent classifier (see
+`emoji_judge`), says which of all captions each picture shows.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
@@ -20,12 +24,12 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
 from config.settings.files import path
+from ddpo.assets import ASSETS
+from ddpo.ddim import SAMPLERS
 from tools import emoji_data
-from tools.emoji_judge import NOTHING, Judge, load_judge
+from tools.emoji_judge import Judge, load_judge
 from tools.emoji_measures import ground_colours, jpeg_kilobytes, sharpness, training_sharpness
 from tools.emoji_names import with_article
-
-ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +97,12 @@ def measure(
     seeds_per_caption: int,
 ) -> tuple[dict[str, object], torch.Tensor]:
     """Returns the quality reached with one way of sampling, and the pictures."""
-    names = list(emoji_data.CAPTIONS)
+    names = judge.captions
     labels = torch.arange(len(names)).repeat_interleave(seeds_per_caption)
     prompts = [names[label] for label in labels]
     images = draw(pipeline, prompts, list(range(len(prompts))), sampling)
     logits = judge(images)
-    hits = logits[:, :NOTHING].argmax(1) == labels
+    hits = logits[:, :-1].argmax(1) == labels
     cosines = clip_cosines(clip, pipeline.tokenizer, images, names)
     own = cosines.gather(1, labels[:, None])[:, 0]
     others = cosines.masked_fill(torch.nn.functional.one_hot(labels, len(names)).bool(), torch.nan)
@@ -108,7 +112,7 @@ def measure(
         **asdict(sampling),
         "pictures": len(prompts),
         "judge_top1": round(hits.float().mean().item(), 4),
-        "judge_nothing": round((logits.argmax(1) == NOTHING).float().mean().item(), 4),
+        "judge_nothing": round((logits.argmax(1) == len(names)).float().mean().item(), 4),
         "clip_top1": round((cosines.argmax(1) == labels).float().mean().item(), 4),
         "clip_cosine_right": round(own.mean().item(), 3),
         "clip_cosine_right_within_sd": round(own.view(len(names), -1).std(1).mean().item(), 3),
@@ -128,14 +132,14 @@ def composed(
     pipeline: StableDiffusionPipeline, judge: Judge, sampling: Sampling
 ) -> tuple[dict[str, float], torch.Tensor]:
     """Returns how often subject and ground of "a cat on a green ground" are right; the pictures."""
-    names, grounds = list(emoji_data.CAPTIONS), list(emoji_data.GROUNDS)
+    names, grounds = judge.captions, list(emoji_data.GROUNDS)
     colours = torch.arange(len(names)) % len(grounds)
     prompts = [
         f"{with_article(name)} on {with_article(grounds[colour])} ground"
         for name, colour in zip(names, colours.tolist(), strict=True)
     ]
     images = draw(pipeline, prompts, list(range(len(prompts))), sampling)
-    subject = judge(images)[:, :NOTHING].argmax(1) == torch.arange(len(names))
+    subject = judge(images)[:, :-1].argmax(1) == torch.arange(len(names))
     ground = ground_colours(images) == colours
     shares = {"subject": subject, "ground": ground, "both": subject & ground}
     return {key: round(hits.float().mean().item(), 3) for key, hits in shares.items()}, images
@@ -153,7 +157,7 @@ def variety(
     table = {}
     for caption in captions:
         images = draw(pipeline, [caption] * pictures, list(range(pictures)), sampling)
-        label = list(emoji_data.CAPTIONS).index(caption)
+        label = judge.captions.index(caption)
         hits = (judge(images).argmax(1) == label).numpy().astype(float)
         sizes = np.array([jpeg_kilobytes(image) for image in images])
         small = sizes <= np.quantile(sizes, 0.25)
@@ -189,21 +193,30 @@ def save_grid(images: torch.Tensor, columns: int, path: Path, zoom: int = 2) -> 
 def main() -> None:
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=path, default=ASSETS / "emoji64-sd")
-    parser.add_argument("--clip", type=path, default=ASSETS / "emoji64-clip")
-    parser.add_argument("--judge", type=path, default=ASSETS / "emoji64-judge/judge.safetensors")
+    parser.add_argument("--assets", type=path, default=ASSETS, help="folder of the models")
+    parser.add_argument("--name", choices=("emoji64", "emoji"), default="emoji64")
+    parser.add_argument("--lora", type=path, help="added to the model")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 10])
     parser.add_argument("--eta", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, default=4, help="pictures per caption")
     parser.add_argument("--variety", nargs="*", default=["cat", "spider", "fish", "zebra"])
     parser.add_argument("--data", type=path, help="node_modules: also measure training pictures")
-    parser.add_argument("--grid", type=path, default=ASSETS / "img/emoji_samples.png")
+    parser.add_argument("--grid", type=path, help="gets a picture of samples")
     args = parser.parse_args()
-    pipeline = StableDiffusionPipeline.from_pretrained(args.model, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        args.assets / f"{args.name}-sd", local_files_only=True
+    )
     pipeline.set_progress_bar_config(disable=True)
-    judge = load_judge(args.judge)
-    clip = CLIPModel.from_pretrained(args.clip, local_files_only=True).eval()
+    if args.lora:
+        pipeline.load_lora_weights(args.lora)
+    sampler = getattr(diffusers, SAMPLERS[args.sampler])
+    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
+    judge = load_judge(args.assets / f"{args.name}-judge" / "judge.safetensors")
+    clip = CLIPModel.from_pretrained(
+        args.assets / f"{args.name}-clip", local_files_only=True
+    ).eval()
     results = []
     for index, steps in enumerate(args.steps):
         sampling = Sampling(steps=steps, eta=args.eta, guidance=args.guidance)
@@ -224,12 +237,14 @@ def main() -> None:
         Sampling(steps=args.steps[-1], eta=args.eta, guidance=args.guidance),
         args.variety,
     )
-    composition, images = composed(
-        pipeline, judge, Sampling(steps=args.steps[0], eta=args.eta, guidance=args.guidance)
-    )
-    if args.grid:
-        save_grid(images, 14, args.grid.with_stem(f"{args.grid.stem}_grounds"))
-    sys.stdout.write(f"on named grounds: {composition}\n")
+    composition = {}
+    if args.name == "emoji64":  # the other knows no grounds
+        composition, images = composed(
+            pipeline, judge, Sampling(steps=args.steps[0], eta=args.eta, guidance=args.guidance)
+        )
+        sys.stdout.write(f"on named grounds: {composition}\n")
+        if args.grid:
+            save_grid(images, 14, args.grid.with_stem(f"{args.grid.stem}_grounds"))
     if args.data:
         real = training_sharpness(emoji_data.load_sprites(args.data))
         sys.stdout.write(f"sharpness of training pictures: {real:.1f}\n")

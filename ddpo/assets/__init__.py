@@ -3,7 +3,7 @@
 from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parent
-EMBEDDED_MODELS = ("emoji64-sd", "emoji64-clip", "emoji-sd", "emoji-clip")
+EMBEDDED_MODELS = ("emoji64-sd", "emoji64-clip", "emoji-sd", "emoji-lcm", "emoji-clip")
 
 
 def resolve_model(name: str) -> str:

@@ -452,7 +452,7 @@ def read_lora(settings: PretrainedSettings) -> LoraFile:
             _checked_file(name)
         elif file is not None:
             _check_suffix(file)
-        return LoraFile.read(locate(name, file, source.revision))
+        return LoraFile.read(locate(resolve_model(name), file, source.revision))
 
 
 def _merge_lora(pipe: Any, lora: LoraFile, settings: PretrainedSettings) -> None:
