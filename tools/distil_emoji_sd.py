@@ -31,8 +31,9 @@ from config.settings.files import path
 from ddpo.agents.adapter import Adapter
 from ddpo.assets import ASSETS
 from ddpo.ddim import denoise, guide
+from tools.emoji_names import REPORT_CAPTIONS, TRAIN_CAPTIONS
+from tools.emoji_text import prompt_table, tokenize
 from tools.emoji_training import Budget, TrainingRun, channels_last, save_state
-from tools.emoji_unet import prompt_table, tokenize
 
 RANK = 8
 GUIDANCE = 3.0
@@ -132,7 +133,9 @@ class Distillation:
     def __init__(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
         self.unet: UNet2DConditionModel = channels_last(pipeline.unet.requires_grad_(False).eval())
         self.encoder = pipeline.text_encoder.requires_grad_(False).eval()
-        self.table = prompt_table(pipeline.tokenizer).flatten(0, 1)
+        self.table = prompt_table(pipeline.tokenizer, [*TRAIN_CAPTIONS, *REPORT_CAPTIONS]).flatten(
+            0, 1
+        )
         self.empty = self.states(tokenize(pipeline.tokenizer, [""]))
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
         torch.manual_seed(seed)
@@ -236,7 +239,6 @@ class Distillation:
             decay=0.99,
             warmup=min(50, round_steps),
             weight_decay=0.0,
-            save_every=round_steps,
         )
         rounds: list[Points] = []
         for generator in run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from tokenizers import pre_tokenizers
@@ -92,9 +93,9 @@ def phrases_of(caption: str, ground: str | None = None) -> list[str]:
     return [phrase.replace("a orange", "an orange") for phrase in phrases]
 
 
-def prompt_table(tokenizer: CLIPTokenizer) -> torch.Tensor:
+def prompt_table(tokenizer: CLIPTokenizer, captions: Iterable[str] = CAPTIONS) -> torch.Tensor:
     """Returns token ids (captions, templates, length) of every caption in every template."""
-    texts = [phrase for caption in CAPTIONS for phrase in phrases_of(caption)]
+    texts = [phrase for caption in captions for phrase in phrases_of(caption)]
     return tokenize(tokenizer, texts).view(-1, len(TEMPLATES), CONTEXT_LENGTH)
 
 

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 
 from config.settings.files import path
-from front import Front
 from front.labels import Label
 from front.pictures.plots import plot_front, plot_samples
 from front.record import FrontRecord
@@ -33,7 +32,10 @@ from run.samples import read_samples
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from front.member import Member
+    from front.record import BlendRecord, PolicyRecord
+    from morl.types import Array
+
+    Entry = PolicyRecord | BlendRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "gallery.md"
@@ -65,11 +67,11 @@ def trained(recipe: str, logdir: Path) -> Path:
     return run
 
 
-def along(members: Sequence[Member], number: int) -> list[Member]:
-    """At most `number` members in the order of the first objective, both ends among them."""
-    ordered = sorted(members, key=lambda member: float(member.returns[0]))
-    indices = np.linspace(0, len(ordered) - 1, min(number, len(ordered))).round().astype(int)
-    return [ordered[index] for index in dict.fromkeys(indices.tolist())]
+def along(members: Sequence[Entry]) -> list[Entry]:
+    """At most `SHOWN` members in the order of the first objective, both ends among them."""
+    ordered = sorted(members, key=lambda member: float(member.report_returns[0]))
+    indices = np.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered))).round().astype(int)
+    return [ordered[index] for index in indices]
 
 
 def pictures(run: Path, name: str, number: int) -> torch.Tensor:
@@ -80,44 +82,42 @@ def pictures(run: Path, name: str, number: int) -> torch.Tensor:
 
 def section(recipe: str, run: Path) -> str:
     """Draw a front's pictures below docs/img; return its part of the page."""
-    front, record = Front.load(run), FrontRecord.read(run)
-    labels = [Label.of(objective) for objective in front.objectives]
-    prompts = record.samples.prompts[:COLUMNS]
-    rows = [("base model", pictures(run, BASE_POLICY, len(record.samples))[: len(prompts)])]
-    for member in along(front.members, SHOWN):
-        numbers = [
-            f"{label.text} {label.brief(value, error)}"
-            for label, value, error in zip(
-                labels, member.returns, front.base.report_std_error, strict=True
-            )
-        ]
-        images = pictures(run, member.id, len(record.samples))
-        rows.append(("\n".join([member.id, *numbers]), images[: len(prompts)]))
-    PICTURES.mkdir(exist_ok=True)
+    record = FrontRecord.read(run)
+    labels = [Label.of(objective) for objective in record.objectives]
+    entries: list[Entry] = [*record.policies, *(record.blends or ())]
+    base, errors = record.base.report_returns, record.base.report_std_error
     sheet, plot = (PICTURES / f"gallery_{recipe}{end}.png" for end in ("", "_front"))
+    PICTURES.mkdir(exist_ok=True)
+
+    def said(returns: Array) -> list[str]:
+        each = zip(labels, returns, errors, strict=True)
+        return [f"{label.text} {label.brief(value, error)}" for label, value, error in each]
+
+    prompts = record.samples.prompts[:COLUMNS]
+    shown: list[tuple[str, str, Array]] = [("base model", BASE_POLICY, base)]
+    shown += [(str(m.id), str(m.id), m.report_returns) for m in along(entries)]
+    rows = [
+        ("\n".join([title, *said(returns)]), pictures(run, name, len(record.samples))[:COLUMNS])
+        for title, name, returns in shown
+    ]
     plot_samples(sheet, prompts, rows, TILE)
     plot_front(plot, FrontView.of_front(record))
     with Image.open(plot) as drawn:  # a page needs no more than half of a print's resolution
-        drawn.convert("P", palette=Image.Palette.ADAPTIVE).reduce(2).save(plot, optimize=True)
-    entries = [*record.policies, *(record.blends or ())]
-    better = sum(Gain.published(entry, front.base).is_everywhere for entry in entries)
-    ends = [
-        max(entries, key=lambda entry, i=index: float(entry.report_returns[i]))
-        for index in range(len(labels))
+        drawn.convert("RGB").reduce(2).quantize(64).save(plot, optimize=True)
+
+    better = sum(Gain.published(entry, record.base).is_everywhere for entry in entries)
+    returns = np.array([entry.report_returns for entry in entries])
+    ends = returns.max(axis=0)
+    gains = [
+        f"{label.text} from {label.brief(before, error)} to {label.brief(after, error)}"
+        for label, before, after, error in zip(labels, base, ends, errors, strict=True)
     ]
-    gains = "; ".join(
-        f"{label.text} from {label.brief(front.base.report_returns[i], error)} to "
-        f"{label.brief(end.report_returns[i], error)}"
-        for i, (label, end, error) in enumerate(
-            zip(labels, ends, front.base.report_std_error, strict=True)
-        )
-    )
     return f"""
 ## {" against ".join(label.praise for label in labels)}
 
 `python mo_train.py --config config/{recipe}.py`: {record.costs.train:,} pictures to learn from.
 {better} of {len(entries)} members improve everything by more than two standard errors.
-At the ends: {gains}.
+At the ends: {"; ".join(gains)}.
 
 ![Pictures along the front](img/{sheet.name})
 ![The front](img/{plot.name})

@@ -18,12 +18,13 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel
 
 from config.settings.files import path
+from ddpo.assets import ASSETS
 from ddpo.rewards.emoji_beauty import BeautyHead, load_beauty
 from tools import emoji_data
 from tools.emoji_bank import to_unit
 from tools.emoji_beauty import beauty
 from tools.emoji_damage import DAMAGES
-from tools.measure_emoji_sd import ASSETS, Sampling, draw
+from tools.measure_emoji_sd import Sampling, draw
 
 AMOUNTS = (0.2, 0.5, 0.9)
 WAYS = ((20, 3.0), (10, 3.0), (10, 1.0), (5, 3.0), (3, 1.0))  # steps, guidance

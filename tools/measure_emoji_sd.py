@@ -237,7 +237,7 @@ def main() -> None:
         Sampling(steps=args.steps[-1], eta=args.eta, guidance=args.guidance),
         args.variety,
     )
-    composition = {}
+    composition: dict[str, float] = {}
     if args.name == "emoji64":  # the other knows no grounds
         composition, images = composed(
             pipeline, judge, Sampling(steps=args.steps[0], eta=args.eta, guidance=args.guidance)

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import CLIPModel
 
 from config.settings.files import path
+from ddpo.rewards.emoji_beauty import BeautyHead
 from tools import (
     emoji_bank,
     emoji_beauty,
@@ -169,7 +170,7 @@ class Builder:
             device=self.device,
         )
 
-    def beauty(self) -> emoji_beauty.BeautyHead:
+    def beauty(self) -> BeautyHead:
         """Returns the judge of beauty."""
         path = self.work / "beauty_bank.pt"
         if not path.exists():
