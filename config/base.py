@@ -303,7 +303,7 @@ class TrainSettings:
     update_rule: str = "reward_gradient"
     # Of reward_gradient: denoising steps, counted from the end, that a gradient flows through.
     gradient_steps: Annotated[int, AtLeast(1)] = 2
-    learning_rate: Annotated[float, Above(0)] = 8e-3
+    learning_rate: Annotated[float, Above(0)] = 6e-3
     adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
     adam_epsilon: Annotated[float, Above(0)] = 1e-8

@@ -30,18 +30,28 @@ logger = logging.getLogger(__name__)
 
 _STRENGTHS = (0.75, 0.5)
 _STEPS = (20, 30)  # the first that the run does not have itself
-_GUIDANCE = {"emoji64-sd": 3.0, "emoji-sd": 3.0}  # models whose own differs from their pipeline's default
+_GUIDANCE = {"emoji64-sd": 3.0, "emoji-sd": 3.0}  # where a pipeline's default is too high
 
 
 def setup_of(front: Front) -> Setup:
     """The way of drawing by which a front was judged.
 
     Raises:
-        FrontError: if the run's settings cannot be read.
+        FrontError: if the run's settings cannot be read, or its model is for one sampler only.
     """
     sample = settings_of(front).evaluation_sample
+    own = front.model.sampler if front.model else "ddim"
+    if own in {"lcm", "tcd"}:
+        raise FrontError(
+            f"{front.path} was drawn with {own}, for which its base model was distilled: there are "
+            "no other samplers to compare it with"
+        )
+    is_euler = own == "euler_a"
     return Setup(
-        sampler="ddim", eta=sample.eta, steps=sample.num_steps, guidance=sample.guidance_scale
+        sampler="euler_a" if is_euler else "ddim",
+        eta=0.0 if is_euler else sample.eta,
+        steps=sample.num_steps,
+        guidance=sample.guidance_scale,
     )
 
 

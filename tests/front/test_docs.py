@@ -28,9 +28,9 @@ def test_the_python_that_uses_a_front_runs(page, finished_run, tmp_path, monkeyp
     model = finished_run.parents[1] / "model"
     for block in code:
         assert "logs/my_run" in block
-        assert "ddpo/assets/emoji-sd" in block
+        assert "ddpo/assets/emoji64-sd" in block
         here = block.replace("logs/my_run", str(finished_run))
-        exec(here.replace("ddpo/assets/emoji-sd", str(model)), {})
+        exec(here.replace("ddpo/assets/emoji64-sd", str(model)), {})
     pictures = list(tmp_path.glob("*.png"))
     assert len(pictures) == sum(block.count(".save(") for block in code)
     for path in pictures:

@@ -18,8 +18,8 @@ from ddpo.agents.slots import Agents
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from front import Front
 from front.analysis.samplers import SetupSampler
-from front.analysis.transfer import usual_setups
-from front.errors import ChoiceError
+from front.analysis.transfer import setup_of, usual_setups
+from front.errors import ChoiceError, FrontError
 from front.setups import SAMPLER_NAMES, Kept, Setup, SetupRecord, transferred
 from morl.types import BASE_POLICY, Objective
 from tests.support.adapters import random_adapter
@@ -113,6 +113,21 @@ def test_the_usual_setups_change_one_thing_each():
         "strength 0.5",
     ]
     assert len(usual_setups(replace(OWN, guidance=5.0), 5.0)) == 8  # and guidance 1
+
+
+@pytest.mark.parametrize(
+    ("sampler", "own"), [("ddim", ("ddim", 1.0)), ("euler_a", ("euler_a", 0.0)), ("lcm", None)]
+)
+def test_the_own_setup_is_that_of_the_runs_sampler(run_copy, sampler, own):
+    record = json.loads((run_copy / "front.json").read_text())
+    record["model"]["sampler"] = sampler
+    (run_copy / "front.json").write_text(json.dumps(record))
+    if own is None:
+        with pytest.raises(FrontError, match="was drawn with lcm, for which"):
+            setup_of(Front.load(run_copy))
+    else:
+        setup = setup_of(Front.load(run_copy))
+        assert (setup.sampler, setup.eta) == own
 
 
 def test_a_setup_that_a_model_cannot_be_drawn_with_is_refused():
