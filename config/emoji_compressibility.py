@@ -1,4 +1,7 @@
-"""Beautiful against small: DDPO's rewards on the embedded model, offline."""
+"""Beautiful against small: DDPO's pair of rewards on the embedded model, offline.
+
+At one end files are a quarter smaller; at the other beauty holds rather than rises.
+"""
 
 import ml_collections
 

@@ -1,4 +1,7 @@
-"""Beautiful against detailed: a large file has more detail. Embedded model, offline."""
+"""Beautiful against detailed: a large file has more detail. Embedded model, offline.
+
+At one end files are half as large again; at the other beauty holds rather than rises.
+"""
 
 import ml_collections
 

@@ -91,7 +91,10 @@ def section(recipe: str, run: Path) -> str:
 
     def said(returns: Array) -> list[str]:
         each = zip(labels, returns, errors, strict=True)
-        return [f"{label.text} {label.brief(value, error)}" for label, value, error in each]
+        return [
+            f"{label.text} {label.brief(value, error)} {label.plain_unit}".rstrip()
+            for label, value, error in each
+        ]
 
     prompts = record.samples.prompts[:COLUMNS]
     shown: list[tuple[str, str, Array]] = [("base model", BASE_POLICY, base)]
@@ -110,6 +113,7 @@ def section(recipe: str, run: Path) -> str:
     ends = returns.max(axis=0)
     gains = [
         f"{label.text} from {label.brief(before, error)} to {label.brief(after, error)}"
+        + f" {label.plain_unit}".rstrip()
         for label, before, after, error in zip(labels, base, ends, errors, strict=True)
     ]
     return f"""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AUTO = "auto"  # of resume_from: whichever run of the log directory the settings mean
 # Values that runs used before the setting existed, where today's default is another.
 _BEFORE = {
+    "rewards.sources": (),
     "evaluation.num_steps": 0,
     "evolution.start": "even_weights",
     "pretrained.prompt_parts": 1,

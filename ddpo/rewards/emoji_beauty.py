@@ -87,7 +87,10 @@ REWARD = RewardEntry(
     unit="0-10",
     meaning="is it clean and well formed: a judge for the embedded model's pictures",
     published="own",
-    parts={"clip": Part(source="emoji64-clip"), "head": Part(source=_EMBEDDED)},
+    parts={
+        "clip": Part(source="emoji64-clip", licence="MIT"),
+        "head": Part(source=_EMBEDDED, licence="MIT"),
+    },
     is_differentiable=True,
     build=build,
 )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from config.base import RewardSettings
 from config.settings.derived import objective_name
 from config.settings.errors import UserError
 from config.settings.files import is_file, make_importable_beside
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from config.base import RewardSettings
     from ddpo.rewards import Reward
 
 DEFAULT_UNIT = "score"
@@ -68,7 +68,8 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         if problem is not None:
             yield problem
     sources = flat.get("rewards.sources", ())
-    yield from filter(None, map(_source_problem, sources))
+    own = [text for text in sources if text not in RewardSettings().sources]  # defaults are right
+    yield from filter(None, map(_source_problem, own))
     if len({text.partition("=")[0] for text in sources}) < len(sources):
         yield f"rewards.sources={sources} must not give a part twice"
 

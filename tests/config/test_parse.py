@@ -40,7 +40,7 @@ def test_names_of_a_table_are_checked_where_the_table_is_given():
     with pytest.raises(ConfigError) as error:
         parse(config, tables)
     assert error.value.problems == [
-        "rewards.names: 'jpeg_compressibility' is not one of clip_alignment",
+        "rewards.names: 'colorfulness' is not one of clip_alignment",
         "train.update_rule: 'mine' is not one of ddpo, mind; did you mean 'mind'?",
     ]
 

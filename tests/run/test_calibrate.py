@@ -80,6 +80,7 @@ def test_the_lines_printed_are_settings(capsys, tmp_path):
     arguments = [
         "mo_train.py",
         "--calibrate",
+        "--config.rewards.names=clip_alignment,jpeg_compressibility",
         "--config.sample.num_steps=4",
         "--config.train.max_sensitivity=0",
         "--config.evaluation.calibration_prompts=6",
@@ -109,7 +110,7 @@ def test_the_lines_printed_are_settings(capsys, tmp_path):
     text = page.read_text()
     assert "jpeg_compressibility</strong>: flat colours: 100 % of these" in text
     assert text.count("data:image/png;base64,") == 3 * 9  # base model, 6 damages, 2 gradients
-    found = read_audit(tmp_path, ("clip_alignment", "jpeg_compressibility"), "emoji-sd")
+    found = read_audit(tmp_path, ("clip_alignment", "jpeg_compressibility"), "emoji64-sd")
     assert found["above"]["flat colours"][1] == 1
     assert found["page"] == page.name
     assert read_audit(tmp_path, ("clip_alignment", "jpeg_compressibility"), "another") is None

@@ -22,16 +22,16 @@ def _offline(monkeypatch):
 
 
 def test_the_default_recipe_on_the_command_line(capsys):
-    """960 training images, 45 x 4 to calibrate."""
+    """720 training images, 45 x 4 to calibrate."""
     read_command(["mo_train.py", "--dry_run", "--config.evaluation.report_images=100"], main)()
     report = capsys.readouterr().out
     for line in (
         "clip_alignment [cosine]: ready",
         "train prompts: 45, the first 'cat', 'dog', 'horse'",
         "report prompts: 16, the first 'elephant', ",
-        "6 generations of 4 iterations; 5 agents x 8 = 40 images per iteration",
-        "images: 960 to train on, 180 to calibrate, 1,984 for selection, 100 per policy",
-        "optimiser steps of an agent: 1 per iteration, 24 in all",
+        "6 generations of 3 iterations; 5 agents x 8 = 40 images per iteration",
+        "images: 720 to train on, 180 to calibrate, 1,488 for selection, 100 per policy",
+        "optimiser steps of an agent: 1 per iteration, 18 in all",
         "of which, on an RTX 4090: calibration under a minute, selection under a minute, the",
         "drawn by ddim in 4 steps, at 751, 501, 251, 1",
         "none for the base model: it is on this machine",

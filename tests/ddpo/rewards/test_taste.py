@@ -125,6 +125,7 @@ def test_any_clip_and_several_people_are_objectives(tmp_path, ada):
         [
             f"--config.rewards.names=taste:{ada}/,taste:{grace},clip_alignment",
             f"--config.guards.names=taste:{ada}#certainty",
+            "--config.rewards.sources=clip_alignment.clip=emoji-clip",  # as ada's
         ]
     )
     assert settings.rewards.objectives == ("ada", "grace", "clip_alignment")
