@@ -35,6 +35,10 @@ def train(folder, names, *settings):
         f"logdir={folder}",
         f"run_name={len(list(folder.iterdir()))}",
         f"rewards.names={','.join(names)}",
+        "pretrained.model=emoji-sd",  # whose pictures the people have seen
+        "rewards.sources=clip_alignment.clip=emoji-clip",
+        "train.learning_rate=1.2e-2",
+        "evolution.iterations_per_generation=4",
         "evolution.num_agents=3",
         "evolution.evolutionary_generations=2",
         "evaluation.num_steps=4",
