@@ -53,21 +53,22 @@ def load_head(source: str) -> nn.Sequential:
 
 
 class AestheticScore(BatchReward):
-    """Aesthetic score of images, about 1 to 10.
+    """A head's score of images, for LAION's head about 1 to 10.
 
     Args:
         clip: gives the image embedding that the head reads.
-        head: from `load_head`; it runs in float32 on the CLIP's device.
+        head: from embeddings (rows, D) to a score each, as `load_head` returns it; it runs in
+            float32 on the CLIP's device.
     """
 
-    def __init__(self, clip: ClipTower, head: nn.Sequential) -> None:
+    def __init__(self, clip: ClipTower, head: nn.Module) -> None:
         self.clip = clip
         self.head = head.to(clip.device)
 
     def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG002
         """See `BatchReward`; the prompts do not matter."""
         scores: torch.Tensor = self.head(self.clip.embed_images(batch))
-        return scores.squeeze(-1)
+        return scores.flatten()
 
 
 def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> AestheticScore:

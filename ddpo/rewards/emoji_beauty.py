@@ -13,14 +13,12 @@ from torch import nn
 
 from ddpo.assets import ASSETS
 from ddpo.rewards import Part, RewardEntry
-from ddpo.rewards.clip import ClipTower, load_clip
-from ddpo.rewards.image_batch import BatchReward
+from ddpo.rewards.aesthetic_score import AestheticScore
+from ddpo.rewards.clip import load_clip
 from ddpo.rewards.weights import load_into, load_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ddpo.rewards.image_batch import ImageBatch
+    from collections.abc import Mapping
 
 WIDTH = 64  # of the CLIP's embedding
 BEST = 10.0  # the score that well made pictures were trained towards
@@ -52,35 +50,15 @@ def load_beauty(source: str = _EMBEDDED) -> BeautyHead:
     Raises:
         UserError: if there is no such file, or its tensors are not this head's.
     """
-    path = ASSETS / _EMBEDDED / "head.safetensors"
+    file = str(ASSETS / _EMBEDDED / "head.safetensors") if source == _EMBEDDED else source
     head = BeautyHead()
-    load_into(
-        head, load_tensors(_HEAD, str(path) if source == _EMBEDDED else source), _HEAD, source
-    )
+    load_into(head, load_tensors(_HEAD, file), _HEAD, source)
     return head.requires_grad_(False).eval()
 
 
-class EmojiBeauty(BatchReward):
-    """Beauty of pictures, about 0 to 10.
-
-    Args:
-        clip: gives the image embedding that the head reads.
-        head: from `load_beauty`; it runs in float32 on the CLIP's device.
-    """
-
-    def __init__(self, clip: ClipTower, head: BeautyHead) -> None:
-        self.clip = clip
-        self.head = head.to(clip.device)
-
-    def score(self, batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG002
-        """See `BatchReward`; the prompts do not matter."""
-        scores: torch.Tensor = self.head(self.clip.embed_images(batch))
-        return scores
-
-
-def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> EmojiBeauty:
+def build(sources: Mapping[str, str], device: torch.device, dtype: str) -> AestheticScore:
     """See `RewardEntry`."""
-    return EmojiBeauty(load_clip(sources["clip"], device, dtype), load_beauty(sources["head"]))
+    return AestheticScore(load_clip(sources["clip"], device, dtype), load_beauty(sources["head"]))
 
 
 REWARD = RewardEntry(

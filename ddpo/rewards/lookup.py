@@ -68,8 +68,9 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         if problem is not None:
             yield problem
     sources = flat.get("rewards.sources", ())
-    own = [text for text in sources if text not in RewardSettings().sources]  # defaults are right
-    yield from filter(None, map(_source_problem, own))
+    defaults = RewardSettings().sources  # which are right, and checking imports their files
+    chosen = (each for each in sources if each not in defaults)
+    yield from filter(None, map(_source_problem, chosen))
     if len({text.partition("=")[0] for text in sources}) < len(sources):
         yield f"rewards.sources={sources} must not give a part twice"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ddpo.agents.adapter import Adapter
 from ddpo.files import write_json
+from ddpo.steps import DISTILLED
 from front.analysis.judge import Judge, check_same
 from front.errors import ChoiceError, FrontError
 from front.record import NAME, FrontRecord
@@ -41,7 +42,7 @@ def setup_of(front: Front) -> Setup:
     """
     sample = settings_of(front).evaluation_sample
     own = front.model.sampler if front.model else "ddim"
-    if own in {"lcm", "tcd"}:
+    if own in DISTILLED:
         raise FrontError(
             f"{front.path} was drawn with {own}, for which its base model was distilled: there are "
             "no other samplers to compare it with"
