@@ -34,7 +34,7 @@ from config.settings.declared import (
 )
 from config.settings.derived import objective_name, task_counts
 from config.settings.flat import flatten, nested
-from config.settings.limits import Above, AtLeast, AtMost, Below, Device, OneOf
+from config.settings.limits import Above, AtLeast, AtMost, Device, OneOf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,9 +304,6 @@ class TrainSettings:
     # Of reward_gradient: denoising steps, counted from the end, that a gradient flows through.
     gradient_steps: Annotated[int, AtLeast(1)] = 2
     learning_rate: Annotated[float, Above(0)] = 6e-3
-    adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
-    adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
-    adam_epsilon: Annotated[float, Above(0)] = 1e-8
     weight_decay: Annotated[float, AtLeast(0)] = 0.0
     max_grad_norm: Annotated[float, Above(0)] = 1.0  # per agent
     num_inner_epochs: Annotated[int, AtLeast(1)] = 1  # passes over a rollout

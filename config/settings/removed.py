@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-LAST_VERSION = "commit 7aaf014"  # that has the settings below
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
     """One setting that is gone.
@@ -18,6 +15,7 @@ class Removed:
     Attributes:
         was: the value at which a run did what every run does now.
         instead: what to do without it.
+        last: the last version that has it.
         is_harmless: whether any other value changed nothing in what was learnt, or by rounding
             only, so that such a run can be continued, too.
         is_drawn: whether the pictures of finished policies depend on it.
@@ -27,6 +25,7 @@ class Removed:
 
     was: Any
     instead: str
+    last: str = "commit 7aaf014"
     is_harmless: bool = False
     is_drawn: bool = False
     became: Callable[[Any, Mapping[str, Any]], dict[str, Any] | None] | None = None
@@ -34,7 +33,7 @@ class Removed:
     def advice(self, name: str) -> str:
         """The message for a recipe or a command line that sets it."""
         return (
-            f"{name} is not a setting any more: {self.instead}; {LAST_VERSION} is the last version "
+            f"{name} is not a setting any more: {self.instead}; {self.last} is the last version "
             "that has it"
         )
 
@@ -104,6 +103,8 @@ def _left_out(skipped: int, run: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"train.max_sensitivity": 5.0} if skipped == 2 and is_leading else None
 
 
+_WITH_96 = "commit d6badcd"  # the last version that has 96 settings
+_ADAM = "AdamW has DDPO's constants"
 _VIT_L, _VIT_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 REMOVED = {
@@ -178,6 +179,11 @@ REMOVED = {
         was=0,
         instead="fewer sample.num_steps than evaluation.num_steps save more UNet rows",
     ),
+    "train.adam_beta1": Removed(was=0.9, instead=f"{_ADAM}, betas of 0.9 and 0.999", last=_WITH_96),
+    "train.adam_beta2": Removed(
+        was=0.999, instead=f"{_ADAM}, betas of 0.9 and 0.999", last=_WITH_96
+    ),
+    "train.adam_epsilon": Removed(was=1e-8, instead=f"{_ADAM}, an epsilon of 1e-8", last=_WITH_96),
     "train.best_of": Removed(
         was=1.0, instead="all images are trained; draw fewer of them by sample.images_per_prompt"
     ),
@@ -225,6 +231,6 @@ def carried_over(
         else:
             problems.append(
                 f"{name} was {value!r} in this run and is not a setting any more; "
-                f"{LAST_VERSION} is the last version that has it and can continue the run"
+                f"{REMOVED[name].last} is the last version that has it and can continue the run"
             )
     return flat, problems

@@ -12,7 +12,7 @@ from config.settings.declared import defaults_of
 from config.settings.errors import ConfigError
 from config.settings.flat import flatten, nested
 from config.settings.parse import parse
-from config.settings.removed import LAST_VERSION, REMOVED
+from config.settings.removed import REMOVED
 from config.settings.resume import changed_settings, completed
 from run.command_line import read_settings
 
@@ -49,7 +49,7 @@ def test_the_command_line_is_told_what_to_do_instead(name):
         read_settings([f"--config.{name}={REMOVED[name].was}"])
     assert error.value.problems == [REMOVED[name].advice(name)]
     assert f"{name} is not a setting any more: {REMOVED[name].instead}" in str(error.value)
-    assert f"{LAST_VERSION} is the last version" in str(error.value)
+    assert f"{REMOVED[name].last} is the last version" in str(error.value)
 
 
 @pytest.mark.parametrize("name", REMOVED)
@@ -168,7 +168,7 @@ def test_a_run_with_another_value_is_refused_with_the_last_version_that_has_it(n
             refuse()
         (problem,) = error.value.problems
         assert problem.startswith(f"{name} was {other_than(name)!r} in this run")
-        assert f"{LAST_VERSION} is the last version that has it" in problem
+        assert f"{REMOVED[name].last} is the last version that has it" in problem
 
 
 def test_what_only_training_needed_does_not_keep_anybody_from_a_finished_front():

@@ -115,7 +115,6 @@ def settings_for(
         },
         train={
             "learning_rate": 0.02,
-            "adam_epsilon": 1e-4,  # the step is then no sign of a gradient that is rounding
             "max_sensitivity": 0.0,
             "updates_per_epoch": 1 if is_one_step else 2,
             "num_inner_epochs": 1 if is_one_step else 2,
@@ -143,12 +142,13 @@ def train(folder, num_tasks, num_agents, count, kind, update="ppo", sampler="ddi
 
     With fewer tasks than agents it is the warm-up of a soup.
     """
+    from ddpo.agents import adam
     from ddpo.devices import DTYPES
     from ddpo.evaluation import evaluation_set
     from ddpo.trainer import Trainer
 
     DTYPES["float32"] = torch.float64
-
+    adam.EPSILON = 1e-4  # the step is then no sign of a gradient that is rounding
     start = "even_weights" if num_tasks == num_agents else "soup"
     how = {"kind": kind, "start": start, "update": update, "sampler": sampler}
     settings = settings_for(folder, num_agents, **how)
@@ -245,7 +245,9 @@ def test_the_result_does_not_depend_on_the_number_of_processes(
 def run(folder, num_agents, resume_from="", **changes):
     """The whole program."""
     import mo_train
+    from ddpo.agents import adam
 
+    adam.EPSILON = 1e-4  # as in `train`
     settings = settings_for(
         folder, num_agents, logdir=str(folder / "logs"), resume_from=resume_from, **changes
     )

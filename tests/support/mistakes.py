@@ -35,7 +35,6 @@ OUT_OF_LIMITS = {
     "--config.train.learning_rate=nan": "train.learning_rate=nan must be a finite number",
     "--config.train.learning_rate=inf": "must be a finite number",
     "--config.train.learning_rate=0": "train.learning_rate=0.0 must be above 0",
-    "--config.train.adam_beta2=1": "train.adam_beta2=1.0 must be below 1",
     "--config.train.weight_decay=-1": "must be at least 0",
     "--config.train.kl_coef=-1": "train.kl_coef=-1.0 must be at least 0",
     "--config.train.timestep_fraction=1.5": "must be at most 1",
