@@ -379,9 +379,6 @@ class EvolutionSettings:
     num_weight_candidates: Annotated[int, AtLeast(1)] = 7  # weights tried per policy
     # How much an even front counts against hypervolume.
     sparsity_coef: Annotated[float, AtLeast(0)] = 0.1
-    num_directions: Annotated[int, AtLeast(2)] = 20  # of the performance buffer
-    slots_per_direction: Annotated[int, AtLeast(1)] = 2  # policies kept along each
-    num_neighbours: Annotated[int, AtLeast(1)] = 12  # records the prediction model is fitted to
     seed: Annotated[int, Copy("seed")]  # the run's, which keys the search too
 
     @property

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
     """One setting that is gone.
@@ -118,9 +119,18 @@ REMOVED = {
     "evaluation.sample_prompts": Removed(
         was=8, instead="samples.png shows the first 8 prompts", is_harmless=True
     ),
+    "evolution.num_directions": Removed(
+        was=20, instead="the performance buffer has 20 directions", last=_WITH_96
+    ),
+    "evolution.num_neighbours": Removed(
+        was=12, instead="the prediction model is fitted to 12 records", last=_WITH_96
+    ),
     "evolution.predictor": Removed(
         was="scale_free",
         instead="PGMORL's own prediction model is in benchmarks/authors_prediction.py",
+    ),
+    "evolution.slots_per_direction": Removed(
+        was=2, instead="the performance buffer keeps 2 policies along a direction", last=_WITH_96
     ),
     "guards.clip_model": _source("base_similarity.clip", "emoji-clip", "diversity.clip"),
     "guards.max_losses": Removed(

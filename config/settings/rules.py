@@ -268,12 +268,6 @@ def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iter
         )
     if names and agents:
         yield from _weights_problems(weights, agents, len(names), flat)
-    directions = flat.get("evolution.num_directions")
-    if directions is not None and 2 <= directions < len(names):
-        yield (
-            f"evolution.num_directions={directions} must be at least the {len(names)} objectives; "
-            "raise it"
-        )
     yield from _point_problems(names, flat)
 
 

@@ -67,7 +67,6 @@ OUT_OF_LIMITS = {
     "--config.evolution.strategy=best": "evolution.strategy: 'best' is not one of",
     "--config.evolution.start=cold": "evolution.start: 'cold' is not one of even_weights, soup",
     "--config.evolution.sparsity_coef=-0.1": "must be at least 0",
-    "--config.evolution.num_directions=1": "must be at least 2",
     "--config.trackers=mlflow": "trackers: 'mlflow' is not one of tensorboard, wandb",
     "--config.pretrained.dtype=float8": "is not one of",
     "--config.pretrained.prediction_type=v": "prediction_type: 'v' is not one of",
