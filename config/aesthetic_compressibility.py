@@ -49,7 +49,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.max_sensitivity = 0.0
     config.train.rows_per_pass = 48
     config.train.gradient_checkpointing = True
-    config.advantage.buffer_size = 16
     config.advantage.min_count = 16
 
     config.evaluation.num_steps = 0

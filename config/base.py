@@ -36,6 +36,9 @@ from config.settings.derived import objective_name, task_counts
 from config.settings.flat import flatten, nested
 from config.settings.limits import Above, AtLeast, AtMost, Device, OneOf
 
+# Reward vectors remembered per prompt, as in DDPO's code (kvablack/ddpo-pytorch).
+PROMPT_MEMORY = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -335,10 +338,8 @@ class AdvantageSettings:
     # frozen: rewards are divided by their spread under the base model. per_prompt: by the prompt's
     # own running spread (GDPO). raw: they are weighted first, whatever their units.
     normalisation: str = "frozen"
-    buffer_size: Annotated[int, AtLeast(1)] = 16  # reward vectors remembered per prompt
-    # Below this, the whole batch's mean stands in for the prompt's.
-    min_count: Annotated[int, AtLeast(1)] = 4
-    max_advantage: Annotated[float, Above(0)] = 5.0  # advantages are clipped to +- this
+    # While a prompt has fewer rewards than this, the whole batch's mean stands in for its own.
+    min_count: Annotated[int, AtLeast(1), AtMost(PROMPT_MEMORY)] = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

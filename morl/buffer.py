@@ -8,8 +8,8 @@ from morl.objectives import check_objectives, comparable, returns_in_z
 from morl.types import Array, Objective, Offspring
 from morl.weights import even_weights
 
-# PGMORL's authors keep two policies along each of 100 directions. A run here evaluates some 50
-# policies, so a fifth of the directions leaves as many to each.
+# PGMORL's authors keep two policies along each of 100 directions (their code's `--pbuffer-num` and
+# `--pbuffer-size`). A run here evaluates some 50 policies in all, so it needs fewer directions.
 NUM_DIRECTIONS = 20
 SLOTS_PER_DIRECTION = 2
 

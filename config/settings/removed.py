@@ -110,6 +110,12 @@ _VIT_L, _VIT_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s
 
 REMOVED = {
     "adapter.seed": Removed(was=0, instead="all runs begin with the same initial A"),
+    "advantage.buffer_size": Removed(
+        was=16, instead="the last 16 rewards of a prompt are remembered", last=_WITH_96
+    ),
+    "advantage.max_advantage": Removed(
+        was=5.0, instead="advantages are clipped to +- 5", last=_WITH_96
+    ),
     "checkpoint.keep": Removed(was=2, instead="the last two stay", is_harmless=True),
     "checkpoint.max_failures": Removed(
         was=3,

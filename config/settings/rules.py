@@ -29,11 +29,6 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
     if got := get("rewards.names"):
         yield from _objective_problems(got[0], flat)
-    if (got := get("advantage.min_count", "advantage.buffer_size")) and got[0] > got[1]:
-        yield (
-            f"advantage.min_count={got[0]} must be at most advantage.buffer_size={got[1]}, "
-            "or no prompt ever has enough; lower it"
-        )
     stages = ("evolution.warmup_generations", "evolution.evolutionary_generations")
     if (got := get(*stages)) and sum(got) == 0:
         yield f"{' + '.join(stages)} must be at least 1; raise one"
