@@ -58,7 +58,6 @@ class Settings:
     # GPU, norms and activations in fewer passes too (docs/scaling.md).
     speed: Annotated[str, OneOf("off", "layers", "fused"), ROUNDING] = "layers"
 
-    processes: ProcessSettings
     pretrained: PretrainedSettings
     agents: AgentSettings
     adapter: AdapterSettings
@@ -119,16 +118,6 @@ class Settings:
     def flat(self) -> dict[str, Any]:
         """Dotted names and values."""
         return dict(flatten(self.to_json()))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessSettings:
-    """The processes that share a run: as many as torchrun or accelerate started."""
-
-    # Refuse to run as any other number of processes; 0: any.
-    count: Annotated[int, AtLeast(0), ROUNDING] = 0
-    # A process that keeps the others waiting longer ends the run.
-    timeout_seconds: Annotated[float, Above(0), FREE] = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +210,9 @@ class RewardSettings:
     # Where rewards run, e.g. "cpu" or "cuda:1"; empty: beside the base model.
     device: Annotated[str, Device(), ROUNDING] = ""
     batch_size: Annotated[int, AtLeast(1), ROUNDING] = 64  # images per call of a reward
-    timeout_seconds: Annotated[float, Above(0), FREE] = 600.0  # a call that takes longer hangs
+    # A call that takes longer hangs. Several processes wait as long for one another, and for at
+    # least ten minutes.
+    timeout_seconds: Annotated[float, Above(0), FREE] = 600.0
     # When a reward raises or hangs: end the run, or continue without these images.
     on_error: Annotated[str, OneOf("abort", "skip"), FREE] = "abort"
     # NaN and infinite scores are masked. The run ends when a larger fraction of a rollout's or an

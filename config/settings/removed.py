@@ -93,6 +93,11 @@ def _strength(value: float, run: Mapping[str, Any]) -> dict[str, Any] | None:  #
     return None if run.get("train.update_rule") == "diffusion_nft" else {}
 
 
+def _patience(seconds: float, run: Mapping[str, Any]) -> dict[str, Any]:
+    waits = max(600.0, run.get("rewards.timeout_seconds", 600.0))
+    return {"rewards.timeout_seconds": seconds} if seconds > waits else {}
+
+
 def _recomputed(value: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
     is_half = run.get("pretrained.dtype") in {"bfloat16", "float16"}
     return {} if value == ("always" if is_half else "never") else None
@@ -167,6 +172,18 @@ REMOVED = {
     "pretrained.tf32": Removed(was=False, instead="write pretrained.dtype=tf32", became=_tf32),
     "pretrained.vae_tiling": Removed(
         was=False, instead="pretrained.vae_slicing saves memory", is_drawn=True
+    ),
+    "processes.count": Removed(
+        was=0,
+        instead="a run takes part in as many processes as the launcher starts, and says how many",
+        last=_WITH_96,
+        is_harmless=True,
+    ),
+    "processes.timeout_seconds": Removed(
+        was=600.0,
+        instead="processes wait for one another as long as rewards.timeout_seconds, or 10 minutes",
+        last=_WITH_96,
+        became=_patience,
     ),
     "rewards.clip_model": _source("clip_alignment.clip", "emoji-clip"),
     "rewards.clip_score_model": _source("clip_score.clip", _VIT_L),

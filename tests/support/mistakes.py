@@ -42,8 +42,6 @@ OUT_OF_LIMITS = {
     "--config.train.updates_per_epoch=0": "must be at least 1",
     "--config.train.update_rule=grpo": "train.update_rule: 'grpo' is not one of awm, ddpo",
     "--config.train.max_grad_norm=-1": "must be above 0",
-    "--config.processes.count=-1": "must be at least 0",
-    "--config.processes.timeout_seconds=0": "must be above 0",
     "--config.sample.num_steps=0": "must be at least 1",
     "--config.sample.eta=0": "sample.eta=0.0 must be above 0",
     "--config.sample.eta=2": "must be at most 1",
