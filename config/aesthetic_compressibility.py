@@ -29,7 +29,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.pretrained.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     config.pretrained.dtype = "bfloat16"
     config.speed = "fused"
-    config.pretrained.vae_slicing = True
 
     config.rewards.names = ("aesthetic_score", "jpeg_compressibility")
     config.guards.names = ("clip_score", "base_similarity", "diversity")

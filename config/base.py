@@ -150,8 +150,6 @@ class PretrainedSettings:
     # One LoRA to merge into the model first: file, folder or hub id, owner/name/file@revision.
     lora: Annotated[str, PATH] = ""
     lora_scale: float = 1.0  # its strength
-    # Decode one picture at a time: less memory, slower.
-    vae_slicing: Annotated[bool, ROUNDING] = False
     # Move them to the CPU once all prompts are encoded.
     offload_text_encoders: Annotated[bool, ROUNDING] = False
 

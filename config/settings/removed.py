@@ -170,8 +170,16 @@ REMOVED = {
     ),
     "pretrained.revision": _pinned("model"),
     "pretrained.tf32": Removed(was=False, instead="write pretrained.dtype=tf32", became=_tf32),
+    "pretrained.vae_slicing": Removed(
+        was=False,
+        instead="pictures of 256 x 256 pixels or more are decoded one at a time, others together",
+        last=_WITH_96,
+        is_harmless=True,
+    ),
     "pretrained.vae_tiling": Removed(
-        was=False, instead="pretrained.vae_slicing saves memory", is_drawn=True
+        was=False,
+        instead="to save memory, large pictures are decoded one at a time",
+        is_drawn=True,
     ),
     "processes.count": Removed(
         was=0,

@@ -325,7 +325,6 @@ def test_every_setting_that_changes_pictures_is_in_the_code():
         "prediction_type",  # these three are in `ModelRecord.schedule`
         "zero_snr",
         "timestep_spacing",
-        "vae_slicing",
         "offload_text_encoders",
         "single_file_config",  # in `ModelRecord.config`
         "prompts_per_iteration",

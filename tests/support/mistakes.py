@@ -12,7 +12,6 @@ UNREADABLE = {
     "--config.train.gradient_checkpointing=perhaps": "must be True or False",
     "--config.sample.num_steps=1.5": "must be a whole number",
     "--config.pretrained.width=a": "must be a whole number",
-    "--config.pretrained.vae_slicing=perhaps": "must be True or False",
     "--config.pretrained.offload_text_encoders=perhaps": "must be True or False",
     f"--config={300 * 'a'}.py": "is not a file",
     "--config.seed": "needs a value",
