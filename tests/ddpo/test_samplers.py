@@ -157,7 +157,7 @@ def test_a_model_made_for_a_sampler_is_drawn_with_it_unless_told_otherwise(sampl
     assert name_of(model.scheduler()) == sampler
     assert model.scheduler().config.original_inference_steps == 20
     assert name_of(model.scheduler("ddim")) == "ddim"
-    with pytest.raises(UserError, match=r"distilled at 20 of them.*to 20, say"):
+    with pytest.raises(UserError, match=r"distilled at 20 of them.*to 20, for example"):
         make_schedule(model.scheduler(), 21, 1.0)
 
 
