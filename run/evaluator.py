@@ -97,7 +97,7 @@ class Evaluator:
         return self._evaluate("report", policies, self.report_set)
 
     def blends(self, policies: Sequence[Policy]) -> list[Evaluation]:
-        """Judge blends on the report set; they are no part of what the run has cost."""
+        """Judge blends on the report set; they do not count among the run's costs."""
         num_kept = len(self.samples(self.report_set))
         evaluations = self._trainer.evaluate(policies, self.report_set, num_kept)
         self._trainer.take_unet_rows()
@@ -115,7 +115,7 @@ class Evaluator:
         evaluations: Mapping[PolicyId, Evaluation],
         base: Evaluation | None,
     ) -> dict[PolicyId, GuardReading]:
-        """What the guards say of policies; nothing without guards.
+        """The guards' values for policies; empty without guards.
 
         Args:
             evaluation_set: that all were judged on.
