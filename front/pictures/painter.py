@@ -47,7 +47,7 @@ class Painter:
 
     @classmethod
     def of_model(cls, settings: Settings, device: str = "") -> Painter:
-        """One that draws the base model of some settings, without a run."""
+        """A painter of the base model that settings name, without a run."""
         painter = cls.__new__(cls)
         painter._load(settings, device)
         return painter
@@ -106,6 +106,7 @@ class Painter:
             UserError: if the adapter is missing, damaged, or made for another model;
                 `ChoiceError` if the model does not have that many steps, or no negative prompt.
         """
+        # Settings that the model can draw with.
         settings = {**self.sampler, **changes}
         try:
             make_schedule(
@@ -118,6 +119,7 @@ class Painter:
         embeds_guidance = self._model.embed_guidance(guidance) is not None
         if negative_prompt and embeds_guidance:
             raise ChoiceError(f"the negative prompt cannot be used: {NO_SECOND_ROW}")
+        # Pictures, in batches.
         self._show(member)
         negative = self._model.encode_negative(negative_prompt)
         is_guided = guidance > 1 and not embeds_guidance
@@ -150,7 +152,7 @@ class Painter:
 
 
 def _embeds(negative: Conditioning, prompts: Conditioning) -> dict[str, torch.Tensor]:
-    """Prompts as arguments of a pipeline: read as in training, also where diffusers cuts them."""
+    """Prompts as arguments of a pipeline, read as in training even where diffusers cuts them."""
     negative, prompts = Conditioning.of_one_length([negative.expand(len(prompts)), prompts])
     embeds = {"prompt_embeds": prompts.text, "negative_prompt_embeds": negative.text}
     if prompts.pooled is not None and negative.pooled is not None:
