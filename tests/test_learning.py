@@ -14,7 +14,7 @@ OBJECTIVES = ("clip_alignment", "jpeg_compressibility")
 
 
 def test_one_agent_with_all_weight_on_one_objective_raises_it():
-    """Plain DDPO towards small files: by five paired standard errors on other pictures."""
+    """Plain DDPO towards small files gains five paired standard errors on other pictures."""
     settings = read_settings(
         [
             f"--config.rewards.names={','.join(OBJECTIVES)}",

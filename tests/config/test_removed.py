@@ -1,4 +1,4 @@
-"""Settings that are gone: what recipes, command lines and earlier runs that have them are told."""
+"""Removed settings: the messages for recipes, command lines and earlier runs that have them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def other_than(name):
 
 
 def run_with(*changes, **values):
-    """What `config.json` of an earlier run holds: today's defaults and these settings."""
+    """The content of an earlier run's `config.json`: today's defaults and these settings."""
     flat = dict(flatten(read_settings(changes).to_json()))
     return json.loads(json.dumps(nested({**flat, **values})))
 
@@ -53,7 +53,7 @@ def test_the_command_line_is_told_what_to_do_instead(name):
 
 
 @pytest.mark.parametrize("name", REMOVED)
-def test_a_recipe_is_told_so_too(name, tmp_path):
+def test_a_recipe_gets_the_same_message(name, tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
         "from config import base\n\ndef get_config():\n    config = base.get_config()\n"
@@ -84,7 +84,7 @@ def test_what_changed_no_result_does_not_stop_a_run(name):
 
 
 BOOLEANS = {"True": True, "False": False}
-MOVED = {  # settings of an earlier run -> those of today that stand for them
+MOVED = {  # settings of an earlier run -> today's settings that stand for them
     ("rewards.clip_model=mine",): {"rewards.sources": ("clip_alignment.clip=mine",)},
     ("guards.clip_model=mine", "rewards.aesthetic_head=x.pth"): {
         "rewards.sources": (
@@ -123,7 +123,7 @@ MOVED = {  # settings of an earlier run -> those of today that stand for them
 def test_a_run_whose_setting_has_an_equal_today_is_continued_with_it(given, tmp_path):
     values = dict(text.split("=") for text in given)
     before = run_with(**{name: BOOLEANS.get(value, value) for name, value in values.items()})
-    before["rewards"]["sources"] = []  # as such runs, which had none
+    before["rewards"]["sources"] = []  # as in such runs, which had none
     for is_finished in (True, False):
         now = dict(flatten(completed(before, is_finished=is_finished)))
         assert {name: now[name] for name in MOVED[given]} == MOVED[given]
