@@ -55,7 +55,7 @@ column has the same prompt and noise. No policy was trained on these animals.
 
 
 def trained(recipe: str, logdir: Path) -> Path:
-    """The finished run of a recipe; it is begun or resumed where there is none."""
+    """The finished run of a recipe; if there is none, one is started or resumed."""
     run = logdir / f"gallery_{recipe}"
     if not (run / "front.json").is_file():
         command = [sys.executable, "mo_train.py", "--config", f"config/{recipe}.py"]
