@@ -73,7 +73,7 @@ def evaluation_set(
         prompts: the distinct prompts.
         num_images: N.
         run_seed: keys the seeds.
-        guards: that will be measured on it.
+        guards: the guards to measure on it.
     """
     index = range(num_images)
     per_prompt = 2 if {"diversity", "agreement"} & set(guards) else 1

@@ -47,11 +47,11 @@ def neighbours(z: Array) -> list[tuple[int, int]]:
 def coefficients(z: Array, weights: Array) -> Array:
     """Coefficient of each policy in the blend that stands for a preference.
 
-    A policy stands for the centre of the preferences under which it has the largest w . z, and for
-    every vertex of the simplex where it has. Of all convex combinations of these anchors that equal
-    the preference, the one with the least spread around it is taken. Its anchors are the corners of
-    a simplex: the one in their Delaunay triangulation that holds the preference. It is found as the
-    lower hull of the lifted points.
+    A policy has one anchor or more: the centre of the preferences under which it has the largest
+    w . z, and every vertex of the simplex where it has. Of all convex combinations of anchors that
+    equal the preference, the one with the least spread around it is taken. Its anchors span the
+    simplex of their Delaunay triangulation that holds the preference, so it is found as the lower
+    hull of the lifted points.
 
     Args:
         z: (n, M) returns of the policies.

@@ -366,7 +366,7 @@ def write_front(
     What belongs to a front published before, its analysis and other pictures, is removed.
 
     Args:
-        directory: where to.
+        directory: gets the files.
         front: from `front_record`.
         curve: a point for the base model and for each generation.
         report: id -> evaluation with images.

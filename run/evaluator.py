@@ -29,7 +29,7 @@ class Evaluator:
     Args:
         settings: of the run.
         trainer: draws and scores.
-        processes: that share the work.
+        processes: the ones that share the work.
         directory: gets the pictures of the selection set.
         recorder: counts images and UNet rows.
     """
@@ -104,7 +104,7 @@ class Evaluator:
         return evaluations
 
     def measure_base(self, base: Policy) -> None:
-        """Judge the base model again, for the guards of a resumed run: it was paid for before."""
+        """Judge the base model again, for the guards of a resumed run; its cost is not counted."""
         if self._trainer.guards is not None:
             (self.base,) = self._trainer.evaluate([base], self.selection_set)
             self._trainer.take_unet_rows()
@@ -118,7 +118,7 @@ class Evaluator:
         """The guards' values for policies; empty without guards.
 
         Args:
-            evaluation_set: that all were judged on.
+            evaluation_set: the set that all were judged on.
             evaluations: of the policies.
             base: the base model's.
         """

@@ -36,8 +36,8 @@ class Parts:
 
     Attributes:
         settings: checked already.
-        processes: that share the run.
-        directory: what the run leaves on disk.
+        processes: the ones that share the run.
+        directory: the run's files.
         trainer: DDPO.
         recorder: costs, curve, metrics.
         evaluator: judges policies on the run's sets.
@@ -84,7 +84,7 @@ def open_parts(
 
     Args:
         settings: of the run.
-        processes: that share it.
+        processes: the ones that share it.
         directory: of the run.
         stop: says when a signal has asked the run to end.
         model: the base model; by default `settings.pretrained` is loaded.

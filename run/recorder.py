@@ -73,7 +73,7 @@ class Recorder:
         self._trackers.log(metrics, self.costs.train)
 
     def show(self, make: Callable[[Path], Panel]) -> None:
-        """Show trackers what `make` makes of the run directory, if there is a tracker."""
+        """Show trackers the panel that `make` makes from the run directory, if there are any."""
         self._trackers.show(make, self._directory.path, self.costs.train)
 
     def watch(self, time_left: Callable[[float], float | None]) -> None:

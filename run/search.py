@@ -29,7 +29,7 @@ class SharedSearch:
         warmup_archive: the archive as it stood after the warm-up; without one, the base model
             alone.
         agents: know how to blend policies.
-        processes: that share the run.
+        processes: the ones that share the run.
         on_ask: called in every process with each generation that begins.
     """
 

@@ -97,13 +97,13 @@ class Plan:
     Attributes:
         num_agents: K.
         images_per_agent: N, of one agent in an iteration.
-        num_iterations: in all generations together.
+        num_iterations: number in all generations together.
         optimiser_steps: of each agent, in all.
         train_images: sampled to learn from.
         calibration_images: of the base model.
         selection_images: of the base model and of every offspring.
         report_images_per_policy: of each policy of the final front.
-        report_policies: how many there will be: an estimate, unlike all else here.
+        report_policies: number of these policies: an estimate, unlike all else here.
         sample_rows_per_image: UNet rows without gradient, of an image to learn from.
         evaluation_rows_per_image: UNet rows without gradient, of every other image.
         train_rows_per_image: UNet rows with gradient, of an image to learn from.

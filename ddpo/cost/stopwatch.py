@@ -20,7 +20,7 @@ class Work:
     Attributes:
         images: number of images it was done for.
         recent_images: the same, but older parts count less, as in `recent_seconds`.
-        recent_seconds: they took.
+        recent_seconds: the time that these took.
     """
 
     images: int = 0

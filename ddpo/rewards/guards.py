@@ -171,7 +171,7 @@ class Guards:
         """The guards of one policy.
 
         Args:
-            evaluation_set: that both were evaluated on.
+            evaluation_set: the set that both were evaluated on.
             policy: with the features of its pictures.
             base: the base model's.
         """

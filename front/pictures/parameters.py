@@ -95,7 +95,7 @@ def describe(
     Args:
         picture: drawn.
         front: of the run.
-        member: that drew it; None for the base model.
+        member: the policy or blend that drew it; None for the base model.
         prompt: of the picture.
         seed: of the picture.
         sampler: see `sampler_of`.
