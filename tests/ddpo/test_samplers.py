@@ -195,7 +195,7 @@ def test_of_the_samplers_for_few_steps_all_but_the_last_are_trained(sampler, num
     is_two = num_steps == 2
     notes = described(schedule, [0])
     assert f"drawn by {sampler} in {num_steps} steps, at 999, " in notes[0]
-    assert any("warning: of two steps" in note for note in notes) is is_two
+    assert any("warning: with two steps" in note for note in notes) is is_two
 
 
 def test_one_step_is_refused_and_a_step_that_leaves_none_is_named():

@@ -342,7 +342,7 @@ def refusals(layer):
     }
     return {
         "empty": ({}, "it holds no layers"),
-        "whole differences": (good | {f"{layer.kohya}.diff": up}, "1 of its 3 entries are no part"),
+        "whole differences": (good | {f"{layer.kohya}.diff": up}, "1 of its 3 entries cannot be"),
         "OFT": ({f"{layer.kohya}.oft_blocks": up}, "give that as pretrained.model"),
         "a bias": (good | {f"{layer.kohya}.lora_B.bias": up[:, 0]}, "lora_B.bias"),
         "embeddings": (good | {"bundle_emb.style.string_to_param.*": up}, "bundle_emb"),
