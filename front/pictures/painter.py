@@ -106,7 +106,6 @@ class Painter:
             UserError: if the adapter is missing, damaged, or made for another model;
                 `ChoiceError` if the model does not have that many steps, or no negative prompt.
         """
-        # Settings that the model can draw with.
         settings = {**self.sampler, **changes}
         try:
             make_schedule(
@@ -119,7 +118,6 @@ class Painter:
         embeds_guidance = self._model.embed_guidance(guidance) is not None
         if negative_prompt and embeds_guidance:
             raise ChoiceError(f"the negative prompt cannot be used: {NO_SECOND_ROW}")
-        # Pictures, in batches.
         self._show(member)
         negative = self._model.encode_negative(negative_prompt)
         is_guided = guidance > 1 and not embeds_guidance

@@ -84,7 +84,7 @@ def test_what_changed_no_result_does_not_stop_a_run(name):
 
 
 BOOLEANS = {"True": True, "False": False}
-MOVED = {  # settings of an earlier run -> today's settings that stand for them
+MOVED = {  # settings of an earlier run -> those of today that stand for them
     ("rewards.clip_model=mine",): {"rewards.sources": ("clip_alignment.clip=mine",)},
     ("guards.clip_model=mine", "rewards.aesthetic_head=x.pth"): {
         "rewards.sources": (
@@ -123,7 +123,7 @@ MOVED = {  # settings of an earlier run -> today's settings that stand for them
 def test_a_run_whose_setting_has_an_equal_today_is_continued_with_it(given, tmp_path):
     values = dict(text.split("=") for text in given)
     before = run_with(**{name: BOOLEANS.get(value, value) for name, value in values.items()})
-    before["rewards"]["sources"] = []  # as in such runs, which had none
+    before["rewards"]["sources"] = []  # as such runs, which had none
     for is_finished in (True, False):
         now = dict(flatten(completed(before, is_finished=is_finished)))
         assert {name: now[name] for name in MOVED[given]} == MOVED[given]
