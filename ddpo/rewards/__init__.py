@@ -102,7 +102,7 @@ REWARDS: dict[str, str] = {  # name -> module that has it as `REWARD`
 }
 
 # Kinds of rewards that take an argument -> module with `entry_of(argument)`, which makes the entry,
-# and `problem(argument)`: the problem that its files show, or None.
+# and `problem(argument)`, which names a problem as far as files show it, or None.
 KINDS: dict[str, str] = {
     "taste": "ddpo.rewards.taste",
     "classifier": "ddpo.rewards.classifier",

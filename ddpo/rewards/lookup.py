@@ -68,7 +68,7 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         if problem is not None:
             yield problem
     sources = flat.get("rewards.sources", ())
-    defaults = RewardSettings().sources  # right, and slow to check
+    defaults = RewardSettings().sources  # known to be right, slow to check
     chosen = (each for each in sources if each not in defaults)
     yield from filter(None, map(_source_problem, chosen))
     if len({text.partition("=")[0] for text in sources}) < len(sources):

@@ -39,7 +39,7 @@ class Fit:
         weights: (D,), the mode of w.
         ridge: precision of the prior.
         basis: (D, r), orthonormal columns that span the differences.
-        covariance: (r, r) of w in that basis; outside of it w has the prior's.
+        covariance: (r, r) of w in that basis; outside of it, the prior's covariance holds.
     """
 
     weights: Array
