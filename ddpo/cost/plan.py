@@ -268,8 +268,8 @@ class Memory:
         adapters: of all agents, with gradient and Adam's moments.
         rollout: trajectories and pictures of one iteration, and the gradients that sampling takes
             (`train.single_pass`); 0 if they are offloaded to the host.
-        measures: what rules on the forward process keep for every step of these trajectories:
-            noise, and predictions of the policy that sampled; 0 if they are offloaded.
+        measures: noise, and predictions of the policy that sampled, if a rule on the forward
+            process keeps them for every step; 0 if they are offloaded.
         sampling: one UNet pass without gradient.
         scoring: the pictures of the last pass, while the next is drawn or decoded.
         decoding: the pictures of one pass.

@@ -4,8 +4,7 @@ It reads the formats of diffusers, PEFT, kohya's sd-scripts and LyCORIS.
 
     W  <-  W + strength (alpha / rank) B A        (Hu et al. 2022, eq. 3)
 
-Every layer is merged with its own alpha and rank: files made by other programs may mix them, and
-diffusers would then merge some layers at the wrong strength.
+Every layer is merged with its own alpha and rank, because files of other programs may mix them.
 """
 
 from __future__ import annotations
