@@ -60,7 +60,7 @@ either end subjects fade or dissolve, so look at the middle rows, too.
 
 
 def trained(recipe: str, logdir: Path) -> Path:
-    """The finished run of a recipe; it is begun or resumed where there is none."""
+    """The finished run of a recipe; if there is none, one is started or resumed."""
     run = logdir / f"gallery_{recipe}"
     if not (run / "front.json").is_file():
         command = [sys.executable, "mo_train.py", "--config", f"config/{recipe}.py"]
