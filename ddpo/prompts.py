@@ -117,7 +117,7 @@ class PromptSplit:
         train: prompts that the agents learn on.
         selection: prompts that the search judges policies on.
         report: prompts that the published front is measured on.
-        notes: sentences on roles that share prompts, and on prompts of files that were left out.
+        notes: sentences on roles that share prompts, and on prompts of files that are not used.
     """
 
     train: tuple[str, ...]
@@ -169,7 +169,7 @@ def _read(name: str) -> tuple[tuple[str, ...], str]:
     counts = {"repeated": len(found) - empty - len(prompts), "empty": empty}
     dropped = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
     is_told = dropped and name not in PROMPT_SETS
-    return prompts, f"{name}: of {len(found)} prompts were left out: {dropped}" if is_told else ""
+    return prompts, f"{name}: left out of {len(found)} prompts: {dropped}" if is_told else ""
 
 
 def prompt_problems(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -71,7 +71,7 @@ def _settings() -> Callable[..., base.Settings]:
 
 @pytest.fixture(name="rounded_as_diffusers")
 def _rounded_as_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What rounds differently is as in diffusers and peft: pictures are equal bit for bit."""
+    """Leave layers as in diffusers and peft if ours round differently: pictures are equal."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.upsampling import Upsample2D
 

@@ -13,7 +13,7 @@ from tests.support.paths import DDPO
 
 
 def test_one_agent_with_all_weight_on_one_objective_raises_it():
-    """Plain DDPO towards small files: by five paired standard errors on other pictures."""
+    """Plain DDPO towards small files gains five paired standard errors on other pictures."""
     settings = read_settings(
         [
             f"--config={DDPO}",
