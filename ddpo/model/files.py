@@ -1,4 +1,4 @@
-"""Whether the files of a base model are what their names say, before anything is loaded.
+"""Checks that the files of a base model are what their names say, before anything is loaded.
 
 Each function returns a sentence per problem: what is wrong, and what to do.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
-# What files are, by how they begin.
+# Kinds of files, by their first bytes.
 _BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull` there",
     b"<": "a web page, perhaps a login form or an error: download the file again",
@@ -40,7 +40,7 @@ GUIDANCE = "model.diffusion_model.time_embedding.cond_proj.weight"
 
 
 def weights_problem(path: Path) -> str | None:
-    """What is wrong with a .safetensors file, as far as its beginning and its size tell."""
+    """The problem of a .safetensors file, judging by its beginning and its size; or None."""
     if not path.is_file():
         return "there is no such file"
     size = path.stat().st_size
@@ -51,7 +51,7 @@ def weights_problem(path: Path) -> str | None:
         length = int.from_bytes(start[:_LENGTH_BYTES], "little")
         if start[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{" or length > _LONGEST_HEADER:
             known = [words for begin, words in _BEGINNINGS.items() if start.startswith(begin)]
-            return f"it is {known[0]}" if known else "it has no header of a safetensors file"
+            return f"it is {known[0]}" if known else "it does not begin with a safetensors header"
         if _LENGTH_BYTES + length > size:
             return _half(size)
         try:
@@ -70,7 +70,7 @@ def _half(size: int, expected: int | None = None) -> str:
 
 
 def text_problem(path: Path) -> str | None:
-    """What is wrong with a text file, which JSON files must hold as such."""
+    """The problem of a text file, or None. A JSON file must hold JSON."""
     if not path.is_file():
         return "there is no such file"
     content = path.read_bytes()
@@ -226,7 +226,7 @@ def guidance_width(path: Path) -> int | None:
 
 
 def _other_kind(has: Any) -> str:
-    """What a file is that holds no UNet under its authors' names."""
+    """The kind of a file that holds no UNet under its authors' names."""
     if has("lora_", "unet.", "base_model.model.", "transformer."):
         return "it is a LoRA; give it as pretrained.lora, and its base model here"
     if has("down_blocks.", "input_blocks."):
