@@ -230,7 +230,7 @@ class RewardSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """What over-optimisation shows in: measured at evaluation and never trained on."""
+    """Rewards that are measured at evaluation and never trained on, to show over-optimisation."""
 
     # Rewards, "base_similarity", "diversity" or "agreement" (docs/guards.md).
     names: Annotated[tuple[str, ...], PATH] = ()

@@ -134,8 +134,8 @@ def _guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             yield f"guards.names: {name!r} is an objective; guard what is not optimised"
     if len({objective_name(name) for name in names}) < len(names):
         yield (
-            f"guards.names={names} must not repeat a guard; one of module:function is called by "
-            "its function, one of kind:argument by the end of its argument"
+            f"guards.names={names} must not repeat a guard; `file.py:name` counts as `name`, and "
+            "`kind:argument` as the end of its argument"
         )
     if drops and len(drops) != len(names):
         yield f"guards.max_drops={drops} must have one number for each of {names}, or be empty"
