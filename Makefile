@@ -18,7 +18,7 @@ smoke: $(VENV)/.run-ready
 	@echo "The installation works. That was a smoke test, too short to learn anything: now 'make train'."
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # While editing: tests of the method, its numbers and its settings, without the programs.
 test-fast: $(VENV)/.dev-ready

@@ -1,4 +1,4 @@
-"""What do more agents cost? Only their images, and less than training them one after another.
+"""The cost of more agents: only their images, and less than training one after another.
 
     python -m benchmarks.agents            # both models; about 10 minutes on one core
     python -m benchmarks.agents --quick

@@ -1,4 +1,4 @@
-"""Computed costs of every recipe on common cards: UNet rows, FLOPs, hours. Nothing is run.
+"""Costs of every recipe on common cards, computed without a run: UNet rows, FLOPs, hours.
 
     python -m benchmarks.costs             # the recipes of config/
     python -m benchmarks.costs --quick     # the default recipe alone

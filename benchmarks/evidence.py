@@ -239,6 +239,7 @@ class Comparison:
         image_ratios: one per seed: images that the baseline needed for its final hypervolume, over
             images that the arm needed for the same; 0 if the arm never reached it.
         row_ratios: the same for UNet rows.
+        time_ratios: the same for seconds, which depend on how busy the machine was.
         p: of an exact two-sided Wilcoxon signed-rank test of the gains; 1 for the baseline.
     """
 
@@ -248,6 +249,7 @@ class Comparison:
     gains: tuple[float, ...]
     image_ratios: tuple[float, ...]
     row_ratios: tuple[float, ...]
+    time_ratios: tuple[float, ...]
     p: float
 
     @classmethod
@@ -271,6 +273,7 @@ class Comparison:
             gains=tuple(gains),
             image_ratios=ratios("images"),
             row_ratios=ratios("rows"),
+            time_ratios=ratios("seconds"),
             p=paired_p(gains),
         )
 

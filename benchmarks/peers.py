@@ -8,8 +8,9 @@ Both load the same random Stable Diffusion and train rank-4 adapters on its atte
 Images, denoising steps (eta 1), guidance in sampling and training, prompts and the single optimiser
 step are the same. TRL 0.23.1 is the newest release with the trainers. It runs unchanged, with the
 same libraries as this project, in a virtual environment that this script makes. Each is called at
-its own entry point: `step` of TRL's trainers, and `Trainer.draw`, `advantages` and `update`. TRL
-trains six policies one after another in one process, and this project trains six agents together.
+its own entry points: `step` for TRL, and `Trainer.draw`, `advantages` and `update` for this
+project. TRL trains six policies one after another in one process, and this project trains six
+agents together.
 
 - DDPO: `DDPOTrainer`, towards small JPEG files. This project trains in a single pass
   (`train.single_pass`): with one optimiser step per epoch, gradients taken while sampling are the

@@ -1,4 +1,4 @@
-"""Does a long run stay as fast and as small as at its start? One long run of the whole program.
+"""One long run of the whole program: does it stay as fast and as small as at its start?
 
     python -m benchmarks.soak           # 240 generations; about 5 minutes on one core
     python -m benchmarks.soak --quick   # 8 generations

@@ -1,7 +1,7 @@
 """Beautiful against small, Stable Diffusion 1.5: six agents with DDPO's hyperparameters.
 
 Trade-off: the aesthetic predictor rewards painterly detail and texture, which cost bytes; towards
-small files subjects fade into flat grounds. Where the predictor is over-optimised pictures of all
+small files, subjects fade into flat grounds. Where the predictor is over-optimised, pictures of all
 prompts grow alike: `diversity` and `clip_score` are measured beside the front.
 
 Objectives: z = 0 and z = 1 are measured when the run starts, the base model's mean -+ 3 standard

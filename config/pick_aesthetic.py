@@ -2,12 +2,12 @@
 
 Trade-off: PickScore reads the prompt ("a cat washing dishes"), the aesthetic predictor does not and
 leads to portraits of the animal alone. Near the base model both gain together, so expect a front
-that starts with a common rise; `diversity` shows where it is bought by drawing one picture for all
+that starts with a common rise. `diversity` falls where a policy draws the same picture from any
 noise.
 
 Objectives: z = 0 and z = 1 are measured when the run starts, see `mo_train.py --calibrate`.
-PickScore's logit differs by about 1 between pictures people prefer three to one (its temperature
-makes it so: softmax of two logits), which is a way to read its axis.
+A way to read PickScore's axis: a difference of about 1 means that people prefer one picture to the
+other three to one (softmax of two logits).
 
 The prompts are DDPO's 45 animals x 3 activities, an eighth held out for selection and an eighth for
 the report. PickScore's CLIP-H weighs 3.9 GB in float32 beside the model; `rewards.dtype=bfloat16`

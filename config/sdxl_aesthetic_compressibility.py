@@ -5,11 +5,11 @@ already and whose files are several times larger.
 
 Objectives: z = 0 and z = 1 are measured when the run starts, see `mo_train.py --calibrate`.
 
-DDPO has no SDXL numbers. What scales is kept: the gate of 1.64 nats on a step, guidance 5, learning
-rate 3e-4. A row costs 8 times a row of SD 1.5, so there are 64 images per iteration, of 30 steps.
-Half of the steps are trained, drawn again for each sample. The VAE runs in float32, one picture at
-a time; the text encoders leave the device once the prompts are encoded. One card of 24 GB, or
-several with `--num_processes`.
+DDPO has no SDXL numbers. Settings that carry over are kept: 1.64 nats per step, guidance 5,
+learning rate 3e-4. A row costs 8 times as much as in SD 1.5, so there are 64 images per iteration,
+of 30 steps. Half of the steps are trained, drawn again for each sample. The VAE runs in float32,
+one picture at a time; the text encoders leave the device once the prompts are encoded. One card of
+24 GB, or several with `--num_processes`.
 """
 
 import ml_collections

@@ -1,13 +1,13 @@
 """Shows its prompt against beautiful at 1024 pixels, Stable Diffusion XL, in a long evening.
 
-The ends, and what is over-optimised first, are as in `config/sd15_evening.py`. They come later, as
-the base model scores higher on both. Where PickScore has been pushed too far, skin and leaves look
-etched at full size: look at pictures, not thumbnails.
+The ends, and what is over-optimised first, are as in `config/sd15_evening.py`. Over-optimisation
+comes later, because the base model scores higher on both. Where PickScore has been pushed too far,
+skin and leaves look etched at full size: look at pictures, not thumbnails.
 
 Your own checkpoint of SDXL: `--config.pretrained.model=my.safetensors`. If it is prompted by tags:
 `--config.prompts.train=tags`. One card of 24 GB; docs/recipes.md says what a card of 12 GB needs.
 
-A picture costs seven times a picture of SD 1.5, so there are four agents and 1,536 pictures to
+A picture costs seven times as much as in SD 1.5, so there are four agents and 1,536 pictures to
 learn from.
 """
 

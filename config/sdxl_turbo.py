@@ -8,8 +8,8 @@ Your own Turbo checkpoint: `--config.pretrained.model=my_turbo.safetensors`. Sma
 `--config.rewards.names=aesthetic_score,jpeg_compressibility`. One card of 24 GB; docs/recipes.md
 says what a card of 12 GB needs.
 
-The size and the spacing of the steps are those that Turbo was published with (Sauer et al. 2023); a
-single file does not hold them.
+Picture size and timestep spacing are as published for Turbo (Sauer et al. 2023); a single file does
+not hold them.
 """
 
 import ml_collections

@@ -35,9 +35,10 @@ def advantages(
     """Advantages of all agents' samples, and the statistics with these rewards added.
 
     For each sample, A_k = (r_k - mean_k(prompt)) / s_k and A = sum_k w_k A_k. With `standardise`, A
-    is divided by its standard deviation over the agent's samples. That is a scalar, so it cannot
-    turn the direction. Then A is clipped. A prompt seen fewer than `min_count` times is centred on
-    the agent's whole batch. `settings.normalisation` chooses the s_k, see `ddpo/normalisations.py`.
+    is divided by its standard deviation over the agent's samples. One number divides them all, so
+    the mix of objectives stays the same. Then A is clipped. A prompt seen fewer than `min_count`
+    times is centred on the agent's whole batch. `settings.normalisation` chooses the s_k, see
+    `ddpo/normalisations.py`.
 
     A sample with a missing score has advantage 0. It enters neither statistics nor means.
 

@@ -90,9 +90,9 @@ def picture_problem(images: torch.Tensor, scale: int) -> str | None:
     else:
         return None
     return (
-        f"most of the base model's pictures are {what}. It may be another kind of model than it "
-        "was taken for: see pretrained.prediction_type, pretrained.zero_snr and "
-        "pretrained.timestep_spacing (docs/models.md), or sample.num_steps is too small"
+        f"most of the base model's pictures are {what}. The model may be of another kind than the "
+        "run assumes: check pretrained.prediction_type, pretrained.zero_snr and "
+        "pretrained.timestep_spacing (docs/models.md). Or sample.num_steps is too small: raise it"
     )
 
 

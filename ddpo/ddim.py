@@ -34,7 +34,7 @@ class Schedule:
         sigma: (T,) standard deviation of x_{t-1}.
         prediction_type: "epsilon", "v_prediction" or "sample".
         boundary: (2, T), see `step_mean`; None for all samplers but "lcm".
-        first_std: standard deviation of the noise that the first step begins with.
+        first_std: standard deviation of the noise that the first step starts from.
         sampler: its name in `SAMPLERS`.
     """
 
@@ -93,13 +93,13 @@ def column(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
 def make_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
     """Read T steps off diffusers' scheduler.
 
-    An exported adapter is drawn with by that scheduler, so it is followed in every coefficient.
+    People draw with exported adapters by that scheduler, so every coefficient is taken from it.
 
     Args:
         scheduler: of one of the classes in `SAMPLERS`.
         num_steps: T.
-        eta: of "ddim": 0 is deterministic, 1 the variance of DDPM. Of "tcd": gamma, 1 is a step
-            that keeps nothing of the noise before it.
+        eta: for "ddim", 0 is deterministic and 1 gives DDPM's variance. For "tcd" this is gamma: at
+            1 a step keeps none of the noise before it.
 
     Returns:
         A `Schedule` on the CPU.
@@ -122,11 +122,11 @@ def make_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
         fits = next((n for n in near if _timesteps(scheduler, n) is not None), None)
         raise UserError(
             f"num_steps={num_steps} does not fit the {train_steps} timesteps of the model's "
-            f"scheduler ({_layout(scheduler)}): they are not {num_steps} distinct ones; set "
-            f"sample.num_steps or evaluation.num_steps to {fits}, say"
+            f"scheduler ({_layout(scheduler)}), which cannot give {num_steps} distinct ones; set "
+            f"sample.num_steps or evaluation.num_steps to {fits}, for example"
             if fits
-            else f"{_layout(scheduler)} has no whole timesteps, which sampler {sampler!r} needs; "
-            "set pretrained.timestep_spacing=trailing"
+            else f"{_layout(scheduler)} gives fractions of timesteps, and sampler {sampler!r} "
+            "needs whole ones; set pretrained.timestep_spacing=trailing"
         )
     alpha_bar = scheduler.alphas_cumprod[timesteps]
     if scheduler.config.prediction_type == "epsilon" and alpha_bar.min() <= _NO_SIGNAL:
@@ -149,7 +149,7 @@ def make_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
 def _timesteps(scheduler: Any, num_steps: int) -> torch.Tensor | None:
     """(T,) int64, descending; None unless they are T distinct ones of the table.
 
-    With "trailing" spacing 61 and 61 other numbers below 1000 give one timestep too many, at -1.
+    "trailing" spacing gives one timestep too many, at -1, for 62 numbers of steps such as 61.
     """
     train_steps = scheduler.config.num_train_timesteps
     if num_steps > train_steps:
@@ -175,8 +175,8 @@ def _layout(scheduler: Any) -> str:
 def _ddim(scheduler: Any, eta: float, *, alpha_bar: torch.Tensor, **same: Any) -> Schedule:
     """Song et al. 2021, with a previous timestep num_train_timesteps // T earlier.
 
-    That is so whatever the spacing, as in `DDIMScheduler.step`: with "trailing" it may miss the
-    next step's timestep by one, with "linspace" by more.
+    This holds for every spacing, as in `DDIMScheduler.step`. With "trailing" it may miss the next
+    step's timestep by one, with "linspace" by more.
     """
     previous = same["timesteps"] - scheduler.config.num_train_timesteps // len(alpha_bar)
     alpha_bar_prev = torch.where(
@@ -197,8 +197,8 @@ def _euler_ancestral(
 ) -> Schedule:
     """Karras et al. 2022's Euler step with DDPM's noise: DDIM's at eta 1, to the next timestep.
 
-    The last step arrives at the picture. Where the first timestep is the last of the table, the
-    noise before it counts as all that is there (`EulerAncestralDiscreteScheduler`).
+    The last step arrives at the picture. The first step starts from noise of standard deviation 1
+    with "leading" spacing and sqrt(1 - abar) with others (`EulerAncestralDiscreteScheduler`).
     """
     alpha_bar_prev = torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
     is_leading = scheduler.config.timestep_spacing == "leading"
@@ -228,7 +228,7 @@ def _lcm(scheduler: Any, eta: float, *, alpha_bar: torch.Tensor, **same: Any) ->
 def _tcd(scheduler: Any, eta: float, *, alpha_bar: torch.Tensor, **same: Any) -> Schedule:
     """Zheng et al. 2024: to the timestep s = (1 - gamma) t', and from there back to t' with noise.
 
-    Its standard deviation at t' is sqrt(1 - abar_t' / abar_s), its mean DDIM's for that.
+    The standard deviation at t' is sqrt(1 - abar_t' / abar_s), and the mean is DDIM's for it.
     """
     previous = torch.cat([same["timesteps"][1:], same["timesteps"].new_zeros(1)])
     between = torch.floor((1 - eta) * previous).long()
@@ -250,7 +250,7 @@ SAMPLERS = {
 }
 _STEPS = {"ddim": _ddim, "euler_a": _euler_ancestral, "lcm": _lcm, "tcd": _tcd}
 _WITHOUT_ETA = ("euler_a", "lcm")
-_NO_SIGNAL = 2.0**-24  # what EulerAncestralDiscreteScheduler has in place of 0
+_NO_SIGNAL = 2.0**-24  # EulerAncestralDiscreteScheduler has this in place of 0
 
 
 def name_of(scheduler: Any) -> str:
@@ -315,8 +315,8 @@ def step_mean(
 ) -> torch.Tensor:
     """Mean of x_{t-1}: Song et al. 2021, eq. 12.
 
-    Of a consistency model sigma is all the noise that x_{t-1} has, so that nothing of x_t's is
-    left, and its picture is c_out x_0 + c_skip x_t (Luo et al. 2023, section 4).
+    For a consistency model, sigma is all the noise in x_{t-1}: none of x_t's noise is kept. Its
+    picture is c_out x_0 + c_skip x_t (Luo et al. 2023, section 4).
 
     Args:
         model_output: (rows, C, h, w) guided prediction of the UNet.
@@ -376,8 +376,8 @@ def gaussian_log_prob(
 ) -> torch.Tensor:
     """Log-density of `action`, averaged (not summed) over the latent entries, in float32.
 
-    The mean is the definition of the public DDPO implementation: for D entries its ratio is the
-    true ratio to the power 1/D, so a clip range of eps is a gate of eps * D nats.
+    The public DDPO implementation averages, too. With D entries, the ratio is then the true ratio
+    to the power 1/D, and a clip range of eps allows eps * D nats.
 
     Args:
         action: (rows, C, h, w), x_{t-1} as sampled; no gradient flows into it.
@@ -395,8 +395,9 @@ def gaussian_log_prob(
 def gaussian_kl(mean: torch.Tensor, other: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """KL divergence of two Gaussians of the same standard deviation, averaged over latent entries.
 
-    ||mean - other||^2 / (2 sigma^2 D) for D entries: DPOK's bound on the divergence from the base
-    model, one step of it (Fan et al. 2023, section 4.2), in the units of `gaussian_log_prob`.
+    It is ||mean - other||^2 / (2 sigma^2 D) for D entries: one step of DPOK's bound on the
+    divergence from the base model (Fan et al. 2023, section 4.2), in the units of
+    `gaussian_log_prob`.
 
     Args:
         mean: (rows, C, h, w).
@@ -422,11 +423,11 @@ def guide(unconditional: torch.Tensor, conditional: torch.Tensor, scale: float) 
 def rescale_guidance(
     guided: torch.Tensor, conditional: torch.Tensor, amount: float
 ) -> torch.Tensor:
-    """Take back a part of the contrast that guidance adds (Lin et al. 2024, eq. 15 and 16).
+    """Undo part of the contrast that guidance adds (Lin et al. 2024, eq. 15 and 16).
 
     Args:
         guided: (rows, C, h, w).
-        conditional: (rows, C, h, w), whose standard deviation is the one to come back to.
+        conditional: (rows, C, h, w); its standard deviation is the target.
         amount: 0 is none, 1 all of it.
 
     Returns:

@@ -51,7 +51,7 @@ class Drawing(Protocol):
     def chunks(
         self, agents: Agents, prompts: PromptBatch, on_step: Callable[[], object] | None = None
     ) -> Iterator[Drawn]:
-        """The pictures, a part of each agent's at a time."""
+        """The pictures in chunks, each with some pictures of every agent."""
         ...
 
 
@@ -73,7 +73,7 @@ def evaluation_set(
         prompts: the distinct prompts.
         num_images: N.
         run_seed: keys the seeds.
-        guards: that are measured on it.
+        guards: the guards to measure on it.
     """
     index = range(num_images)
     per_prompt = 2 if {"diversity", "agreement"} & set(guards) else 1

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def steps_per_sample(settings: TrainSettings, num_steps: int) -> int:
-    """On how many of the `num_steps` trainable steps each sample is trained; at least one."""
+    """How many of the `num_steps` trainable steps each sample is trained on; at least one."""
     return max(1, round(settings.timestep_fraction * num_steps))
 
 

@@ -1,8 +1,8 @@
 """Processes that share one run: which agents and samples each owns, and how they communicate.
 
-P processes share K agents. The agents are dealt over gcd(K, P) groups, and the samples of a group's
-agents over its processes. A stage with another number of agents, such as a soup's warm-up, has its
-own groups.
+P processes share K agents. The agents are divided among gcd(K, P) groups, and the samples of a
+group's agents among its processes. A stage with another number of agents, such as a soup's warm-up,
+has its own groups.
 
 - Gradients are summed within a group.
 - Rewards and evaluations are gathered, so that every process holds the same.
@@ -65,8 +65,8 @@ class Share:
     ) -> Share:
         """The share of process `rank` of `count`.
 
-        The agents are dealt over gcd(agents, processes) groups. The samples of a group's agents
-        are dealt over its processes, in whole blocks, as evenly as possible.
+        The agents are divided among gcd(agents, processes) groups. The samples of a group's agents
+        are divided among its processes, in whole blocks, as evenly as possible.
 
         Args:
             rank: 0 to count - 1.

@@ -73,13 +73,14 @@ PROMPT_SETS: dict[str, PromptSet] = {
         content="people, places, things, styles, counts, relations, lettering, ideas",
     ),
     "tags": PromptSet(
-        prompts=lambda: _lines("tags"), content="tags, as derivatives of SDXL are prompted"
+        prompts=lambda: _lines("tags"),
+        content="tags, the way to prompt models that derive from SDXL",
     ),
     "emoji_animals": PromptSet(
         prompts=lambda: _lines("emoji_animals"), content="animals that the embedded model knows"
     ),
     "emoji_report": PromptSet(
-        prompts=lambda: _lines("emoji_report"), content="16 more of them, for reports"
+        prompts=lambda: _lines("emoji_report"), content="16 more of these animals, for reports"
     ),
     "simple_animals": PromptSet(
         prompts=lambda: _lines("emoji_animals"), content="DDPO's 45 common animals"
@@ -91,16 +92,19 @@ PROMPT_SETS: dict[str, PromptSet] = {
         prompts=lambda: _lines("imagenet_classes"), content="the ImageNet class names"
     ),
     "imagenet_animals": PromptSet(
-        prompts=lambda: _lines("imagenet_classes")[:398], content="its animals, classes 0 to 397"
+        prompts=lambda: _lines("imagenet_classes")[:398],
+        content="ImageNet's animals, classes 0 to 397",
     ),
     "imagenet_dogs": PromptSet(
-        prompts=lambda: _lines("imagenet_classes")[151:269], content="its dogs, classes 151 to 268"
+        prompts=lambda: _lines("imagenet_classes")[151:269],
+        content="ImageNet's dogs, classes 151 to 268",
     ),
     "nouns_activities": PromptSet(
         prompts=_nouns_activities, content='"an ant riding a bike": 45 animals x 3 activities'
     ),
     "counting": PromptSet(
-        prompts=_counting, content='"two cats": 45 animals x two to nine, with questions, answers'
+        prompts=_counting,
+        content='"two cats": 45 animals x two to nine, with questions and answers',
     ),
 }
 
@@ -113,7 +117,7 @@ class PromptSplit:
         train: prompts that the agents learn on.
         selection: prompts that the search judges policies on.
         report: prompts that the published front is measured on.
-        notes: sentences on roles that share prompts, and on prompts of files that were left out.
+        notes: sentences on roles that share prompts, and on prompts of files that are not used.
     """
 
     train: tuple[str, ...]
@@ -165,7 +169,7 @@ def _read(name: str) -> tuple[tuple[str, ...], str]:
     counts = {"repeated": len(found) - empty - len(prompts), "empty": empty}
     dropped = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
     is_told = dropped and name not in PROMPT_SETS
-    return prompts, f"{name}: of {len(found)} prompts were left out: {dropped}" if is_told else ""
+    return prompts, f"{name}: left out of {len(found)} prompts: {dropped}" if is_told else ""
 
 
 def prompt_problems(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -153,6 +153,7 @@ class Sampler:
         """One chunk. With `wanted` every sample of a pass has a copy of its agent's adapter."""
         schedule = self.schedule
         rows, num_steps = len(prompts.texts), len(schedule.timesteps)
+        # Noise of the start and of every step; adapters, or copies of them, for the rows.
         noise = keyed_noise(prompts.seeds, (num_steps + 1, *self.model.latent_shape))
         noise = to_device(noise, self.model.device, agents.dtype)
         conditioning = prompts.conditioning
@@ -160,7 +161,7 @@ class Sampler:
         weights = wanted or {}
 
         def step(i: int, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """The latents after step i and their log-probability, without what led to them."""
+            """The latents after step i and their log-probability, free of the step's graph."""
             t, sigma = schedule.timesteps[i], schedule.sigma[i]
             with torch.set_grad_enabled(i in weights):
                 out = self.guided(agents, before, t.expand(rows), conditioning, num_adapters)
@@ -172,6 +173,7 @@ class Sampler:
                     total.sum().backward()
             return after, log_prob.detach()
 
+        # The chain of steps, from noise to the last latents.
         latents, log_probs = [noise[:, 0] * schedule.first_std], []
         for i in range(num_steps):
             after, log_prob = step(i, latents[-1])

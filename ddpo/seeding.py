@@ -18,7 +18,8 @@ class Stream(Enum):
     numbers keep the streams apart nevertheless.
     """
 
-    # Noise of the pictures to learn from. Generations stay below a million, unlike the next three.
+    # Noise of the pictures to learn from. Generations stay below a million, so that these keys
+    # differ from the keys of the next three streams.
     NOISE = ("run_seed", "generation", "iteration", "agent", "sample")
     # Noise of the pictures for calibration, for the search's decisions, for the published front.
     CALIBRATION = ("run_seed", 1_000_001, "sample")

@@ -1,4 +1,4 @@
-"""Which denoising steps are trained, and what a run says of its steps."""
+"""The denoising steps that are trained, and what a run reports about its steps."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _SHOWN = 10  # timesteps of a longer schedule are left out in the middle
 def trained_steps(schedule: Schedule, max_sensitivity: float) -> list[int]:
     """Indices of the steps that a policy gradient is taken on.
 
-    A step without noise has no log-probability. Near the picture x_{t-1} follows from x_t almost
-    surely: a step there is several times as sensitive as the median step, and its noise drowns
-    their gradients. From the first such step on none is trained.
+    A step without noise has no log-probability. Near the picture, x_t almost determines x_{t-1}.
+    Such a step is several times as sensitive as the median step, and its noise drowns the gradients
+    of the others. So the first step that is too sensitive and all later steps are not trained.
 
     Args:
         schedule: T steps.
         max_sensitivity: of the median (`train.max_sensitivity`); 0: all steps that have noise.
 
     Raises:
-        UserError: if that leaves none, or there is but one step.
+        UserError: if that leaves none, or there is only one step.
     """
     noisy = schedule.trainable_steps
     num_steps = len(schedule.timesteps)
@@ -70,7 +70,7 @@ def check_spacing(schedule: Schedule, spacing: str) -> None:
 
 
 def described(schedule: Schedule, trained: Sequence[int] | None) -> list[str]:
-    """What a run says of its steps at its start, a sentence each.
+    """Sentences that a run prints about its steps when it starts.
 
     Args:
         schedule: of the pictures to learn from.
@@ -87,7 +87,7 @@ def described(schedule: Schedule, trained: Sequence[int] | None) -> list[str]:
     lines = [f"{line}; {len(trained)} of them trained, from {times[0]} on"]
     if num == 2:
         lines.append(
-            "warning: of two steps a policy gradient learns from one choice of noise only, and "
+            "warning: with two steps a policy gradient learns from one choice of noise only, and "
             "degenerates (LaSRO, arXiv 2411.15247); draw with 3 steps or more, or follow the "
             "gradients of rewards"
         )

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ddpo.prompts import PromptSplit
     from ddpo.types import Policy, Rollout
 
-    StartBar = Callable[[str, int], Callable[[], object]]  # (name, total) -> call once a step
+    StartBar = Callable[[str, int], Callable[[], object]]  # (name, total) -> call once per step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -426,7 +426,7 @@ def make_update(sampler: Sampler, settings: Settings, processes: Processes) -> U
     rule = make_rule(sampler, settings)
     update = PpoUpdate(rule, sampler.schedule, settings.train, processes)
     if find_rule(settings.train.update_rule).cost(settings).learns_from_pairs:
-        assert update.steps  # or an error says why there are none
+        assert update.steps  # if there are none, an error is raised
     return update
 
 

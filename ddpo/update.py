@@ -135,7 +135,7 @@ class PpoUpdate:
 
     @cached_property
     def steps(self) -> list[int]:
-        """That are trained.
+        """The steps that are trained.
 
         Raises:
             UserError: if none can be.

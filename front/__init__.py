@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what one does with it."""
+"""The result of a run: read it, choose from it, show it, export it."""
 
 from front.errors import FrontError
 from front.front import Front

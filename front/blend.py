@@ -47,11 +47,11 @@ def neighbours(z: Array) -> list[tuple[int, int]]:
 def coefficients(z: Array, weights: Array) -> Array:
     """Coefficient of each policy in the blend that stands for a preference.
 
-    A policy stands for the centre of the preferences under which it has the largest w . z, and for
-    every vertex of the simplex where it has. Of the convex combinations of these anchors that equal
-    the preference, the coefficients belong to the one with the least spread about it. That is the
-    simplex of the anchors' Delaunay triangulation that holds the preference. It is found as the
-    lower hull of the lifted points.
+    A policy has one anchor or more: the centre of the preferences under which it has the largest
+    w . z, and every vertex of the simplex where it has. Of all convex combinations of anchors that
+    equal the preference, the one with the least spread around it is taken. Its anchors span the
+    simplex of their Delaunay triangulation that holds the preference, so it is found as the lower
+    hull of the lifted points.
 
     Args:
         z: (n, M) returns of the policies.
@@ -81,8 +81,8 @@ def coefficients(z: Array, weights: Array) -> Array:
 def affine_coefficients(anchors: Array, weights: Array) -> Array | None:
     """Coefficients, of either sign, with which anchors add up to a weight vector.
 
-    What is affine in the weights, as the update of a conditioned family's members is, adds up to
-    its value there with the same coefficients.
+    Any quantity that is affine in the weights then adds up to its value there with the same
+    coefficients. The update of a conditioned family's members is one.
 
     Args:
         anchors: (n, M) weight vectors, each of sum 1.
@@ -157,18 +157,20 @@ def height_above_chord(blend: Array, first: Array, second: Array) -> Height:
         >>> height_above_chord(np.array([0.6, 0.6]), np.array([0.0, 1.0]), np.array([1.0, 0.0]))
         Height(value=0.1, position=0.5, weights=array([0.5, 0.5]))
     """
+    # The candidates: both ends of the chord, and where the excesses in two objectives meet.
     start, slope = blend - first, second - first  # excess over chord(s) is start - s slope
     num = len(blend)
     places = [(s, np.eye(num)[np.argmin(start - s * slope)]) for s in (0.0, 1.0)]
     for i, j in combinations(range(num), 2):
-        if slope[i] * slope[j] < 0:  # one rises as the other falls: they meet at the best place
+        if slope[i] * slope[j] < 0:  # one excess rises as the other falls
             s = float((start[i] - start[j]) / (slope[i] - slope[j]))
             weights = np.zeros(num)
             weights[[i, j]] = np.abs(slope[[j, i]]) / np.abs(slope[[i, j]]).sum()
             if 0 <= s <= 1:
                 places.append((s, weights))
+    # The best of them; among equals a meeting, which comes later in the list.
     heights = [float((start - s * slope).min()) for s, _ in places]
-    best = int(np.argmax(comparable(heights)[::-1]))  # of equals the meeting, which comes last
+    best = int(np.argmax(comparable(heights)[::-1]))
     position, weights = places[::-1][best]
     return Height(value=float(comparable(heights[::-1][best])), position=position, weights=weights)
 

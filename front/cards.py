@@ -75,8 +75,8 @@ def write_adapter_card(
 
     Args:
         folder: of the adapter.
-        front: it comes from.
-        member: the policy or blend it is.
+        front: the front it comes from.
+        member: the policy or blend that it draws as.
         adapter: as written.
         weight_name: its file.
         is_kohya: whether that is in kohya's layout.

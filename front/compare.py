@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from morl.types import Array, Objective
 
 _NUM_USERS = 101
-# Settings that may differ between runs without a word: where they lie, how they were watched.
+# Settings whose differences are not reported: where runs lie, how they were watched.
 _UNIMPORTANT = {"logdir", "run_name", "resume_from", "trackers", "num_threads"}
 
 

@@ -1,4 +1,4 @@
-"""What the commands of `mo_front.py` print of a front and of one policy."""
+"""The texts that the commands of `mo_front.py` print about a front and about one policy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def counted(front: Front) -> str:
 
 
 def _quality(front: Front) -> list[str]:
-    """Of a front as a whole, which one objective does not have: there the best return."""
+    """Quality of a front as a whole; for one objective, the best return."""
     if len(front.objectives) == 1:
         return [f"return            {front.z.max():.4f}  [z-units]"]
     return [

@@ -1,4 +1,4 @@
-"""The Python code of a model card: in plain diffusers it draws what was judged, word for word."""
+"""The Python code of a model card: in plain diffusers it draws exactly what was judged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 120  # of a line of code, at most
 _EMBEDDED = "ddpo/assets/"  # in the project's repository
-# Parts that are loaded by default and change pictures, though they were not there in training.
+# Parts that diffusers loads by default. They change pictures, and training did without them.
 _LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
     "StableDiffusionPipeline": {"safety_checker": None, "requires_safety_checker": False},
     "StableDiffusionXLPipeline": {"add_watermarker": False},
@@ -97,7 +97,7 @@ def is_on_hub(name: str) -> bool:
 
 
 def shared_name(name: str) -> str:
-    """What others may read: of a path of this machine the last part."""
+    """A name as others may read it: only the last part of a path on this machine."""
     if name in EMBEDDED_MODELS:
         return _EMBEDDED + name
     return name if is_on_hub(name) else Path(name).name

@@ -88,7 +88,8 @@ class Front:
 
         Args:
             run: folder with `front.json`, `config.json` and `adapters/`; `history.json` is read if
-                it is there. "latest" is the newest run in `logs`, "folder/latest" that in a folder.
+                it is there. "latest" is the newest run in `logs`, "folder/latest" the newest in a
+                folder.
 
         Raises:
             FrontError: if there is no run, it is not finished, or a file of it is damaged.
@@ -348,7 +349,7 @@ class Front:
                 return Blend.of(tuple((policy, part) for policy, part in pairs if part), preference)
         raise FrontError(
             f"the family's member at {','.join(f'{weight:g}' for weight in preference)} cannot be "
-            f"had from this front: it takes {len(self.objectives)} policies of one generation; "
+            f"made from this front: it needs {len(self.objectives)} policies of one generation; "
             "blend policies instead"
         )
 

@@ -1,4 +1,4 @@
-"""A front, or one adapter of it, as a repository on a hub: nothing is sent but on command."""
+"""A front, or one adapter of it, as a repository on a hub: nothing is sent unless asked for."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DPI = 220  # of plots: sharp on dense screens, too
 
-# Reward or guard -> what its number says, and what a picture with a large score is.
+# Reward or guard -> words for its number, and for a picture with a large score.
 _WORDS: Mapping[str, tuple[str, str]] = {
     "clip_alignment": ("true to its prompt", "true to its prompt"),
     "clip_score": ("true to its prompt (CLIP score)", "true to its prompt"),
@@ -42,8 +42,8 @@ class Label:
     """A measure in plain words.
 
     Attributes:
-        text: what its number says: "file size".
-        praise: what a picture with a large score is: "a small file".
+        text: words for its number: "file size".
+        praise: words for a picture with a large score: "a small file".
         unit: of the number that is shown.
         plain_unit: the same if people know it, else empty: a score that is only compared.
         sign: -1 where that number is the negative of the score, so that less of it is better.
@@ -118,7 +118,7 @@ def plain_label(text: str) -> str:
 
 
 def label_axis(axes: Any, which: str, measure: Objective | Guard, prefix: str = "") -> None:
-    """Write what an axis shows beside it, in plain words; better stays up and right.
+    """Label an axis in plain words; better stays up and right.
 
     Args:
         axes: matplotlib's.

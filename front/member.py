@@ -1,4 +1,4 @@
-"""Members of a front: its policies, the blends of them, and what guards say of each."""
+"""Members of a front: its policies and their blends, with the guards' values."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class FrontPolicy:
 
     Attributes:
         id: its name in the run.
-        parent: of which policy it was trained; None for the base model.
-        generation: in which it was made; -1 for the base model.
+        parent: the policy it was trained from; None for the base model.
+        generation: the one that made it; -1 for the base model.
         weights: (M,) it was trained along.
         returns: (M,) on the selection set, raw units.
         std_error: (M,) of `returns`.
@@ -125,7 +125,7 @@ class Blend:
     """A combination of policies: their weight updates dW, added with coefficients of sum 1.
 
     Attributes:
-        id: its name: that in `front.json`, or one made of the parts.
+        id: its name in `front.json`, or a name made from the parts.
         parts: the policies and their coefficients, which sum to 1.
         weights: (M,) the preference it stands for.
         report_returns: (M,) measured on the report set, raw units; None if nobody measured.

@@ -1,4 +1,4 @@
-"""What is published of a run: the archive re-evaluated on the report set, its plots and pictures.
+"""Publishes a run: the archive, evaluated again on the report set, with plots and pictures.
 
 The archive kept the luckiest of many noisy readings, so its own numbers flatter it. The report set
 has other prompts and other seeds, and took no part in any decision.
@@ -70,7 +70,7 @@ PAGE_SHARE = 0.05  # of a run's time, at most, goes to its page before the end
 
 
 class FrontPublisher:
-    """Publishes a run's front; every generation it shows trackers and the page what there is."""
+    """Publishes a run's front; after every generation it updates the trackers and the page."""
 
     def __init__(self) -> None:
         self._page_written = 0.0  # when, by the monotonic clock
@@ -149,7 +149,7 @@ class FrontPublisher:
         publish_analysis(front, analysis, evaluations)
 
     def _finish(self, run: Session) -> None:
-        """Write the page, and say what was found; in the first process."""
+        """Write the page, and print the result; in the first process."""
         path, recorder = run.directory.path, run.recorder
         _write_page(path, is_running=False)
         overhead = run.trainer.work.overhead_fraction
@@ -177,7 +177,7 @@ class FrontPublisher:
             model_record(run.trainer.model, run.settings),
         )
         write_front(run.directory, front, recorder.curve, report)
-        run.save_adapters()  # those that only the front before this one had are let go
+        run.save_adapters()  # adapters that only the previous front had are removed
 
 
 def _write_page(path: Path, *, is_running: bool) -> None:
@@ -189,7 +189,7 @@ def _write_page(path: Path, *, is_running: bool) -> None:
 
 
 def farewell(front: Front) -> list[str]:
-    """What a run says at its end: what it found, what to open and what to do next."""
+    """The last lines of a run: what it found, what to open and what to do next."""
     if len(front.objectives) == 1:
         found, next_steps = _gain_of_one(front), _next_steps(front, front.policies[0].id)
     elif [policy.id for policy in front.policies] == [BASE_POLICY]:
@@ -222,7 +222,7 @@ def _gain_of_one(front: Front) -> str:
 
 
 def _next_steps(front: Front, member: str) -> list[str]:
-    """Commands that draw one member and take it along."""
+    """Commands that draw with one member, export it and open the live app."""
     choice = (near(front.path), "--policy", member)
     prompt = front.sample_prompts[0] if front.sample_prompts else "cat"
     return [
@@ -243,7 +243,7 @@ def front_record(
     guard_units: Mapping[str, str],
     model: ModelRecord | None = None,
 ) -> FrontRecord:
-    """The front that is published of a run.
+    """The front that a run publishes.
 
     Members that another member dominates on the report set are listed apart, not published.
 
@@ -254,10 +254,11 @@ def front_record(
         report: id -> evaluation on the report set, for the archive, `warmup` and the base model.
         costs: images and UNet rows.
         samples: prompts and seeds of the pictures that `report` kept.
-        readings: id -> what the guards say of it on the report set; empty without guards.
+        readings: id -> its guards' values on the report set; empty without guards.
         guard_units: guard -> its unit.
         model: how the base model drew.
     """
+    # Members that another one dominates on the report set are set apart.
     base = report[BASE_POLICY]
     z = {name: to_z(each.returns.numpy(), objectives) for name, each in report.items()}
     members = [member.policy for member in archive]
@@ -267,6 +268,7 @@ def front_record(
         logger.info(
             "%d of %d archive members are dominated on the report set", len(dominated), len(members)
         )
+    # The record.
     guards = {name: _guard_values(reading) for name, reading in readings.items()}
     limits = dict(zip(guard_units, _limits(readings), strict=False))
     return FrontRecord(
@@ -364,7 +366,7 @@ def write_front(
     What belongs to a front published before, its analysis and other pictures, is removed.
 
     Args:
-        directory: where to.
+        directory: gets the files.
         front: from `front_record`.
         curve: a point for the base model and for each generation.
         report: id -> evaluation with images.

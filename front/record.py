@@ -54,8 +54,8 @@ class PolicyRecord:
 
     Attributes:
         id: its name in the run.
-        parent: of which policy it was trained; None for the base model.
-        generation: in which it was made; -1 for the base model.
+        parent: the policy it was trained from; None for the base model.
+        generation: the one that made it; -1 for the base model.
         weights: (M,) it was trained along.
         returns: (M,) on the selection set, raw units.
         std_error: (M,) of `returns`.

@@ -414,7 +414,7 @@ def _best_in_all(members: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _headline(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says first.
+    """The first lines of the page.
 
     Returns:
         How many members there are and how many improve everything; the best of these, or None;

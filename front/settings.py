@@ -25,8 +25,8 @@ def settings_of(
 ) -> Settings:
     """The settings a run was made with.
 
-    Settings that the run's program did not have yet say what it did. Nothing is compiled for a few
-    pictures: `speed` is "layers" where the run had "fused".
+    Settings that are newer than the run get the values that describe what it did. Nothing is
+    compiled for a few pictures: `speed` is "layers" where the run had "fused".
 
     Args:
         front: of the run.

@@ -1,7 +1,7 @@
-"""How well a front transfers: its gains under other samplers, steps, guidance and LoRA strengths.
+"""The transfer of a front: its gains under other samplers, steps, guidance and LoRA strengths.
 
 A policy is trained and judged with one way of drawing. People draw in others. `mo_front.py
-transfer` measures the front again under each `Setup`; what it finds is kept here, as numbers.
+transfer` measures the front again under each `Setup`. This file holds the resulting numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a plot of a front shows: policies with their returns on one evaluation set."""
+"""The data of a plot of a front: policies with their returns on one evaluation set."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What to train next: PGMORL as ask and tell, from evaluated returns alone."""
+"""Decides what to train next: PGMORL as ask and tell, from evaluated returns alone."""

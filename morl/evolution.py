@@ -233,7 +233,8 @@ class Evolution:
     def metrics(self) -> dict[str, float]:
         """Indicators of the archive in z-units, and the error of the last predictions.
 
-        Of one objective the hypervolume is the best return, and the others are left out.
+        With one objective, the hypervolume is the best return, and the other indicators are left
+        out.
 
         `morl/prediction_error/<objective>` is the mean absolute difference between predicted and
         realised returns over the last generation's predicted tasks. It is absent if there are none.

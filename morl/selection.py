@@ -199,9 +199,11 @@ def choose_greedily(
     for _ in range(min(num, len(children))):
         extends = np.flatnonzero(is_free & (gains > _MIN_GAIN))
         if len(extends) > 0:
+            # The best of the candidates that extend the front.
             thinner = sparsities_with(front, children[extends]) - sparsity(front)
             score = gains[extends] - sparsity_coef * thinner
             best = int(extends[comparable(score).argmax()])
+            # It enters the front, and the others lose what both would have added.
             shared = np.minimum(children[extends], children[best])
             gains[extends] -= hypervolume_gains(front, shared)
             front = np.vstack([front[~weakly_dominates(children[best], front)], children[best]])

@@ -77,13 +77,13 @@ def restore(
     Args:
         run: its parts.
         checkpoint: of the run.
-        changes: what differs since the run began, a sentence each.
+        changes: sentences on what has changed since the run began.
 
     Raises:
         ConfigError: if this process trains on other prompts than the run.
     """
     state, recorder = checkpoint.state, run.recorder
-    # also where another process reads other files, or they changed since this one looked
+    # again in every process: it may see other files, or they may have changed since the first look
     check_prompts(state.prompts, run.trainer.prompts.digests(), run.settings)
     run.trainer.calibrate(state.calibration.scales, state.calibration.slopes)
     recorder.costs, recorder.curve = state.costs, list(state.curve)
@@ -121,7 +121,7 @@ def read_checkpoint(directory: RunDir, settings: Settings) -> tuple[Checkpoint |
 
 
 def _reopen(run: Parts, search: SharedSearch, metrics_bytes: int) -> None:
-    """Take back what was written after the checkpoint."""
+    """Undo what was written after the checkpoint."""
     directory = run.directory
     directory.write_config(run.settings, str(run.processes.device))
     directory.truncate_metrics(metrics_bytes)

@@ -1,4 +1,4 @@
-"""What the base model scores, and whether rewards can be trusted: `mo_train.py --calibrate`."""
+"""The base model's scores, and whether rewards can be trusted: `mo_train.py --calibrate`."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def measure(
     """Draw the base model's pictures of the calibration set and score them.
 
     Returns:
-        How their rewards vary, what follows for a recipe, what the rewards make of garbage, and
-        what is wrong with the pictures.
+        The spread of their rewards, the calibration for a recipe, the audit of the rewards, and a
+        problem of the pictures or None.
 
     Raises:
         UserError: if the model or a reward cannot be loaded, or a reward fails.
@@ -116,7 +116,7 @@ def _audit(trainer: Trainer, base: Evaluation, all_prompts: Sequence[str], sprea
         RewardError: if a reward or a guard fails.
     """
     settings, names = trainer.settings, trainer.settings.rewards.objectives
-    num_prompts = len(set(all_prompts))  # every prompt comes once before one comes again
+    num_prompts = len(set(all_prompts))  # no prompt comes twice before all came once
     pictures = base.images.float().div(255)
     images, redrawn = pictures[:-num_prompts], pictures[num_prompts:]
     prompts = all_prompts[: len(images)]

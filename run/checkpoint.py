@@ -51,7 +51,7 @@ class Checkpoint:
     Attributes:
         generation: index of the last finished generation; -1 is the evaluated base model.
         search: `Evolution.state()`.
-        policies: those that the search may still ask for.
+        policies: the ones that the search may still ask for.
         state: what else the run needs.
         versions: of the program that wrote it.
         num_processes: of the run that wrote it.

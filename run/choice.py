@@ -1,4 +1,4 @@
-"""Which run directory a start of the program means: a new run, or one to resume.
+"""The run directory that a start of the program means: of a new run, or of one to resume.
 
 Nothing heavy is imported here: a finished run is reported immediately.
 """
@@ -40,9 +40,9 @@ class RunChoice:
 
     Attributes:
         path: the directory.
-        is_new: whether it holds nothing yet that could be continued.
+        is_new: whether it holds nothing yet that could be resumed.
         is_finished: whether all its generations are done and its front is published.
-        is_named: whether a user chose its name; a name made of the time must be nobody else's.
+        is_named: whether a user chose its name. A name made from the time must not be taken yet.
     """
 
     path: Path
@@ -96,14 +96,14 @@ def _choose_auto(logdir: Path, settings: Settings) -> RunChoice:
         return _existing(path, settings) if has_checkpoint(path) else _new(path)
     choices = []
     for run in sorted(_runs_in(logdir), key=_last_worked_on, reverse=True):
-        with contextlib.suppress(ConfigError):  # finished, and not by these settings
+        with contextlib.suppress(ConfigError):  # finished with other settings
             choices.append(_existing(run, settings))
     unfinished = [choice for choice in choices if not choice.is_finished]
     return (unfinished or choices or [_unnamed(logdir)])[0]
 
 
 def _unnamed(logdir: Path) -> RunChoice:
-    """A run to begin, called by the time; by a number as well where that name is taken."""
+    """A run to begin, named by the time, and by a number as well if that name is taken."""
     now = time.strftime("%Y-%m-%d_%H-%M-%S")
     path, number = logdir / now, 1
     while os.path.lexists(path):  # ends: a folder holds finitely many

@@ -46,7 +46,7 @@ RULES = (reward_problems, guard_problems, prompt_problems)
 
 
 def start(train: Train, usage: str) -> None:
-    """Be the program: do what this process's command line asks for, and end with its exit code.
+    """Run the program: do what this process's command line asks for, and end with an exit code.
 
     Args:
         train: trains and publishes.
@@ -59,8 +59,8 @@ def start(train: Train, usage: str) -> None:
 def read_command(argv: Sequence[str], train: Train, usage: str = "") -> Callable[[], None]:
     """The function that a command line asks for: training, unless a word of it is in `_INSTEAD`.
 
-    Where the function fails, it ends the process. So does this one, where the settings are wrong or
-    only help is wanted.
+    If the function fails, it ends the process. So does this one if the settings are wrong, or if
+    the command line only asks for help.
 
     Args:
         argv: the program's name and its arguments.
@@ -124,7 +124,7 @@ def _dry_run(settings: Settings) -> None:
     """Print what the run would do and need, without training or downloading."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision
-    gc.disable()  # what imports make is there to stay, and looking through it takes seconds
+    gc.disable()  # objects of imports stay, and scanning them takes seconds
     from run.dry_run import dry_run  # noqa: PLC0415 - slow to import
 
     gc.freeze()
@@ -153,12 +153,12 @@ def _print(report: Callable[[Settings], str], settings: Settings) -> None:
 
 
 def _is_first() -> bool:
-    """Whether this is the first of several processes, which all come by here."""
+    """Whether this is the first of several processes; all of them run this code."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _exit(error: UserError) -> NoReturn:
-    """End with a message; the first process alone reports what is the same in all."""
+    """End with a message; only the first process prints a message that is the same in all."""
     is_shared = isinstance(error, (ConfigError, StoppedError))
     if _is_first() or not is_shared:
         sys.stderr.write(f"{error}\n")

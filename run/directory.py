@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves on disk, written as it goes."""
+"""The run directory: all files that a run leaves on disk, written as it goes."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class RunDir:
         return self._metrics.stat().st_size if self._metrics.exists() else 0
 
     def truncate_metrics(self, length: int) -> None:
-        """Drop the lines after `length` bytes: they are of an unfinished generation."""
+        """Drop the lines after `length` bytes: they belong to an unfinished generation."""
         if self._metrics_bytes() > length:
             with self._metrics.open("r+b") as file:
                 file.truncate(length)

@@ -75,9 +75,9 @@ def dry_run(settings: Settings) -> str:
     whose weights are missing will download them.
 
     Raises:
-        UserError: for whatever a run would refuse: a reward that cannot be built, a LoRA that
-            cannot be merged, steps that the model does not have or that cannot be trained; also if
-            the architecture of the model cannot be had without a download.
+        UserError: for everything that a run would refuse: a reward that cannot be built, a LoRA
+            that cannot be merged, steps that the model lacks or that cannot be trained. Also if
+            only a download would tell the architecture of the model.
     """
     route_logs()
     prompts = split_prompts(settings.prompts)
@@ -128,7 +128,7 @@ def _objectives(run: Settings, prompts: Sequence[str]) -> list[str]:
     """The lines on objectives and guards.
 
     Raises:
-        UserError: naming those that a run could not build.
+        UserError: naming the ones that a run could not build.
     """
     settings = run.rewards
     guards = [name for name in run.guards.names if name not in PICTURE_GUARDS]

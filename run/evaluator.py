@@ -29,7 +29,7 @@ class Evaluator:
     Args:
         settings: of the run.
         trainer: draws and scores.
-        processes: that share the work.
+        processes: the ones that share the work.
         directory: gets the pictures of the selection set.
         recorder: counts images and UNet rows.
     """
@@ -97,14 +97,14 @@ class Evaluator:
         return self._evaluate("report", policies, self.report_set)
 
     def blends(self, policies: Sequence[Policy]) -> list[Evaluation]:
-        """Judge blends on the report set; they are no part of what the run has cost."""
+        """Judge blends on the report set; they do not count among the run's costs."""
         num_kept = len(self.samples(self.report_set))
         evaluations = self._trainer.evaluate(policies, self.report_set, num_kept)
         self._trainer.take_unet_rows()
         return evaluations
 
     def measure_base(self, base: Policy) -> None:
-        """Judge the base model again, for the guards of a resumed run: it was paid for before."""
+        """Judge the base model again, for the guards of a resumed run; its cost is not counted."""
         if self._trainer.guards is not None:
             (self.base,) = self._trainer.evaluate([base], self.selection_set)
             self._trainer.take_unet_rows()
@@ -115,10 +115,10 @@ class Evaluator:
         evaluations: Mapping[PolicyId, Evaluation],
         base: Evaluation | None,
     ) -> dict[PolicyId, GuardReading]:
-        """What the guards say of policies; nothing without guards.
+        """The guards' values for policies; empty without guards.
 
         Args:
-            evaluation_set: that all were judged on.
+            evaluation_set: the set that all were judged on.
             evaluations: of the policies.
             base: the base model's.
         """

@@ -1,4 +1,4 @@
-"""What a run works with, opened: processes, run directory, trainer, accounts, evaluations."""
+"""The open parts of a run: processes, run directory, trainer, accounts, evaluations."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 class Parts:
     """The parts of a run.
 
-    Where several processes share it, each has its own parts: sampling, updates and evaluation are
-    shared, and what is called through `processes.by_first` (decisions, files, logs) happens in the
-    first process alone.
+    Where several processes share a run, each has its own parts. They share sampling, updates and
+    evaluation. Calls through `processes.by_first` (decisions, files, logs) happen in the first
+    process alone.
 
     Attributes:
         settings: checked already.
-        processes: that share the run.
-        directory: what the run leaves on disk.
+        processes: the ones that share the run.
+        directory: the run's files.
         trainer: DDPO.
         recorder: costs, curve, metrics.
         evaluator: judges policies on the run's sets.
@@ -84,9 +84,9 @@ def open_parts(
 
     Args:
         settings: of the run.
-        processes: that share it.
+        processes: the ones that share it.
         directory: of the run.
-        stop: tells when a signal asks for an end.
+        stop: says when a signal has asked the run to end.
         model: the base model; by default `settings.pretrained` is loaded.
         stack: closes the parts.
         resumed_at: training images of the checkpoint that the run resumes from; None if it is new.

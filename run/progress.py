@@ -83,7 +83,7 @@ class Progress:
         """Print the line of a finished generation.
 
         Args:
-            generation: that is over.
+            generation: the one that is over.
             metrics: of the search.
         """
         seconds = time.monotonic() - self._generation_started

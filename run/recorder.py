@@ -1,4 +1,4 @@
-"""What a run spends and achieves, counted and reported: metrics, curve, bars, trackers."""
+"""The costs and results of a run, counted and reported: metrics, curve, bars, trackers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Recorder:
     """Keeps the accounts of a run.
 
-    Every process counts; all that writes or reports is for the first process alone.
+    Every process counts; only the first one writes and reports.
 
     Args:
         directory: gets `metrics.jsonl`.
@@ -73,14 +73,14 @@ class Recorder:
         self._trackers.log(metrics, self.costs.train)
 
     def show(self, make: Callable[[Path], Panel]) -> None:
-        """Show trackers what `make` makes of the run directory, if there is a tracker."""
+        """Show trackers the panel that `make` makes from the run directory, if there are any."""
         self._trackers.show(make, self._directory.path, self.costs.train)
 
     def watch(self, time_left: Callable[[float], float | None]) -> None:
-        """Show what a run still takes.
+        """Show how long a run still takes.
 
         Args:
-            time_left: seconds, from the fraction of the part that runs now that is done.
+            time_left: gives seconds, from how much of the part that runs now is done.
         """
         self._progress.time_left = lambda: time_left(self._progress.fraction)
 

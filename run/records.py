@@ -150,7 +150,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FinishedGeneration:
-    """A generation and the policies that came of it, one per task in the same order."""
+    """A generation and its offspring, one per task in the same order."""
 
     generation: Generation
     offspring: tuple[Offspring, ...]
@@ -180,8 +180,8 @@ class SearchRecord:
         objectives: M of them.
         base: the evaluated base model.
         excluded: policies that guards keep out of the archive.
-        generations: those that are finished.
-        archives: who was in the archive: with the base model alone, then after each generation.
+        generations: the finished ones.
+        archives: members of the archive: first the base model alone, then after each generation.
         num_generations: of the whole run.
         curve: a point for the base model and for each generation.
         costs: so far.

@@ -26,9 +26,10 @@ class SharedSearch:
     Args:
         evolution: decides; only the one in the first process is used.
         policies: by name, the same in every process.
-        warmup_archive: the archive as it stood after the warm-up: all there is without one.
+        warmup_archive: the archive as it stood after the warm-up; without one, the base model
+            alone.
         agents: know how to blend policies.
-        processes: that share the run.
+        processes: the ones that share the run.
         on_ask: called in every process with each generation that begins.
     """
 
@@ -74,7 +75,7 @@ class SharedSearch:
         self.policies |= policies
 
     def tell(self, offspring: Sequence[Offspring], excluded: Collection[PolicyId]) -> None:
-        """Tell what came of the generation asked for, see `Evolution.tell`."""
+        """Tell the offspring of the generation asked for, see `Evolution.tell`."""
         self._by_first(self.evolution.tell, offspring, excluded)
 
     def drop_unneeded(self, generation: Generation) -> None:
@@ -97,7 +98,7 @@ class SharedSearch:
 
     @property
     def num_finalists(self) -> int:
-        """How many there would be now; in the first process."""
+        """How many finalists there would be now; in the first process."""
         return len(self._finalists())
 
     def _finalists(self) -> list[PolicyId]:

@@ -1,4 +1,4 @@
-"""A run that is open, and what its loop asks of several of its parts together."""
+"""An open run, and the steps of its loop that take several of its parts."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ class Session(Parts):
         stop: Stop | None = None,
         model: BaseModel | None = None,
     ) -> Iterator[SessionT]:
-        """Open a run, what fails fast first; it is closed when the block ends.
+        """Open a run, the parts that fail fast first; it is closed when the block ends.
 
         Args:
             settings: checked already.
-            stop: tells when a signal asks for an end.
+            stop: says when a signal has asked the run to end.
             model: the base model; by default `settings.pretrained` is loaded.
 
         Raises:
-            UserError: if the processes, the directory, the model or the checkpoint cannot be used;
-                also in place of what a user can mend inside the block, see `explained`.
+            UserError: if the processes, the directory, the model or the checkpoint cannot be used.
+                Also for errors inside the block that a user can mend, see `explained`.
         """
         with ExitStack() as stack:
             processes, directory = join_processes(settings, stack)
@@ -120,7 +120,7 @@ class Session(Parts):
     def evaluate(
         self, generation: Generation, policies: Sequence[Policy]
     ) -> tuple[list[Offspring], frozenset[PolicyId]]:
-        """Judge what the tasks have become; which of them the guards exclude."""
+        """Judge the policies of the tasks; the second result names those that guards exclude."""
         names = [policy_id(generation.index, slot) for slot in range(len(policies))]
         named = dict(zip(names, policies, strict=True))
         self.search.add(named)
@@ -142,7 +142,7 @@ class Session(Parts):
         return offspring, self.processes.by_first(self._exclude, readings)
 
     def _exclude(self, readings: Mapping[PolicyId, GuardReading]) -> frozenset[PolicyId]:
-        """Log the guards of a generation; the policies that have lost more than they may."""
+        """Log the guards of a generation; returns the policies that have lost too much."""
         excluded = excluded_policies(readings, self.recorder.say)
         if readings:
             self.recorder.log(guard_metrics(readings.values(), len(excluded)))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run besides its policies and its search."""
+"""The part of a checkpoint that is neither policies nor search."""
 
 from __future__ import annotations
 

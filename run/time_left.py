@@ -1,4 +1,4 @@
-"""How long a run still takes: what its parts have cost so far, times what is left to do."""
+"""How long a run still takes: the time of its parts so far, applied to the work that is left."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Stand:
     """Where a run stands.
 
     Attributes:
-        generations: that are done.
-        finalists: policies that the report set would measure if the run ended now.
-        fraction: of the part of work that runs now, such as one rollout, that is done.
+        generations: number of finished ones.
+        finalists: policies to measure on the report set if the run ended now.
+        fraction: how much of the work that runs now, such as one rollout, is done.
     """
 
     generations: int
@@ -68,6 +68,7 @@ class TimeLeft:
         rates = self._rates(stand.fraction)
         if rates is None:
             return None
+        # Work that is left, in pictures of each kind.
         done = {
             kind: self._work.images(kind, stand.fraction) - before
             for kind, before in self._images_before.items()
@@ -79,6 +80,7 @@ class TimeLeft:
             "updating": self._train - done["updating"],
             "evaluating": self._selection + policies * per_policy - done["evaluating"],
         }
+        # Its time. Blends come last; pictures evaluated beyond the plan's are theirs.
         drawn = sum(rates[kind] * max(0.0, ahead[kind]) for kind in _KINDS)
         blends = per_policy * min(
             MOST_BLENDS * (policies - 1), affordable_blends(self._plan, self._blends_fraction)
@@ -87,7 +89,7 @@ class TimeLeft:
         return drawn + self._rest(stand)
 
     def _rates(self, fraction: float) -> dict[str, float] | None:
-        """Seconds per picture of each kind; what was not done yet by its UNet rows."""
+        """Seconds per picture of each kind of work; UNet rows estimate a kind not done yet."""
         plan = self._plan
         judged = self._work.seconds_per_image("evaluating", fraction)
         if judged is None:
@@ -125,7 +127,7 @@ def affordable_blends(plan: Plan, fraction: float, unet_rows: int = 0) -> int:
     Args:
         plan: of the run.
         fraction: of the rows.
-        unet_rows: that the run has passed; 0 for those that the plan expects.
+        unet_rows: of the run; 0 for as many as the plan expects.
     """
     rows = unet_rows or plan.sample_rows + plan.train_rows
     per_blend = plan.report_images_per_policy * plan.evaluation_rows_per_image

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 _PLAIN = (int, float, str, bool)  # settings that tensorboard takes as they are
 
-PATIENCE = 15.0  # seconds a tracker may take for one thing
-BACKLOG = 10_000  # things that may wait for a slow tracker
+PATIENCE = 15.0  # seconds a tracker may take for one call
+BACKLOG = 10_000  # calls that may wait for a slow tracker
 _BEGUN = "trackers.json"
 
 
@@ -115,19 +115,19 @@ class Trackers:
         self._send("written to", send)
 
     def close(self) -> None:
-        """Finish the trackers; waits no longer than they may take."""
+        """Finish the trackers; waits at most as long as they may take."""
         self._send("closed", self._accelerator.end_training)
         if self._is_on:
             self._tasks.put(None)
             self._thread.join(2 * PATIENCE)
 
     def _send(self, what: str, task: Callable[[], object]) -> None:
-        """Hand a task to the trackers' thread; `what` says what it was for if it fails."""
+        """Hand a task to the trackers' thread; if it fails, `what` names its purpose."""
         if self._is_on:
             try:
                 self._tasks.put_nowait((what, task))
             except queue.Full:
-                self._give_up(what, f"{BACKLOG} things wait for it")
+                self._give_up(what, f"{BACKLOG} calls wait for it")
 
     def _work(self) -> None:
         """Do one task after another; runs in the thread."""
@@ -178,8 +178,7 @@ def _ids(run: Path, names: Sequence[str], *, is_new: bool) -> tuple[dict[str, st
 def wandb_options(run_name: str, identifier: str, resumed_at: int | None) -> dict[str, Any]:
     """The run's name and id, and limits to waiting for a server or for a typed key.
 
-    wandb ignores values of steps that it has already, so generations that are repeated change
-    nothing.
+    wandb ignores values of steps that it already has, so repeated generations change nothing.
     """
     import wandb  # noqa: PLC0415 - slow, and not everybody has it
 

@@ -27,12 +27,12 @@ class Versions:
 
     @classmethod
     def current(cls) -> Versions:
-        """Those of this process."""
+        """The versions of this process."""
         packages = {name: version(name) for name in _PACKAGES}
         return cls(python=platform.python_version(), packages=packages)
 
     def differences(self, before: Versions) -> list[str]:
-        """What differs from the versions that wrote a checkpoint, a sentence each."""
+        """Differences from the versions that wrote a checkpoint, one sentence each."""
         old, new = ({"python": v.python, **v.packages} for v in (before, self))
         return [
             f"{name} was {old.get(name)} and is {new[name]} now; results may differ by rounding"
@@ -46,5 +46,5 @@ class Versions:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Versions:
-        """The inverse of `to_json`; what is not there is not known."""
+        """The inverse of `to_json`; missing entries are unknown."""
         return cls(python=data.get("python", ""), packages=dict(data.get("packages", {})))

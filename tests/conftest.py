@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +26,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if importlib.util.find_spec("gradio") is not None:
         for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):
             config.addinivalue_line("filterwarnings", f"default::{kind}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole programs first, short tests last, so that parallel workers finish together."""
+    items.sort(key=_is_short)
+
+
+def _is_short(item: pytest.Item) -> bool:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return not (folder.startswith("test_") or folder in ("faults", "front", "run"))
 
 
 def pytest_collection_finish() -> None:
@@ -60,7 +71,7 @@ def _settings() -> Callable[..., base.Settings]:
 
 @pytest.fixture(name="rounded_as_diffusers")
 def _rounded_as_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What rounds differently is as in diffusers and peft: pictures are equal bit for bit."""
+    """Leave layers as in diffusers and peft if ours round differently: pictures are equal."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.upsampling import Upsample2D
 

@@ -1,4 +1,4 @@
-"""docs/compatibility.md is that of its rows, and every row has a test that is there."""
+"""docs/compatibility.md is made from its rows, and every row names a test that exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program with a conditioned adapter: what it archives, and going on after a stop."""
+"""The program with a conditioned adapter: its archive, and resuming after a stop."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_offspring_are_members_of_one_family_at_even_weights(finished):
     assert len(search["generations"]) == 2
 
 
-def test_the_family_goes_on_where_it_was(finished):
+def test_the_family_resumes_where_it_was(finished):
     """Twice as many optimiser steps after the second generation, from the first's moments."""
     generations = read(finished / "search.json")["generations"]
     store = CheckpointStore(finished)

@@ -1,4 +1,4 @@
-"""What the study's tables rest on: records, costs to reach a value, paired tests, its real runs."""
+"""The basis of the study's tables: records, costs to reach a value, paired tests, real runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNIT = tuple(
 
 
 def record(*volumes, arm=BASELINE, seed=0):
-    """A run that spends 100 images and 1000 rows a generation and reaches these hypervolumes."""
+    """A run that spends 100 images and 1000 rows per generation and reaches these hypervolumes."""
     return Record(
         pair="compress",
         arm=arm,
@@ -183,7 +183,7 @@ def test_a_measured_run_that_was_interrupted_leaves_the_same_record(
 
 
 def test_a_row_with_gradient_counts_three(tmp_path):
-    """Of 8 images an agent, in 4 steps, a generation each of two agents."""
+    """Two agents, one generation each, with 8 images per agent in 4 steps."""
     world = small_world(tmp_path)
     rows = {}
     for limit in ("0", "5"):

@@ -15,7 +15,7 @@ def test_a_front_is_told_in_numbers_and_shown_from_end_to_end(finished_run, tmp_
     record = FrontRecord.read(finished_run)
     entries = [*record.policies, *(record.blends or ())]
     assert f" of {len(entries)} members improve everything" in text
-    assert "## colourful against a small file" in text
+    assert "## Colourful against a small file" in text
     assert text.count(" kB") == 1
     with Image.open(tmp_path / "gallery_base.png") as sheet:
         assert sheet.height > gallery.TILE * (1 + min(len(entries), gallery.SHOWN))

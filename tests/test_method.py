@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 
 
 def read_tables():
-    """The cells of every row, and those of every head."""
+    """The cells of every row, and of every head."""
     rows, heads = [], []
     for line in PAGE.splitlines():
         cells = line.strip("| ").split(" | ")

@@ -1,4 +1,4 @@
-"""One reward, or one agent along weights that are named: everything but a front of many."""
+"""One reward, or one agent along given weights: everything but a front of many policies."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_the_pictures_of_every_policy_are_kept(finished):
 
 
 def test_the_costs_are_those_that_the_settings_promise(world, finished):
-    """What `--dry_run` counts is what the run spends, up to the number of policies reported."""
+    """`--dry_run` counts what the run then spends, but for the number of policies reported."""
     from ddpo.cost.footprint import plan_of
 
     front = read(finished / "front.json")

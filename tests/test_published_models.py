@@ -1,7 +1,7 @@
 """The published models themselves: `pytest -m network tests/test_published_models.py`.
 
-Downloads about 20 GB into the hub's cache and needs as much memory; half-precision files are
-computed with in float32, on the CPU, at small sizes.
+It downloads about 20 GB into the hub's cache and needs as much memory. Half-precision files run in
+float32, on the CPU, at small sizes.
 """
 
 from __future__ import annotations

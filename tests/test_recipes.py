@@ -1,7 +1,7 @@
 """Every recipe: it can be read, it says what it costs, and it trains.
 
-Models and rewards are replaced by small random ones of the same classes; the settings that say what
-is done stay the recipe's, those that say how much are made small.
+Models and rewards are replaced by small random ones of the same classes. Settings of amounts are
+made small; all others stay the recipe's.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_the_recipes_asked_for_are_there():
 
 
 def _table(title):
-    """Rows of a table of docs/recipes.md, which another test makes anew, as dictionaries."""
+    """Rows of a table of docs/recipes.md as dictionaries; another test keeps it up to date."""
     text = (ROOT / "docs/recipes.md").read_text().split(f"<!-- {title}: ")[1]
     lines = [line.strip("| ").split(" | ") for line in text.split("<!--")[0].splitlines()[1:]]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:] if len(line) > 1]

@@ -130,7 +130,7 @@ def test_the_trial_call_has_prompts_with_the_metadata_of_those_to_come(tmp_path)
     parts = (Processes.alone(), lambda *_: lambda: None, lambda: None)
     Trainer(read_settings(arguments), *parts, FrozenDiffusion(make_tiny_pipe())).close()
     arguments[1] = (
-        "--config.prompts.report=emoji_report"  # met now, not when the front is published
+        "--config.prompts.report=emoji_report"  # reported now, not when the front is published
     )
     with pytest.raises(UserError, match=r"reward 'answers' failed on 3 images: .*metadata"):
         Trainer(read_settings(arguments), *parts, FrozenDiffusion(make_tiny_pipe()))

@@ -132,7 +132,7 @@ def test_no_arm_may_score_more_images_than_the_baseline(arm):
 
 
 def test_it_learns_from_its_recommended_start():
-    """The hypervolume on prompts never trained on: over half of what a whole run reaches."""
+    """The hypervolume on prompts never trained on is over half of a whole run's."""
     short = {"evolution.evolutionary_generations": "3"}
     volumes = play("conflict", "skip_soup", 0, 8e-3, short).hypervolumes()
     assert volumes[0] < 0.12

@@ -7,9 +7,9 @@ consistency model (Luo et al. 2023) has guidance folded in and draws by `LCMSche
 picture, add noise again, jump again. Four jumps are enough, so it is taught at their four
 timesteps. `python -m tools.measure_emoji_sd --name emoji` measures it.
 
-Training goes in rounds. In each, the student draws; from every point that it passes, the teacher
-draws on to the picture, by guided DDIM without noise. The student then learns to jump there from
-all points recorded so far. So it learns to correct its own errors, and no data are needed.
+Training has rounds. In each, the student draws. From every point that it passes, the teacher then
+draws to the end, by guided DDIM without noise. The student then learns to jump there from all
+points recorded so far. So it learns to correct its own errors, and no data are needed.
 
 The command may be stopped at any time; with the same `--work` it resumes. Everything is seeded.
 """
@@ -211,8 +211,8 @@ class Distillation:
     def loss(self, points: Points) -> torch.Tensor:
         """Returns the mean length of the student's error, as seen in the predicted noise.
 
-        A length, because squares would leave all but the largest errors out; in the noise, because
-        an error of the picture counts less where more noise will be added.
+        It is a length because squares would ignore all but the largest errors. It is measured in
+        the noise because an error of the picture counts less where more noise will be added.
         """
         alpha_bar = self.alpha_bar(points.timesteps)
         wanted = (points.noisy - alpha_bar.sqrt() * points.final) / (1 - alpha_bar).sqrt()

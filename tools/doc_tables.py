@@ -124,7 +124,7 @@ def _hours(spent: float) -> str:
 
 
 def cheaper_table() -> str:
-    """One row per saving of UNet rows: those of the training images of config/ddpo.py."""
+    """One row per saving of UNet rows, counted for the training images of config/ddpo.py."""
     rows = []
     for overrides in _CHEAPER:
         _, plan = _planned(overrides, _DDPO)
@@ -210,7 +210,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def with_tables(page: str) -> str:
-    """The text of a page, every table between its marks made anew."""
+    """The text of a page, with every table between its marks made again."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for name, make in PAGES[page].items():
         begin = f"<!-- {name}: python -m tools.doc_tables -->"

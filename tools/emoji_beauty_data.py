@@ -1,4 +1,4 @@
-"""What the judge of beauty learns from: real pictures, damaged ones, and badly drawn ones."""
+"""Training data of the judge of beauty: real pictures, damaged ones, and badly drawn ones."""
 
 from __future__ import annotations
 

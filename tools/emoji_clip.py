@@ -1,13 +1,13 @@
 """Trains the embedded CLIP: its cosine similarity falls steadily as a picture loses its caption.
 
-A picture is degraded in a known measure (`emoji_visibility`), which gives each a visibility in
-[0, 1]. For every pair of picture and caption a sigmoid loss as in SigLIP (Zhai et al. 2023), with
-fixed scale and bias, asks that `sigmoid(SCALE * cosine + BIAS)` be that visibility where the
-caption is right, and about zero where it is not. Fixed scale and bias spread the cosine: 0.1 for a
+Pictures are degraded by a known amount (`emoji_visibility`): each gets a visibility from 0 to 1.
+The loss is SigLIP's sigmoid loss (Zhai et al. 2023) with fixed scale and bias, over all pairs of
+picture and caption. Its target for `sigmoid(SCALE * cosine + BIAS)` is the visibility if the
+caption is right, and about zero if it is not. Fixed scale and bias spread the cosine: 0.1 for a
 wrong caption or an empty picture, 0.5 for a half visible subject, 0.9 for a clear one. A caption
 with the wrong ground ("a cat on a green ground" for a blue one) counts as half right.
 
-Beside that the image embedding is asked how well made the picture is (`emoji_damage`), so that a
+A second loss makes the image embedding tell how well made a picture is (`emoji_damage`), so that a
 judge of beauty can be built on it.
 """
 

@@ -1,4 +1,4 @@
-"""Ways to spoil a picture, each in a known measure: what the judge of beauty learns to dislike."""
+"""Ways to spoil a picture by a known amount, which the judge of beauty learns to dislike."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Judge(nn.Module):
 
     @property
     def captions(self) -> list[str]:
-        """Those that it knows, in the order of its answers; the last answer is "nothing"."""
+        """The captions that it knows, in the order of its answers; the last answer is "nothing"."""
         return list(emoji_data.CAPTIONS)[: self.answer.out_features - 1]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -37,14 +37,15 @@ class Budget:
 
 
 def fallen(progress: float) -> float:
-    """Returns how much of the part of a run is over in which the learning rate falls, 0 to 1."""
+    """Returns how far a run is into the part in which the learning rate falls, 0 to 1."""
     return max(0.0, progress - STEADY_FRACTION) / (1 - STEADY_FRACTION)
 
 
 def learning_rate(peak: float, progress: float, step: int, warmup: int) -> float:
-    """Returns the learning rate: linear over `warmup` steps, constant, at last falling to 1 %.
+    """Returns the learning rate: linear over `warmup` steps, constant, then falling to 1 %.
 
-    While it is constant, a run can be given a longer budget and goes on as if it always had it.
+    While it is constant, a run can get a longer budget, and continues as if it had had it all
+    along.
 
     Example:
         >>> learning_rate(1.0, 0.6, 99, 100), learning_rate(1.0, 1.0, 99, 100)
@@ -90,10 +91,10 @@ def channels_last(module: ModuleType) -> ModuleType:
 
 
 class TrainingRun:
-    """Iterates over the steps of a training, and goes on where an earlier run stopped.
+    """Iterates over the steps of a training, and resumes where an earlier run stopped.
 
-    Every step has its own random generator, keyed by seed and step, so that a run that was
-    interrupted draws the same batches as one that was not.
+    Every step has its own random generator, keyed by seed and step. So an interrupted run draws the
+    same batches as any other.
 
         run = TrainingRun("vae", vae, path, Budget(4000), peak=1e-3, seed=0)
         for generator in run:
@@ -102,7 +103,7 @@ class TrainingRun:
 
     Args:
         name: Shown in the progress bar.
-        module: What is trained, in place, on the device it is on.
+        module: It is trained in place, on its device.
         path: State file, written every two minutes and at the end.
         budget: When it ends.
         peak: Highest learning rate.
@@ -149,7 +150,7 @@ class TrainingRun:
         return self.budget.progress(self.step, self.seconds)
 
     def __iter__(self) -> Iterator[torch.Generator]:
-        """Yields one generator a step; `update` must be called before the next."""
+        """Yields one generator per step; `update` must be called before the next."""
         with tqdm(total=100, desc=self.name, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
             while self.progress < 1:
                 start, step = time.perf_counter(), self.step
@@ -180,7 +181,7 @@ class TrainingRun:
             self._shown[key] = 0.98 * self._shown.get(key, value) + 0.02 * value
 
     def averaged(self) -> dict[str, torch.Tensor]:
-        """Returns the averaged weights, named as those of the module, on the CPU."""
+        """Returns the averaged weights, under the module's names, on the CPU."""
         return {name: value.cpu() for name, value in self.average.module.state_dict().items()}
 
     def _save(self) -> None:

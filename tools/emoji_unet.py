@@ -85,7 +85,7 @@ class Captions:
     def draw(
         self, captions: torch.Tensor, grounds: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """Returns token ids (rows, length); some are those of the empty caption."""
+        """Returns token ids (rows, length); in some rows, of the empty caption."""
 
         def uniform() -> torch.Tensor:
             return torch.rand(len(captions), generator=generator)

@@ -51,7 +51,7 @@ def laplacian(images: torch.Tensor) -> torch.Tensor:
 
 
 def sharpness_loss(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Returns how far the strength of edges is off, place by place: it may not be averaged away."""
+    """Returns the error of the strength of edges, place by place, so that it cannot average out."""
 
     def strength(batch: torch.Tensor) -> torch.Tensor:
         return (F.avg_pool2d(laplacian(batch).square(), 6, 4) + 1e-4).sqrt()
@@ -83,9 +83,9 @@ def noisy_latents(
 class GrowingDecoder(nn.Module):
     """The decoder of an autoencoder, with a rough answer at every resolution.
 
-    From random weights a deep decoder takes thousands of steps to pass on more than mean colours.
-    Here every stage also answers by itself, by a linear map to the pixels of its cells: the cheap
-    stages are trained before the dear ones, and the first layers learn as fast as the last.
+    From random weights, a deep decoder takes thousands of steps to pass on more than mean colours.
+    Here every stage also answers by itself, by a linear map to the pixels of its cells. So cheap
+    stages are trained before expensive ones, and the first layers learn as fast as the last.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:

@@ -1,4 +1,4 @@
-"""How visible a subject is: pictures for the embedded CLIP, degraded in a known measure.
+"""How visible a subject is: pictures for the embedded CLIP, degraded by a known amount.
 
 They are faded into their background, pixelated, roughened, covered, shrunk, or emptied.
 """

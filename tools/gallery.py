@@ -47,15 +47,20 @@ TILE = 100  # pixels
 
 _HEAD = """# Gallery
 
-Fronts of four recipes on the embedded model, each with pictures along it. A row is one policy; a
-column has the same prompt and noise. No policy was trained on these animals.
+Fronts of four recipes on a tiny model that ships with the project. It draws emoji of 64 pixels,
+enlarged here. A row is one member of the front: a policy, or a blend of two. A column has the same
+prompt and noise. No policy was trained on these animals.
+
+A member *improves everything* if it beats the base model in each reward by more than two standard
+errors. Where rewards conflict there may be none: members then trade one reward for another. Towards
+either end subjects fade or dissolve, so look at the middle rows, too.
 
 `python -m tools.gallery` trains them and writes this page.
 """
 
 
 def trained(recipe: str, logdir: Path) -> Path:
-    """The finished run of a recipe; it is begun or resumed where there is none."""
+    """The finished run of a recipe; if there is none, one is started or resumed."""
     run = logdir / f"gallery_{recipe}"
     if not (run / "front.json").is_file():
         command = [sys.executable, "mo_train.py", "--config", f"config/{recipe}.py"]
@@ -116,12 +121,13 @@ def section(recipe: str, run: Path) -> str:
         + f" {label.plain_unit}".rstrip()
         for label, before, after, error in zip(labels, base, ends, errors, strict=True)
     ]
+    title = " against ".join(label.praise for label in labels)
     return f"""
-## {" against ".join(label.praise for label in labels)}
+## {title[0].upper()}{title[1:]}
 
 `python mo_train.py --config config/{recipe}.py`: {record.costs.train:,} pictures to learn from.
 {better} of {len(entries)} members improve everything by more than two standard errors.
-At the ends: {"; ".join(gains)}.
+Best of each reward: {"; ".join(gains)}.
 
 ![Pictures along the front](img/{sheet.name})
 ![The front](img/{plot.name})

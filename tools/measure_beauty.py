@@ -2,7 +2,7 @@
 
     python -m tools.measure_beauty --data node_modules
 
-How do real pictures score, damaged ones, empty ones and noise, and what the embedded model draws?
+It scores real pictures, damaged ones, empty ones, noise, and pictures by the embedded model.
 "better" is the share of pairs (real picture, this picture) in which the real one scores higher.
 """
 

@@ -1,10 +1,10 @@
-"""Measures how far rewards are from the differentiable functions whose gradients are followed.
+"""Measures the gap between rewards and the differentiable functions followed in their place.
 
     python -m tools.measure_gradients    # a minute; the embedded model's pictures and rewards
 
-Rewards use 8-bit pictures, Pillow's resize and real files. The differentiable functions have no
-rounding, torch's resize, and the JPEG companion. Both are computed for pictures of the base model.
-Their difference is given in units of the reward's spread within a prompt.
+Rewards use 8-bit pictures, Pillow's resize and real files. The differentiable functions do not
+round, and use torch's resize and the JPEG companion. Both are computed for pictures of the base
+model. Their difference is given in units of the reward's spread within a prompt.
 """
 
 from __future__ import annotations

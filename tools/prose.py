@@ -49,7 +49,7 @@ class Paragraph(NamedTuple):
 
 
 def problems(page: Path) -> list[str]:
-    """What to mend on a page, as `file:line: what is wrong, and what to do`."""
+    """The problems of a page, as `file:line: the problem, and what to do`."""
     source = page.read_text(encoding="utf-8")
     found = [*long_lines(source), *long_sentences(source), *wordings(source), *dead_links(page)]
     name = page.relative_to(ROOT) if page.is_relative_to(ROOT) else page
@@ -114,7 +114,7 @@ def paragraphs(source: str) -> Iterator[Paragraph]:
 
 
 def _prose(source: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines; what is no prose (code, tables, headings, pictures, comments) is empty."""
+    """Numbered lines; all but prose (code, tables, headings, pictures, comments) are empty."""
     is_code = False
     for line, text in enumerate(source.split("\n"), 1):
         is_fence = text.lstrip().startswith("```")
@@ -124,7 +124,7 @@ def _prose(source: str) -> Iterator[tuple[int, str]]:
 
 
 def main(arguments: Iterable[str]) -> str:
-    """What is wrong with these pages, or with all of the project; empty where nothing is."""
+    """The problems of these pages, or of all pages of the project; empty if there are none."""
     pages = [Path(each) for each in arguments]
     pages = pages or sorted(page for pattern in PAGES for page in ROOT.glob(pattern))
     return "\n".join(problem for page in pages for problem in problems(page))

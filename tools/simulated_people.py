@@ -2,8 +2,8 @@
 
     python -m tools.simulated_people ada emoji-sd --out ada_likes --num_answers 100
 
-What ada and grace like is linear in the embedding of emoji-clip, in a random direction. Learning
-sees their choices only. The same directions are rewards, to judge by what was learnt:
+The tastes of ada and grace are linear in emoji-clip's embedding, in random directions. Learning
+sees only their choices. The same directions are rewards as well, to check what was learnt:
 `--config.guards.names=tools/simulated_people.py:ada`.
 """
 

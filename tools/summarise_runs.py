@@ -1,10 +1,13 @@
 """Prints the results of finished runs as a Markdown table, as in the README.
 
+Standard errors are clustered by prompt where a run has noted them.
+
 python -m tools.summarise_runs logs/seed0 logs/seed1 logs/seed2
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,7 +22,8 @@ def summarise(folder: Path) -> list[str]:
     ends = []
     for index in range(len(front["objectives"])):
         end = max(front["policies"], key=lambda policy: policy["report_returns"][index])
-        gain, error = end["gain_over_base"][index], end["gain_std_error"][index]
+        errors = end.get("gain_std_error_by_prompt") or end["gain_std_error"]
+        gain, error = end["gain_over_base"][index], errors[index]
         ratio = f"{gain / error:.1f}" if error else "0"
         ends.append(f"{gain:+.3f} ({ratio} s.e.)")
     return [
@@ -33,10 +37,12 @@ def summarise(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Print the table for the given folders."""
-    folders = [Path(argument) for argument in sys.argv[1:]]
-    if not folders:
-        sys.exit(__doc__)
+    """Print the table of the given runs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="finished run directories")
+    folders = parser.parse_args().runs
     front = json.loads((folders[0] / "front.json").read_text(encoding="utf-8"))
     header = [
         "Run",

@@ -1,10 +1,10 @@
-"""What a run said it would still take, against what it then took.
+"""Compares the time that a run said it still needed with the time that it then took.
 
     python -m tools.time_left logs/my_run                  # a table
     python -m tools.time_left logs/my_run --out left.png   # and a plot
 
 Reads `cost/seconds_left` in the run's `metrics.jsonl`, whose last line is the end of the run. A
-run that was resumed is read from where it went on.
+resumed run is read from its last start.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Said(NamedTuple):
 
     Attributes:
         after: since the run began.
-        generation: that was going on.
+        generation: the one in progress.
         said: time left, as estimated.
-        took: time left, as it came.
+        took: time left, as it turned out.
     """
 
     after: float
@@ -48,7 +48,7 @@ def read(run: Path) -> list[Said]:
     """
     text = (run / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
-    for index in range(len(lines) - 1, 0, -1):  # the clock begins anew where a run was resumed
+    for index in range(len(lines) - 1, 0, -1):  # the clock starts again where a run was resumed
         if lines[index]["seconds"] < lines[index - 1]["seconds"]:
             lines = lines[index:]
             break

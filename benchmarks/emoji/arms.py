@@ -131,6 +131,12 @@ ARMS: dict[str, Arm] = {
         is_main=True,
         rates=(*HIGHER_RATES, 0.16),
     ),
+    "baseline_50": Arm(
+        title="the same with DDPO's 50 steps to learn from",
+        overrides={"sample.num_steps": "50", "evaluation.num_steps": "10"},
+        pairs=("compress",),
+        tuned_as=BASELINE,
+    ),
     "raw": Arm(
         title="weighted before normalising: raw w . r",
         overrides={"advantage.normalisation": "raw"},
@@ -181,12 +187,22 @@ ARMS: dict[str, Arm] = {
     "gradient_search": Arm(
         title="gradients of rewards, PGMORL",
         overrides=_GRADIENT,
-        tuned_as="gradient",
+        tuned_as=GRADIENT,
     ),
     "gradient_conditioned": Arm(
         title="gradients of rewards, weight-conditioned adapter",
         overrides={**_GRADIENT, **_FIXED, "agents.kind": "conditioned"},
-        tuned_as="gradient",
+        tuned_as=GRADIENT,
+    ),
+    "gradient_soup": Arm(
+        title="gradients of rewards, soup start, fixed weights",
+        overrides={
+            **_GRADIENT,
+            **_FIXED,
+            "evolution.start": "soup",
+            "evolution.warmup_generations": "2",  # of half as many agents
+        },
+        tuned_as=GRADIENT,
     ),
     HYBRID: Arm(
         title="gradient of CLIP's reward, JPEG a black box, fixed weights",
@@ -198,19 +214,25 @@ ARMS: dict[str, Arm] = {
             "sample.prompts_per_iteration": "8",
             "rewards.black_boxes": SECOND,
         },
-        tuned_as="gradient",
+        tuned_as=GRADIENT,
     ),
     "gradient_1_of_10": Arm(
         title="gradients of rewards, K = 1 of 10 steps",
         overrides={**_GRADIENT, **_FIXED, **_TEN_STEPS, "train.gradient_steps": "1"},
         pairs=("compress",),
-        tuned_as="gradient",
+        tuned_as=GRADIENT,
     ),
     "gradient_3_of_10": Arm(
         title="gradients of rewards, K = 3 of 10 steps",
         overrides={**_GRADIENT, **_FIXED, **_TEN_STEPS, "train.gradient_steps": "3"},
         pairs=("compress",),
-        tuned_as="gradient",
+        tuned_as=GRADIENT,
+    ),
+    "gradient_2_of_6": Arm(
+        title="gradients of rewards, K = 2 of 6 steps",
+        overrides={**_GRADIENT, **_FIXED, **_FEW},
+        pairs=("compress",),
+        tuned_as=GRADIENT,
     ),
     FEW_STEP: Arm(
         title="few-step base, soup start",

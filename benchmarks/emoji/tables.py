@@ -11,7 +11,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.common import print_headline, print_table, say
-from benchmarks.emoji.arms import ARMS, BASELINE, GRADIENT, HYBRID, PAIRS, RECOMMENDED
+from benchmarks.emoji.arms import (
+    ARMS,
+    BASELINE,
+    FEW_STEP,
+    FEW_STEP_GRADIENT,
+    GRADIENT,
+    HYBRID,
+    PAIRS,
+    RECOMMENDED,
+)
 from benchmarks.evidence import (
     Comparison,
     best_rate,
@@ -35,6 +44,11 @@ if TYPE_CHECKING:
     Arms = Mapping[str, Mapping[int, Record]]
 
 _ASKED = (RECOMMENDED, GRADIENT)
+_FEW_STEP = (  # an arm on the few-step base, and the one that it is compared with
+    (FEW_STEP, RECOMMENDED),
+    (FEW_STEP_GRADIENT, RECOMMENDED),
+    (FEW_STEP_GRADIENT, GRADIENT),
+)
 
 
 def write_all(folder: Path) -> None:
@@ -50,6 +64,7 @@ def write_all(folder: Path) -> None:
         say(f"## {', '.join(o.name for o in arms[BASELINE][0].objectives)}\n")
         _print_pair(arms, rows)
         _print_views(arms)
+        _print_few_step(arms)
         _print_sweep(folder / "tuning" / pair)
         _plot_curves(folder / f"{pair}_hypervolume.png", arms)
         _plot_fronts(folder / f"{pair}_fronts.png", arms)
@@ -181,6 +196,32 @@ def _print_views(arms: Arms) -> None:
             rows.append([title, ARMS[name].title, len(one.seeds), *cells, *ratios])
     head = ["Reference", "Arm", "Seeds", "Gain over the baseline", "p"]
     print_table([*head, "Fewer images", "Fewer rows"], rows)
+
+
+def _print_few_step(arms: Arms) -> None:
+    """Arms on the few-step base against arms on the base model, at the latter's final value."""
+    rows = []
+    for name, other in _FEW_STEP:
+        if name not in arms or other not in arms:
+            continue
+        one = Comparison.of(name, arms[name], arms[other])
+        starts = [[arms[a][seed].hypervolumes()[0] for seed in one.seeds] for a in (name, other)]
+        rows.append(
+            [
+                ARMS[name].title,
+                ARMS[other].title,
+                len(one.seeds),
+                " / ".join(f"{statistics.median(values):.3f}" for values in starts),
+                shown(one.gains),
+                f"{one.p:.2g}",
+                shown_ratios(one.image_ratios),
+                shown_ratios(one.row_ratios),
+                shown_ratios(one.time_ratios),
+            ]
+        )
+    if rows:
+        head = ["Arm", "Compared with", "Seeds", "Hypervolume at the start", "Gain", "p"]
+        print_table([*head, "Fewer images", "Fewer rows", "Less time"], rows)
 
 
 def _headline(found: Mapping[str, tuple[Comparison, float]]) -> dict[str, Any]:

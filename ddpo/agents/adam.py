@@ -1,4 +1,4 @@
-"""AdamW on flat adapters: each with its own clipping, moments and step count."""
+"""AdamW for flat adapters: each has its own clipping, moments and step count."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AdapterAdam:
             row.grad = gradient
             optimiser.found_inf = bad  # type: ignore[attr-defined]
             optimiser.step()
-        # A fused optimiser does not do this: mark tensors made from the adapters as out of date.
+        # Caches of the adapters compare versions, which a fused optimiser does not raise.
         torch.autograd.graph.increment_version(self._adapters)
         return norms
 

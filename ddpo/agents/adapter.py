@@ -247,7 +247,7 @@ class Adapter:
             unet_lora_layers=self.state_dict(),
             unet_lora_adapter_metadata=self._metadata(),
         )
-        share(folder / ADAPTER_FILE)  # safetensors lets nobody else read what it writes
+        share(folder / ADAPTER_FILE)  # safetensors makes files private
         return folder / ADAPTER_FILE
 
     def _metadata(self) -> dict[str, object]:

@@ -58,8 +58,8 @@ class ConditionedAgents(Agents):
         adapter: of a member: rank (M + 1) r.
         train: AdamW's settings.
         num_objectives: M.
-        processes: they hold further slots, and each holds the whole family; by default there is
-            only this one.
+        processes: all processes of the run; each holds some slots and the whole family. By default
+            there is only this one.
     """
 
     def __init__(
@@ -190,15 +190,15 @@ def stratified_weights(around: torch.Tensor, seed: int) -> torch.Tensor:
     """K random weight vectors that are spread over the simplex.
 
     They combine a Latin hypercube with stick breaking. Each vector alone is uniform on the simplex.
-    One uniform number per vector sets the weight of the first objective: exactly one of these
-    numbers lies in each K-th of (0, 1). Further numbers, drawn in the same way, set the share of
-    each further objective in the remaining weight. For M = 2, every K-th of the segment gets one
-    vector.
+    One uniform number per vector sets the weight of the first objective. If (0, 1) is cut into K
+    equal parts, each part holds one of these numbers. Further numbers, drawn in the same way, set
+    the share of each further objective in the remaining weight. For M = 2, each of K equal parts of
+    the segment gets one vector.
 
     Args:
         around: (K, M) vectors that set the order: each draw is matched to one of them, so that the
-            sum of squared distances is smallest. Even weights with M = 2 each get the draw in their
-            own K-th of the segment.
+            sum of squared distances is smallest. With M = 2, each of the even weights gets the draw
+            from its own part of the segment.
         seed: keys the draw.
 
     Returns:
@@ -211,7 +211,7 @@ def stratified_weights(around: torch.Tensor, seed: int) -> torch.Tensor:
     """
     num, num_objectives = around.shape
     rng = np.random.default_rng(seed)
-    # Latin hypercube: (K, M - 1) uniform numbers, one in each K-th of (0, 1) per column.
+    # Latin hypercube: (K, M - 1) uniform numbers. A column has one in each of K parts of (0, 1).
     cells = rng.permuted(np.tile(np.arange(num)[:, None], num_objectives - 1), axis=0)
     uniform = (cells + rng.random(cells.shape)) / num
     # Stick breaking. In a uniform mix of n objectives, one has a share of density Beta(1, n - 1).

@@ -1,4 +1,10 @@
-"""The flat layout of an adapter: all matrices in one row, so K adapters are one (K, P) block."""
+"""The flat layout of an adapter: all matrices in one row, so K adapters are one (K, P) block.
+
+    row = [A_1, B_1, A_2, B_2, ...]    for the adapted layers 1, 2, ..., each matrix row by row
+
+Clipping, the optimiser step, snapshots and sums over processes then touch one tensor instead of two
+for every layer. The layers use views of the block.
+"""
 
 from __future__ import annotations
 

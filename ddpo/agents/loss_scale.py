@@ -1,8 +1,8 @@
-"""Loss scaling for half precision, an agent at a time, without asking the device.
+"""Loss scaling for half precision: a factor per agent, which the host never waits for.
 
 Gradients that pass through float16 activations vanish below 6e-8. A large factor on the loss lifts
-them, and is divided out before they are clipped (Micikevicius et al. 2018, section 3.2). Each
-agent has a factor of its own: one whose gradient overflows makes no other skip a step.
+them, and is divided out before they are clipped (Micikevicius et al. 2018, section 3.2). Each agent
+has its own factor, so an overflow makes only this agent skip a step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LossScale:
         return losses * factors.view(-1, *[1] * (losses.ndim - 1))
 
     def unscale(self, gradients: torch.Tensor) -> None:
-        """Divide gradients (K, P) by the factors, in place; powers of two round nothing."""
+        """Divide gradients (K, P) by the factors, in place; with powers of two this is exact."""
         if self.is_on:
             gradients.div_(self.values[:, None])
 

@@ -114,8 +114,8 @@ class Agents:
         num_agents = len(self._block)
         if not 1 <= num_active <= num_agents or len(latents) % num_active:
             raise ValueError(
-                f"{len(latents)} rows for {num_active} of {num_agents} agents: rows must be a "
-                "multiple of the active agents, which are at most all"
+                f"{len(latents)} rows for {num_active} of {num_agents} agents: at most all agents "
+                "can be active, and each must have the same number of rows"
             )
         self._num_rows += len(latents)
         self.layers.show(self._block, num_active)
@@ -131,7 +131,7 @@ class Agents:
         return num_rows
 
     def remove(self) -> None:
-        """Take the adapters out of the UNet, for other agents to be put in: these are done."""
+        """Take the adapters out of the UNet, so that other agents can wrap it; these are done."""
         for name, layer in self.layers.by_name.items():
             self.unet.set_submodule(name, layer.base)
 
@@ -217,7 +217,7 @@ class Agents:
         row = self._weights.detach()[slot]
         if policy.adapter.shape != row.shape:
             raise ValueError(
-                f"the policy has {len(policy.adapter)} adapter entries, this model's have "
+                f"the policy has {len(policy.adapter)} adapter entries, this model's policies have "
                 f"{len(row)}; it was made with another model, rank or target_modules"
             )
         row.copy_(policy.adapter)

@@ -1,4 +1,4 @@
-"""What ships with the project: the embedded models and prompt sets."""
+"""The embedded models and prompt sets, which ship with the project."""
 
 from pathlib import Path
 

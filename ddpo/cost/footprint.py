@@ -1,6 +1,6 @@
-"""What one UNet row of a model costs, found without its weights on torch's meta device.
+"""The cost of one UNet row of a model, measured without its weights on torch's meta device.
 
-Kernels are not run: FLOPs follow from shapes by torch's formulas, bytes from which storages are
+Kernels are not run: FLOPs follow from shapes by torch's formulas, bytes from the storages that are
 alive. Attention counts as a fused (flash) kernel, as on any recent GPU.
 """
 
@@ -55,7 +55,7 @@ KNOWN_MODELS = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "stabilityai/sdxl-turbo": "sdxl",
 }
-# What some of them say differently.
+# Where some of them differ from that architecture's usual configuration.
 _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "stabilityai/sd-turbo": {"scheduler": {"timestep_spacing": "trailing"}},
     "stabilityai/sdxl-turbo": {
@@ -78,7 +78,7 @@ def load_architecture(model: str) -> dict[str, dict[str, Any]]:
     Read from a folder, the embedded models, the hub's local cache, or the known public models.
 
     Raises:
-        UserError: if they cannot be had without a download.
+        UserError: if they need a download.
     """
     source = source_of(model)
     if source.name in KNOWN_MODELS:
@@ -124,7 +124,7 @@ def _cached_folder(source: Source) -> Path:
 def architecture_of(settings: PretrainedSettings) -> dict[str, dict[str, Any]]:
     """Configurations of the model that the settings name, with the VAE that they name.
 
-    A VAE that is a file, or on a hub, is taken to be made as the model's own.
+    A VAE from a file or a hub is assumed to have the architecture of the model's own.
 
     Raises:
         UserError: see `load_architecture`.
@@ -319,7 +319,7 @@ def _adapt(unet: torch.nn.Module, adapter: AdapterSettings) -> list[torch.Tensor
 
 
 def _unet_inputs(unet: Any, latents: torch.Tensor) -> dict[str, Any]:
-    """One row of what the UNet is called with; SDXL also takes sizes and pooled embeddings."""
+    """One row of the UNet's inputs; SDXL also takes sizes and pooled embeddings."""
     config = unet.config
     inputs: dict[str, Any] = {
         "sample": latents,
@@ -381,15 +381,16 @@ _FLOPS = {
 class Meter(TorchDispatchMode):
     """Counts FLOPs, and the peak of the bytes that are alive, of what runs inside it.
 
-    It uses the formulas of torch's FlopCounterMode. That class itself also follows modules, which
-    keeps alive what gradient checkpointing computes again.
+    It uses the formulas of torch's FlopCounterMode. That class itself also follows modules, and so
+    keeps activations alive that gradient checkpointing drops.
 
-    A model repeats a few hundred operations thousands of times, and Python computes the shapes of
-    many of them. So an operation on known shapes only makes room for what it returned before.
+    A model repeats a few hundred operations thousands of times, and the shapes of many of their
+    results are computed in Python, slowly. So an operation that has seen the same shapes before is
+    not run: it returns empty tensors of the shapes that it returned then.
 
     Args:
         module: its parameters, and the adapters in it, are not counted.
-        known: what was learnt of operations on the meta device; meters may share it.
+        known: results of operations that were run already; meters may share it.
 
     Attributes:
         flops: floating-point operations, a multiply-add as two.
@@ -451,7 +452,7 @@ def _repeats(func: Any) -> bool:
 
 
 def _layout(value: Any) -> Any:
-    """What a meta tensor is, and what an argument says, as a key of a dictionary."""
+    """An argument as a key of a dictionary: a meta tensor's layout, any other value itself."""
     if isinstance(value, torch.Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, (list, tuple)):
@@ -460,7 +461,7 @@ def _layout(value: Any) -> Any:
 
 
 def _again(out: Any, given: Sequence[Any]) -> Callable[[Sequence[Any]], Any] | None:
-    """A function of an operation's arguments that returns what it would; None if there is none.
+    """A function of an operation's arguments that returns results like `out`; None if none can.
 
     Args:
         out: what the operation has returned: new meta tensors, its first argument, or other things.

@@ -1,4 +1,4 @@
-"""What a run will cost, from its settings alone: images, UNet rows, FLOPs, memory, hours.
+"""The cost of a run, from its settings alone: images, UNet rows, FLOPs, memory, hours.
 
 Pure arithmetic. `ddpo/cost/footprint.py` supplies what one UNet row of a model costs.
 """
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from config.base import Settings
 
 IMAGES_PER_PROMPT = 4  # of the base model, in calibration
-# How many policies the report set will see is known at the end only; the default run has about 3
-# an agent.
+# The number of policies on the report set is known only at the end. The default run has about 3 per
+# agent.
 REPORTED_POLICIES_PER_AGENT = 3
 # Dense bfloat16 matrix products with float32 accumulation, TFLOP/s, from the makers' data sheets.
 CARDS = {"RTX 3090": 71, "RTX 4090": 165, "A100": 312, "H100": 989}
-# Share of that peak which hours assume: an H100's with `speed=fused`, measured by
-# `benchmarks/gpu.py` (40 % of what its matrix products reach; without, 32 %).
+# Share of that peak that the estimate of hours assumes: an H100's with `speed=fused`, measured by
+# `benchmarks/gpu.py`. That is 40 % of the throughput of its matrix products alone (32 % without).
 UTILISATION = 0.3
 _ADAPTER_COPIES = 4  # weights, gradient and Adam's two moments, all float32
 _FLOAT32 = 4
@@ -54,7 +54,7 @@ class Footprint:
     """What a model costs, per UNet row or per image.
 
     Attributes:
-        unet_parameters: frozen, as are the next two.
+        unet_parameters: number of the UNet's frozen parameters.
         vae_parameters: of encoder and decoder.
         text_parameters: of all text encoders.
         weight_bytes: of the frozen parts that stay on the device, in their dtypes.
@@ -68,7 +68,7 @@ class Footprint:
         train_bytes: peak of one row with gradient.
         decode_bytes: peak of decoding one image.
         decode_back_flops: of the decoder for one image whose gradient goes back to its latents.
-        decode_back_bytes: peak of that.
+        decode_back_bytes: peak of the same.
         rewards: what objectives and guards cost on the same device.
     """
 
@@ -97,13 +97,13 @@ class Plan:
     Attributes:
         num_agents: K.
         images_per_agent: N, of one agent in an iteration.
-        num_iterations: in all generations together.
+        num_iterations: number in all generations together.
         optimiser_steps: of each agent, in all.
         train_images: sampled to learn from.
         calibration_images: of the base model.
         selection_images: of the base model and of every offspring.
         report_images_per_policy: of each policy of the final front.
-        report_policies: how many there will be: an estimate, unlike all else here.
+        report_policies: number of these policies: an estimate, unlike all else here.
         sample_rows_per_image: UNet rows without gradient, of an image to learn from.
         evaluation_rows_per_image: UNet rows without gradient, of every other image.
         train_rows_per_image: UNet rows with gradient, of an image to learn from.
@@ -140,7 +140,7 @@ class Plan:
         Args:
             settings: of the run.
             num_train_prompts: distinct training prompts.
-            num_trained_steps: that a policy gradient is taken on, see `plan_of`.
+            num_trained_steps: number of steps that a policy gradient is taken on, see `plan_of`.
             report_policies: archive, base model and warm-up archive together; None: an estimate.
         """
         sample, train, evolution = settings.sample, settings.train, settings.evolution
@@ -149,16 +149,18 @@ class Plan:
         trained = steps_per_sample(train, num_trained_steps)
         pair_rows = rule.learns_from_pairs * rule.rows_per_pair * trained * train.num_inner_epochs
         stages = (evolution.warmup_generations, evolution.evolutionary_generations)
-        is_soup = evolution.start == "soup"  # then K agents start from blends of those warmed up
+        is_soup = evolution.start == "soup"  # K agents then start from blends of its policies
         warmup_agents = warmup_tasks(
             evolution.start, evolution.num_agents, len(settings.rewards.objectives)
         )
+        # Of all agents and generations together.
         tasks = stages[0] * warmup_agents + stages[1] * evolution.num_agents
         offspring = tasks + (evolution.num_agents if is_soup else 0)
         iterations = sum(stages) * evolution.iterations_per_generation
         rollouts = tasks * evolution.iterations_per_generation  # of one agent each
         images_per_agent = sample.prompts_per_iteration * sample.images_per_prompt
         evaluation, prompts = settings.evaluation, settings.evaluation.calibration_prompts
+        # UNet rows of an image to learn from, besides the pairs that are trained.
         is_measured_again = rule.is_measured_again and not train.single_pass
         measured = pair_rows if is_measured_again else 0
         base = pair_rows if train.kl_coef > 0 else 0
@@ -208,7 +210,7 @@ class Plan:
         )
 
     def judging_flops(self, images: int, footprint: Footprint) -> float:
-        """Of drawing these pictures as evaluations do."""
+        """FLOPs of drawing that many pictures as evaluations do."""
         rows = float(images) * self.evaluation_rows_per_image
         return rows * footprint.sample_flops + float(images) * footprint.decode_flops
 
@@ -266,13 +268,13 @@ class Memory:
         adapters: of all agents, with gradient and Adam's moments.
         rollout: trajectories and pictures of one iteration, and the gradients that sampling takes
             (`train.single_pass`); 0 if they are offloaded to the host.
-        measures: noise, and predictions of the policy that sampled, that rules on the forward
-            process keep of every step of these trajectories; 0 if they are offloaded.
+        measures: noise, and predictions of the policy that sampled, if a rule on the forward
+            process keeps them for every step; 0 if they are offloaded.
         sampling: one UNet pass without gradient.
         scoring: the pictures of the last pass, while the next is drawn or decoded.
         decoding: the pictures of one pass.
-        training: one UNet pass with gradient; if that is more, decoding its pictures so that their
-            gradient goes back to the latents, or taking that gradient from the rewards.
+        training: one UNet pass with gradient, or the largest part of a reward gradient if that is
+            more: the rewards, or the decoder back to the latents.
     """
 
     weights: int
@@ -297,9 +299,10 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The lasting parts, and the largest of those that take turns.
+        """The lasting parts, and the largest of the parts that take turns.
 
-        These are the three passes, and a second copy of the rollout while its chunks are joined.
+        Drawing, training and joining the rollout's chunks take turns; joining needs a second copy
+        of it.
         """
         turns = max(self.drawing, self.training, self.rollout)
         return self.lasting + turns
@@ -325,6 +328,7 @@ def rows_that_fit(settings: Settings, memory: Memory, footprint: Footprint, budg
 
 def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Memory:
     """Peak memory of one device that does all the work."""
+    # What an iteration keeps, in numbers per sample.
     steps, samples = settings.sample.num_steps, plan.images_per_iteration
     trajectory = (steps + 1) * footprint.latent_entries
     is_on_device = not settings.sample.offload_rollouts
@@ -336,6 +340,7 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
     pictures_per_pass = max(
         plan.num_agents, settings.sample.rows_per_pass // settings.sample.rows_per_sample
     )
+    # Training: the UNet's pass, or the decoder and the rewards of a reward gradient.
     training: float = settings.train.rows_per_pass * footprint.train_bytes
     if rule.last_steps:
         pictures = settings.train.rows_per_pass // settings.sample.rows_per_sample

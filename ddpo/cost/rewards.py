@@ -1,4 +1,4 @@
-"""What objectives and guards cost beside the base model: from a table, without their files."""
+"""The cost of objectives and guards beside the base model, from a table, without their files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from config.base import RewardSettings, Settings
     from ddpo.rewards.published import PublishedModel
 
-BESIDE = ("", "cuda", "cuda:0")  # of `rewards.device`: where the base model is
+BESIDE = ("", "cuda", "cuda:0")  # values of `rewards.device` that mean the base model's
 
 
 def reward_footprint(settings: Settings) -> RewardFootprint:
@@ -48,8 +48,8 @@ def reward_footprint(settings: Settings) -> RewardFootprint:
 def reward_models(names: Iterable[str], settings: RewardSettings) -> dict[str, PublishedModel]:
     """Source -> the model there that rewards or guards are built from.
 
-    A model from another source than the default, if it is not published, is taken to be
-    built like the default.
+    An unpublished model from another source than the default is assumed to be built like the
+    default.
     """
     found = {}
     for name in names:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MEMORY = 0.8  # what a measured part still counts for after the next one of its kind
+_MEMORY = 0.8  # weight that a measured part keeps after the next one of its kind
 
 
 @dataclass(slots=True)
@@ -18,9 +18,9 @@ class Work:
     """One kind of work so far.
 
     Attributes:
-        images: it was done for.
-        recent_images: the same, older parts counting less; in proportion to `recent_seconds`.
-        recent_seconds: they took.
+        images: number of images it was done for.
+        recent_images: the same, but older parts count less, as in `recent_seconds`.
+        recent_seconds: the time that these took.
     """
 
     images: int = 0
@@ -29,7 +29,7 @@ class Work:
 
 
 class Stopwatch:
-    """Wall time since it was made, in parts of work and the rest, which is outside of any part.
+    """Wall time since it was made, split into parts of work and the rest.
 
     >>> watch = Stopwatch()
     >>> with watch.part("sampling", num_images=8):

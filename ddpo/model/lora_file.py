@@ -1,7 +1,10 @@
 """LoRAs that other people made: where one lies, what it changes, and its merge into a model.
 
-It reads the formats of diffusers, PEFT, kohya's sd-scripts and LyCORIS. Every layer is merged at
-its own strength, alpha / rank, whatever the other layers have.
+It reads the formats of diffusers, PEFT, kohya's sd-scripts and LyCORIS.
+
+    W  <-  W + strength (alpha / rank) B A        (Hu et al. 2022, eq. 3)
+
+Every layer is merged with its own alpha and rank, because files of other programs may mix them.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 _PEFT_CONFIG = "adapter_config.json"  # beside the weights
 _TAKEN = "LoRA, also of convolutions and with DoRA's magnitudes, LoHa and LoKr"
-# What is stored of a layer, by the end of its name.
+# The tensors stored for a layer, by the ends of their names.
 _LORA = {
     "down": r"\.lora_A(\.\w+)?\.weight|\.lora_down\.weight|[._]lora(_linear_layer)?\.down\.weight",
     "up": r"\.lora_B(\.\w+)?\.weight|\.lora_up\.weight|[._]lora(_linear_layer)?\.up\.weight",
@@ -43,7 +46,7 @@ _OTHERS = "alpha dora_scale hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada
 _OTHERS += "lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2"
 _ENDINGS = _LORA | {name: rf"\.{name}" for name in _OTHERS.split()}
 _KEY = re.compile("(.+?)(?:" + "|".join(f"(?P<{n}>{end})" for n, end in _ENDINGS.items()) + ")")
-# Before the name of a layer.
+# Prefixes of the names of layers.
 _PREFIXES = {
     "unet": ("unet.", "lora_unet_", "lycoris_", "diffusion_model.", "model.diffusion_model.", ""),
     "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_", ""),
@@ -53,7 +56,7 @@ _UNET_STARTS = ("unet.", "lora_unet_")
 _OLD_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _TEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}
 _TRANSFORMERS = re.compile(r"double_blocks|single_blocks|joint_blocks|^(lora_)?transformer_")
-# Ways to begin PEFT's training that change the base model, too.
+# PEFT's initialisations that change the base model, too.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 
@@ -67,7 +70,7 @@ def locate(name: str, file: str | None, revision: str | None) -> Path:
 
     Raises:
         ValueError: if a folder or repository holds several, or none.
-        OSError: if it cannot be had.
+        OSError: if it cannot be found or downloaded.
     """
     path = Path(name)
     if path.is_dir():
@@ -109,7 +112,7 @@ def _repository_files(name: str, revision: str | None) -> list[str]:
 
 
 def _snapshot(name: str, revision: str | None, **options: Any) -> Any:
-    """See `snapshot_download`, which without a network does not try for half a minute."""
+    """See `snapshot_download`, which does not retry for half a minute without a network."""
     try:
         return snapshot_download(name, revision=revision, **options)
     except (OSError, ValueError):
@@ -135,7 +138,7 @@ class LoraFile:
         """Read a file, and the configuration that PEFT wrote beside it.
 
         Raises:
-            ValueError: if it holds no LoRA, or something else as well.
+            ValueError: if it holds no LoRA, or other things as well.
         """
         layers: dict[str, dict[str, torch.Tensor]] = {}
         others = []
@@ -149,9 +152,9 @@ class LoraFile:
                     others.append(key)
         if others:
             raise ValueError(
-                f"{len(others)} of its {sum(map(len, layers.values())) + len(others)} entries are "
-                f"no part of what is merged here ({_TAKEN}), the first {others[0]!r}; merge it "
-                "into a checkpoint with the program that it is for, and give that as "
+                f"{len(others)} of its {sum(map(len, layers.values())) + len(others)} entries "
+                f"cannot be merged here, the first is {others[0]!r}; supported are {_TAKEN}. Merge "
+                "it into a checkpoint with the program that it is for, and give that as "
                 "pretrained.model"
             )
         configs = _configs(metadata, path.with_name(_PEFT_CONFIG))
@@ -174,7 +177,7 @@ class LoraFile:
             and "" not in self.configs
             and not any(config.get(name) for config in self.configs.values() for name in patterns)
             and all(name.startswith(("text_encoder_", "lora_te")) for name in in_text)
-            # of a text encoder without it diffusers cannot tell what the file is
+            # by these layers diffusers recognises a file for text encoders
             and (not in_text or any(name.endswith(("out_proj", "to_out")) for name in in_text))
         )
 
@@ -185,7 +188,7 @@ class LoraFile:
             layer: its name in the file.
             part: of the pipeline.
             place: its name there.
-            rank: None for a product without one, whose alpha means nothing but to PEFT.
+            rank: None for a product without a rank; only PEFT then gives its alpha a meaning.
         """
         config = self.configs.get(part) or self.configs.get("") or {}
         rank = rank or config.get("r")
@@ -231,8 +234,8 @@ def merge(pipe: Any, lora: LoraFile, strength: float) -> tuple[int, int]:
         strength: 1 as it was trained.
 
     Returns:
-        How many layers it changes, and of how many no one knows the alpha: they were merged with
-        alpha = rank, as other programs do.
+        The number of layers changed, and how many of them have no known alpha. Those were merged
+        with alpha = rank, as other programs do.
 
     Raises:
         ValueError: if it has no layers, does not fit, or changes nothing.
@@ -240,6 +243,7 @@ def merge(pipe: Any, lora: LoraFile, strength: float) -> tuple[int, int]:
     num_without_alpha, is_changed = 0, False
     found = _find_layers(pipe, lora)
     for layer, where in found.items():
+        # The update, and its strength.
         stored = {name: tensor.float() for name, tensor in lora.layers[layer].items()}
         try:
             update, rank = _update(stored)
@@ -251,6 +255,7 @@ def merge(pipe: Any, lora: LoraFile, strength: float) -> tuple[int, int]:
         if scale is None:
             num_without_alpha += 1
             scale = 1.0
+        # Added to the layer's weight.
         weight = getattr(pipe, where[0]).get_submodule(where[1]).weight
         old = weight.data.float()
         if update.flatten(1).shape != old.flatten(1).shape:
@@ -293,7 +298,7 @@ def _are_equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Ten
 
 
 def _flat(name: str) -> str:
-    """Names agree up to dots and underscores, and what older programs put in between."""
+    """A name with underscores for dots, and without the additions of older programs."""
     name = name.removeprefix("base_model.model.").replace(".processor.", ".")
     return name.replace(".", "_")
 
@@ -321,7 +326,7 @@ def _unet_names(place: str) -> Iterator[str]:
 
 
 def _text_names(place: str) -> Iterator[str]:
-    """With the level that text encoders had before transformers 5, and without."""
+    """Names with and without the level that text encoders had before transformers 5."""
     short = place.removeprefix("text_model.")
     for name in (short, f"text_model.{short}"):
         yield name
@@ -356,7 +361,7 @@ def _product(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None = None)
 
 
 def _kronecker(stored: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
-    """LoKr's (Yeh et al. 2024): a Kronecker product, of which each factor may be a product."""
+    """LoKr's update (Yeh et al. 2024): a Kronecker product of matrices or low-rank products."""
     factors, rank = [], None
     for i in (1, 2):
         if f"lokr_w{i}" in stored:
@@ -378,8 +383,8 @@ def _merged(
 ) -> torch.Tensor:
     """W + s (alpha / rank) dW; with a magnitude m, W + s (V m / |V| - W) of V = W + dW.
 
-    DoRA (Liu et al. 2024), eq. 5. PEFT has a magnitude per output; LyCORIS has one per input or per
-    output, which the shape says.
+    DoRA (Liu et al. 2024), eq. 5. PEFT has a magnitude per output. LyCORIS has one per input or per
+    output; the shape says which.
     """
     magnitude = stored.get("dora_scale", stored.get("magnitude"))
     if magnitude is None:

@@ -1,4 +1,4 @@
-"""How settings name what is on a hub: `owner/name@revision`, or one file `owner/name/file`."""
+"""How settings name things on a hub: `owner/name@revision`, or one file `owner/name/file`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Source(NamedTuple):
 
 
 def source_of(text: str) -> Source:
-    """Split off the revision; what exists on this machine stays a path, whatever is in its name.
+    """Split off the revision. A path that exists on this machine stays whole, even with an @.
 
     >>> source_of("owner/name@v1")
     Source(name='owner/name', revision='v1')
@@ -31,7 +31,7 @@ def source_of(text: str) -> Source:
 
 
 def repository_and_file(name: str) -> tuple[str, str | None]:
-    """The repository, and which of its files is named, if one is; a path as it is.
+    """The repository, and the file in it if one is named; a path stays as it is.
 
     >>> repository_and_file("owner/name/style.safetensors")
     ('owner/name', 'style.safetensors')

@@ -36,7 +36,7 @@ _CLASSES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, TCDScheduler)
 }
-# Of models that were distilled to be drawn with them, and with no other.
+# Schedulers of models that were distilled for one sampler -> that sampler.
 _DISTILLED = {SAMPLERS[name]: name for name in DISTILLED}
 # Samplers of one and the same discrete noise schedule, which DDIM can take over.
 _SCHEDULERS = {each.name for each in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}
@@ -44,7 +44,7 @@ _SCHEDULERS |= set(_DISTILLED)
 
 
 class BaseModel(Protocol):
-    """What sampling and training ask of a base model, whatever it draws.
+    """The interface of a base model for sampling and training, whatever it draws.
 
     Attributes:
         device: where it runs.
@@ -199,7 +199,7 @@ class FrozenDiffusion:
         width = self.pipe.unet.config.time_cond_proj_dim
         if width is None:
             return None
-        # Luo et al. 2023 call 0 what is 1 here: no guidance.
+        # No guidance is 0 in Luo et al. 2023, and 1 here.
         embedded: torch.Tensor = self.pipe.get_guidance_scale_embedding(
             torch.tensor([scale - 1.0]), width
         )
@@ -246,7 +246,7 @@ def reading_of(settings: PretrainedSettings) -> Reading:
 
 
 def check_guidance(unet: Mapping[str, Any], sample: SampleSettings) -> None:
-    """Refuse what only a second row could read, where the UNet reads the guidance scale itself.
+    """Refuse settings that need a second row, if the UNet reads the guidance scale itself.
 
     Args:
         unet: its configuration.
@@ -278,11 +278,11 @@ def scheduler_of(
     is used.
 
     Args:
-        scheduler: its configuration, as are the others.
-        unet: see above.
-        vae: see above.
+        scheduler: configuration of the scheduler.
+        unet: configuration of the UNet.
+        vae: configuration of the VAE.
         kind: of pipeline, for messages.
-        sampler: one of `SAMPLERS`; empty: the model's own if it was distilled for that, or DDIM.
+        sampler: one of `SAMPLERS`; empty: the one that the model was distilled for, else DDIM.
 
     Raises:
         UserError: listing what keeps this model from being a chain of Gaussian steps.

@@ -1,7 +1,8 @@
-"""What a model is taken for: what its UNet predicts, on which noise schedule, at which timesteps.
+"""The kind of a base model: what its UNet predicts, on which noise schedule, at which timesteps.
 
 A folder says so in its scheduler's configuration. A single file has none, and is read with the
-configuration of the published model of its kind. So these are asked, and the first answer counts:
+configuration of the published model of its kind. So these sources are asked in this order, and the
+first answer counts:
 
 1. the settings of `pretrained`,
 2. tensors that mark a file: `v_pred`, `ztsnr` (ComfyUI's supported_models.py reads them),
@@ -56,9 +57,9 @@ _ARCHITECTURES = {
 _FEW_STEPS = re.compile(
     r"turbo|lightning|hyper[-_ ]?sd|(?<![a-z])(?:lcm|tcd|dmd2?)(?![a-z])", re.IGNORECASE
 )
-# Entries that a scheduler's file lacks: diffusers leaves them out where another class takes over.
+# Entries that the scheduler's file lacks. diffusers leaves them out if it makes another class.
 _DEFAULTS = "_use_default_values"
-# Of these, what was distilled for a sampler of its own.
+# Of these, the models that were distilled for one sampler.
 _OWN_SAMPLER = {"lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 _V_NAME = re.compile(r"v[-_ ]?pred(?!ator)", re.IGNORECASE)
 _FLOW_NAME = re.compile(
@@ -80,7 +81,7 @@ class Claims:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def over(self, other: Claims) -> Claims:
-        """These claims, and where they are silent the other's."""
+        """These claims, completed by the other's."""
         return Claims(
             values={**other.values, **self.values}, sources={**other.sources, **self.sources}
         )
@@ -98,7 +99,7 @@ def claims_on(settings: PretrainedSettings, file: Path | None) -> Claims:
         file: the checkpoint; None for a folder, whose configuration says all but the names.
 
     Raises:
-        ValueError: if that cannot be trained, or must be said in the settings.
+        ValueError: if such a model cannot be trained, or the settings must say what it is.
     """
     claims = _settings_claims(settings)
     if file is not None:
@@ -140,7 +141,7 @@ def settled(claims: Claims, scheduler: Mapping[str, Any], *, is_chosen: bool) ->
 
 
 def described(claims: Claims, scheduler: Mapping[str, Any]) -> str:
-    """What a settled configuration means, and who says so where the configuration does not."""
+    """The meaning of a settled configuration, with the source of each claim that changed it."""
 
     def part(text: str, name: str) -> str:
         source = claims.sources.get(name)
@@ -204,7 +205,7 @@ def _spread(file: Any, tensors: set[str]) -> float | None:
 
 
 def _zero_snr(tensors: set[str], metadata: Mapping[str, str]) -> tuple[str, bool] | None:
-    """Who says whether the last timestep is pure noise, and what."""
+    """The source of a claim that the last timestep is pure noise or not, and the claim."""
     if "ztsnr" in tensors:
         return "its tensor ztsnr", True
     if (text := metadata.get("ss_zero_terminal_snr")) is not None:
@@ -215,7 +216,7 @@ def _zero_snr(tensors: set[str], metadata: Mapping[str, str]) -> tuple[str, bool
 def _predictions(
     tensors: set[str], metadata: Mapping[str, str], beside: Path
 ) -> Iterator[tuple[str, str]]:
-    """Who says what the UNet predicts, and what in whose words; the strongest first."""
+    """Sources that say what the UNet predicts, with their own words; the strongest first."""
     if "v_pred" in tensors:
         yield "its tensor v_pred", "v"
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):

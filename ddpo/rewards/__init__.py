@@ -7,12 +7,12 @@ models come from, and how it is built.
     reward = entry.build({"clip": "emoji-clip"}, torch.device("cpu"), "float32")
     scores = reward(images, prompts)   # (rows, 3, H, W) in [0, 1], one prompt per row -> (rows,)
 
-A reward that needs to be told more is `kind:argument`, as `taste:my_taste`. The file of its kind
-makes the entry from the argument, and says what is wrong with an argument.
+A reward that takes an argument is named `kind:argument`, such as `taste:my_taste`. The file of its
+kind makes the entry from the argument, and finds problems of an argument.
 
 Listing the table imports none of these files. Importing one must not import transformers or
-huggingface_hub: settings are checked first, and `--dry_run` then takes the hub offline. Rewards
-that are neither, a user's own or remote ones, are built by `ddpo/rewards/lookup.py`.
+huggingface_hub: settings are checked first, and `--dry_run` then takes the hub offline. All other
+rewards, a user's own and remote ones, are built by `ddpo/rewards/lookup.py`.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ REWARDS: dict[str, str] = {  # name -> module that has it as `REWARD`
     "brightness": "ddpo.rewards.brightness",
 }
 
-# Kinds of rewards that take an argument -> module that has `entry_of(argument)`, the entry, and
-# `problem(argument)`: what is wrong with it as far as files tell, None if nothing is.
+# Kinds of rewards that take an argument -> module with `entry_of(argument)`, which makes the entry,
+# and `problem(argument)`, which names a problem as far as files show it, or None.
 KINDS: dict[str, str] = {
     "taste": "ddpo.rewards.taste",
     "classifier": "ddpo.rewards.classifier",
@@ -125,7 +125,7 @@ def reward_entry(name: str) -> RewardEntry:
 
 
 def known_entry(name: str) -> RewardEntry | None:
-    """That of a reward of the table or of `kind:argument`; None for a remote or a user's own."""
+    """The entry of a reward in the table or of a `kind:argument`; None for any other."""
     kind, colon, argument = name.partition(":")
     if colon and kind in KINDS:
         entry: RewardEntry = importlib.import_module(KINDS[kind]).entry_of(argument)
@@ -134,14 +134,14 @@ def known_entry(name: str) -> RewardEntry | None:
 
 
 def argument_problem(name: str) -> str | None:
-    """What is wrong with the argument of a `kind:argument`; None if nothing is."""
+    """The problem with the argument of a `kind:argument`; None if there is none."""
     kind, _, argument = name.partition(":")
     problem: str | None = importlib.import_module(KINDS[kind]).problem(argument)
     return problem
 
 
 def parts_of(name: str, sources: Sequence[str] = ()) -> dict[str, Part]:
-    """The parts of a reward that is known, or of a guard that compares pictures.
+    """The parts of a reward of the table, or of a guard that compares pictures.
 
     Args:
         name: of the reward or guard.

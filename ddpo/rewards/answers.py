@@ -1,7 +1,7 @@
 """The answers of one person: a folder with `taste.json` and the pictures that were compared.
 
-`taste.json` has every answer, in the order in which they were given, with where both pictures come
-from. `pictures/` has the pictures as they were shown.
+`taste.json` has every answer, in the order in which they were given, with the sources of both
+pictures. `pictures/` has the pictures as they were shown.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A picture that was shown, and where it comes from.
+    """A picture that was shown, and its source.
 
     Attributes:
         file: its name in `pictures/`.
         model: the base model: hub id, folder or name.
         run: the run of the policy; empty for pictures of a model alone.
-        policy: that drew it; "base" for the base model.
-        prompt: that it was drawn for.
+        policy: the policy that drew it; "base" for the base model.
+        prompt: the prompt that it was drawn for.
         seed: of its noise.
         sampler: settings, under diffusers' names.
     """
@@ -54,13 +54,13 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What somebody said of two pictures of one prompt.
+    """A choice between two pictures of one prompt.
 
     Attributes:
         left: the picture on the left.
         right: the picture on the right.
         choice: "left", "right" or "neither".
-        asked_by: "chance", or "uncertainty" for a pair of which much could be learnt.
+        asked_by: "chance", or "uncertainty" for a pair chosen because its answer would teach much.
     """
 
     left: Shown
@@ -99,7 +99,7 @@ class Answers:
 
     @classmethod
     def read(cls, folder: Path) -> Answers:
-        """Those of a folder.
+        """Read the answers in a folder.
 
         Raises:
             UserError: if the file is missing or damaged, naming what is wrong.
@@ -136,7 +136,7 @@ class Answers:
 
     @property
     def groups(self) -> list[int]:
-        """One number per answer, the same for answers that share a picture, if through others."""
+        """A group number per answer: the same for answers linked by a chain of shared pictures."""
         places: dict[str, int] = {}
         pairs = [
             [places.setdefault(shown.file, len(places)) for shown in (each.left, each.right)]

@@ -2,8 +2,9 @@
 
 A reward that ranks garbage above what the base model draws will be paid in garbage. The audit
 scores the base model's pictures, damaged versions of them, and pictures that follow a reward's
-gradient for a few steps. It reports what looks wrong, and which judge would have seen it: a guard,
-or another reward, that gives most of them less than it gives to 95 % of the base model's pictures.
+gradient for a few steps. It reports what looks wrong, and which judge would have seen it. Judges
+are guards and the other rewards. A judge sees the damage if it gives most of these pictures less
+than it gives to 95 % of the base model's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _NO_SPREAD = 0.01  # of the variance, within prompts
 _SAME = 0.95  # correlation within prompts
 _STEPS, _STEP = 8, 2 / 255  # of ascent: at most 16 of 255 levels
 _SURVIVES = 0.25  # of what an ascent has gained, after a blur that a person hardly sees
-_MORE_DETAIL = 1.5  # times that of the pictures before
+_MORE_DETAIL = 1.5  # times the detail of the pictures before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Audit:
-    """What an audit has seen.
+    """The result of an audit.
 
     Attributes:
         rewards: M names.
@@ -100,7 +101,7 @@ def audit(
     Args:
         rewards: M names.
         images: (n, 3, H, W) in [0, 1], of the base model, on the CPU.
-        redrawn: others of the same prompts.
+        redrawn: other pictures of the same prompts.
         prompts: n, one per picture.
         base_scores: (N, M) of the base model's pictures, these and more.
         score: scores (n, M) of n such pictures.
@@ -108,21 +109,25 @@ def audit(
         gradients: of the rewards, where they are followed.
         slopes: see `RewardGradients.slopes`.
     """
+    # The pictures: the base model's, damaged ones, and ones that follow a reward's gradient.
     pictures = {BASE: images, **{name: damage(images) for name, damage in DAMAGES.items()}}
     followed = [(k, slope) for k, slope in enumerate(slopes) if slope] if gradients else []
     for k, slope in followed:
         assert gradients is not None
         direction = slope * torch.eye(len(rewards))[k]
         pictures[along(rewards[k])] = ascended(gradients, images, prompts, direction)
+    # Their scores, and how many lie above the base model's high quantile.
     scores = {kind: score(each) for kind, each in pictures.items()}
     low, high = base_scores.double().nanquantile(torch.tensor([_LOW, _HIGH]).double(), dim=0)
     above = {kind: (values > high).double().mean(dim=0).tolist() for kind, values in scores.items()}
+    # The judges that see a kind: its median falls below the base model's low quantile.
     limits = {name: values.nanquantile(_LOW) for name, values in guard(redrawn).items()}
     caught = {}
     for kind in list(pictures)[1:]:
         values = {**guard(pictures[kind]), **dict(zip(rewards, scores[kind].T, strict=True))}
         floor = {**limits, **dict(zip(rewards, low, strict=True))}
         caught[kind] = tuple(n for n, each in values.items() if each.nanmedian() < floor[n])
+    # Findings: garbage with high scores, then gradients that only add detail which a blur removes.
     findings = []
     for k, name in enumerate(rewards):
         findings += _garbage_findings(name, k, above, caught)
@@ -180,7 +185,7 @@ def spread_findings(
     between: torch.Tensor,
     correlation: torch.Tensor,
 ) -> list[Finding]:
-    """What is wrong with how rewards vary over the base model's pictures.
+    """Problems in the way that rewards vary over the base model's pictures.
 
     Args:
         rewards: M names.

@@ -1,8 +1,8 @@
 """`classifier:PATH_OR_ID#LABEL`: how sure an image classifier of transformers is of a label.
 
-The score is the log-odds of the label, log(p / (1 - p)), where p is what transformers' pipeline
-says: with a softmax the label's logit minus the logsumexp of all others, with independent labels
-the logit alone. A probability would have next to no gradient where the classifier is sure.
+The score is the log-odds of the label, log(p / (1 - p)), for the p of transformers' pipeline. With
+a softmax, it is the label's logit minus the logsumexp of all others. With independent labels, it is
+the logit itself. The probability p would have almost no gradient where the classifier is sure.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class Network:
         return batch.shared(("classifier", id(self)), compute)
 
     def _pixels(self, batch: ImageBatch) -> torch.Tensor:
-        """What the classifier sees; with a graph, the gradient is that of `_smooth`.
+        """The classifier's input; with a graph, its gradient is the gradient of `_smooth`.
 
         Raises:
-            ValueError: if a gradient is wanted, and the processor does what `_smooth` does not.
+            ValueError: if a gradient is wanted and the processor differs from `_smooth`.
         """
         pixels: torch.Tensor = self._processor(images=batch.pil, return_tensors="pt").pixel_values
         if not batch.keep_graph:
@@ -141,7 +141,7 @@ class LabelOdds(BatchReward):
 
 
 def indices_of(label: str, labels: Mapping[int, str]) -> list[int]:
-    """Where a label stands: by its whole name, or by one of several between commas.
+    """The indices of a label, given by its whole name or by one of its names between commas.
 
     Raises:
         UserError: naming labels that are like it, if there is none.
@@ -163,7 +163,7 @@ def indices_of(label: str, labels: Mapping[int, str]) -> list[int]:
 
 
 def problem(argument: str) -> str | None:
-    """What is wrong with the argument of a classifier; no model is loaded."""
+    """The problem with the argument of a classifier, or None; no model is loaded."""
     source, _, label = argument.partition("#")
     if not source or not label.strip():
         return _USAGE

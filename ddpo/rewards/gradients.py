@@ -1,7 +1,7 @@
 """Gradients of the objectives with respect to pictures.
 
 Policies are judged by the rewards themselves, which see 8-bit pictures, Pillow's resize and real
-files. There are three kinds of objectives here:
+files. For gradients, there are three kinds of objectives:
 
 - A differentiable reward: the gradient of its function without rounding is followed (`ImageBatch`,
   `clip_pixels`).
@@ -170,7 +170,7 @@ class RewardGradients:
             values = function(ImageBatch(images, self._device), prompts).to(rewards)
         present = rewards.isfinite()
         slope, correlation = fit(values[present], rewards[present])
-        strength = abs(correlation)  # a size and its negative are followed alike
+        strength = abs(correlation)  # a companion may fall as its reward rises
         if strength < MIN_CORRELATION:
             logger.warning(
                 "%s is a black box: on the base model's pictures its differentiable companion has "

@@ -1,9 +1,9 @@
-"""Guards: what over-optimisation shows in, measured at evaluation and never trained on.
+"""Guards: measures that reveal over-optimisation, taken at evaluation and never trained on.
 
 A policy that has learnt to please its rewards may have lost what nobody asked it to keep. Guards
 are measured on the evaluation pictures of every policy, beside the base model's pictures of the
-same prompts and noise. Two are read off CLIP embeddings of the pictures, one off how far all judges
-agree, and any reward can be one. For all of them larger is better.
+same prompts and noise. Two guards compare CLIP embeddings of the pictures, and one measures how far
+all judges agree. Any reward can be a guard, too. Larger is better for all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNITS = {"base_similarity": "cosine", "diversity": "cosine", "agreement": "shar
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GuardReading:
-    """What the guards say of one policy.
+    """The guards' values for one policy.
 
     Attributes:
         names: G guards.
@@ -55,7 +55,7 @@ class GuardReading:
 
     @property
     def broken(self) -> tuple[str, ...]:
-        """The guards that the policy has lost more of than it may."""
+        """The guards whose limits the policy has broken."""
         limits = zip(self.names, self.drops.tolist(), self.max_drops, strict=False)
         return tuple(name for name, drop, limit in limits if drop > limit)
 
@@ -74,7 +74,7 @@ class Guards:
 
     Args:
         settings: names, at least one, and limits.
-        scorer: of those guards that are rewards; None if none is.
+        scorer: scores the guards that are rewards; None if there are none.
         towers: guard -> the CLIP that embeds pictures for it; guards may share one.
     """
 
@@ -101,7 +101,7 @@ class Guards:
         They run where rewards do.
 
         Raises:
-            RewardError: naming the one whose model cannot be loaded.
+            RewardError: naming the guard whose model cannot be loaded.
         """
         guards, rewards = settings.guards, settings.rewards
         if not guards.names:
@@ -113,12 +113,12 @@ class Guards:
 
     @property
     def units(self) -> dict[str, str]:
-        """Guard -> what one unit of it is."""
+        """Guard -> the unit of its values."""
         rewards = self._scorer.units if self._scorer else {}
         return {name: rewards.get(name) or _UNITS[name] for name in self.names}
 
     def check(self, height: int, width: int, prompts: Sequence[str]) -> None:
-        """Try those guards that are rewards, as `Scorer.check` does.
+        """Try the guards that are rewards, as `Scorer.check` does.
 
         Raises:
             RewardError: naming the guard, what was expected and what came.
@@ -171,7 +171,7 @@ class Guards:
         """The guards of one policy.
 
         Args:
-            evaluation_set: that both were evaluated on.
+            evaluation_set: the set that both were evaluated on.
             policy: with the features of its pictures.
             base: the base model's.
         """
@@ -182,10 +182,10 @@ class Guards:
         counts = values.isfinite().sum(dim=0)
         variance = (values - mean).square().nansum(dim=0) / (counts - 1).clamp(min=1)
         std_errors = (variance / counts).sqrt()
-        if "diversity" in self.names:  # whose pictures are not independent
+        if "diversity" in self.names:  # its values are not independent
             index = self.names.index("diversity")
             std_errors[index] = diversity_std_error(values[:, index], prompts)
-        if "agreement" in self.names and policy is base:  # likewise
+        if "agreement" in self.names and policy is base:  # nor are these
             index = self.names.index("agreement")
             std_errors[index] = diversity_std_error(values[:, index], prompts)
         return GuardReading(
@@ -269,7 +269,7 @@ def diversity(embeds: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         prompts: N.
 
     Returns:
-        (N,); NaN for the only picture of a prompt, and for those left out.
+        (N,); NaN for the only picture of a prompt, and for pictures left out.
 
     >>> diversity(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), ["a", "a", "b"])
     tensor([1., 1., nan])
@@ -313,7 +313,7 @@ def agreement_of_draws(scores: torch.Tensor, prompts: Sequence[str]) -> torch.Te
         prompts: N.
 
     Returns:
-        (N,); NaN for the only picture of a prompt, and for those without a score.
+        (N,); NaN for the only picture of a prompt, and for pictures without a score.
     """
     out = torch.full((len(scores),), math.nan, dtype=scores.dtype)
     is_whole = scores.isfinite().all(dim=1).tolist()
@@ -328,14 +328,17 @@ def agreement_of_draws(scores: torch.Tensor, prompts: Sequence[str]) -> torch.Te
 def diversity_std_error(values: torch.Tensor, prompts: Sequence[str]) -> float:
     """Standard error of the mean of `diversity`, for these prompts and other pictures of them.
 
-    Likewise of `agreement_of_draws`. What two pictures have in common counts for both, so that
-    values within a prompt are not independent: the mean U of its n values is a U-statistic. Its
-    variance is the jackknife's over pictures (Arvesen 1969), where U without picture i is
-    U - 2 (values_i - U) / (n - 2). That of a prompt with two pictures, whose one distance shows no
-    variance, is the squared difference from the mean over all prompts.
+    The same holds for `agreement_of_draws`. The distance of two pictures enters the values of both,
+    so values within a prompt are not independent: the mean U of its n values is a U-statistic. Its
+    variance is the jackknife's over pictures (Arvesen 1969), for which U without picture i is
+
+        U - 2 (values_i - U) / (n - 2)
+
+    Two pictures have only one distance, which shows no variance. Such a prompt counts with its
+    squared difference from the mean over all prompts.
 
     Args:
-        values: (N,) from these; NaN counts for nothing.
+        values: (N,) from one of these functions; NaN is left out.
         prompts: N.
     """
     groups = [values[rows] for rows in _rows_by_prompt(prompts)]
@@ -366,7 +369,7 @@ def excluded_policies(
     """The policies that have lost more than a guard allows; each is reported.
 
     Args:
-        readings: policy -> what the guards say of it.
+        readings: policy -> its guards' values.
         say: shows a sentence.
     """
     broken = {name: reading for name, reading in readings.items() if reading.broken}

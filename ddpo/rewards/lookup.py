@@ -68,7 +68,7 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         if problem is not None:
             yield problem
     sources = flat.get("rewards.sources", ())
-    defaults = RewardSettings().sources  # which are right, and checking imports their files
+    defaults = RewardSettings().sources  # known to be right, slow to check
     chosen = (each for each in sources if each not in defaults)
     yield from filter(None, map(_source_problem, chosen))
     if len({text.partition("=")[0] for text in sources}) < len(sources):
@@ -76,7 +76,7 @@ def reward_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence for each guard that is neither a reward nor compares pictures; see above."""
+    """One sentence for each guard that is neither a reward nor compares pictures."""
     for name in flat.get("guards.names", ()):
         if name in PICTURE_GUARDS:
             continue

@@ -2,8 +2,8 @@
 
 P(left over right) = sigmoid(w . (f_left - f_right)) (Bradley and Terry 1952), with a Gaussian prior
 on w: logistic regression with a ridge and no constant. An answer "neither" counts as half a choice
-for each side. Here are numbers alone: n answers, differences (n, D) of features, and choices (n,),
-1 for left, 0 for right and 0.5 for neither.
+for each side. This file only sees numbers: n answers, differences (n, D) of features, and choices
+(n,), 1 for left, 0 for right and 0.5 for neither.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Fit:
         weights: (D,), the mode of w.
         ridge: precision of the prior.
         basis: (D, r), orthonormal columns that span the differences.
-        covariance: (r, r) of w in that basis; outside of it w is as the prior has it.
+        covariance: (r, r) of w in that basis; outside of it, the prior's covariance holds.
     """
 
     weights: Array
@@ -62,8 +62,8 @@ class Check:
 
     Attributes:
         num_choices: answers that were left or right.
-        num_right: those that were predicted.
-        p_value: of that many or more by tossing coins.
+        num_right: choices that were predicted correctly.
+        p_value: the probability of that many or more by tossing coins.
         confidence: mean probability that was given to the side predicted. Calibrated predictions
             have the same `accuracy`.
     """
@@ -75,7 +75,7 @@ class Check:
 
     @property
     def accuracy(self) -> float:
-        """The part of the choices that was predicted; 0.5 if there is none."""
+        """The share of choices that were predicted correctly; 0.5 if there are no choices."""
         return self.num_right / self.num_choices if self.num_choices else 0.5
 
 
@@ -113,7 +113,7 @@ def fit(differences: Array, choices: Array) -> Fit:
 def held_out(differences: Array, choices: Array, groups: Sequence[int]) -> Array:
     """(n,) logits of each answer by a fit of other answers only: cross-validation.
 
-    Every fold chooses its own ridge, so that nothing of an answer enters what predicts it.
+    Every fold chooses its own ridge, so that an answer has no part in its own prediction.
 
     Args:
         differences: (n, D).
@@ -135,9 +135,10 @@ def held_out(differences: Array, choices: Array, groups: Sequence[int]) -> Array
 def ahead(differences: Array, choices: Array) -> Array:
     """(n,) logits of each answer by a fit of answers before it; 0 for the first ones.
 
-    Answers stand in the order in which they were given. Coins are then predicted as coins, however
-    earlier answers decided what was asked: the number predicted is binomial, which it is not in
-    cross-validation, where answers predict each other (Dawid 1984, the prequential approach).
+    Answers stand in the order in which they were given. If a person tosses coins, the number of
+    right predictions is then binomial, although earlier answers decided what was asked. In
+    cross-validation it is not: there, answers predict each other (Dawid 1984, the prequential
+    approach).
     """
     logits, known = np.zeros(len(choices)), _FIRST
     while known < len(choices):
@@ -149,7 +150,7 @@ def ahead(differences: Array, choices: Array) -> Array:
 
 
 def check(logits: Array, choices: Array) -> Check:
-    """What held-out predictions are worth; the test is binomial and one-sided.
+    """How good held-out predictions are; the test is binomial and one-sided.
 
     Args:
         logits: (n,) of `held_out`.
@@ -174,11 +175,11 @@ def check(logits: Array, choices: Array) -> Check:
 
 
 def information(fitted: Fit, differences: Array) -> Array:
-    """(n,) how much an answer would say about w: how uncertain it is, in nats.
+    """(n,) how much an answer is expected to teach about w, in nats.
 
-    The mutual information of w and an observation of the logit as precise as one choice is there,
-    1/2 log(1 + p (1 - p) Var[logit]) (MacKay 1992): large where the fit is unsure of the choice and
-    of the logit. A pair of nearly equal pictures is unsure of the choice only.
+    It is the mutual information of w and an observation of the logit that is as precise as one
+    choice: 1/2 log(1 + p (1 - p) Var[logit]) (MacKay 1992). It is large where the fit is unsure of
+    both the choice and the logit. For a pair of nearly equal pictures, only the choice is unsure.
     """
     chance = expit(differences @ fitted.weights)
     information: Array = np.log1p(chance * (1 - chance) * fitted.variance(differences)) / 2
@@ -195,12 +196,14 @@ def _posterior(inside: Array, choices: Array, ridge: float, start: Array) -> tup
 
     value = objective(weights)
     for _ in range(_MAX_STEPS):
+        # Newton's step from the loss and the ridge.
         chance = expit(inside @ weights)
         gradient = inside.T @ (chance - choices) + ridge * weights
         hessian = (inside.T * (chance * (1 - chance))) @ inside + ridge * identity
         covariance = np.linalg.inv(hessian)
         step = covariance @ gradient
-        is_last = np.abs(inside @ step).max(initial=0.0) < _SMALL  # what is left is its square
+        # Halved until it helps. The error after a small step is about the step's square.
+        is_last = np.abs(inside @ step).max(initial=0.0) < _SMALL
         while not is_last and objective(weights - step) > value:
             step /= 2
         weights = weights - step
@@ -213,8 +216,11 @@ def _posterior(inside: Array, choices: Array, ridge: float, start: Array) -> tup
 def _left_out(inside: Array, choices: Array, weights: Array, covariance: Array) -> Array:
     """(n,) logits of each answer by the fit of all others, to first order.
 
-    One Newton step from the fit of all (Rad and Maleki 2020, arXiv 1801.10243, eq. 8): with h = x
-    Cov x, x w + h g / (1 - h s), where g is the gradient and s the curvature of the answer's loss.
+    One Newton step from the fit of all (Rad and Maleki 2020, arXiv 1801.10243, eq. 8):
+
+        x w + h g / (1 - h s)    with h = x Cov x
+
+    Here g is the gradient and s the curvature of the answer's loss.
     """
     logits = inside @ weights
     chance = expit(logits)

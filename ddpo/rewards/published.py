@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedModel:
-    """What a model costs; FLOPs count a multiply-add as two, and are those of one picture.
+    """The cost of a model; FLOPs are per picture and count a multiply-add as two.
 
     Attributes:
-        parameters: of all its halves.
+        parameters: number of them, for text and pictures together.
         file_bytes: of the file that is downloaded.
         score_flops: of scoring.
         ascent_flops: of scoring, and taking the gradient back to the picture.
         score_entries: numbers alive at the peak of scoring, beside the parameters.
-        ascent_entries: likewise, with the gradient.
+        ascent_entries: the same for scoring and the gradient.
     """
 
     parameters: int
@@ -28,8 +28,9 @@ class PublishedModel:
 
 
 # Sizes: Radford et al. 2021, table 20, and the configurations of openai/clip-vit-large-patch14 and
-# laion/CLIP-ViT-H-14-laion2B-s32B-b79K. All else is measured on these configurations as that of
-# base models is (`ddpo.cost.footprint.Meter`); tests/ddpo/cost/test_rewards.py measures it again.
+# laion/CLIP-ViT-H-14-laion2B-s32B-b79K. All else is measured on these configurations, in the same
+# way as for base models (`ddpo.cost.footprint.Meter`). tests/ddpo/cost/test_rewards.py measures it
+# again.
 CLIP_L_14 = PublishedModel(
     parameters=427_616_513,
     file_bytes=1.71e9,  # float32

@@ -114,7 +114,8 @@ class Scorer:
         Args:
             height: of a run's pictures, in pixels.
             width: of a run's pictures, in pixels.
-            prompts: one per picture; examples of the run's, with metadata that a reward may need.
+            prompts: one per picture: some of the run's prompts, with metadata that a reward may
+                need.
 
         Raises:
             RewardError: naming the reward, the expected result and the actual one.

@@ -47,7 +47,7 @@ class Learnt:
     Attributes:
         fit: the model of all answers.
         checked: each answer predicted by a fit of others (cross-validation): how good it is.
-        by_chance: the same of the pairs that were drawn by chance, not because they were hard.
+        by_chance: the same for pairs that were drawn by chance, not because they were hard.
         foretold: each answer predicted from those before it: whether it is better than chance.
     """
 
@@ -97,7 +97,8 @@ class Certainty(BatchReward):
 
     def __init__(self, clip: ClipTower, fitted: Fit, centre: Array) -> None:
         self.clip = clip
-        # Of the covariance in all D dimensions: C = R R^T, with the prior where nothing is known.
+        # A root R of the covariance in all D dimensions, C = R R^T. Outside the basis, C is the
+        # prior's.
         outside = np.eye(len(centre)) - fitted.basis @ fitted.basis.T
         covariance = fitted.basis @ fitted.covariance @ fitted.basis.T + outside / fitted.ridge
         self._covariance = torch.from_numpy(covariance).to(clip.device, torch.float32)
@@ -150,7 +151,7 @@ def as_numbers(answers: Answers, embeds: Mapping[str, Array]) -> tuple[Array, Ar
 
 
 def learn(answers: Answers, embeds: Mapping[str, Array]) -> Learnt:
-    """What answers teach; there must be one."""
+    """Learn a taste from answers; there must be at least one."""
     differences, choices = as_numbers(answers, embeds)
     logits, before = held_out(differences, choices, answers.groups), ahead(differences, choices)
     is_chance = np.array([each.asked_by == CHANCE for each in answers.answers])
@@ -164,7 +165,7 @@ def learn(answers: Answers, embeds: Mapping[str, Array]) -> Learnt:
 
 
 def problem(argument: str) -> str | None:
-    """What is wrong with the argument of a taste; no model is loaded."""
+    """The problem with the argument of a taste, or None; no model is loaded."""
     where, mark, part = argument.partition("#")
     if mark and part != _CERTAINTY:
         return f"must be taste:FOLDER, or taste:FOLDER#{_CERTAINTY} for a guard"

@@ -51,7 +51,7 @@ class UpdateRule(Protocol):
     rows_per_pair: int
 
     def begin(self, rollout: Rollout) -> torch.Tensor | None:
-        """Start a new rollout. What is drawn for it serves the other methods until the next one.
+        """Start a new rollout. Noise drawn here serves the other methods until the next rollout.
 
         Returns:
             (rows, T) measures under the policy that sampled; None if sampling left none.

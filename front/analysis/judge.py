@@ -1,4 +1,4 @@
-"""Measures adapters as a run has measured its front."""
+"""Measures adapters in the way that a run measured its front."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Judge:
         model: where its base model is now; empty where it was.
         device: empty for a GPU if there is one.
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
-        num_images: of the report set, the first; 0 for all.
+        num_images: how many images of the report set, from the first; 0 for all.
 
     Raises:
         UserError: if the settings, the model, a reward or the prompts cannot be used.
@@ -152,7 +152,7 @@ class Judge:
         return out
 
     def guard_values(self, policy: Evaluation, base: Evaluation) -> dict[str, GuardValue]:
-        """What the run's guards say of one evaluation beside the base model's."""
+        """The values of the run's guards for an evaluation, beside the base model's."""
         if self._guards is None:
             return {}
         reading = self._guards.read(self.report_set, policy, base)
@@ -191,7 +191,7 @@ def _report_set(settings: Settings, front: Front) -> EvaluationSet:
     """The prompts and seeds that the front was measured on.
 
     Raises:
-        FrontError: if its prompts cannot be read, or are others now.
+        FrontError: if its prompts cannot be read, or have changed.
     """
     try:
         prompts = split_prompts(settings.prompts).report

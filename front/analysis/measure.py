@@ -1,4 +1,4 @@
-"""Pareto analysis: how far the front is continuous, measured.
+"""Pareto analysis: measures how continuous the front is.
 
 PGMORL (Xu et al. 2020, section 3.5) turns a set of policies into a continuous front by
 interpolating parameters within a family of policies. Here every pair of neighbours on the front is
@@ -61,8 +61,8 @@ def analyse(
         The analysis, and the evaluation of every policy and blend, and of the base model, by id.
 
     Raises:
-        UserError: if there is one policy only, the run's parts cannot be used, or its policies are
-            not worth what they were.
+        UserError: if there is one policy only, the run's parts cannot be used, or its policies
+            score differently now.
     """
     if len(front.policies) < 2:
         raise FrontError("the front is a single policy: there is nothing to interpolate")
@@ -94,7 +94,7 @@ def analyse(
 
 
 def recipes_between(front: Front, points: Mapping[tuple[int, int], int]) -> dict[str, Parts]:
-    """What blends are made of, by their names: evenly spaced between pairs of policies.
+    """The parts of blends, by their names: evenly spaced between pairs of policies.
 
     Args:
         front: whose policies are blended.
@@ -137,13 +137,13 @@ def summarise(
     num_images: int,
     in_predictions: Mapping[str, Evaluation] | None = None,
 ) -> Analysis:
-    """What measured blends say about a front.
+    """The conclusions about a front from its measured blends.
 
     Args:
         front: whose neighbours were blended.
         recipes: name -> parts of a blend.
         evaluations: on the report set, of blends, policies and the base model, by name.
-        guards: name -> what guards say of a blend.
+        guards: name -> guards' values for a blend.
         num_images: drawn for it.
         in_predictions: name -> evaluation of the same blend in the space of predictions.
     """
@@ -212,6 +212,7 @@ def _links(
     in_predictions: Mapping[str, Evaluation],
 ) -> tuple[Link, ...]:
     """Compare every blend with the chord between its parts, image by image."""
+    # Every blend.
     is_useful = non_dominated(np.vstack([front.z, *(_z(front, blend) for blend in blends)]))
     measured = []
     for blend, useful in zip(blends, is_useful[len(front.policies) :], strict=True):
@@ -235,6 +236,7 @@ def _links(
                 gain=evaluations[blend.id].gain_over(evaluations[BASE_POLICY]),
             )
         )
+    # The blends of each pair of policies, together.
     pairs: dict[tuple[PolicyId, PolicyId], list[MeasuredBlend]] = {}
     for each in measured:
         (first, _), (second, _) = each.blend.parts

@@ -1,8 +1,8 @@
 """A line of the front as a slider: from one policy to another by the strength of one LoRA.
 
 With the first policy loaded at strength 1, the LoRA of the direction dW_2 - dW_1 at strength s
-draws the blend (1 - s) dW_1 + s dW_2, exactly. Whether these blends are as good as the front's own
-policies is measured.
+draws the blend (1 - s) dW_1 + s dW_2, exactly. Measurements tell whether these blends are as good
+as the front's own policies.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def measure_slider(
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
 
     Raises:
-        UserError: if the run's parts cannot be used, or its policies are not worth what they were.
+        UserError: if the run's parts cannot be used, or its policies score differently now.
     """
     ends = [Adapter.read(policy.file) for policy in (first, second)]
     adapters = [Adapter.blend([(ends[0], 1 - s), (ends[1], s)]) for s in STRENGTHS]

@@ -61,7 +61,7 @@ def usual_setups(own: Setup, guidance: float) -> tuple[Setup, ...]:
 
     Args:
         own: the run's.
-        guidance: that the base model is usually drawn with.
+        guidance: the base model's usual one.
     """
     steps = next(count for count in _STEPS if count != own.steps)
     setups = [
@@ -88,16 +88,16 @@ def measure_transfer(
 
     Args:
         front: of the run.
-        setups: besides the run's own, which always comes first; none for the `usual_setups`. One
-            of those that the model cannot be drawn with is left out, and logged.
+        setups: besides the run's own, which always comes first; none for the `usual_setups`. A
+            usual setup that the model cannot draw with is left out, and logged.
         num_images: of each policy; 0 for the whole report set.
         model: where the base model is now; empty where it was.
         device: empty for a GPU if there is one.
         rows_per_pass: UNet rows at a time; 0 as many as in the run.
 
     Raises:
-        UserError: if the run's parts cannot be used, its policies are not worth what they were, or
-            a setup does not fit the model.
+        UserError: if the run's parts cannot be used, its policies score differently now, or a setup
+            does not fit the model.
     """
     if all(policy.id == BASE_POLICY for policy in front.policies):
         raise FrontError("the front is the base model alone: there is no gain to measure")
@@ -160,7 +160,7 @@ def _rewards(
 
 
 def publish_transfer(front: Front, records: Sequence[SetupRecord]) -> None:
-    """Put what was measured into `front.json`, in the place of an earlier measurement.
+    """Put a measurement into `front.json`, in the place of an earlier one.
 
     Raises:
         FrontError: if the run directory cannot be written to.

@@ -1,4 +1,4 @@
-"""What an analysis finds: blends of neighbours, where they lie, which policies they connect."""
+"""The findings of an analysis: blends of neighbours, their places, the policies they connect."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Analysis:
-    """What the blends say about a front.
+    """The conclusions about a front from its blends.
 
     Attributes:
         links: one per pair of neighbours.

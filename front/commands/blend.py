@@ -25,7 +25,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Blend the neighbours on the front around a preference: their weight updates, added exactly.
+    """Blend the neighbours on the front around a preference by adding their weight updates exactly.
 
     The blend's rank is the sum of its parts' ranks, unless --rank reduces it.
     """

@@ -47,8 +47,9 @@ def draw_beside_base(
         member: policy or blend.
         prompts: what to draw; one given twice is drawn once.
         seeds: the same for every prompt, one after the other.
-        out: folder for `<policy>_<prompt>_<seed>.png` and the sheet; made if absent. Names tell
-            apart whatever draws another picture, `changes` too: only the same picture is replaced.
+        out: folder for `<policy>_<prompt>_<seed>.png` and the sheet; made if absent. Files of
+            different pictures have different names, with `changes` as well, so only the same
+            picture is replaced.
         model: where the base model is now.
         device: empty for a GPU if there is one.
         rows_per_pass: UNet rows at a time; 0 as many as in the run.

@@ -1,4 +1,4 @@
-"""What the live app shows beside pictures: a small map of the front, in the colours of the page."""
+"""The small map of the front that the live app shows, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _axis(objective: Objective) -> str:
 
 
 def returns_of(member: FrontPolicy | Blend) -> Array:
-    """Report returns (M,); of a blend that nobody has measured, those on the chord of its parts."""
+    """Report returns (M,); for a blend that nobody has measured, a point on its parts' chord."""
     if member.report_returns is not None:
         return member.report_returns
     return np.asarray(sum(part * policy.report_returns for policy, part in member.parts))

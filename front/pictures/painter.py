@@ -50,7 +50,7 @@ class Painter:
 
     @classmethod
     def of_model(cls, settings: Settings, device: str = "") -> Painter:
-        """One that draws the base model of some settings, without a run."""
+        """A painter of the base model that settings name, without a run."""
         painter = cls.__new__(cls)
         painter._load(settings, device)
         return painter
@@ -156,7 +156,7 @@ class Painter:
 
 
 def _embeds(negative: Conditioning, prompts: Conditioning) -> dict[str, torch.Tensor]:
-    """Prompts as arguments of a pipeline: read as in training, also where diffusers cuts them."""
+    """Prompts as arguments of a pipeline, read as in training even where diffusers cuts them."""
     negative, prompts = Conditioning.of_one_length([negative.expand(len(prompts)), prompts])
     embeds = {"prompt_embeds": prompts.text, "negative_prompt_embeds": negative.text}
     if prompts.pooled is not None and negative.pooled is not None:

@@ -1,4 +1,4 @@
-"""What trackers are shown besides metrics: the front, sample pictures and a table of returns."""
+"""Panels for trackers, besides metrics: the front, sample pictures and a table of returns."""
 
 from __future__ import annotations
 

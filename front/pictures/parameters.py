@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from front.member import Blend, FrontPolicy
 
 KEY = "parameters"  # of the text in the file
-# Where the same steps lie: the scheduler of ComfyUI, the schedule type of A1111 and Forge.
+# Spacing -> its name as the scheduler of ComfyUI, and as the schedule type of A1111 and Forge.
 _SCHEDULES = {
     "leading": ("ddim_uniform", "DDIM"),
     "trailing": ("sgm_uniform", "SGM Uniform"),
     "linspace": ("normal", "Normal"),
 }
-# The same sampler there; ComfyUI has none of TCD's name, whose steps at gamma 1 are LCM's.
+# Sampler -> its names there. ComfyUI has no TCD, but its steps at gamma 1 are LCM's.
 _DISTILLED = {"lcm": ("lcm", "LCM"), "tcd": ("lcm", "TCD")}
 
 
 class Elsewhere(NamedTuple):
-    """What the run's sampler is called in ComfyUI, and in A1111 and Forge.
+    """The names of the run's sampler in ComfyUI, and in A1111 and Forge.
 
     Attributes:
         sampler: its two names.
-        schedule: the two names of where its steps lie; None where that has no name.
+        schedule: the two names of its spacing; None where the spacing has no name.
         is_distilled: whether it is LCM's or TCD's.
     """
 
@@ -95,7 +95,7 @@ def describe(
     Args:
         picture: drawn.
         front: of the run.
-        member: that drew it; None for the base model.
+        member: the policy or blend that drew it; None for the base model.
         prompt: of the picture.
         seed: of the picture.
         sampler: see `sampler_of`.

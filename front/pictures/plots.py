@@ -38,8 +38,8 @@ def plot_front(
 ) -> None:
     """Draw every pair of objectives: the front with error bars, the base model, what was trained.
 
-    One objective has no pairs: its returns are drawn instead. Guards are drawn
-    below, each against the first objective, so that one sees where a gain is over-optimisation.
+    With one objective there are no pairs, and its returns are drawn instead. Guards are drawn
+    below, each against the first objective, to show where a gain is over-optimisation.
 
     Args:
         path: the PNG file.
@@ -144,7 +144,7 @@ def _plot_guard(axis: Any, front: FrontView, guard: Guard) -> None:
 def plot_hypervolume(path: Path, curve: Sequence[CurvePoint], num_objectives: int) -> None:
     """Draw the archive's hypervolume (selection set, z-units) against training images.
 
-    Of one objective it is the best return above the reference point.
+    For one objective it is the best return above the reference point.
     """
     figure, axis = plt.subplots(figsize=(6.2, 4))
     axis.plot([point.images for point in curve], [point.hypervolume for point in curve], "o-")

@@ -1,4 +1,4 @@
-"""Settings that are gone: what recipes, command lines and earlier runs that have them are told."""
+"""Removed settings: the messages for recipes, command lines and earlier runs that have them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def other_than(name):
 
 
 def run_with(*changes, **values):
-    """What `config.json` of an earlier run holds: today's defaults and these settings."""
+    """The content of an earlier run's `config.json`: today's defaults and these settings."""
     flat = dict(flatten(read_settings(changes).to_json()))
     return json.loads(json.dumps(nested({**flat, **values})))
 
@@ -53,7 +53,7 @@ def test_the_command_line_is_told_what_to_do_instead(name):
 
 
 @pytest.mark.parametrize("name", REMOVED)
-def test_a_recipe_is_told_so_too(name, tmp_path):
+def test_a_recipe_gets_the_same_message(name, tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
         "from config import base\n\ndef get_config():\n    config = base.get_config()\n"

@@ -1,4 +1,4 @@
-"""What may differ between a run and its continuation."""
+"""Differences that are allowed between a run and its continuation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from config.settings.resume import changed_settings
 from run.command_line import read_settings
 
 
-def test_harmless_changes_are_accepted_and_told():
+def test_harmless_changes_are_accepted_and_reported():
     before = read_settings([]).to_json()
     changes = changed_settings(
         before,

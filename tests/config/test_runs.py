@@ -1,4 +1,4 @@
-"""Which run a path means, and what is said of a run that is not there."""
+"""The run that a path means, and the message about a missing run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from front.report import ReportError, write_report
 
 @pytest.fixture(name="logs")
 def _logs(tmp_path, monkeypatch):
-    """Three runs, the second written to last, and a folder that is none."""
+    """Three runs, of which the second was written to last, and a folder that is no run."""
     monkeypatch.chdir(tmp_path)
     for name, when in (("a", 100), ("b", 300), ("c", 200)):
         run = tmp_path / "logs" / name
@@ -32,7 +32,7 @@ def test_latest_is_the_newest_run_of_its_folder(logs):
     assert named_run(logs / "latest") == logs / "b"
     assert named_run(Path("latest")) == Path("logs/b")
     assert run_meant_by("latest") == Path("logs/b")
-    (logs / "a" / "search.json").write_text("{}")  # goes on
+    (logs / "a" / "search.json").write_text("{}")  # continues
     assert named_run(Path("logs/latest")) == Path("logs/a")
 
 

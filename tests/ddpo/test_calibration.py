@@ -30,7 +30,7 @@ def test_the_embedded_model_taken_for_another_kind_draws_no_pictures(prediction,
     problem = picture_problem(bytes_of(images), 4)
     assert (problem is None) is (words is None)
     assert words is None or words in problem
-    assert words is None or "see pretrained.prediction_type" in problem
+    assert words is None or "check pretrained.prediction_type" in problem
 
 
 def test_flat_pictures_noise_and_shapes_are_told_apart():

@@ -162,7 +162,7 @@ def test_a_schedule_is_distinct_timesteps_of_the_table_or_refused(spacing):
             timesteps = make_schedule(scheduler, num_steps, 1.0).timesteps.tolist()
         except UserError as error:
             refused.append(num_steps)
-            advised = int(re.search(r"to (\d+), say", str(error))[1])
+            advised = int(re.search(r"to (\d+), for example", str(error))[1])
             assert abs(advised - num_steps) == 1
             assert len(make_schedule(scheduler, advised, 1.0).timesteps) == advised
         else:

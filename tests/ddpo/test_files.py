@@ -17,7 +17,7 @@ def leftovers(folder):
 
 
 def next_generation(folder):
-    """What a run does after generation 2: save the policies, then commit."""
+    """The work of a run after generation 2: save the policies, then commit."""
     store = CheckpointStore(folder)
     store.latest()
     commit(store, 2, ["base", "g2"])
@@ -45,7 +45,7 @@ def test_a_checkpoint_is_whole_or_absent_at_every_point_of_its_writing(tmp_path)
         results.add(latest.generation)
         assert latest.search == {"n": latest.generation}
         assert_equal(latest.policies[f"g{latest.generation}"], policy(2 + latest.generation))
-        next_generation(run)  # the run goes on from there, whatever lies about
+        next_generation(run)  # the run resumes from there, whatever files lie about
         assert CheckpointStore(run).latest().generation == 2
         assert leftovers(run) == []
     assert not died

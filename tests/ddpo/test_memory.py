@@ -78,7 +78,7 @@ def test_a_rollout_on_the_host_makes_the_same_update(rule):
 
 @pytest.mark.parametrize("rule", ["diffusion_nft", "awm"])
 def test_noise_to_learn_from_and_old_predictions_are_kept_where_the_rollout_is(rule):
-    """No second device here: "meta" stands in for the rollout's."""
+    """There is no second device here, so "meta" stands in for the rollout's device."""
     rig = make_rig(2, train={"update_rule": rule})
     rollout = rig.rollout(rig.batch(2, 4))
     away = dataclasses.replace(rollout, latents=rollout.latents.to("meta"))
@@ -88,7 +88,7 @@ def test_noise_to_learn_from_and_old_predictions_are_kept_where_the_rollout_is(r
     pairs = torch.zeros(2, 3, 2, dtype=torch.int64)
     old = rig.updater.measure_all(rig.agents, away, [pairs])
     assert old.shape[:2] == (8, 4)
-    assert old.is_meta == (rule == "diffusion_nft")  # awm's are a number a pair
+    assert old.is_meta == (rule == "diffusion_nft")  # awm's are one number per pair
 
 
 def test_attention_is_pytorchs_own():

@@ -1,4 +1,4 @@
-"""Minibatches: every pair once an epoch, shares of processes that fit together."""
+"""Minibatches: every pair once per epoch, shares of processes that fit together."""
 
 from __future__ import annotations
 

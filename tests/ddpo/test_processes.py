@@ -60,7 +60,7 @@ def test_every_sample_of_every_agent_is_owned_once_and_evenly(num_agents, count,
 
 def test_more_processes_than_images_of_an_update_is_a_clear_error():
     flat = make_settings().flat()
-    assert list(process_problems(flat, 48)) == []  # 4 agents, 12 images an update: 12 share one
+    assert list(process_problems(flat, 48)) == []  # 4 agents, 12 images per update: 12 share one
     (problem,) = process_problems(flat, 52)
     assert "leaves 12 of an agent's 48 images to an update, fewer than the 13 processes" in problem
     soup = {**flat, "evolution.start": "soup"}  # whose warm-up has 2 agents
@@ -91,7 +91,7 @@ def settings_for(
     sampler="",
     **top,
 ):
-    """A tiny run with two smooth rewards; 5 images an update, which 2 processes share unevenly.
+    """A tiny run with two smooth rewards; 5 images per update, which 2 processes share unevenly.
 
     In a single pass, or by gradients of rewards, it takes one update of 9 images, which they share
     unevenly too.
@@ -324,7 +324,7 @@ def test_a_reward_that_fails_in_one_process_is_an_orderly_error_in_all(folder):
     ("how", "limit"), [(dying, 1000), pytest.param(hanging, 10, marks=pytest.mark.slow)]
 )
 def test_a_process_that_dies_or_hangs_ends_the_others_and_is_named(folder, how, limit):
-    """A dead process is noticed at once: the test would not live to see the time limit."""
+    """A dead process is noticed immediately, long before the time limit."""
     ended = run_processes(
         2, run, folder, 2, run_name=how.__name__, bright=how, timeout_seconds=limit, wait_for=0
     )

@@ -13,7 +13,7 @@ CAT = ("a cat", {})
 GENEVAL = {"tag": "counting", "include": [{"class": "bench", "count": 2}], "prompt": "two benches"}
 BENCHES = ("two benches", {"tag": "counting", "include": [{"class": "bench", "count": 2}]})
 READ = {
-    # a text file: a prompt a line, and nothing but a line feed ends one
+    # a text file: one prompt per line, and nothing but a line feed ends one
     "lines.txt": ("a cat\r\n\r\n a\u2028dog \x0c x\n", [CAT, ("a\u2028dog \x0c x", {})]),
     "no_suffix": ("a cat\n[cat], (dog:1.2)\n", [CAT, ("[cat], (dog:1.2)", {})]),
     "dynamic.txt": ("{red|blue} car\n[[cat]]", [("{red|blue} car", {}), ("[[cat]]", {})]),
@@ -146,7 +146,7 @@ def test_what_is_left_out_of_a_file_is_counted_and_the_first_prompts_are_shown(t
     path = tmp_path / "some.csv"
     path.write_text(f"prompt,n\na cat,1\n,2\na dog,3\na cat,4\n{'x' * 61},5\n")
     split = split_prompts(PromptSettings(train=str(path), report="emoji_report"))
-    assert f"{path}: of 5 prompts were left out: 1 repeated, 1 empty" in split.notes
+    assert f"{path}: left out of 5 prompts: 1 repeated, 1 empty" in split.notes
     shown = f"3, the first 'a cat', 'a dog', '{'x' * 60}...'"
     assert split.summary()[:2] == [f"train prompts: {shown}", f"selection prompts: {shown}"]
     assert split.summary()[2].startswith("report prompts: 16, the first 'elephant', ")

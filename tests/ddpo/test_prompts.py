@@ -102,7 +102,7 @@ def test_a_role_with_a_set_of_its_own_has_all_of_it():
     assert not set(parts.train) & set(parts.selection)
 
 
-def test_a_small_set_is_shared_and_that_is_said():
+def test_a_small_set_is_shared_and_a_note_says_so():
     parts = split("simple_animals", report="other_animals")
     assert parts.train == parts.selection == load_prompts("simple_animals")
     assert parts.notes == (

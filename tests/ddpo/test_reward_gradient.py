@@ -1,4 +1,4 @@
-"""DRaFT-K for several agents at once, beside DDPO for what has no gradient."""
+"""DRaFT-K for several agents together, beside DDPO for objectives without a gradient."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_the_progress_bar_knows_the_number_of_passes():
 
 
 def test_both_gradients_add_up_in_the_same_units():
-    """Hybrid: the pathwise gradient of one objective, and D T times that of DDPO's loss."""
+    """Hybrid: the pathwise gradient of one objective, and DDPO's loss gradient times D T."""
     rig = make(2, followed=("colorfulness",))
     rollout, advantages = rig.rollout(rig.batch(2, 4)), random_advantages(2, 4)
     directions = directions_for(2, 4, (1.0, 0.0))

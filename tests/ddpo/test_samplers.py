@@ -157,7 +157,7 @@ def test_a_model_made_for_a_sampler_is_drawn_with_it_unless_told_otherwise(sampl
     assert name_of(model.scheduler()) == sampler
     assert model.scheduler().config.original_inference_steps == 20
     assert name_of(model.scheduler("ddim")) == "ddim"
-    with pytest.raises(UserError, match=r"distilled at 20 of them.*to 20, say"):
+    with pytest.raises(UserError, match=r"distilled at 20 of them.*to 20, for example"):
         make_schedule(model.scheduler(), 21, 1.0)
 
 
@@ -195,7 +195,7 @@ def test_of_the_samplers_for_few_steps_all_but_the_last_are_trained(sampler, num
     is_two = num_steps == 2
     notes = described(schedule, [0])
     assert f"drawn by {sampler} in {num_steps} steps, at 999, " in notes[0]
-    assert any("warning: of two steps" in note for note in notes) is is_two
+    assert any("warning: with two steps" in note for note in notes) is is_two
 
 
 def test_one_step_is_refused_and_a_step_that_leaves_none_is_named():

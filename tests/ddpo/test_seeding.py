@@ -24,8 +24,8 @@ def filled(stream):
         yield tuple(key)
 
 
-# Pictures' seeds are hashes: a small one is as likely as any. Rounds of prompts shuffle indices,
-# nothing else does; that their keys are those of the first pictures' noise correlates nothing.
+# Pictures' seeds are hashes: a small one is as likely as any. Rounds of prompts share keys with the
+# noise of the first pictures, which does no harm: only they shuffle indices.
 LISTED = [each for each in Stream if each not in {Stream.ADDED_NOISE, Stream.PROMPTS, Stream.SPLIT}]
 
 
@@ -35,7 +35,7 @@ def test_no_two_streams_share_a_key(one, other):
 
 
 def test_the_search_draws_from_the_stream_that_is_named_here():
-    """`morl/` does not know this list; it is held to it."""
+    """`morl/` does not import this list but must follow it."""
     settings = make_settings(strategy="random", warmup_generations=0, seed=5)
     objectives = make_objectives(2)
     evolution = Evolution(settings, objectives, make_base(objectives))
@@ -46,7 +46,7 @@ def test_the_search_draws_from_the_stream_that_is_named_here():
 
 
 def test_numpy_fills_short_keys_with_zeros():
-    """Why streams are told apart by numbers that are not zero."""
+    """The reason why streams differ in numbers that are not zero."""
     draws = [np.random.default_rng(key).random() for key in ((1, 2, 3), (1, 2, 3, 0))]
     assert draws[0] == draws[1]
 

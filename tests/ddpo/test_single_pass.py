@@ -1,4 +1,4 @@
-"""Gradients taken while sampling: the update of two passes, without passing anything twice."""
+"""Gradients taken while sampling: the same update as with two passes."""
 
 from __future__ import annotations
 

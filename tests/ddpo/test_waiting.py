@@ -64,7 +64,7 @@ def test_an_update_waits_as_often_whatever_its_number_of_steps_and_passes(rule, 
 
 
 def test_rewards_are_computed_while_the_next_pictures_are_drawn():
-    """The first reward waits for a step of the second batch: in turns it would wait for ever."""
+    """The first reward waits for a step of the second batch: one after the other, it would hang."""
     rig = make_rig(1, sample={"rows_per_pass": 8})  # batches of 4 samples
     begun, steps = threading.Event(), []
 

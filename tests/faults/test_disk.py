@@ -51,7 +51,7 @@ def test_a_disk_that_takes_no_policy_at_all_ends_the_run_with_a_message(program)
 
 
 def test_a_full_file_system(program, whole, tmp_path):
-    """The real thing, where a small one may be mounted."""
+    """A disk that is really full, where a small one may be mounted."""
     command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
     try:
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""kill -9, anywhere: the run that goes on equals the one that was never killed, bit for bit."""
+"""kill -9, anywhere: the resumed run equals the one that was never killed, bit for bit."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_run_killed_at_named_points_of_its_saving_equals_one_never_killed(
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_equals_one_never_killed(program, whole):
-    """In the first half of the time a run takes, which on a fast machine is a second."""
+    """In the first half of a run, which lasts a second on a fast machine."""
     begin = time.perf_counter()
     code, output = program.run("run_name=timed")
     whole_run = time.perf_counter() - begin
@@ -79,7 +79,7 @@ def test_a_run_killed_at_random_moments_equals_one_never_killed(program, whole):
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_as_it_goes_on_equals_one_never_killed(program, whole):
+def test_a_run_killed_at_every_resumption_equals_one_never_killed(program, whole):
     """After random numbers of file operations, which are the same however busy the machine is."""
     run, numbers, codes, outputs = whole.parent / "often", random.Random(0), [], []
     while len(codes) < MANY_STARTS and set(codes) <= {-signal.SIGKILL}:

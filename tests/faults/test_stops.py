@@ -13,7 +13,7 @@ from tests.support.interrupted import differences
     "name",
     ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGUSR1", "SIGINT"))],
 )
-def test_a_signal_ends_the_run_in_order_and_it_goes_on_bit_for_bit(program, whole, name):
+def test_a_signal_ends_the_run_in_order_and_it_resumes_bit_for_bit(program, whole, name):
     run = f"signal-{name}"
     process = program.start(f"run_name={run}")
     process.wait_for("generation 2 of")
@@ -27,7 +27,7 @@ def test_a_signal_ends_the_run_in_order_and_it_goes_on_bit_for_bit(program, whol
     assert differences(whole.parent / run, whole) == []
 
 
-def test_a_second_signal_ends_the_run_at_once(program):
+def test_a_second_signal_ends_the_run_immediately(program):
     process = program.start("run_name=twice", fault="never_reach_a_safe_point")
     process.wait_for("stuck")
     process.kill(signal.SIGTERM)

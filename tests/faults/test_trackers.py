@@ -38,5 +38,5 @@ def test_a_wandb_server_that_never_answers_is_a_warning(program, tmp_path):
 
 
 def nowhere(folder):
-    """Neither a key nor settings of whoever runs the tests."""
+    """Without the key and the settings of the person who runs the tests."""
     return {"WANDB_DIR": str(folder), "HOME": str(folder), "NETRC": str(folder / "netrc")}

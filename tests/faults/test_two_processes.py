@@ -1,4 +1,4 @@
-"""What one process does when it is stopped or killed, two do together."""
+"""Two processes end together when one of them is stopped or killed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def go_on(program, name):
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_signal_to_one_process_ends_both_in_order_and_they_go_on_bit_for_bit(
+def test_a_signal_to_one_process_ends_both_in_order_and_they_resume_bit_for_bit(
     program, whole_of_two, rank
 ):
     name = f"two-signal-{rank}"
@@ -41,7 +41,7 @@ def test_a_signal_to_one_process_ends_both_in_order_and_they_go_on_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_two_processes_killed_at_once_go_on_bit_for_bit(program, whole_of_two):
+def test_two_processes_killed_together_resume_bit_for_bit(program, whole_of_two):
     processes = program.start_together(2, "run_name=two-killed")
     processes[0].wait_for("generation 3 of")
     for process in processes:
@@ -50,7 +50,7 @@ def test_two_processes_killed_at_once_go_on_bit_for_bit(program, whole_of_two):
     assert differences(go_on(program, "two-killed"), whole_of_two) == []
 
 
-def test_auto_on_a_run_that_is_finished_is_said_once(program, whole_of_two):
+def test_auto_reports_a_finished_run_once(program, whole_of_two):
     processes = program.start_together(2, "run_name=two", "resume_from=auto")
     assert [process.wait() for process in processes] == [0, 0]
     assert "is finished" in processes[0].output

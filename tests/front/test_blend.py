@@ -1,4 +1,4 @@
-"""Which policies are blended, and where a blend lies: known answers and laws, any M."""
+"""The policies that are blended, and the place of a blend: known answers and laws, any M."""
 
 from __future__ import annotations
 

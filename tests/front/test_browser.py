@@ -334,7 +334,7 @@ def test_three_objectives_have_a_triangle_and_axes_to_choose(browser, make_run):
 
 
 def test_four_objectives_have_a_slider_each(browser, run_copy):
-    """The records of a run of two objectives, told twice over."""
+    """The records of a run of two objectives, with every objective twice."""
     for name in ("front.json", "search.json"):
         path = run_copy / name
         path.write_text(json.dumps(doubled(json.loads(path.read_text()))))

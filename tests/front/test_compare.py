@@ -65,7 +65,7 @@ def test_the_curve_rises_and_ends_at_what_the_search_found(runs):
     assert (np.diff(curve.unet_rows) > 0).all()
     metrics = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
     archive = [line["morl/hypervolume"] for line in metrics if "morl/hypervolume" in line]
-    # the archive leaves out what noise does not tell from a policy it has: a little smaller
+    # a little smaller: the archive leaves out policies within noise of one it has
     assert (curve.hypervolumes[1:] >= np.array(archive) - 1e-9).all()
     np.testing.assert_allclose(curve.hypervolumes[1:], archive, rtol=0.05)
 

@@ -1,4 +1,4 @@
-"""Pages on fronts say what is true: their Python runs, their commands parse."""
+"""Pages on fronts are true: their Python runs, their commands parse."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ CONTAINED = {at_another_size, sdxl}  # in sdxl_at_another_size
 def test_the_code_of_a_card_draws_the_picture_that_was_judged(
     tmp_path, monkeypatch, finished_run, case
 ):
-    """The judge draws as training does; the code is run with no word changed but the place."""
+    """The judge draws as training does. Only the model's location is changed in the code."""
     front = judged_run(tmp_path, finished_run, CASES[case], case(tmp_path))
     policy = front.policies[0]
     painter = Painter(front, device="cpu")
@@ -319,7 +319,7 @@ def test_of_a_run_that_did_not_note_its_model_the_code_says_what_can_be_known(fi
 
 
 def test_every_setting_that_changes_pictures_is_in_the_code():
-    """A new one needs a place in `drawing_code`, or here among those that change nothing."""
+    """A new setting needs a place in `drawing_code`, or here among the ones without effect."""
     code = Path(drawing_module.__file__).read_text() + Path(cards.__file__).read_text()
     without = {
         "prediction_type",  # these three are in `ModelRecord.schedule`

@@ -175,7 +175,7 @@ def test_the_weights_proposed_for_others_are_accepted(finished_run):
         assert front.check_weights(proposed) == pytest.approx(np.array(weights) / sum(weights))
 
 
-def test_what_nobody_reaches_and_what_does_not_exist_is_said(finished_run):
+def test_unreachable_bounds_and_unknown_names_are_reported(finished_run):
     front = Front.load(finished_run)
     with pytest.raises(FrontError, match=r"no policy reaches colorfulness >= 1e\+09; the best"):
         front.pick(at_least={"colorfulness": 1e9})

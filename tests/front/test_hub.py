@@ -25,7 +25,7 @@ REPO = "someone/a-front"
 
 
 class FakeHub(ThreadingHTTPServer):
-    """As much of a model hub as an upload needs."""
+    """The part of a model hub that an upload needs."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -99,7 +99,7 @@ def _api(hub):
 
 
 def received(hub, folder):
-    """What a stranger would download."""
+    """The files that a stranger would download."""
     for name, content in hub.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

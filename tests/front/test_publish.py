@@ -1,4 +1,4 @@
-"""The page of a run that goes on, and what a run says at its end."""
+"""The page of an unfinished run, and the last lines that a run prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""front.json comes back as it was written, with all that it may hold."""
+"""front.json comes back as it was written, with every entry that it may hold."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_many_large_pictures_are_made_smaller_until_they_fit(run_copy, monkeypat
         assert image.size == (sides, sides)
 
 
-def test_a_run_that_goes_on_shows_the_selection_set_and_says_so(run_copy):
+def test_an_unfinished_run_shows_the_selection_set_and_says_so(run_copy):
     (run_copy / "front.json").unlink()
     page = build(run_copy)
     assert page.payload["set"] == "selection"

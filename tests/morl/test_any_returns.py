@@ -1,4 +1,4 @@
-"""Whatever finite returns an evaluation brings, the search goes on and its laws hold."""
+"""Whatever finite returns an evaluation brings, the search continues and its laws hold."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OBJECTIVES = st.integers(2, 5)
 
 @st.composite
 def runs(draw):
-    """A search and the returns that its offspring will have, one vector a task."""
+    """A search and the returns that its offspring will have, one vector per task."""
     num_objectives = draw(OBJECTIVES)
     agents = draw(st.integers(num_objectives, 6))
     search = make_settings(

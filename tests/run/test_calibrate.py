@@ -1,4 +1,4 @@
-"""What the base model scores: `mo_train.py --calibrate`."""
+"""The base model's scores: `mo_train.py --calibrate`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_missing_scores_are_left_out():
     assert spread.mean.item() == 4
 
 
-def test_an_objective_is_scaled_in_any_unit_and_told_if_it_does_not_vary(caplog):
+def test_an_objective_is_scaled_in_any_unit_and_reported_if_it_does_not_vary(caplog):
     settings = read_settings(["--config.rewards.names=sharpness,colorfulness"]).rewards
     rewards = torch.tensor([[1e-9, 5.0], [3e-9, 5.0], [5e-9, 7.0], [7e-9, 7.0]])
     calibration = calibrate(rewards, ["a", "a", "b", "b"], settings)
@@ -76,7 +76,7 @@ def test_memory_that_runs_out_is_a_clear_error(monkeypatch):
 
 
 def test_the_lines_printed_are_settings(capsys, tmp_path):
-    """What calibration proposes, pasted into a recipe, is what a run would have measured."""
+    """Pasted into a recipe, they equal the values that a run would have measured."""
     arguments = [
         "mo_train.py",
         "--calibrate",

@@ -81,7 +81,7 @@ def test_a_damaged_file_is_named_and_the_previous_checkpoint_is_used(
     assert name in caplog.text
 
 
-def test_a_run_goes_on_past_a_damaged_checkpoint_and_replaces_it(tmp_path):
+def test_a_run_resumes_past_a_damaged_checkpoint_and_replaces_it(tmp_path):
     find(two_checkpoints(tmp_path), "search.json").write_bytes(b"")
     store = CheckpointStore(tmp_path)
     assert store.latest().generation == 0
@@ -147,7 +147,7 @@ def test_checkpoints_of_format_1_are_read_for_ever():
     assert set(checkpoint.versions.packages) > {"torch", "diffusers"}
 
 
-def test_a_run_begun_by_an_older_program_goes_on(tmp_path, monkeypatch):
+def test_a_run_begun_by_an_older_program_resumes(tmp_path, monkeypatch):
     shutil.copytree(FIXTURES / "format_1_run", tmp_path / "logs" / "begun")
     small_world(tmp_path)
     monkeypatch.chdir(tmp_path)  # its settings name files here

@@ -1,4 +1,4 @@
-"""Which run directory a start means, and where run directories may lie."""
+"""The run directory that a start means, and places where run directories may lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command line asks for, and how the program ends."""
+"""The meaning of a command line, and the end of the program."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_a_policy_that_was_trained_again_takes_its_old_adapters_place(run_dir, c
         assert ("g000a0 was trained again" in caplog.text) is not is_same
 
 
-def test_other_versions_than_those_that_wrote_a_checkpoint_are_told():
+def test_versions_that_differ_from_the_checkpoint_are_reported():
     now = Versions.current()
     assert now.differences(now) == []
     before = Versions(python=now.python, packages={**now.packages, "torch": "1.0"})

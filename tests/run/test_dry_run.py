@@ -1,4 +1,4 @@
-"""What a run would do and need: `mo_train.py --dry_run`."""
+"""The report on a run in advance: `mo_train.py --dry_run`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_lora_that_is_merged_first_is_downloaded_too(tmp_path):
     save_file(state, tmp_path / "style.safetensors")
     assert "LoRA" not in downloads(str(tmp_path))
     save_file({f"{key}.oft_blocks": torch.ones(1)}, tmp_path / "style.safetensors")
-    with pytest.raises(UserError, match="no part of what is merged here"):
+    with pytest.raises(UserError, match="cannot be merged here"):
         downloads(str(tmp_path))
 
 
@@ -90,7 +90,7 @@ def test_a_target_name_without_a_layer_ends_a_dry_run_with_its_name():
     [
         ({"sample": {"num_steps": 5000}}, "num_steps=5000 does not fit the 1000"),
         ({"evaluation": {"num_steps": 5000}}, "num_steps=5000 does not fit the 1000"),
-        ({"sample": {"sampler": "lcm", "num_steps": 51}}, r"distilled at 50 of them.* to 50, say"),
+        ({"sample": {"sampler": "lcm", "num_steps": 51}}, r"distilled at 50 of them.* to 50, for"),
         ({"sample": {"sampler": "lcm", "eta": 0.5}}, "has no effect on sampler 'lcm'"),
         ({"sample": {"num_steps": 2}}, "none of the 2 denoising steps of this model can be"),
         ({"rewards": {"names": ("colorfulness", "no_such_module:f")}}, "no_such_module"),

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: bars on a terminal, lines in a log."""
+"""The progress of a run: bars on a terminal, lines in a log."""
 
 from __future__ import annotations
 

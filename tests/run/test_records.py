@@ -1,4 +1,4 @@
-"""What a run leaves in JSON comes back as the values that were written."""
+"""Records of a run come back from JSON as the values that were written."""
 
 from __future__ import annotations
 

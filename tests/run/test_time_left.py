@@ -25,7 +25,7 @@ class Simulated:
         clock: the time, as a list of one number.
         num_agents: tasks of a generation.
         report_policies: that the plan expects.
-        slowed: what every later generation takes longer than the one before.
+        slowed: time of a generation over the time of the one before.
     """
 
     def __init__(self, clock, num_agents=4, report_policies=12, slowed=1.0):

@@ -1,4 +1,4 @@
-"""A tracker may fail in any way: the run hears of it once and goes on."""
+"""A tracker may fail in any way: the run reports it once and continues."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from run.trackers import Trackers, installed_trackers, wandb_options
 
 
 class FakeAccelerator:
-    """Records what trackers get; misbehaves as told: {"log": ConnectionError("gone")}."""
+    """Records what trackers get; misbehaves on demand: {"log": ConnectionError("gone")}."""
 
     def __init__(self, **faults):
         self.faults, self.calls, self.released = faults, [], threading.Event()
@@ -87,7 +87,7 @@ def test_a_tracker_that_is_too_slow_to_keep_up_is_left_out(run, monkeypatch, cap
     monkeypatch.setattr(trackers, "BACKLOG", 3)
     accelerator = FakeAccelerator(init="hang")
     run(accelerator)
-    assert "3 things wait for it" in caplog.text
+    assert "3 calls wait for it" in caplog.text
 
 
 def test_without_trackers_nothing_is_sent(run, tmp_path):

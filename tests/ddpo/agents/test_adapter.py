@@ -80,7 +80,7 @@ def test_a_blend_is_the_weighted_sum_of_the_updates():
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-def test_a_blend_draws_what_diffusers_draws_with_both_adapters_at_once(tmp_path):
+def test_a_blend_draws_what_diffusers_draws_with_both_adapters_together(tmp_path):
     first, second = random_adapter(0), random_adapter(1, rank=2, alpha=1.0)
     first.save(tmp_path / "first")
     second.save(tmp_path / "second")
@@ -222,14 +222,14 @@ def kohya_names():
 
 
 def comfyui_weight(layer):
-    """The weight of ComfyUI's UNet that diffusers' layer is, as its table for SDXL has it."""
+    """The weight of ComfyUI's UNet that equals a layer of diffusers, by its table for SDXL."""
     where, *numbers = re.fullmatch(
         r"(down|mid|up)_blocks?\.?(\d*)\.attentions\.(\d+)\.(.*)", layer
     ).groups()
     block, attention, rest = numbers
     if where == "mid":
         return f"diffusion_model.middle_block.1.{rest}.weight"
-    if where == "down":  # two layers a block, and one that halves the size; the first block is 0
+    if where == "down":  # two layers per block, and one that halves the size; the first block is 0
         return f"diffusion_model.input_blocks.{1 + 3 * int(block) + int(attention)}.1.{rest}.weight"
     return f"diffusion_model.output_blocks.{3 * int(block) + int(attention)}.1.{rest}.weight"
 

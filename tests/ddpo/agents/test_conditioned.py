@@ -17,7 +17,7 @@ from tests.support.rig import make_rig, make_settings
 
 
 def train(rig, generation=0):
-    """A rollout and its optimiser steps along weights drawn anew, with made-up advantages."""
+    """A rollout and its optimiser steps along new random weights, with made-up advantages."""
     num_agents = rig.agents.num_agents
     rig.agents.draw_directions(even(num_agents), generation)
     rollout = rig.rollout(rig.batch(num_agents, 4))
@@ -237,7 +237,7 @@ def test_every_update_rule_trains_the_family(rule):
 
 
 def test_evaluation_leaves_the_family_alone():
-    """Slots are lent to policies of any kind; the next iteration shows the family again."""
+    """Slots may hold other policies for a while; the next iteration shows the family again."""
     agents = family_rig(3).agents
     family = agents.family.clone()
     agents.load(1, dataclasses.replace(agents.initial_policy(), step=7))

@@ -1,4 +1,4 @@
-"""Loss scaling: invisible in the result, and each agent's own."""
+"""Loss scaling: invisible in the result, and separate for each agent."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def test_mistakes_are_refused():
     rig = make_rig(2)
     with pytest.raises(ValueError, match="another model, rank"):
         rig.agents.load(0, make_rig(1, adapter={"rank": 2}).agents.snapshot(0))
-    with pytest.raises(ValueError, match="rows must be a multiple"):
+    with pytest.raises(ValueError, match="the same number of rows"):
         rig.agents.predict(
             torch.zeros(3, 4, 8, 8), torch.tensor(1), Conditioning(text=torch.zeros(3, 8, 16)), 2
         )

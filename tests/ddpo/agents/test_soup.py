@@ -1,4 +1,4 @@
-"""Blends of policies to go on training from."""
+"""Blends of policies, from which training continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run costs, before it runs: counts, FLOPs, bytes."""
+"""The cost of a run, before it runs: counts, FLOPs, bytes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_stable_diffusion_has_its_published_size():
 
 @pytest.mark.slow
 def test_stable_diffusion_costs_what_was_measured_on_a_gpu():
-    """0.803 TFLOP and 0.714 GB a row (flash attention, bfloat16), 0.179 GB with checkpointing.
+    """0.803 TFLOP and 0.714 GB per row (flash attention, bfloat16); checkpointing: 0.179 GB.
 
     `benchmarks/gpu.py` on an H100, from 24 to 48 rows; a backward pass takes 1.1 to 1.3 forwards.
     """
@@ -82,7 +82,7 @@ def test_stable_diffusion_costs_what_was_measured_on_a_gpu():
 
 @pytest.mark.slow
 def test_plain_layers_take_what_was_measured_on_a_gpu():
-    """0.80 GB a row; faster convolutions keep no inputs."""
+    """0.80 GB per row; faster convolutions keep no inputs."""
     found, plain = footprint_of(SD15), footprint_of(SD15, speed="off")
     assert plain.train_bytes == pytest.approx(0.80e9, rel=0.05)
     assert plain.train_flops == found.train_flops

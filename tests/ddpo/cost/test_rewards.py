@@ -1,4 +1,4 @@
-"""What models of rewards and guards cost: FLOPs, bytes, downloads."""
+"""The cost of the models of rewards and guards: FLOPs, bytes, downloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as work, what a picture takes, and what is left."""
+"""The stopwatch: work and overhead, seconds per picture, and the time left."""
 
 from __future__ import annotations
 

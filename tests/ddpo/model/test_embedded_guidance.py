@@ -92,7 +92,7 @@ def test_agents_together_are_agents_alone_and_their_ratio_is_one(kind, rule, row
 
 
 def test_another_guidance_scale_draws_another_picture():
-    """What the prompts were encoded for is not remembered from one sampler to the next."""
+    """One sampler's guidance scale does not stay with the encoded prompts for the next."""
     rig = make_rig(1, make_lcm(), sample={"guidance_scale": SCALE})
     images = rig.rollout(rig.batch(1, 1)).images
     rig.sampler = Sampler(rig.model, make_settings(sample={"num_steps": 4}).sample)

@@ -20,7 +20,7 @@ from tests.support.pipelines import KINDS, draw_with_diffusers, load_plain, make
 from tests.support.rig import make_settings
 
 TEXTS, SEEDS = ["a b", "c"], [3, 4]
-# What shows that a checkpoint has all parts.
+# Entries that show that a checkpoint has all parts.
 _NAMES = ("model.diffusion_model.input_blocks.0", "first_stage_model.a", "cond_stage_model.a")
 STUBS = {name: torch.ones(1) for name in _NAMES}
 
@@ -101,7 +101,7 @@ def write_diffusers_layout(pipe, lora, path):
 def write_kohya_layout(pipe, lora, path):
     """As kohya's sd-scripts write it, with an alpha of 2: half the strength.
 
-    Of SDXL's UNet they keep the authors' names, of the others' those of diffusers.
+    For SDXL's UNet they use the authors' names, for other UNets diffusers' names.
     """
     prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
     if hasattr(pipe, "text_encoder_2"):
@@ -243,7 +243,7 @@ def test_a_lora_that_does_not_fit_or_does_nothing_is_an_error(tmp_path, folders)
     save_file({}, path)
     refused("it holds no layers")
     save_file({"unet.conv_in.weight": torch.ones(2)}, path)
-    refused("1 of its 1 entries are no part of what is merged here")
+    refused("1 of its 1 entries cannot be merged here")
     write_diffusers_layout(pipes["sdxl"], lora_of(pipes["sdxl"]), path)
     refused("its text is 40 wide, this model's 16")
     odd = {("unet", "down_blocks.7.attn1.to_q"): (torch.ones(4, 32), torch.ones(32, 4))}
@@ -288,7 +288,7 @@ def test_what_cannot_be_loaded_is_named_with_what_to_do(tmp_path, folders, monke
 
     monkeypatch.setattr("ddpo.model.loading.snapshot_download", unreachable)
     refused("`hf download someone/model --local-dir FOLDER`", model="someone/model")
-    # What diffusers tells a checkpoint's kind by; its configuration is that of the published model.
+    # Tensors by which diffusers recognises kinds of checkpoints, and the published model of each.
     cross = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
     big_clip = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
     for key, size, published in (

@@ -79,7 +79,7 @@ def random(*shape, seed=0):
 
 
 def low_rank(layer, rank, seed):
-    """kohya's down and up of a layer; of a convolution, two convolutions."""
+    """kohya's down and up of a layer; for a convolution, these are two convolutions."""
     out, into, *kernel = layer.module.weight.shape
     down = random(rank, into, *kernel, seed=seed)
     return down, random(out, rank, *[1] * len(kernel), seed=seed + 1)
@@ -330,7 +330,7 @@ def test_of_how_many_layers_nobody_knows_the_alpha_is_counted(pipe, tmp_path):
 
 
 def refusals(layer):
-    """What is wrong -> the file, and what is said of it."""
+    """Problem -> the file that has it, and the message about it."""
     down, up = low_rank(layer, 2, 0)
     good = {f"{layer.kohya}.lora_down.weight": down, f"{layer.kohya}.lora_up.weight": up}
     key = next(iter(good))
@@ -342,7 +342,7 @@ def refusals(layer):
     }
     return {
         "empty": ({}, "it holds no layers"),
-        "whole differences": (good | {f"{layer.kohya}.diff": up}, "1 of its 3 entries are no part"),
+        "whole differences": (good | {f"{layer.kohya}.diff": up}, "1 of its 3 entries cannot be"),
         "OFT": ({f"{layer.kohya}.oft_blocks": up}, "give that as pretrained.model"),
         "a bias": (good | {f"{layer.kohya}.lora_B.bias": up[:, 0]}, "lora_B.bias"),
         "embeddings": (good | {"bundle_emb.style.string_to_param.*": up}, "bundle_emb"),
@@ -393,7 +393,7 @@ def test_a_folder_holds_one_lora_or_all_of_them_are_listed(tmp_path):
 
 
 class FakeHub:
-    """As much of `snapshot_download` as is used: a repository's files, or no network."""
+    """The part of `snapshot_download` that is used: a repository's files, or no network."""
 
     def __init__(self, folder, files=(), error=None):
         self.folder, self.files, self.error, self.asked = folder, files, error, []
@@ -433,7 +433,7 @@ def test_of_a_repository_one_file_is_downloaded_with_the_configuration_beside_it
 
 
 class ProxyRefusedError(Exception):
-    """What an HTTP client raises that no library of the hub translates."""
+    """An error of an HTTP client that no library of the hub translates."""
 
 
 def test_without_a_network_the_cache_is_asked_and_no_error_is_a_stranger(tmp_path, monkeypatch):
@@ -475,7 +475,7 @@ def _response():
     ],
 )
 def test_a_plain_file_is_one_that_diffusers_merges_alike(tmp_path, change, is_plain):
-    """Of other files model cards load the project's own code."""
+    """For other files, model cards load the project's own code."""
     given = {"ranks": (4, 4), "alphas": (4.0, 4.0), "prefix": "lora_unet_", "text": (), **change}
     state = {}
     keys = [f"{given['prefix']}mid_block_attentions_0_to_{name}" for name in "qk"]

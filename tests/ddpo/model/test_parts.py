@@ -41,7 +41,7 @@ def settings_of(model, **pretrained):
 
 
 def refusal(model, **pretrained):
-    """What is said of a model, which a dry run says too."""
+    """The message about a model; a dry run gives the same one."""
     settings = settings_of(model, **pretrained)
     with pytest.raises(UserError) as error:
         load_pipeline(settings.pretrained)
@@ -190,12 +190,12 @@ def test_weights_in_several_files_are_checked_one_by_one(folder):
     [
         (LFS, "it is a Git LFS pointer, not the file itself: run `git lfs pull` there"),
         (PAGE, "it is a web page, perhaps a login form or an error"),
-        (b"\n\n" + PAGE, "no header of a safetensors file"),
+        (b"\n\n" + PAGE, "it does not begin with a safetensors header"),
         (b'{"error": "Repository not found"}', "it is JSON, perhaps an error message"),
         (b"", "it is empty: download it again"),
         (b"PK\x03\x04" + bytes(50), "it is a pickle under another name"),
         (b"GGUF" + bytes(50), "it is a GGUF file"),
-        (b"\xff" * 100, "it has no header of a safetensors file"),
+        (b"\xff" * 100, "it does not begin with a safetensors header"),
         ((9).to_bytes(8, "little") + b'{"a": 12}', "its header is damaged"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_long_prompt_is_its_parts_side_by_side(kind):
     tokens = [pipe.tokenizer.convert_tokens_to_ids(t) for t in ["a", "b", "c", "d", "e", "f</w>"]]
     assert Reading(max_parts=2).parts(pipe.tokenizer, LONG)[0] == [0, *tokens, 1]
     assert torch.equal(whole.text, torch.cat([first.text, second.text], dim=1))
-    if kind == "sdxl":  # which is also told of the first part as a whole
+    if kind == "sdxl":  # which is also given the first part as a whole
         assert torch.equal(whole.pooled, first.pooled)
 
 

@@ -1,4 +1,4 @@
-"""What a model is taken for: tensors, metadata, neighbours, names and settings decide."""
+"""The kind of a model: tensors, metadata, neighbouring files, names and settings decide."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ def test_what_ddim_cannot_sample_is_refused(tmp_path, sdxl, tensors, metadata, w
 def test_the_two_kinds_of_stable_diffusion_2_are_told_apart(
     tmp_path, spread, prediction, published
 ):
-    """What ComfyUI tells SD 2.1-768 from SD 2-base and SD-Turbo by; 320 biases of this spread."""
+    """320 biases of this spread: ComfyUI distinguishes SD 2.1-768 from SD 2-base by it."""
     path = tmp_path / "model.safetensors"
     biases = spread * torch.tensor([1.0, -1.0]).repeat(160)
     state = {CROSS: torch.ones(1, 1024), FIRST: torch.ones(1, 4, 3, 3), SPREAD: biases}
@@ -334,5 +334,5 @@ def test_the_two_kinds_of_stable_diffusion_2_are_told_apart(
 
 def test_a_dry_run_refuses_steps_that_the_schedule_does_not_have(sdxl):
     pretrained = {"model": sdxl[0], "timestep_spacing": "trailing"}
-    with pytest.raises(UserError, match=r"num_steps=61 does not fit .* to 60, say"):
+    with pytest.raises(UserError, match=r"num_steps=61 does not fit .* to 60, for example"):
         dry_run(make_settings(pretrained=pretrained, sample={"num_steps": 61}))

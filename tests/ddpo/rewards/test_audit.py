@@ -42,7 +42,7 @@ def warmth(images):
 
 
 def plain(images):
-    """How near to the mean colour of the pictures here: no damage brings them nearer."""
+    """Nearness to the mean colour of these pictures: no damage brings them nearer."""
     return -(images.mean(dim=(2, 3)) - 0.5).square().sum(dim=1).clamp(min=0.01)
 
 

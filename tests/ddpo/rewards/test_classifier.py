@@ -20,7 +20,7 @@ LABELS = ["lynx", "tabby, tabby cat", "crane", "crane"]
 
 
 def make_classifier(folder, labels=LABELS, processor=None, **changes):
-    """A tiny random ViT, and a processor that resizes, crops and normalises as it is told."""
+    """A tiny random ViT, and a processor that resizes, crops and normalises as configured."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     torch.manual_seed(3)
@@ -62,7 +62,7 @@ def pictures(rows=3, height=40, width=34):
 
 
 def probabilities(folder, images, label):
-    """What transformers' pipeline says of the pictures as Pillow's."""
+    """The answer of transformers' pipeline for the same pictures from Pillow."""
     from transformers import pipeline
 
     judge = pipeline("image-classification", model=str(folder), device="cpu")

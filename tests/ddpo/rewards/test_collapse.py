@@ -24,7 +24,7 @@ def test_only_agents_without_any_difference_within_a_prompt_have_collapsed():
     assert without_variance(rewards, list("abcd")).tolist() == [False] * 4
 
 
-def test_a_collapsed_agent_is_told_of_once_a_generation(caplog):
+def test_a_collapsed_agent_is_reported_once_per_generation(caplog):
     rig = make_rig(2)
     rollout = rig.rollout(rig.batch(2, 4))
     rollout.images[:4] = 0.5  # agent 0

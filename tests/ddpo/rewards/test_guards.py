@@ -82,7 +82,7 @@ def test_the_standard_error_of_diversity_by_hand():
     values = torch.tensor([1.5, 2.0, 2.5], dtype=torch.float64)  # of distances 1, 2 and 3
     assert diversity_std_error(values, "aaa") == pytest.approx((2 / 3 * (1 + 0 + 1)) ** 0.5)
     pairs = torch.tensor([1.0, 1.0, 3.0, 3.0, math.nan], dtype=torch.float64)
-    assert diversity_std_error(pairs, "aabbc") == pytest.approx(1)  # of 1 and 3, one a prompt
+    assert diversity_std_error(pairs, "aabbc") == pytest.approx(1)  # of 1 and 3, one per prompt
 
 
 def test_readings_are_means_with_losses_against_the_base_model():
@@ -153,7 +153,7 @@ def test_judges_without_relation_agree_as_little_about_a_policy_as_about_base_dr
     assert abs(of_policy.drops.item()) < 0.1
 
 
-def test_who_has_lost_too_much_is_excluded_and_told_of():
+def test_policies_that_lost_too_much_are_excluded_and_reported():
     base = evaluation_of(F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0]] * 2), dim=-1))
     guards = make_guards(("diversity",), (0.5,))
     readings = {

@@ -1,4 +1,4 @@
-"""A user's own rewards: found by name, and mistakes met before anything heavy is imported."""
+"""A user's own rewards: found by name, and mistakes reported before any slow import."""
 
 from __future__ import annotations
 

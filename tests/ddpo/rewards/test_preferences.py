@@ -1,4 +1,4 @@
-"""The Bradley-Terry model: numbers alone."""
+"""The Bradley-Terry model, on numbers alone."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_more_answers_predict_better():
 
 
 def test_coins_are_foretold_as_coins():
-    """However pairs are picked; of those that cross-validation predicts there are too many."""
+    """However pairs are picked. Cross-validation would call too many of these tastes real."""
     differences, _, _ = answers(40, dimensions=4)
     p_values = []
     for seed in range(20):

@@ -182,7 +182,7 @@ def hang(handler):
 
 
 def drip(handler):
-    """A byte of the answer now and then: each of them in time, the whole never."""
+    """A byte of the answer now and then: each byte in time, but never the whole answer."""
     handler.send_response(200)
     handler.send_header("Content-Length", "100000")
     handler.end_headers()
@@ -259,7 +259,7 @@ def test_what_may_pass_is_tried_again(faults):
         "400", "redirect",
     ],
 )  # fmt: skip
-def test_what_will_not_pass_ends_the_call_at_once(action, error, message):
+def test_failures_that_will_not_pass_end_the_call_immediately(action, error, message):
     with scripted(action, GOOD) as remote, pytest.raises(error, match=message):
         remote(IMAGES, PROMPTS)
 

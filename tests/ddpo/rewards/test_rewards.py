@@ -108,7 +108,7 @@ def _clip_folder(tmp_path_factory):
 
 
 def smooth_images(rows, height, width, seed=1):
-    """Pictures of 8 bits a channel in which a resize has something to interpolate."""
+    """Pictures of 8 bits per channel in which a resize has something to interpolate."""
     coarse = torch.rand(rows, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     images = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
     return of_8_bits(images)

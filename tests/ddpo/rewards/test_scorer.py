@@ -61,7 +61,7 @@ def test_a_hanging_reward_ends_the_run_without_being_waited_for(hanging):
     scorer.close()
 
 
-def test_a_hanging_call_is_skipped_and_a_new_thread_goes_on(hanging, caplog):
+def test_a_hanging_call_is_skipped_and_a_new_thread_takes_over(hanging, caplog):
     scorer = Scorer(
         {"slow": hanging, "bright": brightness},
         batch_size=2,

@@ -33,7 +33,7 @@ def test_what_a_call_raises_is_raised_where_its_result_is_asked_for():
     assert next_one.result(5) == 7
 
 
-def test_a_new_thread_goes_on_where_one_hangs():
+def test_a_new_thread_takes_over_where_one_hangs():
     worker, is_over, ran = Worker("w"), threading.Event(), []
     hanging = worker.submit(lambda: is_over.wait(30))
     waiting = worker.submit(lambda: ran.append(1))

@@ -1,4 +1,4 @@
-"""The KL divergence from the base model: what it is, what it does, what it costs."""
+"""The KL divergence from the base model: its value, its effect and its cost."""
 
 from __future__ import annotations
 

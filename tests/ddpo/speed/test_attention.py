@@ -34,7 +34,7 @@ def test_a_feed_forward_network_takes_rows_that_fit_the_cache(rows, monkeypatch)
     assert sizes == [rows]
 
 
-def test_an_adapted_feed_forward_network_takes_all_rows_at_once(monkeypatch):
+def test_an_adapted_feed_forward_network_takes_all_rows_together(monkeypatch):
     """Each agent's rows must meet its own adapter."""
     monkeypatch.setattr(attention, "CACHE_BYTES", 1)
     adapter = {"target_modules": ("ff.net.0.proj", "ff.net.2")}

@@ -26,7 +26,7 @@ GEOMETRIES = [
 @pytest.mark.parametrize(
     "geometry", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}]
 )
-def test_convolutions_that_pad_otherwise_stay_as_they_are(geometry):
+def test_convolutions_that_pad_differently_stay_as_they_are(geometry):
     layer = nn.Conv2d(4, 6, kernel_size=3, **geometry)
     quickened(layer)
     assert type(layer) is nn.Conv2d

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # compilers have their own
 
 @pytest.fixture(autouse=True)
 def _uncompiled():
-    """What is compiled is compared, not the compiler, unless a test says otherwise."""
+    """Tests compare the functions, uncompiled, unless they turn the compiler on."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -161,7 +161,7 @@ def test_a_training_pass_keeps_less():
     assert sizes[1] < 0.85 * sizes[0]
 
 
-def test_without_a_compiler_layers_are_not_fused_and_it_is_said(caplog):
+def test_without_a_compiler_layers_are_not_fused_and_a_warning_says_so(caplog):
     torch.compiler.reset()
     with torch.compiler.set_stance("fail_on_recompile"):
         rig = make_rig(1, speed="fused")

@@ -64,9 +64,9 @@ def test_in_float32_and_with_onednn_they_differ_by_rounding(kind, monkeypatch):
 
 
 def assert_close(found, expected, tolerance):
-    """What `played` returns, up to a relative tolerance."""
+    """Check two results of `played` for equality, up to a relative tolerance."""
     (rollout, gradients, adapters), (right, right_gradients, right_adapters) = found, expected
-    # Of SDXL's last step, which has no noise, there are no log-probabilities.
+    # SDXL's last step has no noise, and so no log-probabilities.
     log_probs, right_log_probs = (each.log_probs.nan_to_num(0) for each in (rollout, right))
     assert (rollout.latents - right.latents).norm() < tolerance * right.latents.norm()
     assert (log_probs - right_log_probs).norm() < tolerance * right_log_probs.norm()

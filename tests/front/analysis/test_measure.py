@@ -1,4 +1,4 @@
-"""Blends measured along a real front, and what is made of the numbers."""
+"""Blends measured along a real front, and the conclusions from the numbers."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_blends_are_not_measured_on_other_prompts_than_the_policies(run_copy, ca
     assert "the report set has changed since the run" in capsys.readouterr().err
 
 
-def test_blends_are_not_published_beside_policies_measured_otherwise(run_copy, capsys):
+def test_blends_are_not_published_beside_policies_measured_differently(run_copy, capsys):
     front = json.loads((run_copy / "front.json").read_text())
     policy = front["policies"][0]
     policy["report_returns"][0] += 2 * policy["report_std_error"][0]
@@ -176,7 +176,7 @@ def test_pictures_of_the_blends_are_stored_beside_the_policies(analysed):
     blend.apply(pipe)
     images = draw_with_diffusers(pipe, front.sample_prompts, front.sample_seeds, guidance_scale=1.0)
     expected = images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-    # a rank of 8 in one pass rounds otherwise than two of rank 4: at most one level of 255
+    # a rank of 8 in one pass rounds differently than two of rank 4: at most one level of 255
     difference = np.abs(np.stack(pictures).astype(int) - expected.astype(int))
     assert difference.max() <= 1
 
@@ -207,7 +207,7 @@ def test_a_measured_blend_is_shown_picked_by_name_and_exported(analysed, tmp_pat
     assert "## How good it is" in card
 
 
-def test_what_cannot_be_analysed_is_said(finished_run, run_copy, capsys):
+def test_fronts_that_cannot_be_analysed_are_refused(finished_run, run_copy, capsys):
     front = Front.load(finished_run)
     single = dataclasses.replace(front, policies=front.policies[:1])
     with pytest.raises(FrontError, match="a single policy"):

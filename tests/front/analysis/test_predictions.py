@@ -22,7 +22,7 @@ TEXTS, SEEDS = ["a", "b", "c"], [5, 6, 7]
 
 @pytest.fixture(scope="module", name="draw")
 def _draw():
-    """Draws blends of two adapters on one tiny UNet, two pictures a pass."""
+    """Draws blends of two adapters on one tiny UNet, two pictures per pass."""
     sample = {"num_steps": 4, "guidance_scale": 3.0, "rows_per_pass": 16}
     settings = make_settings(adapter={"rank": 4, "alpha": 4.0}, sample=sample)
     model = FrozenDiffusion(make_tiny_pipe())

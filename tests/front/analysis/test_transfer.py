@@ -35,7 +35,7 @@ OBJECTIVES = tuple(Objective(name=n, unit="u", reference=-1.0, ideal=3.0) for n 
 
 
 def other(name, pipe):
-    """What a user of diffusers would write."""
+    """The code that a user of diffusers would write."""
     kinds = {
         "ddim": diffusers.DDIMScheduler,
         "euler": diffusers.EulerDiscreteScheduler,
@@ -76,7 +76,7 @@ def _drawn():
     ],
 )
 def test_pictures_are_those_of_diffusers_pipeline_under_every_scheduler(drawn, name):
-    """Several policies a pass, in chunks, with guidance and at half strength."""
+    """Several policies per pass, in chunks, with guidance and at half strength."""
     draw, adapters = drawn
     eta = 0.3 if name == "ddim" else 0.0
     setup = Setup(sampler=name, eta=eta, steps=5, guidance=3.0, strength=0.5)

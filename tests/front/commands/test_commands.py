@@ -154,7 +154,7 @@ def test_pick_writes_a_folder_that_draws_the_policy_in_a_fresh_pipeline(
 
 
 def parsed(path):
-    """What A1111 finds in a PNG file: prompt, negative prompt and the pairs of the last line."""
+    """The prompt, the negative prompt and the pairs of the last line, as A1111 reads a PNG file."""
     with Image.open(path) as file:
         *lines, last = file.info["parameters"].split("\n")
     pairs = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)

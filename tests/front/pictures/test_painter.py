@@ -1,4 +1,4 @@
-"""Live pictures of a run are those that the run was judged by."""
+"""Live pictures of a run equal the pictures that the run was judged by."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_every_policy_and_the_base_model_draw_their_stored_pictures(which, reque
         stored = read_samples(front.path, "report", identifier, len(front.sample_prompts))
         images = painter.draw(member, front.sample_prompts, front.sample_seeds)
         gap = np.abs(images.permute(0, 2, 3, 1).numpy().astype(int) - np.stack(stored))
-        # The run drew them in larger batches, which round otherwise: some entry lies at a half.
+        # The run drew them in larger batches, which round differently where an entry lies at a
+        # half.
         assert gap.max() <= 1
         assert gap.mean() < 0.002
 

@@ -84,7 +84,7 @@ def test_the_table_holds_the_front(tracked):
     assert all(policy in text["report/policies"] for policy in policies)
 
 
-def test_the_archive_is_shown_while_the_run_goes_on(finished_run):
+def test_the_archive_is_shown_during_the_run(finished_run):
     search = json.loads((finished_run / "search.json").read_text())
     panel = generation_panel(finished_run)
     assert {row[0] for row in panel.rows} == set(search["archives"][-1])
