@@ -41,15 +41,15 @@ class Reply:
     kind: str = "text/plain"
 
 
-def may_post(kind: str | None, length: str | None) -> bool:
-    """Whether to read what is posted: other sites cannot post JSON here without being asked.
+def may_post(kind: str, length: str) -> bool:
+    """Whether to read a body: browsers send other sites' JSON only after asking this server.
 
     Args:
-        kind: the header Content-Type.
-        length: the header Content-Length.
+        kind: the header Content-Type; empty if it is missing.
+        length: the header Content-Length; empty if it is missing.
     """
-    is_json = (kind or "").partition(";")[0].strip().lower() == _JSON
-    return is_json and (length or "").isdecimal() and int(length or 0) <= _MAX_BODY
+    is_json = kind.partition(";")[0].strip().lower() == _JSON
+    return is_json and length.isdecimal() and int(length) <= _MAX_BODY
 
 
 class Desk:

@@ -35,8 +35,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """See `Desk.post`."""
-        length = self.headers.get("Content-Length")
-        if self._is_local() and may_post(self.headers.get("Content-Type"), length):
+        length = self.headers.get("Content-Length") or ""
+        if self._is_local() and may_post(self.headers.get("Content-Type") or "", length):
             self._send(self._desk.post(self._place(), self.rfile.read(int(length))))
         else:
             self._send(_FORBIDDEN)

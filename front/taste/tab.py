@@ -28,7 +28,7 @@ def route_of(desk: Desk) -> Any:
         path, headers = request.path_params["path"], request.headers
         if request.method != "POST":
             reply = await run_in_threadpool(desk.get, path)
-        elif may_post(headers.get("content-type"), headers.get("content-length")):
+        elif may_post(headers.get("content-type", ""), headers.get("content-length", "")):
             reply = await run_in_threadpool(desk.post, path, await request.body())
         else:
             reply = Reply(status=HTTPStatus.FORBIDDEN)
