@@ -86,7 +86,6 @@ class Bench:
         steps: int,
         images: int,
         *,
-        vae_slicing: bool = False,
         checkpointing: bool = False,
         speed: str = "fused",
     ) -> Settings:
@@ -97,11 +96,7 @@ class Bench:
             2 * agents * images,
             5.0,
             {"gradient_checkpointing": checkpointing},
-            pretrained={
-                "model": self.model,
-                "dtype": self.dtype,
-                "vae_slicing": vae_slicing,
-            },
+            pretrained={"model": self.model, "dtype": self.dtype},
             evolution={"num_agents": agents},
             speed=speed,
         )
@@ -110,8 +105,6 @@ class Bench:
         """Agents on a new model with random weights."""
         pipe = self._pipeline()
         model = FrozenDiffusion(pipe, self.device)
-        if settings.pretrained.vae_slicing:
-            pipe.vae.enable_slicing()
         if settings.train.gradient_checkpointing:
             pipe.unet.enable_gradient_checkpointing()
         return Rig.make(model, settings, settings.evolution.num_agents)
@@ -274,7 +267,7 @@ def release() -> None:
 
 def memory(bench: Bench) -> dict[str, Any]:
     """Tables 2 and 3: memory by number of agents, and the most rows within 10 and 24 GB."""
-    most, saving = max(bench.agents), partial(bench.settings, steps=1, vae_slicing=True)
+    most, saving = max(bench.agents), partial(bench.settings, steps=1)
     by_agents, rows = {}, []
     for agents in bench.agents:
         settings = saving(agents, images=most // agents, checkpointing=True)

@@ -169,7 +169,7 @@ def compare_errors(worker: Worker, context: SelectionContext, pairs: int) -> dic
     history = context.history.changes(
         context.objectives, context.settings.iterations_per_generation
     )
-    ours = predict_changes(history, z, np.arange(pairs), weights, context.settings.num_neighbours)
+    ours = predict_changes(history, z, np.arange(pairs), weights)
     answer = worker.ask(
         "predict",
         **problem(context),

@@ -29,7 +29,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.pretrained.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     config.pretrained.dtype = "bfloat16"
     config.speed = "fused"
-    config.pretrained.vae_slicing = True
 
     config.rewards.names = ("aesthetic_score", "jpeg_compressibility")
     config.guards.names = ("clip_score", "base_similarity", "diversity")
@@ -49,7 +48,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.max_sensitivity = 0.0
     config.train.rows_per_pass = 48
     config.train.gradient_checkpointing = True
-    config.advantage.buffer_size = 16
     config.advantage.min_count = 16
 
     config.evaluation.num_steps = 0

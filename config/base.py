@@ -34,7 +34,10 @@ from config.settings.declared import (
 )
 from config.settings.derived import objective_name, task_counts
 from config.settings.flat import flatten, nested
-from config.settings.limits import Above, AtLeast, AtMost, Below, Device, OneOf
+from config.settings.limits import Above, AtLeast, AtMost, Device, OneOf
+
+# Reward vectors remembered per prompt, as in DDPO's code (kvablack/ddpo-pytorch).
+PROMPT_MEMORY = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,6 @@ class Settings:
     # GPU, norms and activations in fewer passes too (docs/scaling.md).
     speed: Annotated[str, OneOf("off", "layers", "fused"), ROUNDING] = "layers"
 
-    processes: ProcessSettings
     pretrained: PretrainedSettings
     agents: AgentSettings
     adapter: AdapterSettings
@@ -119,16 +121,6 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessSettings:
-    """The processes that share a run: as many as torchrun or accelerate started."""
-
-    # Refuse to run as any other number of processes; 0: any.
-    count: Annotated[int, AtLeast(0), ROUNDING] = 0
-    # A process that keeps the others waiting longer ends the run.
-    timeout_seconds: Annotated[float, Above(0), FREE] = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainedSettings:
     """The frozen base model."""
 
@@ -158,8 +150,6 @@ class PretrainedSettings:
     # One LoRA to merge into the model first: file, folder or hub id, owner/name/file@revision.
     lora: Annotated[str, PATH] = ""
     lora_scale: float = 1.0  # its strength
-    # Decode one picture at a time: less memory, slower.
-    vae_slicing: Annotated[bool, ROUNDING] = False
     # Move them to the CPU once all prompts are encoded.
     offload_text_encoders: Annotated[bool, ROUNDING] = False
 
@@ -218,7 +208,9 @@ class RewardSettings:
     # Where rewards run, e.g. "cpu" or "cuda:1"; empty: beside the base model.
     device: Annotated[str, Device(), ROUNDING] = ""
     batch_size: Annotated[int, AtLeast(1), ROUNDING] = 64  # images per call of a reward
-    timeout_seconds: Annotated[float, Above(0), FREE] = 600.0  # a call that takes longer hangs
+    # A call that takes longer hangs. Several processes wait as long for one another, and for at
+    # least ten minutes.
+    timeout_seconds: Annotated[float, Above(0), FREE] = 600.0
     # When a reward raises or hangs: end the run, or continue without these images.
     on_error: Annotated[str, OneOf("abort", "skip"), FREE] = "abort"
     # NaN and infinite scores are masked. The run ends when a larger fraction of a rollout's or an
@@ -238,7 +230,7 @@ class RewardSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """What over-optimisation shows in: measured at evaluation and never trained on."""
+    """Rewards that are measured at evaluation and never trained on, to show over-optimisation."""
 
     # Rewards, "base_similarity", "diversity" or "agreement" (docs/guards.md).
     names: Annotated[tuple[str, ...], PATH] = ()
@@ -304,9 +296,6 @@ class TrainSettings:
     # Of reward_gradient: denoising steps, counted from the end, that a gradient flows through.
     gradient_steps: Annotated[int, AtLeast(1)] = 2
     learning_rate: Annotated[float, Above(0)] = 6e-3
-    adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
-    adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
-    adam_epsilon: Annotated[float, Above(0)] = 1e-8
     weight_decay: Annotated[float, AtLeast(0)] = 0.0
     max_grad_norm: Annotated[float, Above(0)] = 1.0  # per agent
     num_inner_epochs: Annotated[int, AtLeast(1)] = 1  # passes over a rollout
@@ -338,10 +327,8 @@ class AdvantageSettings:
     # frozen: rewards are divided by their spread under the base model. per_prompt: by the prompt's
     # own running spread (GDPO). raw: they are weighted first, whatever their units.
     normalisation: str = "frozen"
-    buffer_size: Annotated[int, AtLeast(1)] = 16  # reward vectors remembered per prompt
-    # Below this, the whole batch's mean stands in for the prompt's.
-    min_count: Annotated[int, AtLeast(1)] = 4
-    max_advantage: Annotated[float, Above(0)] = 5.0  # advantages are clipped to +- this
+    # While a prompt has fewer rewards than this, the whole batch's mean stands in for its own.
+    min_count: Annotated[int, AtLeast(1), AtMost(PROMPT_MEMORY)] = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,9 +369,6 @@ class EvolutionSettings:
     num_weight_candidates: Annotated[int, AtLeast(1)] = 7  # weights tried per policy
     # How much an even front counts against hypervolume.
     sparsity_coef: Annotated[float, AtLeast(0)] = 0.1
-    num_directions: Annotated[int, AtLeast(2)] = 20  # of the performance buffer
-    slots_per_direction: Annotated[int, AtLeast(1)] = 2  # policies kept along each
-    num_neighbours: Annotated[int, AtLeast(1)] = 12  # records the prediction model is fitted to
     seed: Annotated[int, Copy("seed")]  # the run's, which keys the search too
 
     @property

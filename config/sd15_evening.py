@@ -28,7 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.pretrained.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     config.pretrained.dtype = "bfloat16"
     config.speed = "fused"
-    config.pretrained.vae_slicing = True
     config.pretrained.offload_text_encoders = True
 
     config.rewards.names = ("pick_score", "aesthetic_score")

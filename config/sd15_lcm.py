@@ -8,8 +8,10 @@ Towards small: empty grounds, few colours. Towards beauty: painterly texture. Sc
 slowly, so the ends are nearer the base model than with gradients. Over-optimised first: small
 files, because subjects fade into their grounds; `image_reward`, not trained on, falls with them.
 
-Your own checkpoint: `--config.pretrained.model=my.safetensors`. One card of 24 GB; docs/recipes.md
-says what a card of 12 GB needs. Learning rate and clip range are DDPO's.
+Your own checkpoint: `--config.pretrained.model=my.safetensors`. If it draws in four steps by
+itself: `--config.pretrained.lora=` as well, and for LCM_Dreamshaper_v7, which reads the guidance
+scale, `--config.sample.guidance_scale=8.5`. One card of 24 GB; docs/recipes.md says what a card of
+12 GB needs. Learning rate and clip range are DDPO's.
 """
 
 import ml_collections

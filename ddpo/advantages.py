@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddpo.normalisations import EPS, NORMALISATIONS
+from ddpo.normalisations import EPS, MAX_ADVANTAGE, NORMALISATIONS
 from ddpo.types import PromptStatistics, scored
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def advantages(
         prompts: K sequences of N prompts.
         statistics: one per agent.
         scales: (M,) standard deviation of each objective within a prompt under the base model.
-        settings: normalisation, buffer size, minimum count, clipping.
+        settings: normalisation and minimum count.
         standardise: False keeps advantages in units of the scales, so that their policy gradient
             and a gradient of rewards can be added.
 
@@ -56,7 +56,7 @@ def advantages(
         (K, N) float32 advantages; the K updated statistics.
     """
     updated = [
-        stats.add(texts, values, settings.buffer_size)
+        stats.add(texts, values)
         for stats, texts, values in zip(statistics, prompts, rewards, strict=True)
     ]
     out = torch.zeros(rewards.shape[:2], device=rewards.device)
@@ -68,7 +68,7 @@ def advantages(
             mixed = _one_agent(present, w, kept, stats, scales, settings)
             if standardise:
                 mixed = mixed / (mixed.std(correction=0) + EPS)
-            mixed = mixed.clamp(-settings.max_advantage, settings.max_advantage)
+            mixed = mixed.clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
             row[values.isfinite().all(dim=-1)] = mixed.float()
     return out, updated
 

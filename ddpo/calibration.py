@@ -141,4 +141,4 @@ def initial_statistics(
     """
     if settings.evaluation_sample != settings.sample:
         return PromptStatistics()
-    return PromptStatistics().add(prompts, rewards, settings.advantage.buffer_size)
+    return PromptStatistics().add(prompts, rewards)

@@ -1,4 +1,4 @@
-"""Number formats, and copies between the host and the device."""
+"""Number formats, copies between the host and the device, and which pictures are decoded alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+LARGE_PICTURE = 256 * 256  # pixels
+
+
+def is_large(pixels: int) -> bool:
+    """Whether pictures of so many pixels go through the VAE one at a time.
+
+    One such picture keeps a device busy. All pictures of a pass together would need more memory
+    than denoising does.
+    """
+    return pixels >= LARGE_PICTURE
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 EPS = 1e-6  # relative to a reward's size: a smaller spread counts as none
+MAX_ADVANTAGE = 5.0  # advantages are clipped to +- this
 _TINY = 2.0**-1022  # the smallest normal float64
 
 

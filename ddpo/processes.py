@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from config.base import ProcessSettings
 
 T = TypeVar("T")
 
@@ -127,29 +126,21 @@ class Processes:
         return cls(0, 1, torch.device(device))
 
     @classmethod
-    def start(cls, settings: ProcessSettings, task_counts: Iterable[int]) -> Processes:
+    def start(cls, task_counts: Iterable[int], timeout_seconds: float) -> Processes:
         """Join the processes that a launcher (torchrun, accelerate, SLURM) has started.
 
         Args:
-            settings: how many processes there must be, and how long to wait for one.
             task_counts: the K of every stage of the run; they decide the groups.
+            timeout_seconds: how long to wait for another process; see `patience`.
 
         Raises:
-            UserError: if the number of processes differs from the settings, this process has no
-                device, or the others cannot be reached.
+            UserError: if this process has no device, or the others cannot be reached.
         """
         count = int(os.environ.get("WORLD_SIZE", "1"))
-        if settings.count not in {0, count}:
-            raise UserError(
-                f"processes.count={settings.count}, but {count} were started: launch with torchrun "
-                f"--standalone --nproc_per_node {settings.count}, or with accelerate launch "
-                f"--multi_gpu --num_processes {settings.count} (with --cpu it starts one), or take "
-                "as many as there are with --config.processes.count=0"
-            )
         device = own_device()
         if count == 1:
             return cls.alone(device)
-        timeout = timedelta(seconds=settings.timeout_seconds)
+        timeout = timedelta(seconds=timeout_seconds)
         try:
             store, rank, count = next(rendezvous("env://", timeout=timeout))
             dist.init_process_group(
@@ -168,7 +159,7 @@ class Processes:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the {count} processes could not meet: {error}") from error
         board = PrefixStore("board", store)
-        return cls(rank, count, device, settings.timeout_seconds, meshes, board)
+        return cls(rank, count, device, timeout_seconds, meshes, board)
 
     @property
     def is_first(self) -> bool:
@@ -314,7 +305,7 @@ class Processes:
                 elif self._meetings_of(rank) < self._meetings:
                     found.append(
                         f"process {rank} did not arrive: it died, or hung for "
-                        f"{self._timeout_seconds:g} s (processes.timeout_seconds)"
+                        f"{self._timeout_seconds:g} s"
                     )
         except RuntimeError:
             found.append("the process that started the run is gone")
@@ -324,6 +315,14 @@ class Processes:
         assert self._board is not None
         key = f"meeting/{rank}"
         return int(self._board.get(key)) if self._board.check([key]) else 0
+
+
+def patience(reward_seconds: float) -> float:
+    """Seconds after which a process that keeps the others waiting counts as hung.
+
+    A call of a reward may take `reward_seconds`, and files and pictures take minutes to write.
+    """
+    return max(600.0, reward_seconds)
 
 
 def backends_for(device_type: str) -> str:

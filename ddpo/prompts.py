@@ -82,6 +82,10 @@ PROMPT_SETS: dict[str, PromptSet] = {
     "emoji_report": PromptSet(
         prompts=lambda: _lines("emoji_report"), content="16 more of these animals, for reports"
     ),
+    "emoji_things": PromptSet(
+        prompts=lambda: _lines("emoji_things"),
+        content="37 foods, plants, things and faces that emoji64-sd knows",
+    ),
     "simple_animals": PromptSet(
         prompts=lambda: _lines("emoji_animals"), content="DDPO's 45 common animals"
     ),

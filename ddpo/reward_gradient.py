@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddpo.devices import to_device
+from ddpo.devices import is_large, to_device
 from ddpo.processes import Share
 from ddpo.types import UpdateStats
 from ddpo.update import refuse_too_many_skipped, take_step
@@ -63,7 +63,6 @@ class RewardGradientUpdate:
         self.pairs = pairs
         self.settings = settings.train
         self.processes = processes
-        self._pictures_per_pass = 1 if settings.pretrained.vae_slicing else None
 
     def wanted_gradients(self, num_samples: int) -> None:  # noqa: ARG002
         """None: a rollout is enough."""
@@ -171,7 +170,7 @@ class RewardGradientUpdate:
 
     def through_decoder(self, latents: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Take a gradient in pictures (rows, 3, H, W) back to their latents (rows, C, h, w)."""
-        size = self._pictures_per_pass or len(latents)
+        size = 1 if is_large(gradient[0, 0].numel()) else len(latents)
         parts = []
         for own, back in zip(latents.split(size), gradient.split(size), strict=True):
             leaf = own.detach().requires_grad_()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from config.base import PROMPT_MEMORY
 from ddpo.devices import pairs_of
 
 if TYPE_CHECKING:
@@ -372,7 +373,9 @@ class PromptStatistics:
 
     buffers: Buffers = field(default_factory=dict)
 
-    def add(self, prompts: Sequence[str], rewards: torch.Tensor, size: int) -> PromptStatistics:
+    def add(
+        self, prompts: Sequence[str], rewards: torch.Tensor, size: int = PROMPT_MEMORY
+    ) -> PromptStatistics:
         """Append rewards (N, M) of N prompts, keeping the last `size` vectors of each prompt.
 
         Vectors with a missing score are left out.

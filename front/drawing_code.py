@@ -59,7 +59,7 @@ def drawing_code(
     pretrained = front.settings["pretrained"]
     kind = SAMPLERS[model.sampler]
     imports = [kind, model.pipeline]
-    lines = [_loading(model, pretrained)]
+    lines = list(_loading(model, pretrained))
     if vae := pretrained.get("vae"):
         imports.insert(0, "AutoencoderKL")
         lines.append(f"pipe.vae = {_vae(vae, pretrained)}")
@@ -119,7 +119,7 @@ def _model_of_old_run(front: Front, *, is_sdxl: bool) -> ModelRecord:
     )
 
 
-def _loading(model: ModelRecord, pretrained: Mapping[str, Any]) -> str:
+def _loading(model: ModelRecord, pretrained: Mapping[str, Any]) -> Iterator[str]:
     """How the base model is loaded: a folder, a repository or one file."""
     source = source_of(pretrained["model"])
     is_file = source.name.endswith(".safetensors")
@@ -130,7 +130,14 @@ def _loading(model: ModelRecord, pretrained: Mapping[str, Any]) -> str:
     given = {name: value for name, value in arguments.items() if value}
     how = "from_single_file" if is_file else "from_pretrained"
     name = shared_name(source.name)
-    return "pipe = " + _call(f"{model.pipeline}.{how}", name, **given, **_LEFT_OUT[model.pipeline])
+    if not model.has_plain_unet:
+        yield "# diffusers would leave out a layer of this UNet; this is the code of the project."
+        yield "from ddpo.model.loading import guided_unet"
+        yield ""
+        dtypes = [given["torch_dtype"]] if "torch_dtype" in given else []
+        yield "unet = " + _call("guided_unet", name, model.config, *dtypes)
+        given["unet"] = _Code("unet")
+    yield "pipe = " + _call(f"{model.pipeline}.{how}", name, **given, **_LEFT_OUT[model.pipeline])
 
 
 def _vae(vae: str, pretrained: Mapping[str, Any]) -> str:

@@ -309,6 +309,7 @@ def model_record(model: BaseModel, run_settings: Settings) -> ModelRecord | None
     names = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
     height, width = model.image_size
     config = source_of(configuration_source(settings)).name
+    is_file = config != source_of(settings.model).name
     try:
         has_plain_lora = not settings.lora or read_lora(settings).is_plain
     except UserError:  # it was there at the start
@@ -319,8 +320,9 @@ def model_record(model: BaseModel, run_settings: Settings) -> ModelRecord | None
         width=width,
         schedule={name: getattr(scheduler.config, name) for name in names},
         sampler=name_of(scheduler),
-        config="" if config == source_of(settings.model).name else shared_name(config),
+        config=shared_name(config) if is_file else "",
         has_plain_lora=has_plain_lora,
+        has_plain_unet=not is_file or model.pipe.unet.config.time_cond_proj_dim is None,
     )
 
 

@@ -218,6 +218,7 @@ class ModelRecord:
         config: hub id or name of the configuration of a base model of one file; empty for others.
         has_plain_lora: whether diffusers, too, merges the LoRA of the base model as it was merged.
         sampler: one of `ddpo.ddim.SAMPLERS`.
+        has_plain_unet: whether diffusers, too, reads all of the UNet from a base model of one file.
     """
 
     pipeline: str
@@ -227,6 +228,7 @@ class ModelRecord:
     config: str = ""
     has_plain_lora: bool = True
     sampler: str = "ddim"
+    has_plain_unet: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """As the file stores it."""

@@ -8,6 +8,11 @@ from morl.objectives import check_objectives, comparable, returns_in_z
 from morl.types import Array, Objective, Offspring
 from morl.weights import even_weights
 
+# PGMORL's authors keep two policies along each of 100 directions (their code's `--pbuffer-num` and
+# `--pbuffer-size`). A run here evaluates some 50 policies in all, so it needs fewer directions.
+NUM_DIRECTIONS = 20
+SLOTS_PER_DIRECTION = 2
+
 
 class PerformanceBuffer:
     """Directions from the reference point; for each, the policies farthest along it.
@@ -15,6 +20,11 @@ class PerformanceBuffer:
     A policy belongs to the unit direction d with the largest d . z, which is the nearest in angle.
     Within a direction, policies rank by d . z. Policies below the reference need no special case:
     they belong where they are least far behind. Ties keep the earlier policy.
+
+    Args:
+        objectives: M of them.
+        num_directions: By default `NUM_DIRECTIONS`, or M if there are more objectives.
+        slots_per_direction: Policies kept along each.
 
     Attributes:
         members: The population, sorted by direction, then best first.
@@ -24,11 +34,16 @@ class PerformanceBuffer:
     """
 
     def __init__(
-        self, objectives: Sequence[Objective], num_directions: int, slots_per_direction: int
+        self,
+        objectives: Sequence[Objective],
+        num_directions: int | None = None,
+        slots_per_direction: int = SLOTS_PER_DIRECTION,
     ) -> None:
         if slots_per_direction < 1:
             raise ValueError(f"slots_per_direction={slots_per_direction} must be at least 1")
         self._objectives = check_objectives(objectives)
+        if num_directions is None:
+            num_directions = max(NUM_DIRECTIONS, len(objectives))
         weights = even_weights(num_directions, len(objectives))
         self._directions: Array = weights / np.linalg.norm(weights, axis=1, keepdims=True)
         self._slots_per_direction = slots_per_direction

@@ -78,9 +78,7 @@ class Evolution:
         self._told_json: list[dict[str, Any]] = []  # kept: `state` is called every generation
         self._excluded: set[PolicyId] = set()
         self._archive = ParetoArchive(self._objectives)
-        self._buffer = PerformanceBuffer(
-            self._objectives, settings.num_directions, settings.slots_per_direction
-        )
+        self._buffer = PerformanceBuffer(self._objectives)
         self.history = History(base)
         self._archive.add([base])
         self._buffer.add([base])
@@ -376,7 +374,7 @@ def _check_settings(settings: EvolutionSettings, num_objectives: int) -> None:
             f"warmup_generations={stages[0]} and evolutionary_generations={stages[1]} "
             "must not be negative, and one of them must be positive"
         )
-    for name in ("iterations_per_generation", "num_weight_candidates", "num_neighbours"):
+    for name in ("iterations_per_generation", "num_weight_candidates"):
         if getattr(settings, name) < 1:
             raise ValueError(f"evolution.{name}={getattr(settings, name)} must be at least 1")
     if not settings.sparsity_coef >= 0:

@@ -23,6 +23,7 @@ from morl.types import Array, Indices, Mask
 _LINE = (1e-3, 0.0)
 _GRID = np.array([_LINE, *product((0.5, 1.0, 2.0, 4.0), np.linspace(-1.5, 1.5, 7))])
 
+NUM_NEIGHBOURS = 12  # improvements that a fit uses: three for each of its parameters
 MIN_WEIGHTS_TANH = 4  # a tanh has four parameters
 _SAME_WEIGHTS = 1e-5  # distance below which two weight vectors count as one
 _TINY = 1e-12
@@ -42,7 +43,11 @@ class Prediction:
 
 
 def predict_changes(
-    history: Changes, parents: Array, owner: Indices, weights: Array, num_neighbours: int
+    history: Changes,
+    parents: Array,
+    owner: Indices,
+    weights: Array,
+    num_neighbours: int = NUM_NEIGHBOURS,
 ) -> Prediction:
     """Predicts tasks from the nearest improvements, with one fit per policy and objective.
 

@@ -113,7 +113,7 @@ def prediction_guided(context: SelectionContext, rng: np.random.Generator) -> tu
     owner, weights = candidate_weights(context)
     parents = returns_in_z(context.population, objectives)
     history = context.history.changes(objectives, settings.iterations_per_generation)
-    prediction = predict_changes(history, parents, owner, weights, settings.num_neighbours)
+    prediction = predict_changes(history, parents, owner, weights)
     logger.debug("prediction models, and how many policies each: %s", Counter(prediction.kinds))
     children = parents[owner] + prediction.changes
     utility_gains = (weights * prediction.changes).sum(axis=1)

@@ -59,9 +59,8 @@ def memory_advised() -> Iterator[None]:
         told = str(error).splitlines() or [type(error).__name__]
         raise UserError(
             f"out of memory: {told[0]}\nLower train.rows_per_pass first, then "
-            "sample.rows_per_pass, or set train.gradient_checkpointing=True or "
-            "pretrained.vae_slicing=True: results stay the same up to rounding. Fewer "
-            "evolution.num_agents need less as well."
+            "sample.rows_per_pass, or set train.gradient_checkpointing=True: results stay the same "
+            "up to rounding. Fewer evolution.num_agents need less as well."
         ) from error
 
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from config.settings.errors import ConfigError, UserError
 from config.settings.rules import process_problems
-from ddpo.processes import Processes, use_threads
+from ddpo.processes import Processes, patience, use_threads
 from ddpo.trainer import Trainer
 from run.directory import RunDir, open_run_dir
 from run.evaluator import Evaluator
@@ -62,7 +62,7 @@ def join_processes(settings: Settings, stack: ExitStack) -> tuple[Processes, Run
         UserError: if the processes or the directory cannot be used; `ConfigError` if the settings
             do not fit that many processes.
     """
-    processes = Processes.start(settings.processes, settings.task_counts)
+    processes = Processes.start(settings.task_counts, patience(settings.rewards.timeout_seconds))
     stack.push(lambda _kind, error, _trace: processes.close(error))
     route_logs(processes.is_first)
     problems = list(process_problems(settings.flat(), processes.count))

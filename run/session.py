@@ -100,11 +100,11 @@ class Session(Parts):
         height, width = self.trainer.model.image_size
         units = self.trainer.scorer.units
         goals = (f"{name} [{units[name]}]" for name in self.settings.rewards.objectives)
-        judged = plan.images - plan.train_images
+        judged, num_processes = plan.images - plan.train_images, self.processes.count
         for line in (
             f"folder      {self.directory.path}",
             f"model       {self.settings.pretrained.model}, {width} x {height} pixels, on "
-            f"{self.processes.device}",
+            f"{self.processes.device} in {num_processes} process{'es' * (num_processes > 1)}",
             f"objectives  {', '.join(goals)}",
             f"budget      {num.num_generations} generations of {plan.num_agents} agents, "
             f"{plan.train_images:,} pictures to learn from, some {judged:,} to judge by: about "

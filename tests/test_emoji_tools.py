@@ -13,7 +13,7 @@ from tools.emoji_damage import DAMAGES, damage
 from tools.emoji_measures import ground_colours, sharpness
 from tools.emoji_names import GROUNDS
 from tools.emoji_text import GROUND_TEMPLATES, build_tokenizer, ground_table, phrases_of, tokenize
-from tools.emoji_training import Budget, TrainingRun, kept_path
+from tools.emoji_training import Course, TrainingRun, kept_path
 from tools.emoji_unet import Captions
 
 
@@ -103,12 +103,11 @@ def test_a_training_run_keeps_weights_and_continues(tmp_path):
     def train(steps):
         torch.manual_seed(0)
         layer = torch.nn.Linear(2, 1)
-        run = TrainingRun(
-            "test", layer, tmp_path / "run.pt", Budget(steps), peak=0.1, seed=0, keep=(8,)
-        )
+        course = Course(path=tmp_path / "run.pt", steps=steps, seed=0, batch=4)
+        run = TrainingRun("test", layer, course, peak=0.1, keep=(8,))
         count = 0
         for generator in run:
-            run.update(layer(torch.randn(4, 2, generator=generator)).square().mean())
+            run.update(layer(torch.randn(course.batch, 2, generator=generator)).square().mean())
             count += 1
         return count
 

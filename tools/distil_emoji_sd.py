@@ -33,7 +33,7 @@ from ddpo.assets import ASSETS
 from ddpo.ddim import denoise, guide
 from tools.emoji_names import REPORT_CAPTIONS, TRAIN_CAPTIONS
 from tools.emoji_text import prompt_table, tokenize
-from tools.emoji_training import Budget, TrainingRun, channels_last, save_state
+from tools.emoji_training import Course, TrainingRun, channels_last, save_state
 
 RANK = 8
 GUIDANCE = 3.0
@@ -232,10 +232,8 @@ class Distillation:
         run = TrainingRun(
             "student",
             self.student,
-            work / "student.pt",
-            Budget(ROUNDS * round_steps),
+            Course(path=work / "student.pt", steps=ROUNDS * round_steps, seed=seed, batch=BATCH),
             peak=RATE,
-            seed=seed,
             decay=0.99,
             warmup=min(50, round_steps),
             weight_decay=0.0,

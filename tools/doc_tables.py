@@ -76,7 +76,6 @@ _SAVING = (
     ("pretrained.dtype=bfloat16",),
     ("speed=fused",),
     ("sample.offload_rollouts=True",),
-    ("pretrained.vae_slicing=True",),
     ("train.gradient_checkpointing=True",),
     ("sample.rows_per_pass=12", "train.rows_per_pass=12"),
 )

@@ -12,7 +12,7 @@ from transformers import CLIPModel
 from ddpo.rewards.emoji_beauty import BEST, BeautyHead
 from tools import emoji_data
 from tools.emoji_clip import embed_images
-from tools.emoji_training import Budget, TrainingRun
+from tools.emoji_training import Course, TrainingRun
 
 MARGIN = 1.0
 
@@ -37,21 +37,17 @@ def beauty(clip: CLIPModel, head: BeautyHead, images: torch.Tensor) -> torch.Ten
     return torch.as_tensor(head(embed_images(clip, images)))
 
 
-def train_beauty(
-    embeddings: torch.Tensor, quality: torch.Tensor, path: Path, budget: Budget, *, seed: int
-) -> BeautyHead:
+def train_beauty(embeddings: torch.Tensor, quality: torch.Tensor, course: Course) -> BeautyHead:
     """Trains the head on embeddings (rows, WIDTH) of pictures of known quality in [0, 1].
 
     The loss is the distance to 10 x quality, and a penalty where a worse picture of the batch does
     not score lower by a margin.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(course.seed)
     head = BeautyHead()
-    run = TrainingRun(
-        "beauty", head, path, budget, peak=2e-3, seed=seed, decay=0.99, weight_decay=0.02
-    )
+    run = TrainingRun("beauty", head, course, peak=2e-3, decay=0.99, weight_decay=0.02)
     for generator in run:
-        rows = torch.randint(len(quality), (256,), generator=generator)
+        rows = torch.randint(len(quality), (course.batch,), generator=generator)
         scores, wanted = head(embeddings[rows]), quality[rows]
         gap, difference = wanted - wanted.flip(0), scores - scores.flip(0)
         ranking = F.relu(MARGIN - difference)[gap > 0.25].mean()

@@ -13,8 +13,6 @@ judge of beauty can be built on it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,7 +22,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from tools import emoji_data
 from tools.emoji_bank import to_unit
 from tools.emoji_text import CONTEXT_LENGTH, GROUND_TEMPLATES, ground_table, prompt_table
-from tools.emoji_training import Budget, TrainingRun
+from tools.emoji_training import Course, TrainingRun
 from tools.emoji_visibility import Bank, degrade, side_visibility
 
 SCALE, BIAS = 10.0, -5.0
@@ -130,25 +128,15 @@ class GroundPhrases:
         return self._table[captions, named, template], right
 
 
-def train_clip(
-    bank: Bank,
-    tokenizer: CLIPTokenizer,
-    path: Path,
-    budget: Budget,
-    *,
-    seed: int,
-    batch: int,
-    device: str = "cpu",
-) -> CLIPModel:
+def train_clip(bank: Bank, tokenizer: CLIPTokenizer, course: Course) -> CLIPModel:
     """Trains a CLIP model, first on clear, then on degraded pictures; returns averaged weights."""
-    torch.manual_seed(seed)
+    torch.manual_seed(course.seed)
+    batch, device = course.batch, course.device
     model = build_clip(tokenizer).train()
     quality_head = nn.Sequential(nn.Linear(PROJECTION, 32), nn.GELU(), nn.Linear(32, 1))
     both = nn.ModuleList([model, quality_head]).to(device)
     table, on_ground = prompt_table(tokenizer), GroundPhrases(tokenizer)
-    run = TrainingRun(
-        "clip", both, path, budget, peak=1.5e-3, seed=seed, decay=0.995, weight_decay=0.02
-    )
+    run = TrainingRun("clip", both, course, peak=1.5e-3, decay=0.995, weight_decay=0.02)
     for generator in run:
         rows = torch.randint(len(bank.captions), (batch,), generator=generator)
         captions, visibility = bank.captions[rows], side_visibility(bank.sides[rows])

@@ -21,7 +21,7 @@ from torch import nn
 
 from ddpo.assets import ASSETS
 from tools import emoji_data
-from tools.emoji_training import Budget, TrainingRun, channels_last
+from tools.emoji_training import Course, TrainingRun, channels_last
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,32 +131,23 @@ def to_images(pictures: list[emoji_data.Picture]) -> torch.Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
-def train_judge(
-    sprites: dict[str, Image.Image],
-    path: Path,
-    budget: Budget,
-    *,
-    seed: int,
-    variants: int = 100,
-    batch: int = 64,
-    device: str = "cpu",
-) -> Judge:
+def train_judge(sprites: dict[str, Image.Image], course: Course, *, variants: int = 100) -> Judge:
     """Trains the judge on its own pictures; returns it with averaged weights."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    bank = emoji_data.render_bank(sprites, variants, seed, smallest=0.4)
+    torch.manual_seed(course.seed)
+    rng = np.random.default_rng(course.seed)
+    bank = emoji_data.render_bank(sprites, variants, course.seed, smallest=0.4)
     rows = [(row.caption, row.picture) for row in bank]
     rows += [(NOTHING, empty_picture(rng)) for _ in range(6 * variants)]
-    judge = channels_last(Judge()).to(device)
-    run = TrainingRun("judge", judge, path, budget, peak=4e-3, seed=seed, weight_decay=0.02)
+    judge = channels_last(Judge()).to(course.device)
+    run = TrainingRun("judge", judge, course, peak=4e-3, weight_decay=0.02)
     for generator in run:
-        chosen = [rows[index] for index in torch.randint(len(rows), (batch,), generator=generator)]
-        step_rng = np.random.default_rng([seed, run.step])
-        images = to_images([_disturb(picture, step_rng) for _, picture in chosen])
-        labels = torch.tensor([label for label, _ in chosen])
-        run.update(
-            F.cross_entropy(judge(images.to(device)), labels.to(device), label_smoothing=0.05)
-        )
+        chosen = torch.randint(len(rows), (course.batch,), generator=generator)
+        step_rng = np.random.default_rng([course.seed, run.step])
+        labels, pictures = zip(*(rows[index] for index in chosen), strict=True)
+        images = to_images([_disturb(picture, step_rng) for picture in pictures])
+        answers = judge(images.to(course.device))
+        right = torch.tensor(labels, device=course.device)
+        run.update(F.cross_entropy(answers, right, label_smoothing=0.05))
     judge.cpu().load_state_dict(run.averaged())
     return judge.eval()
 

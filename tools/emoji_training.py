@@ -14,26 +14,30 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-STEADY_FRACTION = 0.65  # of the budget, before the learning rate falls
+STEADY_FRACTION = 0.65  # of the steps, before the learning rate falls
 SAVE_SECONDS = 120.0
 AVERAGE_EVERY = 4  # steps
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """When training ends: after `steps`, or after `minutes` where that comes first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How a part is trained.
 
-    With `minutes` the result depends on the machine's speed; with steps alone only on rounding.
+    Attributes:
+        path: State file, written every two minutes and at the end.
+        steps: How many.
+        seed: Of weights, batches and noise.
+        batch: Examples per step.
+        device: Where the training computes.
     """
 
+    path: Path
     steps: int
-    minutes: float = math.inf
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Returns the fraction done, 1 at the end."""
-        return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
+    seed: int
+    batch: int
+    device: str = "cpu"
 
 
 def fallen(progress: float) -> float:
@@ -44,8 +48,7 @@ def fallen(progress: float) -> float:
 def learning_rate(peak: float, progress: float, step: int, warmup: int) -> float:
     """Returns the learning rate: linear over `warmup` steps, constant, then falling to 1 %.
 
-    While it is constant, a run can get a longer budget, and continues as if it had had it all
-    along.
+    While it is constant, a run can get more steps, and continues as if it had had them all along.
 
     Example:
         >>> learning_rate(1.0, 0.6, 99, 100), learning_rate(1.0, 1.0, 99, 100)
@@ -96,7 +99,7 @@ class TrainingRun:
     Every step has its own random generator, keyed by seed and step. So an interrupted run draws the
     same batches as any other.
 
-        run = TrainingRun("vae", vae, path, Budget(4000), peak=1e-3, seed=0)
+        run = TrainingRun("vae", vae, course, peak=1e-3)
         for generator in run:
             run.update(loss_of(vae, generator))
         vae.load_state_dict(run.averaged())
@@ -104,10 +107,8 @@ class TrainingRun:
     Args:
         name: Shown in the progress bar.
         module: It is trained in place, on its device.
-        path: State file, written every two minutes and at the end.
-        budget: When it ends.
+        course: Its state file, steps and seed.
         peak: Highest learning rate.
-        seed: Of the generators.
         decay: Of the exponential average of the weights.
         warmup: Steps of linear warm-up.
         weight_decay: Of AdamW.
@@ -118,26 +119,24 @@ class TrainingRun:
         self,
         name: str,
         module: nn.Module,
-        path: Path,
-        budget: Budget,
+        course: Course,
         *,
         peak: float,
-        seed: int,
         decay: float = 0.998,
         warmup: int = 100,
         weight_decay: float = 1e-3,
         keep: tuple[int, ...] = (),
     ) -> None:
-        self.name, self.module, self.path, self.budget = name, module, path, budget
-        self.peak, self.seed, self.warmup, self.keep = peak, seed, warmup, keep
+        self.name, self.module, self.course = name, module, course
+        self.peak, self.warmup, self.keep = peak, warmup, keep
         self.average = AveragedModel(module, multi_avg_fn=averaging(decay**AVERAGE_EVERY))
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
         self.step, self.seconds, self._saved = 0, 0.0, 0.0
         self._shown: dict[str, float] = {}
-        if path.exists():
-            state = torch.load(path, weights_only=True, map_location="cpu")
+        if course.path.exists():
+            state = torch.load(course.path, weights_only=True, map_location="cpu")
             self.module.load_state_dict(state["module"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -146,15 +145,15 @@ class TrainingRun:
 
     @property
     def progress(self) -> float:
-        """Fraction of the budget used."""
-        return self.budget.progress(self.step, self.seconds)
+        """Fraction of the steps that are taken, 1 at the end."""
+        return min(1.0, self.step / self.course.steps)
 
     def __iter__(self) -> Iterator[torch.Generator]:
         """Yields one generator per step; `update` must be called before the next."""
         with tqdm(total=100, desc=self.name, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
             while self.progress < 1:
                 start, step = time.perf_counter(), self.step
-                yield torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+                yield torch.Generator().manual_seed(self.course.seed * 1_000_003 + step)
                 if self.step != step + 1:
                     raise RuntimeError(f"{self.name}: call `update` once in every step")
                 self.seconds += time.perf_counter() - start
@@ -176,7 +175,7 @@ class TrainingRun:
         if self.step % AVERAGE_EVERY == 0:
             self.average.update_parameters(self.module)
         if self.step in self.keep:
-            save_state(kept_path(self.path, self.step), self.averaged())
+            save_state(kept_path(self.course.path, self.step), self.averaged())
         for key, value in {"loss": loss.item(), **shown}.items():
             self._shown[key] = 0.98 * self._shown.get(key, value) + 0.02 * value
 
@@ -192,5 +191,5 @@ class TrainingRun:
             "step": self.step,
             "seconds": self.seconds,
         }
-        save_state(self.path, state)
+        save_state(self.course.path, state)
         self._saved = self.seconds

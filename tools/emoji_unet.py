@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
@@ -20,7 +18,7 @@ from tools.emoji_text import (
     prompt_table,
     tokenize,
 )
-from tools.emoji_training import Budget, TrainingRun, channels_last
+from tools.emoji_training import Course, TrainingRun, channels_last
 
 EMPTY_FRACTION = 0.1  # captions left out, for classifier-free guidance
 GROUND_FRACTION = 0.6  # captions that mention the ground, where it has a name
@@ -103,12 +101,7 @@ def train_unet(
     captions: torch.Tensor,
     grounds: torch.Tensor,
     tokenizer: CLIPTokenizer,
-    path: Path,
-    budget: Budget,
-    *,
-    seed: int,
-    batch: int,
-    device: str = "cpu",
+    course: Course,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Trains denoiser and text encoder; returns their averaged weights.
 
@@ -117,29 +110,16 @@ def train_unet(
         captions: (rows,) indices of the captions.
         grounds: (rows,) indices of the named grounds.
         tokenizer: From `emoji_text.build_tokenizer`.
-        path: State file.
-        budget: When training ends.
-        seed: Of weights, batches and noise.
-        batch: Latents per step.
-        device: Where the training computes.
+        course: Of the training.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(course.seed)
+    batch, device = course.batch, course.device
     unet = channels_last(build_unet())
     encoder = build_text_encoder(tokenizer)
     both = nn.ModuleList([unet, encoder]).to(device).train()
     phrases = Captions(tokenizer)
     alphas = build_scheduler().alphas_cumprod
-    run = TrainingRun(
-        "unet",
-        both,
-        path,
-        budget,
-        peak=1.2e-3,
-        seed=seed,
-        warmup=300,
-        decay=0.999,
-        keep=KEPT_STEPS,
-    )
+    run = TrainingRun("unet", both, course, peak=1.2e-3, warmup=300, decay=0.999, keep=KEPT_STEPS)
     for generator in run:
         rows = torch.randint(len(latents), (batch,), generator=generator)
         clean = latents[rows].float()

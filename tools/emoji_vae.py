@@ -7,8 +7,6 @@ edges. The encoder learns to give the latents.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -16,7 +14,7 @@ from torch import nn
 
 from tools import emoji_data
 from tools.emoji_bank import LATENT_CHANNELS, PatchComponents, to_unit
-from tools.emoji_training import Budget, TrainingRun, channels_last, fallen
+from tools.emoji_training import Course, TrainingRun, channels_last, fallen
 
 DECODER_NOISE = 0.1  # at most; the latents that the diffusion model draws are a little off
 SHARPNESS_WEIGHTS = (1.0, 3.0)  # at first, and at the end, when the learning rate falls
@@ -121,23 +119,19 @@ def train_decoder(
     vae: AutoencoderKL,
     components: PatchComponents,
     pictures: torch.Tensor,
-    path: Path,
-    budget: Budget,
-    *,
-    seed: int,
-    batch: int,
-    device: str = "cpu",
+    course: Course,
 ) -> None:
     """Trains the decoder of `vae`, in place, on pictures (rows, H, W, 3) in bytes."""
-    decoder = channels_last(GrowingDecoder(vae)).to(device)
-    run = TrainingRun("decoder", decoder, path, budget, peak=1.5e-3, seed=seed, weight_decay=1e-4)
+    decoder = channels_last(GrowingDecoder(vae)).to(course.device)
+    run = TrainingRun("decoder", decoder, course, peak=1.5e-3, weight_decay=1e-4)
     for generator in run:
         stages = 1 + sum(run.step >= start for start in STAGE_STEPS)
-        size = batch * (2 if stages == 1 else 1)
+        size = course.batch * (2 if stages == 1 else 1)
         rows = torch.randint(len(pictures), (size,), generator=generator)
         images = to_unit(pictures[rows])
-        latents, images = noisy_latents(images, components, generator), images.to(device)
-        answers = decoder(latents.to(device), stages)
+        latents = noisy_latents(images, components, generator).to(course.device)
+        images = images.to(course.device)
+        answers = decoder(latents, stages)
         error = (answers[-1] - images).square().mean().item()
         sharper = laplacian(answers[-1].detach()).var() / laplacian(images).var()
         first, last = SHARPNESS_WEIGHTS
@@ -153,20 +147,15 @@ def train_encoder(
     vae: AutoencoderKL,
     components: PatchComponents,
     pictures: torch.Tensor,
-    path: Path,
-    budget: Budget,
-    *,
-    seed: int,
-    batch: int,
-    device: str = "cpu",
+    course: Course,
 ) -> None:
     """Trains the encoder of `vae`, in place, to give the latents of pictures in bytes."""
-    encoder = channels_last(nn.Sequential(vae.encoder, vae.quant_conv)).to(device)
-    run = TrainingRun("encoder", encoder, path, budget, peak=2e-3, seed=seed, weight_decay=1e-4)
+    encoder = channels_last(nn.Sequential(vae.encoder, vae.quant_conv)).to(course.device)
+    run = TrainingRun("encoder", encoder, course, peak=2e-3, weight_decay=1e-4)
     for generator in run:
-        rows = torch.randint(len(pictures), (batch,), generator=generator)
+        rows = torch.randint(len(pictures), (course.batch,), generator=generator)
         images = to_unit(pictures[rows])
-        mean, log_variance = encoder(images.to(device)).chunk(2, dim=1)
-        loss = F.mse_loss(mean, components.project(images).to(device))
+        mean, log_variance = encoder(images.to(course.device)).chunk(2, dim=1)
+        loss = F.mse_loss(mean, components.project(images).to(course.device))
         run.update(loss + 1e-3 * (log_variance + 8).square().mean())
     encoder.cpu().load_state_dict(run.averaged())

@@ -121,13 +121,16 @@ def section(recipe: str, run: Path) -> str:
         + f" {label.plain_unit}".rstrip()
         for label, before, after, error in zip(labels, base, ends, errors, strict=True)
     ]
+    best = "\n".join(f"- {gain}" for gain in gains)
     title = " against ".join(label.praise for label in labels)
     return f"""
 ## {title[0].upper()}{title[1:]}
 
 `python mo_train.py --config config/{recipe}.py`: {record.costs.train:,} pictures to learn from.
 {better} of {len(entries)} members improve everything by more than two standard errors.
-Best of each reward: {"; ".join(gains)}.
+Best of each reward:
+
+{best}
 
 ![Pictures along the front](img/{sheet.name})
 ![The front](img/{plot.name})

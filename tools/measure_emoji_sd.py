@@ -218,8 +218,8 @@ def main() -> None:
         args.assets / f"{args.name}-clip", local_files_only=True
     ).eval()
     results = []
-    for index, steps in enumerate(args.steps):
-        sampling = Sampling(steps=steps, eta=args.eta, guidance=args.guidance)
+    samplings = [Sampling(steps=n, eta=args.eta, guidance=args.guidance) for n in args.steps]
+    for index, sampling in enumerate(samplings):
         result, images = measure(pipeline, judge, clip, sampling, args.seeds)
         results.append(result)
         for key, value in result.items():
@@ -231,17 +231,10 @@ def main() -> None:
                 15,
                 args.grid,
             )
-    table = variety(
-        pipeline,
-        judge,
-        Sampling(steps=args.steps[-1], eta=args.eta, guidance=args.guidance),
-        args.variety,
-    )
+    table = variety(pipeline, judge, samplings[-1], args.variety)
     composition: dict[str, float] = {}
     if args.name == "emoji64":  # the other knows no grounds
-        composition, images = composed(
-            pipeline, judge, Sampling(steps=args.steps[0], eta=args.eta, guidance=args.guidance)
-        )
+        composition, images = composed(pipeline, judge, samplings[0])
         sys.stdout.write(f"on named grounds: {composition}\n")
         if args.grid:
             save_grid(images, 14, args.grid.with_stem(f"{args.grid.stem}_grounds"))

@@ -36,18 +36,18 @@ from tools import (
     emoji_vae,
     emoji_visibility,
 )
-from tools.emoji_training import Budget, kept_path, save_state
+from tools.emoji_training import Course, kept_path, save_state
 
 ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
-PARTS = ("decoder", "encoder", "unet", "judge", "clip", "beauty")
-
 # Number of steps and batch size of each part.
-DECODER_STEPS, DECODER_BATCH = 4000, 8
-ENCODER_STEPS, ENCODER_BATCH = 800, 8
-UNET_STEPS, UNET_BATCH = 18_000, 32
-CLIP_STEPS, CLIP_BATCH = 2000, 48
-JUDGE_STEPS = 2500
-BEAUTY_STEPS = 2000
+TRAININGS = {
+    "decoder": (4000, 8),
+    "encoder": (800, 8),
+    "unet": (18_000, 32),
+    "judge": (2500, 64),
+    "clip": (2000, 48),
+    "beauty": (2000, 256),
+}
 VARIANTS = 400
 CLIP_VARIANTS = 100
 BEAUTY_VARIANTS = 40
@@ -76,36 +76,26 @@ class Builder:
     def _few(self, variants: int) -> int:
         return math.ceil(min(1, self.scale) * variants)
 
-    def _budget(self, steps: int) -> Budget:
-        return Budget(math.ceil(self.scale * steps))
+    def _course(self, part: str, shift: int = 0) -> Course:
+        """How a part is trained; its seed is the builder's, shifted."""
+        steps, batch = TRAININGS[part]
+        return Course(
+            path=self.work / f"{part}.pt",
+            steps=math.ceil(self.scale * steps),
+            seed=self.seed + shift,
+            batch=batch,
+            device=self.device,
+        )
 
     def vae(self, *parts: str) -> AutoencoderKL:
         """Returns the autoencoder with these parts trained: "decoder", "encoder"."""
         torch.manual_seed(self.seed)
         vae = emoji_vae.build_vae()
-        pictures = self.bank.pictures
+        given = vae, self.components, self.bank.pictures
         if "decoder" in parts:
-            emoji_vae.train_decoder(
-                vae,
-                self.components,
-                pictures,
-                self.work / "decoder.pt",
-                self._budget(DECODER_STEPS),
-                seed=self.seed,
-                batch=DECODER_BATCH,
-                device=self.device,
-            )
+            emoji_vae.train_decoder(*given, self._course("decoder"))
         if "encoder" in parts:
-            emoji_vae.train_encoder(
-                vae,
-                self.components,
-                pictures,
-                self.work / "encoder.pt",
-                self._budget(ENCODER_STEPS),
-                seed=self.seed,
-                batch=ENCODER_BATCH,
-                device=self.device,
-            )
+            emoji_vae.train_encoder(*given, self._course("encoder"))
         return vae.eval()
 
     def unet(self) -> nn.ModuleList:
@@ -116,11 +106,7 @@ class Builder:
             self.bank.captions,
             self.bank.grounds,
             self.tokenizer,
-            self.work / "unet.pt",
-            self._budget(UNET_STEPS),
-            seed=self.seed,
-            batch=UNET_BATCH,
-            device=self.device,
+            self._course("unet"),
         )
         return nn.ModuleList([unet, encoder])
 
@@ -142,13 +128,7 @@ class Builder:
 
     def judge(self) -> emoji_judge.Judge:
         """Returns the judge that says what a picture shows."""
-        return emoji_judge.train_judge(
-            self.sprites,
-            self.work / "judge.pt",
-            self._budget(JUDGE_STEPS),
-            seed=self.seed + 1000,
-            device=self.device,
-        )
+        return emoji_judge.train_judge(self.sprites, self._course("judge", shift=1000))
 
     def clip(self) -> CLIPModel:
         """Returns the CLIP model."""
@@ -160,15 +140,7 @@ class Builder:
             fields = dataclasses.fields(made)
             save_state(path, {field.name: getattr(made, field.name) for field in fields})
         bank = emoji_visibility.Bank(**torch.load(path, weights_only=True))
-        return emoji_clip.train_clip(
-            bank,
-            self.tokenizer,
-            self.work / "clip.pt",
-            self._budget(CLIP_STEPS),
-            seed=self.seed,
-            batch=CLIP_BATCH,
-            device=self.device,
-        )
+        return emoji_clip.train_clip(bank, self.tokenizer, self._course("clip"))
 
     def beauty(self) -> BeautyHead:
         """Returns the judge of beauty."""
@@ -189,11 +161,7 @@ class Builder:
             save_state(path, {"embeddings": torch.cat(parts), "quality": qualities})
         state = torch.load(path, weights_only=True)
         return emoji_beauty.train_beauty(
-            state["embeddings"],
-            state["quality"],
-            self.work / "beauty.pt",
-            self._budget(BEAUTY_STEPS),
-            seed=self.seed,
+            state["embeddings"], state["quality"], self._course("beauty")
         )
 
     def export(self, output: Path) -> None:
@@ -221,7 +189,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="where the trainings compute")
     parser.add_argument("--threads", type=int, help="CPU threads [all]")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, help="train only these, write no models"
+        "--parts", nargs="+", choices=TRAININGS, help="train only these, write no models"
     )
     return parser.parse_args()
 

@@ -33,7 +33,7 @@ def main() -> None:
         },
         train={"max_sensitivity": 0.0},
     )
-    processes = Processes.start(settings.processes, settings.task_counts)
+    processes = Processes.start(settings.task_counts, timeout_seconds=600)
     if processes.count != int(os.environ["WORLD_SIZE"]):
         raise RuntimeError(f"{processes.count} processes instead of {os.environ['WORLD_SIZE']}")
     trainer = Trainer(settings, processes, lambda *_: lambda: None)

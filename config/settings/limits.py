@@ -54,12 +54,6 @@ class AtMost(_Bound):
     words, holds = "at most", staticmethod(operator.le)
 
 
-class Below(_Bound):
-    """value < bound."""
-
-    words, holds = "below", staticmethod(operator.lt)
-
-
 class OneOf(Limit):
     """The value, or every member of a tuple, is one of these names."""
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-LAST_VERSION = "commit 7aaf014"  # that has the settings below
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
@@ -18,6 +16,7 @@ class Removed:
     Attributes:
         was: the value at which a run did what every run does now.
         instead: what to do without it.
+        last: the last version that has it.
         is_harmless: whether any other value changed nothing in what was learnt, or by rounding
             only, so that such a run can be continued, too.
         is_drawn: whether the pictures of finished policies depend on it.
@@ -27,6 +26,7 @@ class Removed:
 
     was: Any
     instead: str
+    last: str = "commit 7aaf014"
     is_harmless: bool = False
     is_drawn: bool = False
     became: Callable[[Any, Mapping[str, Any]], dict[str, Any] | None] | None = None
@@ -34,7 +34,7 @@ class Removed:
     def advice(self, name: str) -> str:
         """The message for a recipe or a command line that sets it."""
         return (
-            f"{name} is not a setting any more: {self.instead}; {LAST_VERSION} is the last version "
+            f"{name} is not a setting any more: {self.instead}; {self.last} is the last version "
             "that has it"
         )
 
@@ -93,6 +93,11 @@ def _strength(value: float, run: Mapping[str, Any]) -> dict[str, Any] | None:  #
     return None if run.get("train.update_rule") == "diffusion_nft" else {}
 
 
+def _patience(seconds: float, run: Mapping[str, Any]) -> dict[str, Any]:
+    waits = max(600.0, run.get("rewards.timeout_seconds", 600.0))
+    return {"rewards.timeout_seconds": seconds} if seconds > waits else {}
+
+
 def _recomputed(value: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
     is_half = run.get("pretrained.dtype") in {"bfloat16", "float16"}
     return {} if value == ("always" if is_half else "never") else None
@@ -104,10 +109,18 @@ def _left_out(skipped: int, run: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"train.max_sensitivity": 5.0} if skipped == 2 and is_leading else None
 
 
+_WITH_96 = "commit d6badcd"  # the last version that has 96 settings
+_ADAM = "AdamW has DDPO's constants"
 _VIT_L, _VIT_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 REMOVED = {
     "adapter.seed": Removed(was=0, instead="all runs begin with the same initial A"),
+    "advantage.buffer_size": Removed(
+        was=16, instead="the last 16 rewards of a prompt are remembered", last=_WITH_96
+    ),
+    "advantage.max_advantage": Removed(
+        was=5.0, instead="advantages are clipped to +- 5", last=_WITH_96
+    ),
     "checkpoint.keep": Removed(was=2, instead="the last two stay", is_harmless=True),
     "checkpoint.max_failures": Removed(
         was=3,
@@ -117,9 +130,18 @@ REMOVED = {
     "evaluation.sample_prompts": Removed(
         was=8, instead="samples.png shows the first 8 prompts", is_harmless=True
     ),
+    "evolution.num_directions": Removed(
+        was=20, instead="the performance buffer has 20 directions", last=_WITH_96
+    ),
+    "evolution.num_neighbours": Removed(
+        was=12, instead="the prediction model is fitted to 12 records", last=_WITH_96
+    ),
     "evolution.predictor": Removed(
         was="scale_free",
         instead="PGMORL's own prediction model is in benchmarks/authors_prediction.py",
+    ),
+    "evolution.slots_per_direction": Removed(
+        was=2, instead="the performance buffer keeps 2 policies along a direction", last=_WITH_96
     ),
     "guards.clip_model": _source("base_similarity.clip", "emoji-clip", "diversity.clip"),
     "guards.max_losses": Removed(
@@ -148,8 +170,28 @@ REMOVED = {
     ),
     "pretrained.revision": _pinned("model"),
     "pretrained.tf32": Removed(was=False, instead="write pretrained.dtype=tf32", became=_tf32),
+    "pretrained.vae_slicing": Removed(
+        was=False,
+        instead="pictures of 256 x 256 pixels or more are decoded one at a time, others together",
+        last=_WITH_96,
+        is_harmless=True,
+    ),
     "pretrained.vae_tiling": Removed(
-        was=False, instead="pretrained.vae_slicing saves memory", is_drawn=True
+        was=False,
+        instead="to save memory, large pictures are decoded one at a time",
+        is_drawn=True,
+    ),
+    "processes.count": Removed(
+        was=0,
+        instead="a run takes part in as many processes as the launcher starts, and says how many",
+        last=_WITH_96,
+        is_harmless=True,
+    ),
+    "processes.timeout_seconds": Removed(
+        was=600.0,
+        instead="processes wait for one another as long as rewards.timeout_seconds, or 10 minutes",
+        last=_WITH_96,
+        became=_patience,
     ),
     "rewards.clip_model": _source("clip_alignment.clip", "emoji-clip"),
     "rewards.clip_score_model": _source("clip_score.clip", _VIT_L),
@@ -178,6 +220,11 @@ REMOVED = {
         was=0,
         instead="fewer sample.num_steps than evaluation.num_steps save more UNet rows",
     ),
+    "train.adam_beta1": Removed(was=0.9, instead=f"{_ADAM}, betas of 0.9 and 0.999", last=_WITH_96),
+    "train.adam_beta2": Removed(
+        was=0.999, instead=f"{_ADAM}, betas of 0.9 and 0.999", last=_WITH_96
+    ),
+    "train.adam_epsilon": Removed(was=1e-8, instead=f"{_ADAM}, an epsilon of 1e-8", last=_WITH_96),
     "train.best_of": Removed(
         was=1.0, instead="all images are trained; draw fewer of them by sample.images_per_prompt"
     ),
@@ -225,6 +272,6 @@ def carried_over(
         else:
             problems.append(
                 f"{name} was {value!r} in this run and is not a setting any more; "
-                f"{LAST_VERSION} is the last version that has it and can continue the run"
+                f"{REMOVED[name].last} is the last version that has it and can continue the run"
             )
     return flat, problems

@@ -29,11 +29,6 @@ def rule_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
     if got := get("rewards.names"):
         yield from _objective_problems(got[0], flat)
-    if (got := get("advantage.min_count", "advantage.buffer_size")) and got[0] > got[1]:
-        yield (
-            f"advantage.min_count={got[0]} must be at most advantage.buffer_size={got[1]}, "
-            "or no prompt ever has enough; lower it"
-        )
     stages = ("evolution.warmup_generations", "evolution.evolutionary_generations")
     if (got := get(*stages)) and sum(got) == 0:
         yield f"{' + '.join(stages)} must be at least 1; raise one"
@@ -139,8 +134,8 @@ def _guard_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             yield f"guards.names: {name!r} is an objective; guard what is not optimised"
     if len({objective_name(name) for name in names}) < len(names):
         yield (
-            f"guards.names={names} must not repeat a guard; one of module:function is called by "
-            "its function, one of kind:argument by the end of its argument"
+            f"guards.names={names} must not repeat a guard; `file.py:name` counts as `name`, and "
+            "`kind:argument` as the end of its argument"
         )
     if drops and len(drops) != len(names):
         yield f"guards.max_drops={drops} must have one number for each of {names}, or be empty"
@@ -268,12 +263,6 @@ def _objective_problems(names: tuple[str, ...], flat: Mapping[str, Any]) -> Iter
         )
     if names and agents:
         yield from _weights_problems(weights, agents, len(names), flat)
-    directions = flat.get("evolution.num_directions")
-    if directions is not None and 2 <= directions < len(names):
-        yield (
-            f"evolution.num_directions={directions} must be at least the {len(names)} objectives; "
-            "raise it"
-        )
     yield from _point_problems(names, flat)
 
 

@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from config.base import TrainSettings
     from ddpo.types import Policy
 
+# As in DDPO's code (kvablack/ddpo-pytorch), and torch's own defaults.
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
 
 class AdapterAdam:
     """One AdamW per row of a block of adapters, since rows differ in step count and are reloaded.
 
     Args:
         adapters: (n, P), updated in place.
-        train: AdamW's settings.
+        train: learning rate and weight decay.
     """
 
     def __init__(self, adapters: torch.Tensor, train: TrainSettings) -> None:
@@ -27,8 +31,8 @@ class AdapterAdam:
             torch.optim.AdamW(
                 [row],
                 lr=train.learning_rate,
-                betas=(train.adam_beta1, train.adam_beta2),
-                eps=train.adam_epsilon,
+                betas=BETAS,
+                eps=EPSILON,
                 weight_decay=train.weight_decay,
                 fused=True,  # only the fused one can skip a step without asking the host
             )

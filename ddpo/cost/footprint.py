@@ -130,6 +130,8 @@ def architecture_of(settings: PretrainedSettings) -> dict[str, dict[str, Any]]:
         UserError: see `load_architecture`.
     """
     architecture = load_architecture(configuration_source(settings))
+    if (width := find_model(settings).guidance_width) is not None:
+        architecture["unet"]["time_cond_proj_dim"] = width
     folder = Path(resolve_model(settings.vae)) if settings.vae else None
     for path in (folder / "config.json", folder / "vae" / "config.json") if folder else ():
         if path.is_file():

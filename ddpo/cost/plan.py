@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from config.settings.derived import warmup_tasks
+from ddpo.devices import is_large
 from ddpo.minibatches import steps_per_sample
 from ddpo.rules import find_rule
 
@@ -88,6 +89,11 @@ class Footprint:
     decode_back_flops: int
     decode_back_bytes: int
     rewards: RewardFootprint = RewardFootprint()
+
+    @property
+    def is_decoded_alone(self) -> bool:
+        """Whether pictures go through the VAE one at a time."""
+        return is_large(self.image_entries // 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,7 +323,7 @@ def rows_that_fit(settings: Settings, memory: Memory, footprint: Footprint, budg
     if rows == 0 or not find_rule(settings.train.update_rule).cost(settings).last_steps:
         return rows
     limits = (  # bytes of a picture, and how many pictures at most take them together
-        (footprint.decode_back_bytes, 1 if settings.pretrained.vae_slicing else rows),
+        (footprint.decode_back_bytes, 1 if footprint.is_decoded_alone else rows),
         (footprint.rewards.ascent_bytes, settings.rewards.batch_size),
     )
     for size, at_once in limits:
@@ -344,7 +350,7 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
     training: float = settings.train.rows_per_pass * footprint.train_bytes
     if rule.last_steps:
         pictures = settings.train.rows_per_pass // settings.sample.rows_per_sample
-        at_once = 1 if settings.pretrained.vae_slicing else pictures
+        at_once = 1 if footprint.is_decoded_alone else pictures
         training = max(training, at_once * footprint.decode_back_bytes)
         at_once = min(pictures, settings.rewards.batch_size)
         training = max(training, at_once * footprint.rewards.ascent_bytes)
@@ -356,7 +362,6 @@ def expected_memory(settings: Settings, plan: Plan, footprint: Footprint) -> Mem
         measures=is_on_device * _FLOAT32 * samples * measures,
         sampling=settings.sample.rows_per_pass * footprint.sample_bytes,
         scoring=min(pictures_per_pass, settings.rewards.batch_size) * footprint.rewards.score_bytes,
-        decoding=footprint.decode_bytes
-        * (1 if settings.pretrained.vae_slicing else pictures_per_pass),
+        decoding=footprint.decode_bytes * (1 if footprint.is_decoded_alone else pictures_per_pass),
         training=training,
     )

@@ -35,6 +35,8 @@ _CLASSES = {
 }
 _WEIGHTS = {part: "model" if "text" in part else "diffusion_pytorch_model" for part in _CLASSES}
 _WHOLE = "give a folder or a checkpoint with UNet, VAE and text encoders"
+# The layer that reads the guidance scale; the authors' layout has no name of its own for it.
+GUIDANCE = "model.diffusion_model.time_embedding.cond_proj.weight"
 
 
 def weights_problem(path: Path) -> str | None:
@@ -208,15 +210,19 @@ def checkpoint_problems(path: Path, *, has_vae: bool) -> Iterator[str]:
     if not has("model.diffusion_model.input_blocks."):
         yield _other_kind(has)
         return
-    if has("model.diffusion_model.time_embedding.cond_proj."):
-        yield (
-            "its UNet reads the guidance scale, but a single file does not say how; give the "
-            "folder or hub id that it was made from"
-        )
     if not has("cond_stage_model.", "conditioner.embedders."):
         yield f"it has no text encoders, perhaps a UNet alone; {_WHOLE}"
     if not has_vae and not has("first_stage_model."):
         yield "it has no VAE; give one as pretrained.vae: file, folder or hub id"
+
+
+def guidance_width(path: Path) -> int | None:
+    """How many numbers a checkpoint's UNet reads the guidance scale as; None if it does not."""
+    with safe_open(path, framework="pt") as file:
+        if GUIDANCE not in file.keys():  # noqa: SIM118 - not a dict
+            return None
+        width: int = file.get_slice(GUIDANCE).get_shape()[1]
+        return width
 
 
 def _other_kind(has: Any) -> str:

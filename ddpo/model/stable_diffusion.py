@@ -16,7 +16,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from config.settings.errors import UserError
 from ddpo.ddim import PREDICTION_TYPES, SAMPLERS, Schedule, make_schedule
-from ddpo.devices import at_least_float32
+from ddpo.devices import at_least_float32, is_large
 from ddpo.model.families import FAMILIES, Frame, Reading
 from ddpo.model.loading import load_pipeline
 from ddpo.steps import DISTILLED
@@ -127,6 +127,8 @@ class FrozenDiffusion:
         self.device = torch.device(device)
         if pipe.vae.dtype != (dtype := self.family.vae_dtype(pipe)):
             pipe.vae.to(dtype)
+        if is_large(self.frame.height * self.frame.width):
+            pipe.vae.enable_slicing()
         for network in self.networks:
             network.requires_grad_(False).eval()
         self._encode_one = lru_cache(maxsize=_REMEMBERED_PROMPTS)(self._encode)
@@ -143,8 +145,6 @@ class FrozenDiffusion:
         torch.backends.cuda.matmul.allow_tf32 = settings.dtype == "tf32"
         torch.backends.cudnn.allow_tf32 = settings.dtype == "tf32"
         pipe = load_pipeline(settings)
-        if settings.vae_slicing:
-            pipe.vae.enable_slicing()
         frame = Frame.of(pipe, settings.height, settings.width)
         return cls(pipe, device, frame, reading_of(settings))
 

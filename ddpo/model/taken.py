@@ -5,7 +5,8 @@ configuration of the published model of its kind. So these sources are asked in 
 first answer counts:
 
 1. the settings of `pretrained`,
-2. tensors that mark a file: `v_pred`, `ztsnr` (ComfyUI's supported_models.py reads them),
+2. tensors that mark a file: `v_pred`, `ztsnr` (ComfyUI's supported_models.py reads them), and the
+   layer that reads the guidance scale, which latent consistency models have (Luo et al. 2023),
 3. its metadata: Stability's ModelSpec, and what ComfyUI and kohya's sd-scripts write,
 4. `NAME.yaml` beside it, as the authors' own scripts and the WebUI read it,
 5. for Stable Diffusion 2.x, a bias whose spread differs between its two kinds (ComfyUI),
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
+
+from ddpo.model.files import GUIDANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,8 +57,10 @@ _ARCHITECTURES = {
     "stable-diffusion-v2-768-v": "v_prediction",
 }
 
+# Merges with Hyper-SD are called "...Hyper"; hyperrealism and hypernetworks are something else.
 _FEW_STEPS = re.compile(
-    r"turbo|lightning|hyper[-_ ]?sd|(?<![a-z])(?:lcm|tcd|dmd2?)(?![a-z])", re.IGNORECASE
+    r"(?i:turbo|lightning|hyper[-_ ]?sd|(?<![a-z])(?:lcm|tcd|dmd2?)(?![a-z]))"
+    r"|(?i:hyper)(?![a-z]|(?i:[-_ ]?(?:real|net)))"
 )
 # Entries that the scheduler's file lacks. diffusers leaves them out if it makes another class.
 _DEFAULTS = "_use_default_values"
@@ -182,6 +187,8 @@ def _file_claims(path: Path, known: Claims) -> Claims:
     claims = Claims()
     if zero := _zero_snr(tensors, metadata):
         claims = _claim(zero[0], rescale_betas_zero_snr=zero[1])
+    if GUIDANCE in tensors:
+        claims = claims.over(_claim(f"its tensor {GUIDANCE}", _class_name=_OWN_SAMPLER["lcm"]))
     if "prediction_type" in known.values:
         return claims
     for source, text in _predictions(tensors, metadata, path.with_suffix(".yaml")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ddpo.normalisations import MAX_ADVANTAGE
 from ddpo.rules.forward_process import mean_square, negative_aware_loss, optimality
 from ddpo.rules.loss import Surrogate
 from ddpo.rules.noised import Noised
@@ -21,7 +22,7 @@ STRENGTH = 1.0  # the paper's beta; a smaller one demands larger steps
 class DiffusionNft(Noised):
     """The measure is the error of the predicted noise, (pairs, C, h, w).
 
-    `advantage.max_advantage` scales advantages to an optimality in [0, 1]. Nothing is clipped.
+    `MAX_ADVANTAGE` scales advantages to an optimality in [0, 1]. Nothing is clipped.
     """
 
     @staticmethod
@@ -43,7 +44,7 @@ class DiffusionNft(Noised):
         self, measured: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
     ) -> Surrogate:
         """The loss of the two implicit policies."""
-        r = optimality(advantages, self.settings.advantage.max_advantage)
+        r = optimality(advantages, MAX_ADVANTAGE)
         return Surrogate.of(
             negative_aware_loss(measured, old, r, STRENGTH),
             log_ratio=0.5 * (mean_square(old) - mean_square(measured.detach())),

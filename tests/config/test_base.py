@@ -45,5 +45,5 @@ def test_every_recipe_is_valid(recipe):
     assert settings.evolution.num_generations > 0
 
 
-def test_there_are_at_most_96_settings():
-    assert len(defaults_of(base.Settings)) <= 96
+def test_there_are_at_most_85_settings():
+    assert len(defaults_of(base.Settings)) <= 85

@@ -133,14 +133,14 @@ def test_overrides_reach_the_settings():
             "colorfulness,jpeg_compressibility",
             "--config.rewards.reference=(1, -2.5)",
             "--config.rewards.ideal=2,-1",
-            "--config.pretrained.vae_slicing=true",
+            "--config.pretrained.offload_text_encoders=true",
             "--config.seed=7",
         ]
     )
     assert settings.train.learning_rate == 1e-3
     assert settings.rewards.names == ("colorfulness", "jpeg_compressibility")
     assert settings.rewards.reference == (1.0, -2.5)
-    assert settings.pretrained.vae_slicing is True
+    assert settings.pretrained.offload_text_encoders is True
     assert settings.seed == settings.evolution.seed == 7
 
 

@@ -12,7 +12,7 @@ from config.settings.declared import defaults_of
 from config.settings.errors import ConfigError
 from config.settings.flat import flatten, nested
 from config.settings.parse import parse
-from config.settings.removed import LAST_VERSION, REMOVED
+from config.settings.removed import REMOVED
 from config.settings.resume import changed_settings, completed
 from run.command_line import read_settings
 
@@ -49,7 +49,7 @@ def test_the_command_line_is_told_what_to_do_instead(name):
         read_settings([f"--config.{name}={REMOVED[name].was}"])
     assert error.value.problems == [REMOVED[name].advice(name)]
     assert f"{name} is not a setting any more: {REMOVED[name].instead}" in str(error.value)
-    assert f"{LAST_VERSION} is the last version" in str(error.value)
+    assert f"{REMOVED[name].last} is the last version" in str(error.value)
 
 
 @pytest.mark.parametrize("name", REMOVED)
@@ -83,7 +83,7 @@ def test_what_changed_no_result_does_not_stop_a_run(name):
     assert changes == [f"{name} was {value!r} and is not a setting any more"]
 
 
-BOOLEANS = {"True": True, "False": False}
+READ = {"True": True, "False": False, "30": 30.0, "60": 60.0, "900": 900.0}
 MOVED = {  # settings of an earlier run -> those of today that stand for them
     ("rewards.clip_model=mine",): {"rewards.sources": ("clip_alignment.clip=mine",)},
     ("guards.clip_model=mine", "rewards.aesthetic_head=x.pth"): {
@@ -108,6 +108,8 @@ MOVED = {  # settings of an earlier run -> those of today that stand for them
         "pretrained.model": "x.safetensors",
         "pretrained.single_file_config": "owner/name@v1",
     },
+    ("processes.timeout_seconds=900",): {"rewards.timeout_seconds": 900},
+    ("rewards.timeout_seconds=30", "processes.timeout_seconds=60"): {"rewards.timeout_seconds": 30},
     ("train.update_rule=awm", "train.nft_strength=0.3"): {},
     ("train.recompute_log_probs=never",): {},
     ("pretrained.dtype=bfloat16", "train.recompute_log_probs=always"): {},
@@ -122,7 +124,7 @@ MOVED = {  # settings of an earlier run -> those of today that stand for them
 @pytest.mark.parametrize("given", MOVED)
 def test_a_run_whose_setting_has_an_equal_today_is_continued_with_it(given, tmp_path):
     values = dict(text.split("=") for text in given)
-    before = run_with(**{name: BOOLEANS.get(value, value) for name, value in values.items()})
+    before = run_with(**{name: READ.get(value, value) for name, value in values.items()})
     before["rewards"]["sources"] = []  # as such runs, which had none
     for is_finished in (True, False):
         now = dict(flatten(completed(before, is_finished=is_finished)))
@@ -168,7 +170,7 @@ def test_a_run_with_another_value_is_refused_with_the_last_version_that_has_it(n
             refuse()
         (problem,) = error.value.problems
         assert problem.startswith(f"{name} was {other_than(name)!r} in this run")
-        assert f"{LAST_VERSION} is the last version that has it" in problem
+        assert f"{REMOVED[name].last} is the last version that has it" in problem
 
 
 def test_what_only_training_needed_does_not_keep_anybody_from_a_finished_front():

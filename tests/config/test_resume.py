@@ -57,7 +57,7 @@ def test_what_policies_are_made_of_cannot_be_forced():
 
 def test_a_setting_that_is_newer_than_the_run_takes_its_default():
     before = read_settings([]).to_json()
-    del before["processes"], before["train"]["clip_nats"]
+    del before["agents"], before["train"]["clip_nats"]
     before["train"]["forgotten"] = 1
     changed_settings(before, read_settings([]))
     with pytest.raises(ConfigError, match=r"train\.clip_nats was not there and is 2\.0 now"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddpo.advantages import advantages, within_prompt_std
+from ddpo.normalisations import MAX_ADVANTAGE
 from ddpo.types import PromptStatistics
 from tests.support.rig import make_settings
 
@@ -91,10 +92,15 @@ def test_one_weight_at_one_ignores_the_other_objective():
 
 
 def test_advantages_are_clipped():
-    rewards = torch.zeros(1, 4, 2)
+    """One of 40 rewards stands out, by 6.4 standard deviations."""
+    rewards = torch.zeros(1, 40, 2)
     rewards[0, 0, 0] = 100.0
-    values, _ = run(rewards, [[1.0, 0.0]], max_advantage=0.5)
-    assert values.abs().max() == 0.5
+    settings = make_settings().advantage
+    values, _ = advantages(
+        rewards, torch.tensor([[1.0, 0.0]]), [["a"] * 40], [PromptStatistics()], torch.ones(2),
+        settings,
+    )  # fmt: skip
+    assert values.abs().max() == MAX_ADVANTAGE
 
 
 def test_integer_rewards_do_not_give_integer_advantages():
@@ -113,7 +119,7 @@ def test_statistics_remember_the_last_vectors_and_are_immutable():
 
 
 def test_an_unfamiliar_prompt_is_centred_on_the_whole_batch():
-    values, _ = run(REWARDS, [[1.0, 0.0]], buffer_size=8, min_count=3)
+    values, _ = run(REWARDS, [[1.0, 0.0]], min_count=3)
     centred = REWARDS[0, :, 0] - 3.5
     torch.testing.assert_close(values[0], centred / centred.std(correction=0), rtol=1e-4, atol=0)
 

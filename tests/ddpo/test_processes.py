@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from config.settings.errors import UserError
 from config.settings.rules import process_problems
-from ddpo.processes import Processes, Share, backends_for
+from ddpo.processes import Processes, Share, backends_for, patience
 from ddpo.rewards import REWARDS
 from tests.support.paths import ROOT
 from tests.support.pipelines import make_tiny_pipe
@@ -83,7 +83,6 @@ def settings_for(
     folder,
     num_agents,
     bright=brightness,
-    timeout_seconds=60.0,
     generations=2,
     kind="population",
     start="even_weights",
@@ -100,7 +99,6 @@ def settings_for(
     for name, reward in {"bright": bright, "red": redness}.items():
         REWARDS[name] = module_of(name, reward, is_differentiable=name == "bright")
     settings = make_settings(
-        processes={"timeout_seconds": timeout_seconds},
         pretrained={"model": str(folder / "model")},
         prompts={"train": str(folder / "train.txt"), "report": str(folder / "report.txt")},
         rewards={"names": ("bright", "red")},
@@ -115,7 +113,6 @@ def settings_for(
         },
         train={
             "learning_rate": 0.02,
-            "adam_epsilon": 1e-4,  # the step is then no sign of a gradient that is rounding
             "max_sensitivity": 0.0,
             "updates_per_epoch": 1 if is_one_step else 2,
             "num_inner_epochs": 1 if is_one_step else 2,
@@ -143,12 +140,13 @@ def train(folder, num_tasks, num_agents, count, kind, update="ppo", sampler="ddi
 
     With fewer tasks than agents it is the warm-up of a soup.
     """
+    from ddpo.agents import adam
     from ddpo.devices import DTYPES
     from ddpo.evaluation import evaluation_set
     from ddpo.trainer import Trainer
 
     DTYPES["float32"] = torch.float64
-
+    adam.EPSILON = 1e-4  # the step is then no sign of a gradient that is rounding
     start = "even_weights" if num_tasks == num_agents else "soup"
     how = {"kind": kind, "start": start, "update": update, "sampler": sampler}
     settings = settings_for(folder, num_agents, **how)
@@ -160,7 +158,7 @@ def train(folder, num_tasks, num_agents, count, kind, update="ppo", sampler="ddi
         return all_reduce(values, group=group)
 
     torch.distributed.all_reduce = counting
-    processes = Processes.start(settings.processes, settings.task_counts)
+    processes = Processes.start(settings.task_counts, timeout_seconds=60)
     assert (processes.count, processes.rank) == (count, int(os.environ["RANK"]))
     trainer = Trainer(settings, processes, lambda *_: lambda: None)
     first = torch.linspace(0, 1, num_tasks)
@@ -242,10 +240,14 @@ def test_the_result_does_not_depend_on_the_number_of_processes(
         assert all(np.array_equal(one["adapters"], results[0]["adapters"]) for one in results)
 
 
-def run(folder, num_agents, resume_from="", **changes):
+def run(folder, num_agents, resume_from="", patience=60.0, **changes):
     """The whole program."""
     import mo_train
+    from ddpo.agents import adam
+    from run import parts
 
+    parts.patience = lambda _: patience
+    adam.EPSILON = 1e-4  # as in `train`
     settings = settings_for(
         folder, num_agents, logdir=str(folder / "logs"), resume_from=resume_from, **changes
     )
@@ -320,13 +322,17 @@ def test_a_reward_that_fails_in_one_process_is_an_orderly_error_in_all(folder):
     assert f"--config.resume_from={folder / 'logs' / 'fails'}" in ended[0].error
 
 
+def test_processes_wait_for_one_another_as_long_as_a_reward_may_take_and_ten_minutes_at_least():
+    assert (patience(30), patience(3600)) == (600, 3600)
+
+
 @pytest.mark.parametrize(
     ("how", "limit"), [(dying, 1000), pytest.param(hanging, 10, marks=pytest.mark.slow)]
 )
 def test_a_process_that_dies_or_hangs_ends_the_others_and_is_named(folder, how, limit):
     """A dead process is noticed immediately, long before the time limit."""
     ended = run_processes(
-        2, run, folder, 2, run_name=how.__name__, bright=how, timeout_seconds=limit, wait_for=0
+        2, run, folder, 2, run_name=how.__name__, bright=how, patience=limit, wait_for=0
     )
     assert "process 0 waited for the results of all processes, in vain" in ended[0].error
     assert f"process 1 did not arrive: it died, or hung for {limit} s" in ended[0].error
@@ -337,7 +343,6 @@ def test_a_process_that_dies_or_hangs_ends_the_others_and_is_named(folder, how, 
 def test_torchrun_starts_two_processes_of_which_one_speaks(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     settings = {
-        "processes.count": 2,
         "num_threads": 1,
         "pretrained.model": folder / "model",
         "prompts.train": folder / "train.txt",
@@ -356,6 +361,7 @@ def test_torchrun_starts_two_processes_of_which_one_speaks(folder):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("generation 2 of 2 in") == 1
+    assert "16 x 16 pixels, on cpu in 2 processes" in done.stdout
     assert "Traceback" not in done.stderr
     front = json.loads((folder / "logs" / "torchrun" / "front.json").read_text())
     assert front["images"]["train"] == 2 * 2 * 8  # of both processes
@@ -368,7 +374,7 @@ def test_a_decision_that_fails_fails_everywhere():
 
 
 def decide():
-    processes = Processes.start(settings_for_processes(), [2])
+    processes = Processes.start([2], timeout_seconds=60)
     assert processes.by_first(os.environ.get, "RANK") == "0"
     processes.by_first(fill_the_disk)
 
@@ -385,7 +391,7 @@ def test_what_a_process_died_of_is_told_by_the_others():
 
 
 def crash():
-    processes = Processes.start(settings_for_processes(), [2])
+    processes = Processes.start([2], timeout_seconds=60)
     try:
         processes.gather("well" if processes.rank == 0 else run_out_of_memory())
     except Exception as error:
@@ -402,13 +408,7 @@ def test_what_is_on_a_gpu_goes_by_nccl_and_what_is_on_the_host_by_gloo():
     assert backends_for("cpu") == "gloo"
 
 
-def settings_for_processes(**changes):
-    return make_settings(processes={"timeout_seconds": 60.0, **changes}).processes
-
-
-def test_another_number_of_processes_than_asked_for_is_refused(monkeypatch):
-    with pytest.raises(UserError, match=r"processes.count=2, but 1 were started: launch with"):
-        Processes.start(settings_for_processes(count=2), [2])
+def test_processes_that_cannot_meet_are_an_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"the 2 processes could not meet: .*RANK expected"):
-        Processes.start(settings_for_processes(), [2])
+        Processes.start([2], timeout_seconds=60)

@@ -131,14 +131,18 @@ def euler_ancestral(folder):
     return ["sample.sampler=euler_a", "pretrained.timestep_spacing=trailing"]
 
 
-def one_file(folder):
-    pipe = make_tiny_pipe()
+def one_file(folder, **unet):
+    pipe = make_tiny_pipe(**unet)
     pipe.save_pretrained(folder / "configuration")
     save_file(original_state_dict(pipe), folder / "model.safetensors")
     return [
         f"pretrained.model={folder / 'model.safetensors'}",
         f"pretrained.single_file_config={folder / 'configuration'}",
     ]
+
+
+def one_file_that_reads_its_guidance(folder):
+    return [*one_file(folder, time_cond_proj_dim=8), "sample.guidance_scale=8.5"]
 
 
 def sdxl(folder):
@@ -165,6 +169,7 @@ CASES = {
     lcm: "sd1",
     euler_ancestral: "sd1",
     one_file: "sd1",
+    one_file_that_reads_its_guidance: "sd1",
     v_prediction: "sd2",
     sdxl: "sdxl",
     sdxl_at_another_size: "sdxl",
@@ -325,7 +330,6 @@ def test_every_setting_that_changes_pictures_is_in_the_code():
         "prediction_type",  # these three are in `ModelRecord.schedule`
         "zero_snr",
         "timestep_spacing",
-        "vae_slicing",
         "offload_text_encoders",
         "single_file_config",  # in `ModelRecord.config`
         "prompts_per_iteration",

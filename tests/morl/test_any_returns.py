@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from morl.buffer import NUM_DIRECTIONS, SLOTS_PER_DIRECTION
 from morl.evolution import Evolution
 from morl.indicators import expected_utility, hypervolume, hypervolume_gains, sparsity
 from morl.objectives import from_z, returns_in_z, to_z
@@ -49,7 +50,6 @@ def runs(draw):
         strategy=draw(st.sampled_from(sorted(STRATEGIES))),
         warmup_generations=draw(st.integers(0, 2)),
         evolutionary_generations=draw(st.integers(1, 3)),
-        num_directions=draw(st.integers(num_objectives, 12)),
         num_weight_candidates=draw(st.integers(1, 4)),
     )
     size = agents * search.num_generations * num_objectives
@@ -97,7 +97,7 @@ def test_any_finite_returns_leave_the_search_whole(run):
         volume = metrics["morl/hypervolume"]
         z = returns_in_z(evolution.archive, objectives)
         assert non_dominated(z).all()
-        assert 1 <= len(evolution.population) <= search.num_directions * 2
+        assert 1 <= len(evolution.population) <= NUM_DIRECTIONS * SLOTS_PER_DIRECTION
         assert {m.policy for m in evolution.archive} <= evolution.live_policies
     again = Evolution.restore(search, objectives, evolution.state())
     assert [m.policy for m in again.archive] == [m.policy for m in evolution.archive]

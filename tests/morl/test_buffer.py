@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from morl.buffer import PerformanceBuffer
+from morl.buffer import NUM_DIRECTIONS, PerformanceBuffer
 from morl.objectives import returns_in_z
-from morl.types import policy_id
+from morl.types import Objective, policy_id
 from tests.support.search import make_objectives, make_offspring
 
 
@@ -56,6 +56,14 @@ def test_neither_order_nor_batches_matter_and_nobody_better_is_missing(num_objec
     best = returns_in_z(offered, objectives).max(axis=0)
     assert 1 <= len(once.members) <= 12
     assert (returns_in_z(once.members, objectives).max(axis=0) <= best).all()
+
+
+def test_there_are_at_least_as_many_directions_as_objectives():
+    for num in (2, NUM_DIRECTIONS + 1):
+        objectives = [Objective(name=f"f{i}", unit="", reference=0, ideal=1) for i in range(num)]
+        buffer = PerformanceBuffer(objectives)
+        buffer.add(policies(np.eye(num), objectives))
+        assert len(buffer.members) == num
 
 
 def test_a_buffer_needs_slots_and_a_direction_for_each_objective():

@@ -136,8 +136,6 @@ def test_offspring_that_do_not_fit_their_task_are_refused_and_change_nothing(cha
         ({"warmup_generations": -1}, "not be negative"),
         ({"sparsity_coef": -0.1}, "sparsity_coef=-0.1"),
         ({"num_weight_candidates": 0}, "num_weight_candidates=0 must be at least 1"),
-        ({"num_neighbours": 0}, "num_neighbours=0"),
-        ({"slots_per_direction": 0}, "slots_per_direction=0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(changes, message):

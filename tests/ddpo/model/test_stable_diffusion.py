@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from config.settings.errors import UserError
-from ddpo import speed
+from ddpo import devices, speed
 from ddpo.agents.slots import Agents
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.sampler import Sampler
@@ -133,15 +133,15 @@ def test_a_size_the_model_cannot_draw_is_refused_with_the_nearest_ones(folders, 
 
 @pytest.mark.usefixtures("rounded_as_diffusers")
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_a_sliced_vae_draws_what_diffusers_draws_with_it(folders, kind):
+def test_a_large_picture_is_decoded_alone_as_by_diffusers_sliced_vae(folders, kind, monkeypatch):
+    monkeypatch.setattr(devices, "LARGE_PICTURE", 32 * 16)
     plain = load_plain(folders[kind])
     plain.vae.enable_slicing()
     expected = draw_with_diffusers(plain, TEXTS, SEEDS, height=32, width=16)
-    sliced = {"model": folders[kind], "height": 32, "vae_slicing": True}
-    assert torch.equal(draw(sliced), expected)
-    for is_on in (True, False):
-        pretrained = make_settings(pretrained={**sliced, "vae_slicing": is_on}).pretrained
-        assert FrozenDiffusion.load(pretrained).pipe.vae.use_slicing is is_on
+    assert torch.equal(draw({"model": folders[kind], "height": 32}), expected)
+    for height, is_alone in ((32, True), (16, False)):
+        pretrained = make_settings(pretrained={"model": folders[kind], "height": height}).pretrained
+        assert FrozenDiffusion.load(pretrained).pipe.vae.use_slicing is is_alone
 
 
 def test_tf32_is_float32_with_shorter_products(folders):

@@ -149,6 +149,8 @@ def test_a_configuration_beside_a_file_is_read(tmp_path, sdxl, text, prediction)
         "DreamShaperXL_Lightning",
         "Hyper-SDXL-1step-merge",
         "hyperSDXL",
+        "realisticVisionV60B1_v51HyperVAE",
+        "Juggernaut_X_Hyper",
         "dmd2_sdxl_4step",
     ],
 )
@@ -157,51 +159,6 @@ def test_models_for_few_steps_get_trailing_timesteps_by_their_names(tmp_path, sd
     save_file(sdxl[1], path)
     assert timesteps(found_scheduler(path, sdxl[0])) == TRAILING
     assert timesteps(found_scheduler(path, sdxl[0], timestep_spacing="leading")) == LEADING
-
-
-# Few-step base -> timesteps of 4 steps by its model card, its folder's own scheduler, and the names
-# that its file and its LoRA are published under; None where there is none.
-LCM = {"_class_name": "LCMScheduler", "original_inference_steps": 50}
-PUBLISHED = {
-    "SD-Turbo": (TRAILING, {"timestep_spacing": "trailing"}, "sd_turbo", None),
-    "SDXL-Turbo": (TRAILING, {"timestep_spacing": "trailing"}, "sd_xl_turbo_1.0_fp16", None),
-    "SDXL-Lightning": (
-        TRAILING,
-        {"timestep_spacing": "trailing"},
-        "sdxl_lightning_4step",
-        "ByteDance/SDXL-Lightning/sdxl_lightning_4step_lora.safetensors",
-    ),
-    "Hyper-SD": (
-        TRAILING,
-        {"timestep_spacing": "trailing"},
-        "Hyper-SD15-4steps",
-        "ByteDance/Hyper-SD/Hyper-SD15-4steps-lora.safetensors",
-    ),
-    "LCM": (DISTILLED, LCM, "DreamShaper8_LCM", "latent-consistency/lcm-lora-sdv1-5"),
-}
-
-
-@pytest.mark.parametrize("base", PUBLISHED)
-def test_a_few_step_base_gets_the_steps_it_was_published_with(tmp_path, sdxl, base):
-    """As a folder, as a single file, and as a LoRA on a base that says nothing of few steps."""
-    steps, scheduler, name, lora = PUBLISHED[base]
-    file = tmp_path / f"{name}.safetensors"
-    save_file(sdxl[1], file)
-    folder = find_model(make_settings(pretrained={"model": sdxl[0]}).pretrained)
-    own = {**sd_scheduler().config, "_use_default_values": [], **scheduler}
-    config = folder.settled(own)
-    drawn = [scheduler_of(config, {"in_channels": 4}, {}), found_scheduler(file, sdxl[0])]
-    if lora is not None:
-        drawn.append(found_scheduler(sdxl[0], "", lora=lora))
-    assert [timesteps(each) for each in drawn] == [steps] * len(drawn)
-
-
-def test_a_file_whose_unet_reads_the_guidance_scale_is_refused(tmp_path, sdxl):
-    """Diffusers would leave that layer out and draw other pictures."""
-    layer = {"model.diffusion_model.time_embedding.cond_proj.weight": torch.zeros(8, 8)}
-    save_file({**sdxl[1], **layer}, tmp_path / "LCM_Dreamshaper_v7.safetensors")
-    with pytest.raises(UserError, match=r"its UNet reads the guidance scale.*give the folder"):
-        found_scheduler(tmp_path / "LCM_Dreamshaper_v7.safetensors", sdxl[0])
 
 
 def test_a_spacing_that_a_distilled_model_ignores_is_refused(tmp_path, sdxl):
@@ -249,6 +206,8 @@ def test_models_distilled_for_a_sampler_get_it_by_their_names(tmp_path, sdxl, na
         ("h1t/TCD-SDXL-LoRA", DISTILLED),
         ("/models/turbo/pixels/style.safetensors", LEADING),
         ("someone/calcmap", LEADING),
+        ("someone/hyperrealism_v3", LEADING),
+        ("someone/HyperRealistic", LEADING),
     ],
 )
 def test_a_lora_for_few_steps_brings_trailing_timesteps(sdxl, lora, steps):
