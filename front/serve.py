@@ -28,6 +28,11 @@ from front.pictures.live import front_map, style
 from front.pictures.painter import Painter
 from front.pictures.parameters import describe, sampler_of
 from front.tables import markdown_table, with_error
+from front.taste.desk import Desk
+from front.taste.open import open_quiz
+from front.taste.quiz import read_answers
+from front.taste.source import Source
+from front.taste.tab import FOCUS, FRAME, route_of
 from morl.weights import normalise
 
 if TYPE_CHECKING:
@@ -359,6 +364,8 @@ class Layout:
 def build_app(studio: Studio) -> Any:
     """The page, as gradio's Blocks: on the left what is chosen, on the right what it draws.
 
+    A second tab frames the page of `taste`, which `start` serves.
+
     `shown` is the choice that the pictures in sight are of. Files are made of it, not of wherever
     the sliders have moved since.
     """
@@ -400,7 +407,13 @@ def build_app(studio: Studio) -> Any:
 
     title = f"{front.path.resolve().name}: choose and draw"
     with gradio.Blocks(analytics_enabled=False, title=title, delete_cache=(3600, 3600)) as app:
-        page, shown = Layout(gradio, front, sampler), gradio.State(None)
+        with gradio.Tabs():
+            with gradio.Tab("Choose and draw"):
+                page = Layout(gradio, front, sampler)
+            with gradio.Tab("Say what you like", render_children=True) as taste:
+                gradio.HTML(FRAME)
+        shown = gradio.State(None)
+        taste.select(None, js=FOCUS)
         choice = [page.way, page.name, *page.sliders]
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         for change in (app.load, *(part.change for part in choice)):
@@ -465,10 +478,19 @@ def start(
     host: str = LOCALHOST,
     port: int | None = None,
     *,
+    desk: Desk,
     css: str = "",
     browse: bool = False,
 ) -> str:
     """Start the server, in threads of its own, and return its address.
+
+    Args:
+        app: from `build_app`.
+        host: address to listen on.
+        port: None for the first free one from 7860.
+        desk: replies to the page of the taste.
+        css: from `Studio.style`.
+        browse: whether to open a browser.
 
     Raises:
         FrontError: if the port is taken.
@@ -487,6 +509,7 @@ def start(
             prevent_thread_lock=True,
             theme=_theme(gradio),
             css=css,
+            app_kwargs={"routes": [route_of(desk)]},
         )
     except OSError as error:
         raise FrontError(f"cannot listen on {host}, port {port or 'any'}: {error}") from error
@@ -501,6 +524,8 @@ def serve(
     model: str = "",
     device: str = "",
     rows_per_pass: int = 0,
+    taste: Path | None = None,
+    clip: str = "",
     browse: bool = False,
 ) -> None:
     """Serve a run's front until Ctrl+C.
@@ -512,6 +537,8 @@ def serve(
         model: where the base model is now, see `Painter`.
         device: see `Painter`.
         rows_per_pass: see `Painter`.
+        taste: folder of the answers; None for the run's own.
+        clip: see `open_quiz`.
         browse: whether to open a browser.
 
     Raises:
@@ -519,13 +546,21 @@ def serve(
     """
     import_gradio()
     front = Front.load(run)
-    studio = Studio(front, Painter(front, model, device, rows_per_pass))
+    answers = taste or front.path / "taste"
+    read_answers(answers)
+    painter = Painter(front, model, device, rows_per_pass)
+    studio = Studio(front, painter)
+    pictures = functools.partial(Source.of_front, front, painter)
+    desk = Desk(functools.partial(open_quiz, answers, pictures, clip=clip, device=device))
     app = build_app(studio)
     try:
-        address = start(app, host, port, css=studio.style(), browse=browse)
-        sys.stdout.write(f"serving {front.path} on {address} (Ctrl+C ends)\n")
+        address = start(app, host, port, desk=desk, css=studio.style(), browse=browse)
+        sys.stdout.write(
+            f"serving {front.path} on {address} (Ctrl+C ends); what you like goes to {answers}\n"
+        )
         sys.stdout.flush()
         app.block_thread()
     finally:
         app.close()
+        desk.close()
         studio.close()

@@ -20,12 +20,16 @@ CPU = torch.device("cpu")
 PEOPLE = {"ada": ada, "grace": grace}
 
 
+def emoji_quiz(out):
+    return open_quiz(out, lambda: Source.open("emoji-sd", device="cpu"), device="cpu")
+
+
 @pytest.fixture(scope="module", name="likes")
 def _likes(tmp_path_factory):
     """A folder with 100 answers of each person."""
     folder = tmp_path_factory.mktemp("people")
     for name, person in PEOPLE.items():
-        person(CPU).answer(open_quiz("emoji-sd", folder / f"{name}_likes", device="cpu"), 100)
+        person(CPU).answer(emoji_quiz(folder / f"{name}_likes"), 100)
     return folder
 
 
@@ -53,7 +57,7 @@ def train(folder, names, *settings):
 
 def test_more_clicks_predict_better(tmp_path):
     """On pairs of new pictures that the person would choose between."""
-    person, quiz = ada(CPU), open_quiz("emoji-sd", tmp_path / "ada", device="cpu")
+    person, quiz = ada(CPU), emoji_quiz(tmp_path / "ada")
     fresh = Source.open("emoji-sd", device="cpu").draw(np.random.default_rng(9), 45, 4)
     clip = load_clip("emoji-clip", CPU, "float32")
     embeds = embed(clip, [each.picture for each in fresh])

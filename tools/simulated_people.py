@@ -23,6 +23,7 @@ from ddpo.rewards.clip import load_clip
 from ddpo.rewards.image_batch import BatchReward
 from ddpo.rewards.taste import learn
 from front.taste.open import open_quiz
+from front.taste.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=path, required=True)
     parser.add_argument("--num_answers", type=int, default=100)
     args = parser.parse_args(arguments)
-    quiz = open_quiz(args.source, args.out)
+    quiz = open_quiz(args.out, lambda: Source.open(args.source))
     people[args.name](torch.device("cpu")).answer(quiz, args.num_answers)
     learnt = learn(quiz.answers, quiz.embeds)
     sys.stdout.write(f"{len(quiz.answers.answers)} answers: the taste {learnt.text}\n")

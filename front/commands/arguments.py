@@ -133,6 +133,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_clip(parser: argparse.ArgumentParser) -> None:
+    """The CLIP of a taste."""
+    parser.add_argument(
+        "--clip",
+        type=expand_home,
+        default="",
+        help="folder or hub id of the CLIP that the taste is learnt on; default: as before, or the "
+        "embedded one",
+    )
+
+
 def guidance(text: str) -> float:
     """A guidance scale, 1 being none; argparse turns a ValueError into its message."""
     number = float(text)

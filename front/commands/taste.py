@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from config.settings.declared import expand_home
 from config.settings.files import path
+from front.commands.arguments import add_clip, guidance, port, positive, seed
 from front.commands.arguments import add_model as add_model_of_run
-from front.commands.arguments import guidance, port, positive, seed
 from front.commands.command import Command, say
 
 if TYPE_CHECKING:
@@ -34,13 +34,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="prompt set or file; default: what the run was trained on, or animals",
     )
-    parser.add_argument(
-        "--clip",
-        type=expand_home,
-        default="",
-        help="folder or hub id of the CLIP that the taste is learnt on; default: as before, or the "
-        "embedded one",
-    )
+    add_clip(parser)
     parser.add_argument(
         "--steps", type=positive, help="denoising steps; default: the run's, or 30 of a model"
     )

@@ -99,6 +99,7 @@ _STYLE = """
 .front-map .guessed { stroke-dasharray: 4 3; }
 .front-map .axis, .front-key { fill: var(--soft); color: var(--soft); font-size: 12px; }
 .pictures img { object-fit: contain; }
+.taste { display: block; width: 100%; height: max(46rem, 85vh); border: 0; }
 td, th { font-size: 13px; padding: 0.35rem 0.5rem !important; }
 td:not(:first-child) { white-space: nowrap; }
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,8 @@ _SLOT = "painter"
 
 class Painter:
     """A run's base model in plain diffusers, with one policy or blend at a time.
+
+    Threads may share it: they draw one after another.
 
     Args:
         front: of the run.
@@ -59,10 +62,11 @@ class Painter:
             where.type == "cpu"
         ):  # a CPU has no use for half precision, and no kernels for some of it
             pretrained = dataclasses.replace(pretrained, dtype="float32")
-        self.sample = settings.evaluation_sample
+        self.settings, self.sample = settings, settings.evaluation_sample
         self._model = FrozenDiffusion.load(pretrained, where)
         speed.apply(settings.speed, self._model)
         self._model.pipe.scheduler = self._model.scheduler(self.sample.sampler)
+        self._lock = threading.Lock()
         self._shown: FrontPolicy | Blend | None = None
         self._size = dataclasses.asdict(self._model.frame)
 
@@ -118,24 +122,26 @@ class Painter:
         embeds_guidance = self._model.embed_guidance(guidance) is not None
         if negative_prompt and embeds_guidance:
             raise ChoiceError(f"the negative prompt cannot be used: {NO_SECOND_ROW}")
-        self._show(member)
-        negative = self._model.encode_negative(negative_prompt)
-        is_guided = guidance > 1 and not embeds_guidance
-        batch = max(1, self.sample.rows_per_pass // (2 if is_guided else 1))
-        images: list[torch.Tensor] = []
-        for start in range(0, len(prompts), batch):
-            texts = list(prompts[start : start + batch])
-            generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
-            latents = self._model.pipe(
-                **_embeds(negative, self._model.encode_prompts(texts)),
-                generator=generators,
-                output_type="latent",
-                **self._size,
-                **settings,
-            ).images
-            images += self._model.decode(latents)
-            if on_batch is not None:
-                on_batch(len(texts))
+        with self._lock:
+            self._show(member)
+            negative = self._model.encode_negative(negative_prompt)
+            is_guided = guidance > 1 and not embeds_guidance
+            batch = max(1, self.sample.rows_per_pass // (2 if is_guided else 1))
+            images: list[torch.Tensor] = []
+            for start in range(0, len(prompts), batch):
+                texts = list(prompts[start : start + batch])
+                own_seeds = seeds[start : start + batch]
+                generators = [torch.Generator().manual_seed(seed) for seed in own_seeds]
+                latents = self._model.pipe(
+                    **_embeds(negative, self._model.encode_prompts(texts)),
+                    generator=generators,
+                    output_type="latent",
+                    **self._size,
+                    **settings,
+                ).images
+                images += self._model.decode(latents)
+                if on_batch is not None:
+                    on_batch(len(texts))
         return torch.stack(images).mul(255).round().byte().cpu()
 
     def _show(self, member: FrontPolicy | Blend | None) -> None:

@@ -20,32 +20,19 @@ if TYPE_CHECKING:
 
 
 def open_quiz(
-    source: str,
-    out: Path,
-    *,
-    prompts: str = "",
-    clip: str = "",
-    seed: int = 0,
-    model: str = "",
-    device: str = "",
-    rows_per_pass: int = 0,
-    changes: dict[str, Any] | None = None,
+    out: Path, source: Callable[[], Source], *, clip: str = "", seed: int = 0, device: str = ""
 ) -> Quiz:
     """A quiz that continues the answers of a folder.
 
     Args:
-        source: run directory or model, see `Source.open`, as are the others.
         out: the folder.
-        prompts: see above.
+        source: opens what draws the pictures, after all else was found to be right.
         clip: that the taste is learnt on; if empty, the CLIP of the answers, or the embedded one.
         seed: of what is drawn by chance.
-        model: see above.
-        device: see above.
-        rows_per_pass: see above.
-        changes: see above.
+        device: where the CLIP runs; empty for a GPU if there is one.
 
     Raises:
-        UserError: if the answers, the model or the CLIP cannot be used.
+        UserError: if the answers, the CLIP or the source cannot be used.
     """
     clip = clip or read_answers(out).clip or EMOJI_CLIP.source
     try:
@@ -56,16 +43,16 @@ def open_quiz(
         tower = load_clip(clip, device_of(device), "float32")
     except (OSError, ValueError) as error:
         raise ChoiceError(f"--clip={clip} cannot be loaded: {error}") from error
-    pictures = Source.open(
-        source, prompts, model=model, device=device, rows_per_pass=rows_per_pass, changes=changes
-    )
-    return Quiz(out, tower, clip, pictures.draw, seed)
+    return Quiz(out, tower, clip, source().draw, seed)
 
 
 def ask(
     source: str,
     out: Path,
     *,
+    clip: str = "",
+    seed: int = 0,
+    device: str = "",
     port: int = 0,
     browse: bool = False,
     say: Callable[[str], object] = print,
@@ -74,8 +61,11 @@ def ask(
     """Serve the page of a quiz until somebody interrupts.
 
     Args:
-        source: see `open_quiz`, as are the options.
-        out: see above.
+        source: run directory or model, see `Source.open`, as are the options.
+        out: see `open_quiz`.
+        clip: see above.
+        seed: see above.
+        device: where CLIP and model run; empty for a GPU if there is one.
         port: to listen on; 0 takes a free one.
         browse: whether to open a browser.
         say: shows a line.
@@ -84,7 +74,14 @@ def ask(
     Raises:
         UserError: if something cannot be used, or the port is taken.
     """
-    page = Page(open_quiz(source, out, **options), port)
+    quiz = open_quiz(
+        out,
+        lambda: Source.open(source, device=device, **options),
+        clip=clip,
+        seed=seed,
+        device=device,
+    )
+    page = Page(quiz, port)
     try:
         say(f"asking on {page.address} (Ctrl+C ends); the answers are in {out}")
         if browse:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from config.base import get_config
 from config.settings.files import exists, is_file
 from config.settings.parse import parse
+from config.settings.runs import named_run
 from ddpo.prompts import load_prompts, split_prompts
 from ddpo.rewards.answers import Shown
 from front.errors import ChoiceError
 from front.front import Front
 from front.pictures.generate import to_picture
 from front.pictures.painter import Painter
-from front.settings import settings_of
 from morl.types import BASE_POLICY
 
 if TYPE_CHECKING:
@@ -89,31 +89,53 @@ class Source:
         Raises:
             UserError: if the run, the model or the prompts cannot be used.
         """
-        path, changes = Path(run_or_model), dict(changes or {})
+        path, changes = named_run(Path(run_or_model)), dict(changes or {})
         try:
             given = load_prompts(prompts) if prompts else None
         except ValueError as error:
             raise ChoiceError(f"--prompts={prompts}: {error}") from error
         if path.is_dir() and not is_file(path / "model_index.json"):
             front = Front.load(path)
-            settings = settings_of(front, model, rows_per_pass)
             painter = Painter(front, model, device, rows_per_pass)
-            members: tuple[FrontPolicy | None, ...] = (None, *front.policies)
-            run = str(path)
-        elif exists(path) or not path.is_absolute():
-            config = get_config()
-            if run_or_model != config.pretrained.model:
-                changes = {"num_inference_steps": _STEPS, "guidance_scale": _GUIDANCE, **changes}
-            config.pretrained.model = run_or_model
-            config.sample.rows_per_pass = rows_per_pass or config.sample.rows_per_pass
-            settings = parse(config, {})
-            painter, members, run = Painter.of_model(settings, device), (None,), ""
-        else:
+            return cls.of_front(front, painter, given, changes=changes)
+        if path.is_absolute() and not exists(path):
             raise ChoiceError(f"{path} is neither a run directory nor a model")
-        if given is None:
-            given = split_prompts(settings.prompts).train
+        config = get_config()
+        if run_or_model != config.pretrained.model:
+            changes = {"num_inference_steps": _STEPS, "guidance_scale": _GUIDANCE, **changes}
+        config.pretrained.model = run_or_model
+        config.sample.rows_per_pass = rows_per_pass or config.sample.rows_per_pass
+        settings = parse(config, {})
+        given = given or split_prompts(settings.prompts).train
+        painter = Painter.of_model(settings, device)
         name = settings.pretrained.model
-        return cls(painter, members, given, model=name, run=run, changes=changes)
+        return cls(painter, [None], given, model=name, changes=changes)
+
+    @classmethod
+    def of_front(
+        cls,
+        front: Front,
+        painter: Painter,
+        prompts: Sequence[str] | None = None,
+        *,
+        changes: dict[str, Any] | None = None,
+    ) -> Source:
+        """The base model and all policies of a front.
+
+        Args:
+            front: of a run.
+            painter: of the same run.
+            prompts: what to draw; None for what the run was trained on.
+            changes: see `open`.
+        """
+        return cls(
+            painter,
+            [None, *front.policies],
+            prompts or split_prompts(painter.settings.prompts).train,
+            model=painter.settings.pretrained.model,
+            run=str(front.path),
+            changes=changes,
+        )
 
     def draw(self, rng: np.random.Generator, num_prompts: int, per_prompt: int) -> list[Drawn]:
         """Pictures of some prompts, each drawn by another member while there are others.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
 import sys
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddpo.rewards.answers import Answers
 from front import serve as serving
 from front.errors import FrontError
 from front.front import Front
@@ -49,6 +53,14 @@ def test_the_rows_of_a_pass_reach_the_painter(finished_run, monkeypatch, capsys)
     monkeypatch.setattr(serving, "Painter", painter)
     assert main(["serve", str(finished_run), "--rows-per-pass", "2"]) == 1
     assert "('', '', 2)" in capsys.readouterr().err
+
+
+def test_answers_are_looked_at_before_a_model_is_loaded(run_copy, monkeypatch, capsys):
+    monkeypatch.setattr(serving, "import_gradio", lambda: None)
+    (run_copy / "taste").mkdir()
+    (run_copy / "taste" / "taste.json").write_text("{")
+    assert main(["serve", str(run_copy), "--model", "/nowhere"]) == 1
+    assert "taste.json is damaged" in capsys.readouterr().err
 
 
 def pixels(images):
@@ -262,8 +274,11 @@ def test_without_gradio_the_command_says_how_to_get_it(finished_run, monkeypatch
 
 @pytest.fixture(scope="module", name="live")
 def _live(make_run):
-    """Address of the app over a run of the embedded model, and its front."""
+    """Address of the app over a run of the embedded model, its front, and where answers go."""
     from front.serve import build_app, start
+    from front.taste.desk import Desk
+    from front.taste.open import open_quiz
+    from front.taste.source import Source
 
     run = make_run(
         "embedded",
@@ -273,10 +288,13 @@ def _live(make_run):
         "prompts.report=emoji_report",
     )
     front = Front.load(run)
-    studio = Studio(front, Painter(front, device="cpu"))
+    painter = Painter(front, device="cpu")
+    studio, answers = Studio(front, painter), run / "taste"
+    desk = Desk(lambda: open_quiz(answers, lambda: Source.of_front(front, painter), device="cpu"))
     app = build_app(studio)
-    yield start(app, css=studio.style()), front
+    yield start(app, desk=desk, css=studio.style()), front, answers
     app.close()
+    desk.close()
     studio.close()
 
 
@@ -287,7 +305,7 @@ def test_a_script_draws_with_the_embedded_model(live):
     from gradio_client.exceptions import AppError
     from PIL import Image
 
-    address, front = live
+    address, front, _ = live
     assert address.startswith("http://127.0.0.1:")
     client = Client(address, verbose=False, analytics_enabled=False)
     code = re.search(r"```python\n(from gradio_client.*?)```", DOCS.read_text(), re.DOTALL)[1]
@@ -309,10 +327,9 @@ def test_a_script_draws_with_the_embedded_model(live):
 @pytest.mark.browser
 @pytest.mark.filterwarnings("default")
 def test_the_page_opens_with_pictures_and_asks_only_its_own_server(live, browser):
-    address, front = live
-    own = (address, "data:", "blob:")
+    address, front, _ = live
     pictures = "document.querySelectorAll('.grid-container img').length === {}"
-    with open_page(browser, address, own) as page:
+    with open_page(browser, address, (address, "data:", "blob:")) as page:
         page.wait_for_function(pictures.format(8))
         policy = front.pick((0.5, 0.5)).id
         assert page.get_by_role("heading", name=policy).is_visible()
@@ -338,3 +355,55 @@ def test_the_page_opens_with_pictures_and_asks_only_its_own_server(live, browser
         page.get_by_role("button", name=f"Make the file of {end}").wait_for()
         if end != policy:
             assert page.get_by_text(f"embedded_{policy}").count() == 0
+
+
+@needs_gradio
+@pytest.mark.browser
+@pytest.mark.filterwarnings("default")
+def test_a_tab_asks_what_you_like(live, browser):
+    address, front, folder = live
+    with open_page(browser, address, (address, "data:", "blob:")) as page:
+        page.get_by_role("heading", name="How far can").wait_for()
+        assert not folder.exists()  # nothing is opened for those who do not look
+        page.get_by_role("tab", name="Say what you like").click()
+        quiz = page.frame_locator("#taste")
+
+        def after(number):
+            quiz.locator(f"body[data-answers='{number}']").wait_for()
+
+        after(0)
+        page.keyboard.press("ArrowLeft")  # the tab has the focus
+        after(1)
+        quiz.locator("#right").click()
+        after(2)
+        page.keyboard.press("ArrowDown")
+        after(3)
+        page.keyboard.press("Backspace")
+        after(2)
+        if screenshots := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=f"{screenshots}/serve_taste.png")
+        page.get_by_role("tab", name="Choose and draw").click()
+        assert page.get_by_label("Prompt", exact=True).is_visible()
+        page.get_by_role("tab", name="Say what you like").click()
+        page.keyboard.press("ArrowRight")  # the same question, and the focus again
+        after(3)
+    answers = Answers.read(folder).answers
+    assert [answer.choice for answer in answers] == ["left", "right", "right"]
+    shown = [each for answer in answers for each in (answer.left, answer.right)]
+    assert {each.run for each in shown} == {str(front.path)}
+    assert {each.policy for each in shown} <= {"base", *(policy.id for policy in front.policies)}
+
+
+@needs_gradio
+@pytest.mark.filterwarnings("default")
+def test_the_tab_refuses_what_its_page_does_not_send(live):
+    address, _, folder = live
+    before = Answers.read(folder) if folder.exists() else None
+    answer = json.dumps({"number": len(before.answers) if before else 0, "choice": "left"})
+    for kind, body in (("text/plain", answer), ("application/json", answer + " " * 1000)):
+        headers = {"Content-Type": kind}
+        request = urllib.request.Request(f"{address}taste/answer", body.encode(), headers)
+        with pytest.raises(urllib.error.HTTPError, match="403") as refused:
+            urllib.request.urlopen(request, timeout=60)
+        refused.value.close()
+    assert (Answers.read(folder) if folder.exists() else None) == before

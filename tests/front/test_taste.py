@@ -16,6 +16,9 @@ from ddpo.rewards.answers import CHANCE, UNCERTAINTY, Answers
 from ddpo.rewards.clip import load_clip
 from ddpo.rewards.taste import learn
 from front.errors import ChoiceError, FrontError
+from front.front import Front
+from front.pictures.painter import Painter
+from front.taste.desk import Desk, may_post
 from front.taste.page import Page
 from front.taste.quiz import Quiz
 from front.taste.source import Source
@@ -147,6 +150,17 @@ def test_a_run_shows_its_policies_and_its_base_model(finished_run):
     assert again[0].picture.tobytes() == drawn[0].picture.tobytes()
 
 
+def test_the_newest_run_is_asked_about_and_its_painter_is_shared(finished_run, monkeypatch):
+    monkeypatch.setattr(
+        "front.taste.source.named_run", lambda path: finished_run if str(path) == "latest" else path
+    )
+    source = Source.open("latest", device="cpu")
+    front = Front.load(finished_run)
+    shared = Source.of_front(front, Painter(front, device="cpu"))
+    drawn = [each.draw(np.random.default_rng(0), 1, 2) for each in (source, shared)]
+    assert [each.shown for each in drawn[0]] == [each.shown for each in drawn[1]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,6 +173,44 @@ def test_a_run_shows_its_policies_and_its_base_model(finished_run):
 def test_what_cannot_be_used_is_named(tmp_path, capsys, arguments, message):
     assert main(["taste", *arguments, "--out", str(tmp_path / "ada")]) in {1, 2}
     assert message in capsys.readouterr().err
+
+
+def test_a_desk_opens_its_quiz_when_it_is_wanted(quiz):
+    tries = []
+
+    def open_quiz():
+        tries.append(1)
+        if len(tries) == 1:
+            raise FrontError("the model is gone")
+        return quiz
+
+    desk = Desk(open_quiz)
+    assert desk.get("").body.startswith(b"<!doctype html>")
+    assert not tries
+    assert json.loads(desk.get("state").body) == {"problem": "the model is gone"}
+    assert json.loads(desk.get("state").body)["number"] == 0  # it was mended meanwhile
+    desk.get("state")
+    assert len(tries) == 2
+    assert desk.post("anything", b"{}").status == 404
+    desk.close()
+    Desk(open_quiz).close()
+    assert len(tries) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "is_read"),
+    [
+        ("application/json", "1000", True),
+        ("Application/JSON; charset=utf-8", "2", True),
+        ("application/json", "1001", False),
+        ("application/json", "", False),
+        ("application/json", "-1", False),
+        ("text/plain", "2", False),
+        ("", "2", False),
+    ],
+)
+def test_only_short_json_is_read(kind, length, is_read):
+    assert may_post(kind, length) == is_read
 
 
 @pytest.fixture(name="page")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,25 @@ def test_a_picture_does_not_depend_on_the_batch(finished_run):
     )
     assert batches == [2, 1]
     np.testing.assert_allclose(parts.int(), whole.int(), atol=1)
+
+
+def test_two_threads_draw_one_after_the_other(finished_run):
+    front = Front.load(finished_run)
+    policy = next(each for each in front.policies if each.id != "base")
+    painter = Painter(front, device="cpu", rows_per_pass=1)
+    alone = [painter.draw(member, ["a", "b"], [5, 6]) for member in (policy, None)]
+    with ThreadPoolExecutor(1) as other:
+        base = []
+
+        def interrupt(_):
+            if not base:
+                base.append(other.submit(painter.draw, None, ["a", "b"], [5, 6]))
+                wait(base, timeout=0.5)
+
+        drawn = painter.draw(policy, ["a", "b"], [5, 6], on_batch=interrupt)
+        assert torch.equal(drawn, alone[0])
+        assert torch.equal(base[0].result(), alone[1])
+    assert not torch.equal(*alone)
 
 
 def test_a_half_precision_sdxl_draws_through_its_float32_vae(finished_run, monkeypatch):
