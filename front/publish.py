@@ -1,7 +1,8 @@
 """Publishes a run: the archive, evaluated again on the report set, with plots and pictures.
 
 The archive kept the luckiest of many noisy readings, so its own numbers flatter it. The report set
-has other prompts and other seeds, and took no part in any decision.
+has other seeds, and other prompts where there are enough. The search never saw it: it only sets
+aside policies that another one dominates on it.
 """
 
 from __future__ import annotations

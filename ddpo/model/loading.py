@@ -186,8 +186,8 @@ def _explained(settings: PretrainedSettings) -> Iterator[None]:
         raise UserError(
             f"pretrained.model={settings.model!r} could not be loaded: "
             f"{_explain(error, settings.model)}\nGive a folder made by save_pretrained, the id of "
-            "a model on the hub (and a network), a .safetensors checkpoint, or 'emoji-sd', which "
-            "ships with this project."
+            "a model on the hub (and a network), a .safetensors checkpoint, or 'emoji64-sd' or "
+            "'emoji-sd', which ship with this project."
         ) from error
 
 
