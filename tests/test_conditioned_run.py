@@ -143,7 +143,7 @@ def test_the_newest_family_that_suffices_is_taken(siblings):
 def test_a_member_that_cannot_be_had_is_refused(siblings):
     front, _ = siblings
     lonely = dataclasses.replace(front, policies=front.policies[:1])
-    with pytest.raises(FrontError, match="it takes 2 policies of one generation"):
+    with pytest.raises(FrontError, match="it needs 2 policies of one generation"):
         lonely.member((0.3, 0.7))
     with pytest.raises(ChoiceError, match="must sum to 1"):
         front.member((0.3, 0.3))

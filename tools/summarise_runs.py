@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from config.settings.files import path
+
 
 def summarise(folder: Path) -> list[str]:
     """The cells of one run: size of the front, gains at its ends, hypervolumes, cost."""
@@ -41,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="finished run directories")
+    parser.add_argument("runs", nargs="+", type=path, help="finished run directories")
     folders = parser.parse_args().runs
     front = json.loads((folders[0] / "front.json").read_text(encoding="utf-8"))
     header = [
