@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import hashlib
 import json
@@ -44,27 +45,24 @@ def _lines(name: str) -> list[str]:
     return (ASSETS / "prompts" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
+def _animal_words() -> list[dict[str, str]]:
+    """DDPO's animals as noun, article and plural: English has no rule for "an ant", "four deer"."""
+    with (ASSETS / "prompts" / "animal_words.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _nouns_activities() -> Iterable[str]:
-    import inflect  # noqa: PLC0415 - takes half a second; only two sets need it
-
-    words = inflect.engine()
-    return [f"{words.a(noun)} {does}" for noun in _lines("emoji_animals") for does in _activities()]
-
-
-def _activities() -> list[str]:
-    return _lines("activities")
+    activities = _lines("activities")
+    return [f"{a['article']} {a['noun']} {does}" for a in _animal_words() for does in activities]
 
 
 def _counting() -> Iterable[Prompt]:
-    import inflect  # noqa: PLC0415
-
-    words = inflect.engine()
-    for noun in _lines("emoji_animals"):
-        plural = words.plural(noun)
-        for count in range(2, 10):
-            number = str(words.number_to_words(str(count)))
+    for animal in _animal_words():
+        plural = animal["plural"]
+        for number in ("two", "three", "four", "five", "six", "seven", "eight", "nine"):
             questions = [f"How many {plural} does the image show?", "Which animal does it show?"]
-            yield Prompt(f"{number} {plural}", {"questions": questions, "answers": [number, noun]})
+            answers = [number, animal["noun"]]
+            yield Prompt(f"{number} {plural}", {"questions": questions, "answers": answers})
 
 
 PROMPT_SETS: dict[str, PromptSet] = {
