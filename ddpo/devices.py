@@ -17,7 +17,7 @@ LARGE_PICTURE = 256 * 256  # pixels
 
 
 def is_large(pixels: int) -> bool:
-    """Whether pictures of so many pixels go through the VAE one at a time.
+    """Whether pictures of this many pixels go through the VAE one at a time.
 
     One such picture keeps a device busy. All pictures of a pass together would need more memory
     than denoising does.

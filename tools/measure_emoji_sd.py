@@ -48,7 +48,7 @@ def draw(
     sampling: Sampling,
     rows: int = 64,
 ) -> torch.Tensor:
-    """Returns one picture a prompt, (prompts, 3, H, W) in [0, 1]; each has its own seed."""
+    """Returns one picture per prompt, (prompts, 3, H, W) in [0, 1]; each has its own seed."""
     pictures = []
     for start in tqdm(range(0, len(prompts), rows), desc=f"draw, {sampling.steps} steps"):
         part = slice(start, start + rows)

@@ -1,4 +1,4 @@
-"""What the page of a quiz asks for, and its answers, whichever server they come through."""
+"""Replies to the page of a quiz, whichever server its requests come through."""
 
 from __future__ import annotations
 

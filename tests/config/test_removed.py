@@ -84,7 +84,7 @@ def test_what_changed_no_result_does_not_stop_a_run(name):
 
 
 READ = {"True": True, "False": False, "30": 30.0, "60": 60.0, "900": 900.0}
-MOVED = {  # settings of an earlier run -> those of today that stand for them
+MOVED = {  # settings of an earlier run -> today's settings that stand for them
     ("rewards.clip_model=mine",): {"rewards.sources": ("clip_alignment.clip=mine",)},
     ("guards.clip_model=mine", "rewards.aesthetic_head=x.pth"): {
         "rewards.sources": (

@@ -137,7 +137,7 @@ def test_a_bad_wish_is_explained(studio, wishes, message):
 
 
 class FakePainter:
-    """Draws as it is told."""
+    """Draws what it is asked for."""
 
     def __init__(self, draw):
         self.draw = draw
