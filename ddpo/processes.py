@@ -131,7 +131,8 @@ class Processes:
 
         Args:
             task_counts: the K of every stage of the run; they decide the groups.
-            timeout_seconds: how long to wait for another process; see `patience`.
+            timeout_seconds: how long to wait for another process; see `patience` in
+                `config/settings/derived.py`.
 
         Raises:
             UserError: if this process has no device, or the others cannot be reached.
@@ -315,14 +316,6 @@ class Processes:
         assert self._board is not None
         key = f"meeting/{rank}"
         return int(self._board.get(key)) if self._board.check([key]) else 0
-
-
-def patience(reward_seconds: float) -> float:
-    """Seconds after which a process that keeps the others waiting counts as hung.
-
-    A call of a reward may take `reward_seconds`, and files and pictures take minutes to write.
-    """
-    return max(600.0, reward_seconds)
 
 
 def backends_for(device_type: str) -> str:

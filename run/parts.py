@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
+from config.settings.derived import patience
 from config.settings.errors import ConfigError, UserError
 from config.settings.rules import process_problems
-from ddpo.processes import Processes, patience, use_threads
+from ddpo.processes import Processes, use_threads
 from ddpo.trainer import Trainer
 from run.directory import RunDir, open_run_dir
 from run.evaluator import Evaluator

@@ -10,30 +10,34 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from config.settings.files import path
+from front.record import FrontRecord
+from front.verdict import Gain
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def summarise(folder: Path) -> list[str]:
     """The cells of one run: size of the front, gains at its ends, hypervolumes, cost."""
-    front: dict[str, Any] = json.loads((folder / "front.json").read_text(encoding="utf-8"))
+    front = FrontRecord.read(folder)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    volumes = front["hypervolume"]
+    volumes = front.hypervolume
     ends = []
-    for index in range(len(front["objectives"])):
-        end = max(front["policies"], key=lambda policy: policy["report_returns"][index])
-        errors = end.get("gain_std_error_by_prompt") or end["gain_std_error"]
-        gain, error = end["gain_over_base"][index], errors[index]
+    for index in range(len(front.objectives)):
+        end = max(front.policies, key=lambda policy: float(policy.report_returns[index]))
+        found = Gain.published(end, front.base)
+        gain, error = found.value[index], found.std_error[index]
         ratio = f"{gain / error:.1f}" if error else "0"
         ends.append(f"{gain:+.3f} ({ratio} s.e.)")
     return [
         folder.name,
-        str(len(front["policies"])),
+        str(len(front.policies)),
         *ends,
-        *(f"{volumes[name]:.3f}" for name in ("report_base", "report_warmup", "report")),
-        str(front["images"]["train"]),
+        *(f"{v:.3f}" for v in (volumes.report_base, volumes.report_warmup, volumes.report)),
+        str(front.costs.train),
         f"{json.loads(lines[-1])['seconds'] / 60:.1f} min",
     ]
 
@@ -45,11 +49,11 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=path, help="finished run directories")
     folders = parser.parse_args().runs
-    front = json.loads((folders[0] / "front.json").read_text(encoding="utf-8"))
+    front = FrontRecord.read(folders[0])
     header = [
         "Run",
         "Policies on the front",
-        *(f"Best `{o['name']}` over base [{o['unit']}]" for o in front["objectives"]),
+        *(f"Best `{o.name}` over base [{o.unit}]" for o in front.objectives),
         "Hypervolume: base",
         "after warm-up",
         "at the end",

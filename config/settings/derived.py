@@ -29,3 +29,11 @@ def task_counts(start: str, num_agents: int, num_objectives: int) -> tuple[int, 
     (2, 6)
     """
     return tuple(sorted({warmup_tasks(start, num_agents, num_objectives), num_agents}))
+
+
+def patience(reward_seconds: float) -> float:
+    """Seconds after which a process that keeps the others waiting counts as hung.
+
+    A call of a reward may take `reward_seconds`, and files and pictures take minutes to write.
+    """
+    return max(600.0, reward_seconds)

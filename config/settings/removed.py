@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from config.settings.derived import patience
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -94,7 +96,7 @@ def _strength(value: float, run: Mapping[str, Any]) -> dict[str, Any] | None:  #
 
 
 def _patience(seconds: float, run: Mapping[str, Any]) -> dict[str, Any]:
-    waits = max(600.0, run.get("rewards.timeout_seconds", 600.0))
+    waits = patience(run.get("rewards.timeout_seconds", 0.0))
     return {"rewards.timeout_seconds": seconds} if seconds > waits else {}
 
 

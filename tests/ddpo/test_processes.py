@@ -17,9 +17,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.settings.derived import patience
 from config.settings.errors import UserError
 from config.settings.rules import process_problems
-from ddpo.processes import Processes, Share, backends_for, patience
+from ddpo.processes import Processes, Share, backends_for
 from ddpo.rewards import REWARDS
 from tests.support.paths import ROOT
 from tests.support.pipelines import make_tiny_pipe
