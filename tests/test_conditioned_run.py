@@ -12,17 +12,15 @@ import torch
 
 import ddpo.trainer
 import mo_front
-import mo_train
 from ddpo.agents.adapter import Adapter, adapter_of, save_adapter
 from ddpo.agents.conditioned import ConditionedAgents
 from front import Front
 from front.errors import ChoiceError, FrontError
 from morl.weights import even_weights
 from run.checkpoint import CheckpointStore
-from run.command_line import read_settings
 from tests.support.families import family_rig
 from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe
-from tests.support.worlds import report_colorfulness, small_world, timeless_metrics
+from tests.support.worlds import report_colorfulness, run_program, small_world, timeless_metrics
 
 CONDITIONED = (
     "agents.kind=conditioned",
@@ -43,8 +41,7 @@ def _world(tmp_path_factory):
     words = small_world(folder)
 
     def run(*overrides):
-        changes = (*CONDITIONED, *overrides)
-        mo_train.main(read_settings([*words, *(f"--config.{change}" for change in changes)]))
+        run_program(words, *CONDITIONED, *overrides)
         return folder / "logs"
 
     return run

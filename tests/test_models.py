@@ -6,11 +6,9 @@ import json
 
 import pytest
 
-import mo_train
-from run.command_line import read_settings
 from tests.support.cases import few
 from tests.support.pipelines import KINDS, load_plain, make_tiny_pipe
-from tests.support.worlds import report_colorfulness, world_around
+from tests.support.worlds import report_colorfulness, run_program, world_around
 
 
 def train(folder, *overrides):
@@ -21,8 +19,7 @@ def train(folder, *overrides):
         "run_name=run",
         *overrides,
     )
-    words = [*world_around(folder), *(f"--config.{change}" for change in changes)]
-    mo_train.main(read_settings(words))
+    run_program(world_around(folder), *changes)
     return folder / "logs" / "run"
 
 

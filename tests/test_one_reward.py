@@ -7,14 +7,13 @@ import json
 import numpy as np
 import pytest
 
-import mo_train
 from front.describe import front_text
 from front.front import Front
 from front.serve import POLICY, Studio
 from mo_front import main as front_command
 from run.command_line import read_settings
 from tests.support.paths import ROOT
-from tests.support.worlds import small_world, timeless_metrics
+from tests.support.worlds import run_program, small_world, timeless_metrics
 
 ONE = ("rewards.names=colorfulness",)
 ALONG = ("rewards.names=colorfulness,jpeg_compressibility", "evolution.weights=1,0")
@@ -27,9 +26,8 @@ def _train(tmp_path_factory):
     words = small_world(folder)
     fixed = ("evolution.num_agents=1", "evolution.strategy=fixed_weights")
 
-    def run(name, *changes):
-        changes = (*fixed, f"run_name={name}", *changes)
-        mo_train.main(read_settings([*words, *(f"--config.{change}" for change in changes)]))
+    def run(name, *changes, **options):
+        run_program(words, *fixed, f"run_name={name}", *changes, **options)
         return folder / "logs" / name
 
     return run
@@ -37,7 +35,7 @@ def _train(tmp_path_factory):
 
 @pytest.fixture(scope="module", name="finished")
 def _finished(train):
-    return train("one", *ONE)
+    return train("one", *ONE, with_plots=True)
 
 
 def test_one_reward_leaves_one_policy_and_says_return_in_place_of_hypervolume(finished, capsys):
@@ -70,8 +68,7 @@ def test_its_continuation_equals_an_uninterrupted_run(train, finished):
     changes = (ONE[0], "sample.sampler=lcm")
     whole = train("whole", *changes)
     parts = train("parts", *changes, "evolution.evolutionary_generations=0")
-    resume = (f"--config.resume_from={parts}", "--config.evolution.evolutionary_generations=1")
-    mo_train.main(read_settings(list(resume)))
+    run_program([], f"resume_from={parts}", "evolution.evolutionary_generations=1")
     for name in ("front.json", "history.json", "search.json"):
         assert (parts / name).read_text() == (whole / name).read_text()
     assert json.loads((parts / "front.json").read_text()) != json.loads(

@@ -11,15 +11,13 @@ import torch
 from ml_collections import ConfigDict
 from safetensors.torch import load_file
 
-import mo_train
 from config.settings.errors import ConfigError, UserError
 from config.settings.parse import parse
 from ddpo import trainer
 from ddpo.rewards import REWARDS, gradients
-from run.command_line import read_settings
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rewards import module_of
-from tests.support.worlds import report_colorfulness, small_world, timeless_metrics
+from tests.support.worlds import report_colorfulness, run_program, small_world, timeless_metrics
 
 
 @pytest.fixture(scope="module", name="world")
@@ -28,9 +26,8 @@ def _world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     words = small_world(folder)
 
-    def run(*overrides):
-        settings = read_settings([*words, *(f"--config.{change}" for change in overrides)])
-        mo_train.main(settings)
+    def run(*overrides, **options):
+        run_program(words, *overrides, **options)
         return folder / "logs"
 
     return run
@@ -49,7 +46,7 @@ FULL = ("evolution.evolutionary_generations=2", "evaluation.blends_fraction=0.1"
 
 @pytest.fixture(scope="module", name="finished")
 def _finished(world):
-    return world("run_name=whole", *FULL) / "whole"
+    return world("run_name=whole", *FULL, with_plots=True) / "whole"
 
 
 def test_a_run_leaves_what_the_readme_says(finished):
@@ -134,7 +131,7 @@ def test_an_exported_member_draws_the_pictures_it_was_judged_by(finished):
 def test_stop_and_resume_equal_an_uninterrupted_run(world, finished):
     logs = world("run_name=parts", *FULL, "evolution.evolutionary_generations=1")
     resume, longer = f"resume_from={logs / 'parts'}", "evolution.evolutionary_generations=2"
-    mo_train.main(read_settings([f"--config.{resume}", f"--config.{longer}"]))  # its own recipe
+    run_program([], resume, longer)  # its own recipe
     for name in ("front.json", "history.json", "search.json"):
         assert read(logs / "parts" / name) == read(finished / name)
     for path in (finished / "policies").iterdir():
@@ -252,6 +249,7 @@ def test_three_objectives(world):
         "run_name=three",
         "rewards.names=colorfulness,jpeg_compressibility,jpeg_incompressibility",
         "evolution.num_agents=3",
+        with_plots=True,
     )
     front = read(logs / "three" / "front.json")
     assert len(front["policies"][0]["report_returns"]) == 3
@@ -266,7 +264,7 @@ GUARDS = (
 
 @pytest.fixture(scope="module", name="guarded")
 def _guarded(world):
-    return world("run_name=guarded", *GUARDS) / "guarded"
+    return world("run_name=guarded", *GUARDS, with_plots=True) / "guarded"
 
 
 def test_guards_are_published_and_keep_policies_out(guarded):

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import mo_train
 from config.settings.loader import load_recipe
 from config.settings.rules import process_problems
 from ddpo.cost.footprint import KNOWN_MODELS, measure_footprint, plan_of
@@ -27,6 +26,7 @@ from tests.support.clip import make_clip
 from tests.support.image_reward import random_state, save_letter_tokenizer
 from tests.support.paths import ROOT
 from tests.support.pipelines import make_tiny_pipe
+from tests.support.worlds import run_program
 
 RECIPES = {
     path.stem: path
@@ -230,8 +230,8 @@ def test_a_recipe_trains_a_generation(name, small):
     pretrained = load_recipe(RECIPES[name]).pretrained
     words = [f"--config={RECIPES[name]}", f"--config.run_name={name}"]
     changes = small(pretrained, name)
+    run_program(words, *changes)
     settings = read_settings([*words, *(f"--config.{change}" for change in changes)])
-    mo_train.main(settings)
     front = json.loads((Path(settings.logdir) / name / "front.json").read_text())
     assert [o["name"] for o in front["objectives"]] == list(settings.rewards.names)
     is_soup = settings.evolution.start == "soup"  # whose warm-up trains one agent per objective

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import mo_train
 from config.settings.errors import UserError
 from ddpo.model.stable_diffusion import FrozenDiffusion
 from ddpo.processes import Processes
@@ -20,6 +19,7 @@ from run.command_line import read_settings
 from tests.support.paths import SMOKE
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_settings
+from tests.support.worlds import run_program
 
 OWN = """
 import torch
@@ -55,21 +55,19 @@ def _run(tmp_path):
     own.write_text(OWN)
 
     def run(*overrides):
-        settings = read_settings(
-            [
-                f"--config={SMOKE}",
-                f"--config.pretrained.model={tmp_path / 'model'}",
-                f"--config.prompts.train={tmp_path / 'prompts.txt'}",
-                f"--config.prompts.report={tmp_path / 'prompts.txt'}",
-                f"--config.rewards.names={own}:judge,jpeg_compressibility",
-                "--config.rewards.batch_size=8",
-                "--config.num_threads=1",
-                f"--config.logdir={tmp_path / 'logs'}",
-                "--config.run_name=own",
-                *(f"--config.{override}" for override in overrides),
-            ]
+        run_program(
+            [f"--config={SMOKE}"],
+            f"pretrained.model={tmp_path / 'model'}",
+            f"prompts.train={tmp_path / 'prompts.txt'}",
+            f"prompts.report={tmp_path / 'prompts.txt'}",
+            f"rewards.names={own}:judge,jpeg_compressibility",
+            "rewards.batch_size=8",
+            "num_threads=1",
+            "evaluation.blends_fraction=0",
+            f"logdir={tmp_path / 'logs'}",
+            "run_name=own",
+            *overrides,
         )
-        mo_train.main(settings)
 
     from ddpo.rewards.lookup import build_reward
 

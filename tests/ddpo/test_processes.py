@@ -27,6 +27,7 @@ from tests.support.pipelines import make_tiny_pipe
 from tests.support.processes import run_processes, values
 from tests.support.rewards import module_of
 from tests.support.rig import make_settings
+from tests.support.worlds import leave_plots_blank
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -247,6 +248,7 @@ def run(folder, num_agents, resume_from="", patience=60.0, **changes):
     from ddpo.agents import adam
     from run import parts
 
+    leave_plots_blank(pytest.MonkeyPatch())
     parts.patience = lambda _: patience
     adam.EPSILON = 1e-4  # as in `train`
     settings = settings_for(

@@ -14,7 +14,7 @@ def test_a_run_takes_any_character_of_a_path_or_prompt(program):
     folder.mkdir()
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
     words = [f"logdir={folder}", f"prompts.train={folder / 'prompts.jsonl'}", *SHORT]
-    code, output = program.run("run_name=odd", *words)
+    code, output = program.run("run_name=odd", *words, with_plots=True)
     assert code == 0, output
     assert "Traceback" not in output
     assert "train prompts: 4, the first 'a \N{CAT FACE}', '\u732b $x$ $\\\\bad$', " in output

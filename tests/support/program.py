@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.forks import FORK
+from tests.support.worlds import leave_plots_blank
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -72,6 +75,7 @@ class Program:
         *overrides: str,
         fault: str = "",
         environment: dict[str, str] | None = None,
+        with_plots: bool = False,
         **arguments: object,
     ) -> Process:
         """Start a run.
@@ -80,6 +84,7 @@ class Program:
             overrides: settings, without `--config.`.
             fault: a function of `tests/support/injected.py` to call in the process first.
             environment: variables that a launcher would set.
+            with_plots: otherwise its plots, a fifth of its time, are blank.
             arguments: of that function.
         """
         self._count += 1
@@ -87,7 +92,7 @@ class Program:
         log.touch()
         arguments = {name: str(v) if isinstance(v, Path) else v for name, v in arguments.items()}
         command = [*self.options, *(f"--config.{override}" for override in overrides)]
-        job = (command, str(log), environment or {}, fault, arguments)
+        job = (command, str(log), environment or {}, with_plots, fault, arguments)
         process = FORK.Process(target=_become, args=job, daemon=True)
         process.start()
         return Process(process, log)
@@ -121,6 +126,7 @@ def _become(
     command: list[str],
     output: str,
     environment: dict[str, str],
+    with_plots: bool,
     fault: str,
     arguments: dict[str, object],
 ) -> None:
@@ -133,6 +139,8 @@ def _become(
     code = 1
     try:
         os.environ.update(environment)
+        if not with_plots:
+            leave_plots_blank(pytest.MonkeyPatch())
         if fault:
             injected = importlib.import_module("tests.support.injected")
             getattr(injected, fault)(**arguments)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import mo_train
-from run.command_line import read_settings
 from tests.support.paths import SMOKE
 from tests.support.pipelines import make_tiny_pipe
+from tests.support.worlds import run_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +40,7 @@ def _make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             f"run_name={name}",
             *overrides,
         ]
-        arguments = [f"--config={SMOKE}", *(f"--config.{setting}" for setting in settings)]
-        mo_train.main(read_settings(arguments))
+        run_program([f"--config={SMOKE}"], *settings)
         return folder / "logs" / name
 
     return run

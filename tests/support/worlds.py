@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from PIL import Image
+
 from tests.support.paths import SMOKE
 from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe, of_8_bits
 
@@ -44,6 +47,34 @@ def world_around(folder: Path) -> list[str]:
         "--config.evaluation.blends_fraction=0",
         f"--config.logdir={folder / 'logs'}",
     ]
+
+
+def run_program(words: list[str], *changes: str, with_plots: bool = False) -> None:
+    """Run the program in this process.
+
+    Args:
+        words: of its command line.
+        changes: settings, without `--config.`.
+        with_plots: otherwise its plots, a fifth of its time, are blank.
+    """
+    import mo_train
+    from run.command_line import read_settings
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not with_plots:
+            leave_plots_blank(patch)
+        mo_train.main(read_settings([*words, *(f"--config.{change}" for change in changes)]))
+
+
+def leave_plots_blank(patch: pytest.MonkeyPatch) -> None:
+    """Let a run write pictures of one pixel in place of its plots."""
+    plots = ("publish.plot_front", "publish.plot_hypervolume", "analysis.publish.plot_dense_front")
+    for name in plots:
+        patch.setattr(f"front.{name}", _blank)
+
+
+def _blank(path: Path, *_: Any) -> None:
+    Image.new("L", (1, 1)).save(path)
 
 
 def timeless_metrics(text: str) -> list[dict[str, Any]]:
