@@ -33,6 +33,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_is_short)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`: one worker has all files whose processes are forked from a server.
+
+    To start the server takes seconds.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class TogetherScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            is_forked = nodeid.startswith(("tests/faults/", "tests/ddpo/test_processes.py"))
+            return "forked" if is_forked else super()._split_scope(nodeid)
+
+    return TogetherScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def _is_short(item: pytest.Item) -> bool:
     folder = item.path.relative_to(Path(__file__).parent).parts[0]
     return not (folder.startswith("test_") or folder in ("faults", "front", "run"))

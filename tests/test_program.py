@@ -66,7 +66,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
         assert sum(policy["weights"]) == pytest.approx(1)
     # two agents, three generations of one iteration of 2 x 4 images
     assert front["images"]["train"] == 2 * 3 * 8
-    assert front["images"]["selection"] == 4 * 4 + 16 + 3 * 2 * 16
+    assert front["images"]["selection"] == 4 * 4 + 8 + 3 * 2 * 8
     assert front["hypervolume"]["report"] >= front["hypervolume"]["report_base"] > 0
 
 
@@ -209,7 +209,7 @@ def test_a_failing_reward_ends_the_run_with_its_name_and_a_way_back(world, monke
 
     def fails_in_the_second_generation(images, prompts):
         calls.append(len(images))
-        if sum(calls) > 3 + 16 + 16 + 16 + 32 + 8:  # the dry call, then until the second generation
+        if sum(calls) > 3 + 16 + 8 + 16 + 16 + 8:  # the dry call, then until the second generation
             raise ConnectionError("judge is gone")
         return images.mean(dim=(1, 2, 3))
 

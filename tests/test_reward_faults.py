@@ -64,6 +64,8 @@ def _run(tmp_path):
             "rewards.batch_size=8",
             "num_threads=1",
             "evaluation.blends_fraction=0",
+            "evaluation.selection_images=8",
+            "evaluation.report_images=8",
             f"logdir={tmp_path / 'logs'}",
             "run_name=own",
             *overrides,
@@ -79,7 +81,7 @@ def _run(tmp_path):
 
 
 def test_a_run_survives_scores_that_are_missing_now_and_then(run):
-    run.judge.KIND, run.judge.LEFT = "flaky", 2 + 16 + 16 + 10  # raises once while training
+    run.judge.KIND, run.judge.LEFT = "flaky", 2 + 16 + 8 + 10  # raises once while training
     run("rewards.on_error=skip", "rewards.max_invalid_fraction=0.7")
     metrics = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     invalid = [line["reward/judge/invalid"] for line in metrics if "reward/judge/invalid" in line]
@@ -103,7 +105,7 @@ def test_too_many_missing_scores_end_the_run_before_they_teach_anything(run):
 
 def test_a_hanging_reward_ends_the_run_with_a_whole_checkpoint_and_a_way_back(run):
     run.judge.KIND, run.judge.HANGS = "hang", threading.Event()
-    run.judge.LEFT = 2 + 16 + 16 + 16 + 32  # hangs in the second generation
+    run.judge.LEFT = 2 + 16 + 8 + 16 + 16  # hangs in the second generation
     with pytest.raises(UserError, match=r"reward 'judge' hangs: .*timeout_seconds=0\.5") as error:
         run("rewards.timeout_seconds=0.5")
     path = str(error.value).split("--config.resume_from=")[1].strip()

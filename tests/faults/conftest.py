@@ -17,8 +17,6 @@ def _program(tmp_path_factory):
             *small_world(folder),
             "--config.evolution.evolutionary_generations=3",
             "--config.evaluation.blends_fraction=0.1",
-            "--config.evaluation.selection_images=8",
-            "--config.evaluation.report_images=8",
         ],
     )
 

@@ -25,6 +25,7 @@ from front.front import Front
 from front.pictures.live import front_map
 from front.pictures.painter import Painter
 from front.serve import BLEND, BY_NAME, MAX_IMAGES, POLICY, Studio, told
+from front.tables import with_error
 from mo_front import main
 from tests.support.browser import open_page
 from tests.support.paths import ROOT
@@ -89,7 +90,7 @@ def test_a_description_holds_the_published_numbers(studio):
     policy = studio.front.policies[0]
     text = studio.describe(policy)
     assert policy.id in text
-    assert f"{policy.report_returns[0]:.3f}"[:4] in text
+    assert with_error(policy.report_returns[0], policy.report_std_error[0]) in text
     assert "nobody has measured" in studio.describe(studio.front.blend((0.5, 0.5)))
 
 

@@ -36,6 +36,8 @@ def _make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             "evolution.evolutionary_generations=2",
             "num_threads=1",
             "evaluation.blends_fraction=0.0",
+            "evaluation.selection_images=8",
+            "evaluation.report_images=8",
             f"logdir={folder / 'logs'}",
             f"run_name={name}",
             *overrides,

@@ -1,14 +1,13 @@
 """Imported by the server that forks the processes of tests, so that none of them has to warm up.
 
-Importing torch, diffusers and transformers takes seconds. So does what they, Pillow and matplotlib
-put off until their first use. The server does both once.
+Importing torch, diffusers and transformers takes seconds. So does what they and Pillow put off
+until their first use. The server does both once.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
-import io
 import tempfile
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tests.support.pipelines import draw_with_diffusers, load_plain, make_tiny_p
 
 
 def _use_everything() -> None:
-    """Draw and plot once. No backward pass: torch refuses one after a fork from a first one."""
+    """Draw once. No backward pass: torch refuses one after a fork from a first one."""
     for module in ("run.session", "front.publish", "tests.support.processes"):
         importlib.import_module(module)
     torch.set_num_threads(1)
@@ -27,12 +26,6 @@ def _use_everything() -> None:
         make_tiny_pipe().save_pretrained(folder)
         draw_with_diffusers(load_plain(Path(folder)), ["a"], [0])
     Image.init()
-    pyplot = importlib.import_module("matplotlib.pyplot")
-    figure, axis = pyplot.subplots()
-    axis.plot([0, 1])
-    figure.tight_layout()
-    figure.savefig(io.BytesIO())
-    pyplot.close(figure)
 
 
 _use_everything()

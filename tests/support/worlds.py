@@ -24,7 +24,7 @@ def report_colorfulness(pipe: Any, guidance_scale: float = 1.0) -> float:
     from ddpo.evaluation import evaluation_set
     from ddpo.rewards.colorfulness import colorfulness
 
-    on = evaluation_set("report", ["e", "f"], 16, run_seed=0)
+    on = evaluation_set("report", ["e", "f"], 8, run_seed=0)
     images = draw_with_diffusers(pipe, on.prompts, on.seeds, guidance_scale=guidance_scale)
     return colorfulness(of_8_bits(images), on.prompts).mean().item()
 
@@ -32,7 +32,7 @@ def report_colorfulness(pipe: Any, guidance_scale: float = 1.0) -> float:
 def world_around(folder: Path) -> list[str]:
     """Make prompt files beside a model; returns the arguments that run the smoke recipe.
 
-    Without the blends at its end: a tenth of its time.
+    Half as many pictures to judge by, and no blends at the end: a quarter of its time.
     """
     (folder / "train.txt").write_text("a\nb\nc\nd\n")
     (folder / "report.txt").write_text("e\nf\n")
@@ -45,6 +45,8 @@ def world_around(folder: Path) -> list[str]:
         "--config.num_threads=1",
         "--config.train.learning_rate=0.1",
         "--config.evaluation.blends_fraction=0",
+        "--config.evaluation.selection_images=8",
+        "--config.evaluation.report_images=8",
         f"--config.logdir={folder / 'logs'}",
     ]
 
