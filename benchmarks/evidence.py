@@ -12,6 +12,7 @@ import math
 import statistics
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,15 +152,17 @@ class Record:
             target: hypervolume.
             axis: "images", "rows" or "seconds".
         """
-        for point, value in zip(self.points, self.hypervolumes(), strict=True):
-            if value >= target:
-                return float(getattr(point, axis))
-        return NEVER
+        return _cost(self.first_at(target), axis)
+
+    def first_at(self, target: float) -> Point | None:
+        """The run's first point with at least this hypervolume."""
+        reaches = (i for i in range(len(self.points)) if hypervolume(self.z(i)) >= target)
+        return next((self.points[i] for i in reaches), None)
 
     def measures(self) -> dict[str, float]:
         """Measures of the final archive, and the run's total costs."""
         z, last = self.z(), self.points[-1]
-        users = even_weights(_NUM_USERS, z.shape[1])
+        users = _users(z.shape[1])
         worst = np.array([self.returns[name] for name in last.archive]).min(axis=0).tolist()
         lowest = {f"lowest_{o.name}": v for o, v in zip(self.objectives, worst, strict=True)}
         return {
@@ -171,6 +174,15 @@ class Record:
             "seconds": last.seconds,
             **lowest,
         }
+
+
+def _cost(point: Point | None, axis: str) -> float:
+    return NEVER if point is None else float(getattr(point, axis))
+
+
+@lru_cache
+def _users(num_objectives: int) -> np.ndarray:
+    return even_weights(_NUM_USERS, num_objectives)
 
 
 def command_line(settings: Mapping[str, str], seed: int, learning_rate: float) -> list[str]:
@@ -256,15 +268,16 @@ class Comparison:
     def of(cls, arm: str, runs: Mapping[int, Record], baseline: Mapping[int, Record]) -> Comparison:
         """Compare the runs on the seeds that both have."""
         seeds = sorted(set(runs) & set(baseline))
-        targets = [baseline[seed].hypervolumes()[-1] for seed in seeds]
-        final = [runs[seed].hypervolumes()[-1] for seed in seeds]
+        targets = [hypervolume(baseline[seed].z()) for seed in seeds]
+        final = [hypervolume(runs[seed].z()) for seed in seeds]
         gains = [value - target for value, target in zip(final, targets, strict=True)]
+        reached = [
+            (baseline[seed].first_at(target), runs[seed].first_at(target))
+            for seed, target in zip(seeds, targets, strict=True)
+        ]
 
         def ratios(axis: str) -> tuple[float, ...]:
-            return tuple(
-                baseline[seed].cost_to_reach(target, axis) / runs[seed].cost_to_reach(target, axis)
-                for seed, target in zip(seeds, targets, strict=True)
-            )
+            return tuple(_cost(theirs, axis) / _cost(own, axis) for theirs, own in reached)
 
         return cls(
             arm=arm,
