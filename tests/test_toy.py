@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ REWARDS = {
 }
 
 
+@cache
 def settings_of(arm, pair="conflict"):
     return read_settings(words(pair, arm, 0, 8e-3, {}))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -45,6 +46,11 @@ def updated(rig, samples=4):
     stats = rig.updater.update(rig.agents, rollout, values, list(range(num_agents)))
     adapters = torch.stack([rig.agents.snapshot(k).adapter for k in range(num_agents)])
     return stats, adapters
+
+
+@cache
+def updated_as_usual():
+    return updated(make())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +142,7 @@ def test_the_program_draws_in_passes_of_training_and_learns_the_same(tmp_path, o
 
 @pytest.mark.parametrize("rows_per_pass", [8, 20, 1000])
 def test_the_result_does_not_depend_on_the_rows_of_a_pass(rows_per_pass):
-    _, expected = updated(make(sample={"rows_per_pass": 64}))
+    _, expected = updated_as_usual()  # in passes of 64 rows
     _, adapters = updated(make(sample={"rows_per_pass": rows_per_pass}))
     assert (adapters - expected).norm() <= 1e-9 * expected.norm()
 
@@ -165,7 +171,7 @@ def test_the_steps_left_out_have_no_gradient_and_its_rows_are_counted():
 
 
 def test_gradients_may_wait_on_the_host_and_checkpointing_changes_no_bit():
-    _, expected = updated(make())
+    _, expected = updated_as_usual()
     rig = make()
     rig.model.unet.enable_gradient_checkpointing()
     rig.model.unet.train()
@@ -190,7 +196,7 @@ def test_loss_scaling_changes_no_bit_and_a_float16_model_learns():
 
 
 def test_an_agent_whose_gradient_is_not_finite_skips_alone():
-    rig, whole = make(2), make(2)
+    rig = make(2)
     before = rig.agents.snapshot(0)
     rollout = rollout_of(rig)
     rollout.gradients[1, 3] = math.inf
@@ -199,7 +205,7 @@ def test_an_agent_whose_gradient_is_not_finite_skips_alone():
     assert stats.skipped.tolist() == [1, 0]
     assert stats.grad_norm.isnan().tolist() == [True, False]
     assert torch.equal(rig.agents.snapshot(0).adapter, before.adapter)
-    _, expected = updated(whole)
+    _, expected = updated_as_usual()
     assert torch.equal(rig.agents.snapshot(1).adapter, expected[1])
 
 

@@ -137,7 +137,7 @@ def test_settings_say_what_a_folder_is(sdxl):
 def test_a_configuration_beside_a_file_is_read(tmp_path, sdxl, text, prediction):
     save_file(sdxl[1], tmp_path / "model.safetensors")
     (tmp_path / "model.yaml").write_text(text)
-    scheduler = scheduler_of_run(tmp_path / "model.safetensors", sdxl[0])
+    scheduler = found_scheduler(tmp_path / "model.safetensors", sdxl[0])
     assert scheduler.config.prediction_type == prediction
 
 
