@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from scipy.stats import wilcoxon
@@ -32,6 +32,7 @@ FAITHFUL = Path(__file__).parents[1] / "config" / "faithful.py"
 SECOND = "the pair's second objective"  # a value of a setting that stands for its name
 REMOVED = "7aaf014"  # the last commit with settings that were removed because they did not help
 NEVER = math.inf  # as a cost: more than any run had
+Key = TypeVar("Key")
 _NUM_USERS = 100
 _GRADIENT_ROW = 3  # a row forward and backward costs about as much as three rows forward
 
@@ -312,13 +313,13 @@ def paired_p(differences: Sequence[float]) -> float:
     return float(wilcoxon(differences, method="exact").pvalue)
 
 
-def holm(ps: Mapping[str, float]) -> dict[str, float]:
+def holm(ps: Mapping[Key, float]) -> dict[Key, float]:
     """Correct p-values for their number by the step-down procedure of Holm (1979).
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'c': 0.06, 'b': 0.06}
     """
-    out: dict[str, float] = {}
+    out: dict[Key, float] = {}
     least = 0.0
     for rank, (name, p) in enumerate(sorted(ps.items(), key=lambda item: item[1])):
         least = max(least, min(1.0, (len(ps) - rank) * p))

@@ -251,7 +251,7 @@ class PromptSettings:
     # What the search judges policies by; empty: as train.
     selection: Annotated[str, PATH] = ""
     # The published front is measured on these; empty: as train.
-    report: Annotated[str, PATH] = "emoji_report"
+    report: Annotated[str, PATH] = "emoji_unseen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

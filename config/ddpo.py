@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.pretrained.model = "emoji-sd"
     config.rewards.names = ("clip_alignment", "jpeg_compressibility")
     config.rewards.sources = ()
+    config.prompts.report = "emoji_report"  # this model knows animals only
     config.sample.num_steps = 6
     config.sample.prompts_per_iteration = 12
     config.sample.images_per_prompt = 4

@@ -1,6 +1,6 @@
 """Beautiful against small: DDPO's pair of rewards on the embedded model, offline.
 
-At one end files are a quarter smaller; at the other beauty holds rather than rises.
+At one end files are a fifth smaller; at the other beauty rises a little (docs/gallery.md).
 """
 
 import ml_collections

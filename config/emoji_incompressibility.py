@@ -1,6 +1,7 @@
 """Beautiful against detailed: a large file has more detail. Embedded model, offline.
 
-At one end files are half as large again; at the other beauty holds rather than rises.
+At one end files are two fifths larger; at the other beauty rises, and detail with it
+(docs/gallery.md).
 """
 
 import ml_collections

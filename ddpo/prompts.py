@@ -65,6 +65,13 @@ def _counting() -> Iterable[Prompt]:
             yield Prompt(f"{number} {plural}", {"questions": questions, "answers": answers})
 
 
+def _unseen() -> Iterable[str]:
+    """What no policy of the default run learns on; the first prompts are of all kinds."""
+    captions = [*_lines("emoji_report"), *_lines("emoji_things")]
+    stride = 28  # prime to their number: every caption comes once
+    return [captions[stride * index % len(captions)] for index in range(len(captions))]
+
+
 PROMPT_SETS: dict[str, PromptSet] = {
     "varied": PromptSet(
         prompts=lambda: _lines("varied"),
@@ -80,9 +87,9 @@ PROMPT_SETS: dict[str, PromptSet] = {
     "emoji_report": PromptSet(
         prompts=lambda: _lines("emoji_report"), content="16 more of these animals, for reports"
     ),
-    "emoji_things": PromptSet(
-        prompts=lambda: _lines("emoji_things"),
-        content="37 foods, plants, things and faces that emoji64-sd knows",
+    "emoji_unseen": PromptSet(
+        prompts=_unseen,
+        content="these 16, and 37 foods, plants, things and faces that emoji64-sd knows",
     ),
     "simple_animals": PromptSet(
         prompts=lambda: _lines("emoji_animals"), content="DDPO's 45 common animals"

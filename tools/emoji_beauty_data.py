@@ -81,13 +81,25 @@ def drawn_examples(
     return torch.cat(pictures), torch.cat(qualities)
 
 
+def noise_picture(rng: np.random.Generator) -> emoji_data.Picture:
+    """Returns noise, grey or coloured, of 1 to 8 pixels and random contrast."""
+    cell = int(rng.choice([1, 1, 2, 4, 8]))
+    cells, channels = emoji_data.RESOLUTION // cell, int(rng.choice([1, 3]))
+    noise = rng.normal(rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.35), (cells, cells, channels))
+    rows = np.broadcast_to(noise, (cells, cells, 3)).repeat(cell, axis=0).repeat(cell, axis=1)
+    return np.asarray(255 * rows.clip(0, 1), np.uint8)
+
+
 def made_examples(
     sprites: dict[str, Image.Image], variants: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns real and damaged pictures, and pictures without a subject, with their quality."""
     pictures, quality = spoil(emoji_data.render_bank(sprites, variants, seed), seed)
     rng = np.random.default_rng(seed)
-    empty = to_images([empty_picture(rng) for _ in range(len(pictures) // 8)])
+    count = len(pictures) // 8
+    empty = to_images(
+        [empty_picture(rng) for _ in range(count)] + [noise_picture(rng) for _ in range(count)]
+    )
     images = torch.cat([to_unit(pictures) / 2 + 0.5, empty])
     return images, torch.cat([quality, torch.zeros(len(empty))])
 

@@ -17,7 +17,7 @@ from tools.emoji_bank import LATENT_CHANNELS, PatchComponents, to_unit
 from tools.emoji_training import Course, TrainingRun, channels_last, fallen
 
 DECODER_NOISE = 0.1  # at most; the latents that the diffusion model draws are a little off
-SHARPNESS_WEIGHTS = (1.0, 3.0)  # at first, and at the end, when the learning rate falls
+SHARPNESS_WEIGHTS = (1.0, 6.0)  # at first, and at the end, when the learning rate falls
 STAGE_STEPS = (500, 900, 1300)  # when the second, third and last stage join
 
 
@@ -49,12 +49,17 @@ def laplacian(images: torch.Tensor) -> torch.Tensor:
 
 
 def sharpness_loss(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Returns the error of the strength of edges, place by place, so that it cannot average out."""
+    """Returns the error of the strength of edges, place by place, so that it cannot average out.
+
+    Weak edges cost twice what strong ones cost: where a decoder cannot know how sharp an edge is,
+    it should not guess the softer one.
+    """
 
     def strength(batch: torch.Tensor) -> torch.Tensor:
         return (F.avg_pool2d(laplacian(batch).square(), 6, 4) + 1e-4).sqrt()
 
-    return F.l1_loss(strength(output), strength(images))
+    missing = strength(images) - strength(output)
+    return torch.maximum(2 * missing, -missing).mean()
 
 
 def reconstruction_loss(

@@ -49,7 +49,7 @@ _HEAD = """# Gallery
 
 Fronts of four recipes on a tiny model that ships with the project. It draws emoji of 64 pixels,
 enlarged here. A row is one member of the front: a policy, or a blend of two. A column has the same
-prompt and noise. No policy was trained on these animals.
+prompt and noise. No policy was trained on these captions.
 
 A member *improves everything* if it beats the base model in each reward by more than two standard
 errors. Where rewards conflict there may be none: members then trade one reward for another. Towards

@@ -41,7 +41,7 @@ from tools.emoji_training import Course, kept_path, save_state
 ASSETS = Path(__file__).resolve().parent.parent / "ddpo" / "assets"
 # Number of steps and batch size of each part.
 TRAININGS = {
-    "decoder": (4000, 8),
+    "decoder": (5500, 8),
     "encoder": (800, 8),
     "unet": (18_000, 32),
     "judge": (2500, 64),

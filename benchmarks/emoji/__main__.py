@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.emoji.arms import (
     ARMS,
+    MAIN_PAIRS,
     MAIN_SEEDS,
     PAIRS,
     SEEDS,
@@ -51,7 +52,7 @@ def study_jobs(arms: Sequence[str], pairs: Sequence[str]) -> Iterator[Job]:
     rates = {place: tuned_rate(*place) for place in chosen}
     for seed in MAIN_SEEDS:
         for (pair, arm), rate in rates.items():
-            if seed in SEEDS or ARMS[arm].is_main:
+            if seed in SEEDS or (ARMS[arm].is_main and pair in MAIN_PAIRS):
                 yield Job(pair=pair, arm=arm, seed=seed, learning_rate=rate)
 
 

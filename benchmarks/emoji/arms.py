@@ -29,7 +29,16 @@ PAIRS: dict[str, dict[str, str]] = {
         "rewards.ideal": "1.039,1.2711",
         "rewards.scales": "0.157,0.0833",
     },
+    "colour": {
+        "rewards.names": "clip_alignment,colorfulness",
+        "rewards.reference": "0.4833,14.8",
+        "rewards.ideal": "0.9333,123.4",
+        "rewards.scales": "0.0750,18.1",
+        "sample.guidance_scale": "3",
+    },
 }
+# DDPO's, of the main question. The third shows what guidance changes.
+MAIN_PAIRS = ("compress", "incompress")
 
 COMMON: dict[str, str] = {
     "sample.prompts_per_iteration": "8",
@@ -71,7 +80,7 @@ class Arm:
 
     title: str
     overrides: Mapping[str, str]
-    pairs: tuple[str, ...] = tuple(PAIRS)
+    pairs: tuple[str, ...] = MAIN_PAIRS
     is_main: bool = False
     rates: tuple[float, ...] = RATES
     tuned_as: str = ""
@@ -128,6 +137,7 @@ ARMS: dict[str, Arm] = {
     BASELINE: Arm(
         title="faithful baseline: PGMORL + DDPO",
         overrides={},
+        pairs=tuple(PAIRS),
         is_main=True,
         rates=(*HIGHER_RATES, 0.16),
     ),
@@ -181,6 +191,7 @@ ARMS: dict[str, Arm] = {
     GRADIENT: Arm(
         title="gradients of rewards, fixed weights",
         overrides={**_GRADIENT, **_FIXED},
+        pairs=tuple(PAIRS),
         is_main=True,
         rates=(6e-3, 1.2e-2, 2.4e-2),
     ),

@@ -18,6 +18,7 @@ from benchmarks.emoji.arms import (
     FEW_STEP_GRADIENT,
     GRADIENT,
     HYBRID,
+    MAIN_PAIRS,
     PAIRS,
     RECOMMENDED,
 )
@@ -76,8 +77,8 @@ def write_all(folder: Path) -> None:
 def compared(pairs: Mapping[str, Arms]) -> dict[str, dict[str, tuple[Comparison, float]]]:
     """Pair -> arm -> its comparison with the baseline, and the p-value corrected by Holm.
 
-    The study's main question concerns two arms on each pair: DDPO's recommended arm and the arm
-    with gradients of rewards. Their tests form one family. The other arms have fewer seeds; they
+    The study's main question concerns two arms on each of two pairs: DDPO's recommended arm and the
+    arm with gradients of rewards. Their tests form one family. All others have fewer seeds; they
     form one further family per pair.
     """
     found = {
@@ -86,25 +87,17 @@ def compared(pairs: Mapping[str, Arms]) -> dict[str, dict[str, tuple[Comparison,
         }
         for pair, arms in pairs.items()
     }
-    main = holm(
-        {
-            f"{pair} {name}": rows[name].p
-            for pair, rows in found.items()
-            for name in _ASKED
-            if name in rows
-        }
-    )
-    out = {}
+    families: dict[str, dict[tuple[str, str], float]] = {}
     for pair, rows in found.items():
-        others = holm(
-            {name: one.p for name, one in rows.items() if name not in (BASELINE, *_ASKED)}
-        )
-        corrected = {**others, BASELINE: 1.0}
-        out[pair] = {
-            name: (one, main[f"{pair} {name}"] if name in _ASKED else corrected[name])
-            for name, one in rows.items()
-        }
-    return out
+        for name, one in rows.items():
+            if name != BASELINE:
+                family = "main" if pair in MAIN_PAIRS and name in _ASKED else pair
+                families.setdefault(family, {})[pair, name] = one.p
+    corrected = {place: p for family in families.values() for place, p in holm(family).items()}
+    return {
+        pair: {name: (one, corrected.get((pair, name), 1.0)) for name, one in rows.items()}
+        for pair, rows in found.items()
+    }
 
 
 def _print_sweep(folder: Path) -> None:
