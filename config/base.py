@@ -250,7 +250,7 @@ class PromptSettings:
     train: Annotated[str, PATH] = "emoji_animals"
     # What the search judges policies by; empty: as train.
     selection: Annotated[str, PATH] = ""
-    # The published front is measured on these; empty: as train.
+    # The published front is measured on these; empty: as train. emoji-sd knows only "emoji_report".
     report: Annotated[str, PATH] = "emoji_unseen"
 
 

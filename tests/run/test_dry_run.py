@@ -28,7 +28,7 @@ def test_the_default_recipe_on_the_command_line(capsys):
     for line in (
         "clip_alignment [cosine]: ready",
         "train prompts: 45, the first 'cat', 'dog', 'horse'",
-        "report prompts: 16, the first 'elephant', ",
+        "report prompts: 53, the first 'elephant', ",
         "6 generations of 3 iterations; 5 agents x 8 = 40 images per iteration",
         "images: 720 to train on, 180 to calibrate, 1,488 for selection, 100 per policy",
         "optimiser steps of an agent: 1 per iteration, 18 in all",
