@@ -57,7 +57,8 @@ def _is_short(item: pytest.Item) -> bool:
 def pytest_collection_finish() -> None:
     """Modules stay until the end: collecting garbage, go through young objects only, and seldom."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 1000)
+    if importlib.util.find_spec("gradio") is None:  # its leavings must not wait for the end
+        gc.set_threshold(50_000, 20, 1000)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
