@@ -139,11 +139,13 @@ def report(
         middle = {key: median(run[key] for run in runs) for key in runs[0]}
         images = IMAGES * (1 if case == ALONE else policies)
         epoch = [middle["seconds"], ratios[case]] if case != ALONE else ["", ""]
-        separate = [images / middle["sampling"], images * steps / middle["training"]]
+        separate: list[Any] = ["", ""]  # where sampling and training are one pass
+        if middle["sampling"] and case != TOGETHER:
+            separate = [images / middle["sampling"], images * steps / middle["training"]]
         rows.append(
             [
                 case,
-                *(separate if middle["sampling"] and case != TOGETHER else ["", ""]),
+                *separate,
                 *epoch,
                 int(middle["unet_rows"]) // images,
                 round(middle["peak_mb"]),

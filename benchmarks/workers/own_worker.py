@@ -72,6 +72,8 @@ class Own:
         self.trainer = Trainer(settings, processes, lambda *_: lambda: None)
         initial = self.trainer.agents.initial_policy()
         self.trainer.load([initial] * agents, torch.ones(agents, 1))
+        if is_gradient:
+            self.trainer.calibrate(scales=(1.0,), slopes=(1.0,))
         self.count = 0
         self.training = 0.0
         self._update = self.trainer.updater.update
