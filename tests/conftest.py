@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_HAS_GRADIO = importlib.util.find_spec("gradio") is not None
+
 pytest_plugins = ("tests.support.runs",)  # one small run of the program, shared by tests
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Where gradio is installed, its server leaves sockets and event loops to the collector."""
-    if importlib.util.find_spec("gradio") is not None:
+    if _HAS_GRADIO:
         for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):
             config.addinivalue_line("filterwarnings", f"default::{kind}")
 
@@ -57,7 +59,7 @@ def _is_short(item: pytest.Item) -> bool:
 def pytest_collection_finish() -> None:
     """Modules stay until the end: collecting garbage, go through young objects only, and seldom."""
     gc.freeze()
-    if importlib.util.find_spec("gradio") is None:  # its leavings must not wait for the end
+    if not _HAS_GRADIO:  # its leavings must not wait for the end
         gc.set_threshold(50_000, 20, 1000)
 
 

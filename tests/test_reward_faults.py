@@ -19,7 +19,7 @@ from run.command_line import read_settings
 from tests.support.paths import SMOKE
 from tests.support.pipelines import make_tiny_pipe
 from tests.support.rig import make_settings
-from tests.support.worlds import run_program
+from tests.support.worlds import SMALL, run_program
 
 OWN = """
 import torch
@@ -63,9 +63,7 @@ def _run(tmp_path):
             f"rewards.names={own}:judge,jpeg_compressibility",
             "rewards.batch_size=8",
             "num_threads=1",
-            "evaluation.blends_fraction=0",
-            "evaluation.selection_images=8",
-            "evaluation.report_images=8",
+            *SMALL,
             f"logdir={tmp_path / 'logs'}",
             "run_name=own",
             *overrides,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.paths import SMOKE
 from tests.support.pipelines import make_tiny_pipe
-from tests.support.worlds import run_program
+from tests.support.worlds import SMALL, run_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +35,7 @@ def _make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             "evolution.num_agents=3",
             "evolution.evolutionary_generations=2",
             "num_threads=1",
-            "evaluation.blends_fraction=0.0",
-            "evaluation.selection_images=8",
-            "evaluation.report_images=8",
+            *SMALL,
             f"logdir={folder / 'logs'}",
             f"run_name={name}",
             *overrides,
@@ -50,8 +48,11 @@ def _make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session", name="finished_run")
 def _finished_run(make_run: Callable[..., Path]) -> Path:
-    """A finished run of three agents and three generations; tests must not change it."""
-    return make_run("finished")
+    """A finished run of three agents and three generations; tests must not change it.
+
+    It judges by enough pictures to compare a blend with its parts.
+    """
+    return make_run("finished", "evaluation.selection_images=16", "evaluation.report_images=16")
 
 
 @pytest.fixture(name="run_copy")

@@ -72,7 +72,7 @@ def test_analyse_measures_every_blend_in_predictions_too(finished_run):
     analysis, _ = analyse(two, 1, with_predictions=True)
     ((blend,),) = (link.blends for link in analysis.links)
     mixed = blend.in_predictions
-    assert analysis.num_images == 5 * 8  # two policies, the base model, the blend in two ways
+    assert analysis.num_images == 5 * 16  # two policies, the base model, the blend in two ways
     ends = [policy.report_returns for policy in two.policies]
     assert mixed.returns.shape == ends[0].shape
     assert (mixed.returns != blend.blend.report_returns).any()
