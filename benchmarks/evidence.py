@@ -137,9 +137,8 @@ class Record:
         """
         if not self.found:
             return math.nan
-        volumes = self.hypervolumes()
-        reached = [i for i, value in enumerate(volumes) if value >= target] or [len(volumes) - 1]
-        return statistics.mean(self.found[name] for name in self.points[reached[0]].archive)
+        point = self.first_at(target) or self.points[-1]
+        return statistics.mean(self.found[name] for name in point.archive)
 
     def area(self) -> float:
         """Hypervolume averaged over the images of the run; it rewards learning early and far."""
@@ -157,8 +156,8 @@ class Record:
 
     def first_at(self, target: float) -> Point | None:
         """The run's first point with at least this hypervolume."""
-        reaches = (i for i in range(len(self.points)) if hypervolume(self.z(i)) >= target)
-        return next((self.points[i] for i in reaches), None)
+        numbered = enumerate(self.points)
+        return next((point for i, point in numbered if hypervolume(self.z(i)) >= target), None)
 
     def measures(self) -> dict[str, float]:
         """Measures of the final archive, and the run's total costs."""
