@@ -19,6 +19,7 @@ from run import directory as run_dir_module
 from run.directory import RunDir, open_run_dir
 from run.versions import Versions
 from tests.support.rig import make_rig, make_settings
+from tests.support.runs import FINISHED
 
 
 @pytest.fixture(name="run_dir")
@@ -106,7 +107,7 @@ def test_a_published_front_stays_whole_until_the_next_one_is(make_run, run_copy,
         original(self, run)
 
     monkeypatch.setattr(FrontPublisher, "front", publish)
-    make_run("", f"resume_from={run_copy}", "evolution.evolutionary_generations=3")
+    make_run("", f"resume_from={run_copy}", *FINISHED, "evolution.evolutionary_generations=3")
     assert seen
     front = json.loads((run_copy / "front.json").read_text())
     named = {*(policy["id"] for policy in front["policies"]), *front["dominated_on_report"]}

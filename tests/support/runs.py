@@ -15,6 +15,9 @@ from tests.support.worlds import SMALL, run_program
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Enough pictures to compare a blend with its parts.
+FINISHED = ("evaluation.selection_images=16", "evaluation.report_images=16")
+
 
 @pytest.fixture(scope="session", name="make_run")
 def _make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
@@ -48,11 +51,8 @@ def _make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session", name="finished_run")
 def _finished_run(make_run: Callable[..., Path]) -> Path:
-    """A finished run of three agents and three generations; tests must not change it.
-
-    It judges by enough pictures to compare a blend with its parts.
-    """
-    return make_run("finished", "evaluation.selection_images=16", "evaluation.report_images=16")
+    """A finished run of three agents and three generations; tests must not change it."""
+    return make_run("finished", *FINISHED)
 
 
 @pytest.fixture(name="run_copy")
