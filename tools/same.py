@@ -10,8 +10,8 @@ It does these runs, with one thread each:
 - one generation of `config/faithful.py` on the embedded model.
 
 It compares SHA-256 digests of policies, exported adapters, `front.json`, and `metrics.jsonl`
-without clock times. The commit is checked out beside the working tree and runs its own program. Its
-digests are kept in `runs/same/`. The exit status is 1 if anything differs.
+without clock times. The commit is checked out beside the working tree and runs its own program. The
+digests of each of its runs are kept in `runs/same/`. The exit status is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -120,12 +120,24 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def measured(tree: Path, only: str) -> dict[str, dict[str, str]]:
-    """Run name -> digests, for the program in a tree."""
+def measured(tree: Path, only: str, kept: Path | None = None) -> dict[str, dict[str, str]]:
+    """Run name -> digests, for the program in a tree; `kept` has those of runs done before."""
     with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         names = [*PROGRAMS, *_python(tree, "-c", _ARMS).split()]
         chosen = [name for name in names if only in name]
-        return dict(pool.map(lambda name: (name, _run(tree, name, Path(folder) / name)), chosen))
+
+        def one(name: str) -> dict[str, str]:
+            file = kept and kept / f"{name}.json"
+            if file and file.exists():
+                before: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+                return before
+            found = _run(tree, name, Path(folder) / name)
+            if file:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            return found
+
+        return dict(zip(chosen, pool.map(one, chosen), strict=True))
 
 
 def _run(tree: Path, name: str, folder: Path) -> dict[str, str]:
@@ -156,24 +168,15 @@ def _python(tree: Path, *words: str) -> str:
 
 
 def of_commit(commit: str, only: str) -> dict[str, dict[str, str]]:
-    """The digests of a commit: kept ones, or measured now."""
+    """The digests of a commit: kept ones, and those of its other runs, measured now."""
     sha = _git("rev-parse", commit)
-    path = KEPT / f"{sha}{only and '-' + only.replace('/', '-')}.json"
-    whole = KEPT / f"{sha}.json"
-    for kept in (whole, path):
-        if kept.exists():
-            all_of_them: dict[str, dict[str, str]] = json.loads(kept.read_text(encoding="utf-8"))
-            return {name: each for name, each in all_of_them.items() if only in name}
     with TemporaryDirectory() as folder:
         tree = Path(folder) / sha[:7]
         _git("worktree", "add", "--detach", str(tree), sha)
         try:
-            found = measured(tree, only)
+            return measured(tree, only, KEPT / sha)
         finally:
             _git("worktree", "remove", "--force", str(tree))
-    KEPT.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return found
 
 
 def _git(*words: str) -> str:
