@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 AGENTS = 6
+FEWEST_STEPS = 2  # one of which a policy gradient can train
 GB = 1e9
 
 
@@ -87,16 +88,22 @@ class Bench:
         images: int,
         *,
         checkpointing: bool = False,
+        gradient_steps: int = 0,
         speed: str = "fused",
     ) -> Settings:
-        """Settings of one rollout with `images` per agent, all in one pass."""
+        """Settings of one rollout with `images` per agent, all in one pass.
+
+        With `gradient_steps`, gradients of a reward are followed through that many last steps.
+        """
+        rule = {"update_rule": "reward_gradient", "gradient_steps": gradient_steps}
         return one_rollout(
             images,
             steps,
             2 * agents * images,
             5.0,
-            {"gradient_checkpointing": checkpointing},
+            {"gradient_checkpointing": checkpointing, **(rule if gradient_steps else {})},
             pretrained={"model": self.model, "dtype": self.dtype},
+            rewards={"names": ("colorfulness",)},
             evolution={"num_agents": agents},
             speed=speed,
         )
@@ -107,6 +114,7 @@ class Bench:
         model = FrozenDiffusion(pipe, self.device)
         if settings.train.gradient_checkpointing:
             pipe.unet.enable_gradient_checkpointing()
+            pipe.vae.enable_gradient_checkpointing()
         return Rig.make(model, settings, settings.evolution.num_agents)
 
     def _pipeline(self) -> Any:
@@ -159,7 +167,7 @@ def throughput(bench: Bench, peak: float) -> dict[str, Any]:
     out: dict[str, Any] = {"ready_after_seconds": {}}
     for way, numbers_of_steps in ways.items():
         begun = time.perf_counter()
-        rig = bench.rig(bench.settings(AGENTS, 1, bench.images, speed=way))
+        rig = bench.rig(bench.settings(AGENTS, FEWEST_STEPS, bench.images, speed=way))
         rig.sample_and_train()
         out["ready_after_seconds"][way] = time.perf_counter() - begun
         out[way] = {str(steps): _speeds(bench, rig, steps, peak) for steps in numbers_of_steps}
@@ -187,7 +195,9 @@ def throughput(bench: Bench, peak: float) -> dict[str, Any]:
 def _speeds(bench: Bench, rig: Rig, steps: int, peak: float) -> dict[str, float]:
     """Images per second and shares of the ceiling with `steps` steps, on the agents of a rig."""
     model, agents, speed = rig.sampler.model, rig.agents, rig.settings.speed
-    brief, settings = (bench.settings(AGENTS, n, bench.images, speed=speed) for n in (2, steps))
+    brief, settings = (
+        bench.settings(AGENTS, n, bench.images, speed=speed) for n in (FEWEST_STEPS, steps)
+    )
     for case in _cases(Rig.make(model, brief, agents)).values():
         case()  # loads kernels and compiles graphs
     cases = _cases(Rig.make(model, settings, agents))
@@ -241,6 +251,24 @@ def grouped(bench: Bench) -> dict[str, float]:
     return {f"grouped_{what}_speedup": ratio for what, ratio in ratios.items()}
 
 
+def reward_gradients(bench: Bench) -> dict[str, Any]:
+    """Table 5: time and memory of six agents along a reward's gradient, one picture of each."""
+    out, rows = {}, []
+    for last in (1, 3):
+        settings = bench.settings(AGENTS, 3, 1, checkpointing=True, gradient_steps=last)
+        peak, expected = peak_memory(bench, settings), expected_peak(settings)
+        rig = bench.rig(settings)
+        update = {"update": partial(rig.train, rig.sample())}
+        seconds = common.interleaved(update, bench.rounds, bench.clock)["update"].median / AGENTS
+        out[str(last)] = {"update_seconds_per_image": seconds, "gb": peak}
+        rows.append([last, seconds, _shown(peak), expected])
+        del rig, update
+        release()
+    common.say(f"## Gradients of rewards: {AGENTS} agents, one picture of each, checkpointed\n")
+    common.print_table(["K last steps", "update [s/image]", "peak [GB]", "expected"], rows)
+    return {"reward_gradients": out}
+
+
 def peak_memory(bench: Bench, settings: Settings) -> float | None:
     """Peak memory in GB of one rollout and its update; None on a CPU or if it does not fit."""
     release()
@@ -267,7 +295,7 @@ def release() -> None:
 
 def memory(bench: Bench) -> dict[str, Any]:
     """Tables 2 and 3: memory by number of agents, and the most rows within 10 and 24 GB."""
-    most, saving = max(bench.agents), partial(bench.settings, steps=1)
+    most, saving = max(bench.agents), partial(bench.settings, steps=FEWEST_STEPS)
     by_agents, rows = {}, []
     for agents in bench.agents:
         settings = saving(agents, images=most // agents, checkpointing=True)
@@ -309,9 +337,9 @@ def main() -> None:
                 model=folder,
                 device=torch.device("cpu"),
                 dtype="float32",
-                steps=(2,),
+                steps=(FEWEST_STEPS,),
                 images=1,
-                grouped_steps=1,
+                grouped_steps=FEWEST_STEPS,
                 agents=(1, 2),
                 rounds=1,
                 product=256,
@@ -338,6 +366,7 @@ def main() -> None:
             **throughput(bench, peak),
             **grouped(bench),
             **memory(bench),
+            **reward_gradients(bench),
         }
     common.print_headline(headline)
 

@@ -13,14 +13,19 @@ from config.settings.parse import parse
 from ddpo import speed
 from ddpo.agents.slots import Agents
 from ddpo.processes import Processes
+from ddpo.rewards.colorfulness import colorfulness
+from ddpo.rewards.gradients import RewardGradients
 from ddpo.sampler import Sampler
 from ddpo.seeding import Stream
-from ddpo.trainer import make_update
+from ddpo.trainer import make_reward_gradient_update, make_update
 from ddpo.types import Rollout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from config.base import Settings
     from ddpo.model.stable_diffusion import BaseModel
+    from ddpo.rewards.image_batch import ImageBatch
     from ddpo.update import Update
 
 
@@ -76,7 +81,7 @@ class Rig:
         settings: sizes of a rollout and of a pass.
         agents: K slots, or a baseline with the same methods.
         sampler: draws `sample.prompts_per_iteration` images per agent.
-        updater: trains on them.
+        updater: trains on them; with `update_rule=reward_gradient` towards colourful ones.
     """
 
     settings: Settings
@@ -91,12 +96,16 @@ class Rig:
             agents = Agents(model.unet, agents, settings.adapter, settings.train)
         speed.apply(settings.speed, model, agents if isinstance(agents, Agents) else None)
         sampler = Sampler(model, settings.training_sample)
-        return cls(
-            settings=settings,
-            agents=agents,
-            sampler=sampler,
-            updater=make_update(sampler, settings, Processes.alone(model.device)),
-        )
+        processes = Processes.alone(model.device)
+        updater: Update
+        if settings.train.update_rule == "reward_gradient":
+            rewards = RewardGradients({"colorfulness": _colorfulness})
+            updater = make_reward_gradient_update(
+                sampler, rewards, settings, processes, is_hybrid=False
+            )
+        else:
+            updater = make_update(sampler, settings, processes)
+        return cls(settings=settings, agents=agents, sampler=sampler, updater=updater)
 
     def in_single_pass(self) -> Rig:
         """The same agents and model, with gradients taken while sampling."""
@@ -120,11 +129,17 @@ class Rig:
         return Rollout.join(batch, list(self.sampler.chunks(self.agents, batch, wanted=wanted)))
 
     def train(self, rollout: Rollout) -> None:
-        """One update of all agents with fixed advantages."""
+        """One update of all agents with fixed advantages and directions."""
         num_agents, count = rollout.prompts.num_agents, rollout.prompts.samples_per_agent
         advantages = torch.linspace(-1, 1, count).expand(num_agents, -1)
-        self.updater.update(self.agents, rollout, advantages, list(range(num_agents)))
+        directions = torch.ones(num_agents, count, 1)
+        seeds = list(range(num_agents))
+        self.updater.update(self.agents, rollout, advantages, seeds, directions=directions)
 
     def sample_and_train(self) -> None:
         """One iteration without rewards."""
         self.train(self.sample())
+
+
+def _colorfulness(batch: ImageBatch, prompts: Sequence[str]) -> torch.Tensor:
+    return colorfulness(batch.images, prompts)

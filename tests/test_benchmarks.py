@@ -32,6 +32,7 @@ HEADLINES = {
         "memory_gb",
         "within_10_gb",
         "within_24_gb",
+        "reward_gradients",
     },
 }
 
