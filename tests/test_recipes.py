@@ -172,8 +172,8 @@ def _small(tmp_path_factory):
         pipe.scheduler.register_to_config(prediction_type="epsilon")
         pipe.save_pretrained(folder / kind)
     layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    lora = {f"{layer}.lora_down.weight": torch.ones(2, 32), f"{layer}.alpha": torch.tensor(2.0)}
-    lora[f"{layer}.lora_up.weight"] = torch.full((32, 2), 0.01)
+    lora = {f"{layer}.lora_down.weight": torch.ones(2, 16), f"{layer}.alpha": torch.tensor(2.0)}
+    lora[f"{layer}.lora_up.weight"] = torch.full((16, 2), 0.01)
     save_file(lora, folder / "lora.safetensors")
     torch.save(random_state(), folder / "ImageReward.pt")
     save_letter_tokenizer(folder / "bert")

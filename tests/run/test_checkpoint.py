@@ -149,7 +149,7 @@ def test_checkpoints_of_format_1_are_read_for_ever():
 
 def test_a_run_begun_by_an_older_program_resumes(tmp_path, monkeypatch):
     shutil.copytree(FIXTURES / "format_1_run", tmp_path / "logs" / "begun")
-    small_world(tmp_path)
+    small_world(tmp_path, block_out_channels=(16, 32))  # its model
     monkeypatch.chdir(tmp_path)  # its settings name files here
     words = ("resume_from=logs/begun", "evolution.evolutionary_generations=1")
     main(read_settings([f"--config.{word}" for word in words]))

@@ -23,7 +23,7 @@ _SCHEDULE = {
 }
 _UNET = {
     "sample_size": 8,
-    "block_out_channels": (16, 32),
+    "block_out_channels": (8, 16),
     "layers_per_block": 1,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -13,9 +13,9 @@ from tests.support.paths import SMOKE
 from tests.support.pipelines import draw_with_diffusers, make_tiny_pipe, of_8_bits
 
 
-def small_world(folder: Path) -> list[str]:
+def small_world(folder: Path, **unet_changes: Any) -> list[str]:
     """Make a tiny model and prompt files; returns the arguments that run the smoke recipe."""
-    make_tiny_pipe().save_pretrained(folder / "model")
+    make_tiny_pipe(**unet_changes).save_pretrained(folder / "model")
     return world_around(folder)
 
 

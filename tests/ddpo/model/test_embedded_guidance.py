@@ -114,6 +114,7 @@ def _run(folder):
     """A finished run by gradients of rewards, and its settings."""
     changes = (
         f"sample.guidance_scale={SCALE}",
+        "rewards.names=colorfulness,brightness",
         "train.update_rule=reward_gradient",
         "train.updates_per_epoch=1",
         "advantage.normalisation=frozen",

@@ -130,8 +130,8 @@ def test_every_layer_of_a_resized_kohya_file_has_its_own_rank_and_alpha(pipe, tm
 def test_a_merged_convolution_is_its_three_convolutions_one_after_another(pipe, tmp_path):
     """LyCORIS' LoCon with a core: 1 x 1 in, k x k at low rank, 1 x 1 out."""
     (layer,) = layers_of(pipe, ("down_blocks.0.resnets.0.conv1",))
-    down, up = random(3, 16, 1, 1, seed=1), random(16, 3, 1, 1, seed=2)
-    mid, x = random(3, 3, 3, 3, seed=3), random(1, 16, 8, 8, seed=4)
+    down, up = random(3, 8, 1, 1, seed=1), random(8, 3, 1, 1, seed=2)
+    mid, x = random(3, 3, 3, 3, seed=3), random(1, 8, 8, 8, seed=4)
     old = layer.module(x)
     names = {"lora_down": down, "lora_mid": mid, "lora_up": up}
     state = {f"{layer.kohya}.{name}.weight": tensor for name, tensor in names.items()}

@@ -152,7 +152,8 @@ class Likelihood(Ddpo):
 def test_a_rule_is_a_class_and_a_line_its_cost_and_its_metrics_come_with_it(monkeypatch):
     monkeypatch.setitem(UPDATE_RULES, "likelihood", f"{__name__}:Likelihood")
     monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(Likelihood=Likelihood))
-    rig = make_rig(2, train={"update_rule": "likelihood", "kl_coef": 0.1})
+    train = {"update_rule": "likelihood", "kl_coef": 0.1, "updates_per_epoch": 1}
+    rig = make_rig(2, train=train)
     rollout = rig.rollout(rig.batch(2, 4))
     stats = rig.updater.update(rig.agents, rollout, draw_advantages(2), [1, 2])
     metrics = stats.metrics()
