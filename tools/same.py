@@ -1,6 +1,6 @@
 """Checks that a change keeps results bit for bit: compares a commit with the working tree.
 
-    python -m tools.same HEAD~3            # everything: about four minutes on two cores
+    python -m tools.same HEAD~3            # everything; the runs of a commit are done only once
     python -m tools.same HEAD --only smoke # runs with "smoke" in their names
 
 It does these runs, with one thread each:
