@@ -140,6 +140,7 @@ class Trainer:
         num_objectives = len(settings.rewards.objectives)
         self.scales = torch.ones(num_objectives)  # (M,), see `advantages`
         self.slopes = torch.zeros(num_objectives)  # (M,), 0 where a policy gradient learns
+        self._is_calibrated = self.reward_gradients is None  # DDPO can do without
         self.updater = make_update(self.sampler, settings, processes)
         self.work = Stopwatch()  # time of drawing, scoring and updating, without the rest of a run
 
@@ -170,6 +171,7 @@ class Trainer:
             slopes: M, see `RewardGradients.slopes`; () if no gradients are followed.
         """
         self.scales = torch.tensor(scales)
+        self._is_calibrated = True
         if self.reward_gradients is not None and any(slopes):
             self.slopes = torch.tensor(slopes)
             self.updater = make_reward_gradient_update(
@@ -321,8 +323,11 @@ class Trainer:
 
         Raises:
             FloatingPointError: if too many consecutive gradients of an agent are not finite.
+            RuntimeError: if gradients of rewards are to be followed and `calibrate` was not called.
             StoppedError: if the run was asked to stop.
         """
+        if not self._is_calibrated:
+            raise RuntimeError("Trainer.calibrate comes before updates along gradients of rewards")
         share = batch.share
         key = {
             "run_seed": self.settings.seed,

@@ -59,6 +59,13 @@ def test_at_any_speed_a_model_learns_the_same(make_trainer):
         torch.testing.assert_close(norm, stats[0], rtol=1e-3, atol=0)
 
 
+def test_gradients_of_rewards_are_followed_only_after_calibration(make_trainer):
+    """Otherwise DDPO would learn in their place, without a word."""
+    trainer = make_trainer("train.update_rule=reward_gradient", "train.updates_per_epoch=1")
+    with pytest.raises(RuntimeError, match=r"Trainer\.calibrate comes before updates"):
+        iterate(trainer)
+
+
 def test_policies_are_judged_with_the_steps_of_evaluation(make_trainer):
     trainer = make_trainer("train.max_sensitivity=0", "evaluation.num_steps=5")
     iterate(trainer)
