@@ -121,7 +121,7 @@ def _digest(value: object) -> str:
 
 
 def measured(tree: Path, only: str, kept: Path | None = None) -> dict[str, dict[str, str]]:
-    """Run name -> digests, for the program in a tree; `kept` has those of runs done before."""
+    """Run name -> digests, for the program in a tree; digests in `kept` are used again."""
     with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         names = [*PROGRAMS, *_python(tree, "-c", _ARMS).split()]
         chosen = [name for name in names if only in name]
@@ -168,7 +168,7 @@ def _python(tree: Path, *words: str) -> str:
 
 
 def of_commit(commit: str, only: str) -> dict[str, dict[str, str]]:
-    """The digests of a commit: kept ones, and those of its other runs, measured now."""
+    """The digests of a commit, of runs done before or now."""
     sha = _git("rev-parse", commit)
     with TemporaryDirectory() as folder:
         tree = Path(folder) / sha[:7]
